@@ -1,0 +1,79 @@
+"""What an encoder expects of its input, kept with its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from mim_components import __version__
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """How input must be made for an encoder, and what made it.
+
+    Attributes:
+        encoder: "hybrid" or "vit".
+        preset: name of the sizes.
+        in_channels: channels of the image.
+        patch_size: edge of a token, voxels.
+        input_size: size of the volumes it was trained on, voxels.
+        level_sizes: native sizes of the levels, outermost first, voxels.
+        hu_window: intensities that become 0 and 1; values outside are clipped, HU.
+        orientation: axis codes of (H, W, D).
+        axes: order of the axes of a batch.
+        step: optimizer steps of pre-training.
+        version: version of this project that wrote it.
+    """
+
+    encoder: str
+    preset: str
+    in_channels: int
+    patch_size: int
+    input_size: tuple[int, ...]
+    level_sizes: tuple[tuple[int, ...], ...]
+    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    orientation: str = "RAS"
+    axes: str = "BCHWD"
+    step: int = 0
+    version: str = __version__
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the metadata of a safetensors file: text to text, each value as JSON."""
+        return {name: json.dumps(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str] | None, source: str | Path) -> InputContract:
+        """Read it back; `source` is named in the error.
+
+        Raises:
+            ValueError: an entry is missing.
+        """
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in (metadata or {})]
+        if missing or metadata is None:
+            raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")
+        values: dict[str, Any] = {name: _tuples(json.loads(metadata[name])) for name in names}
+        return cls(**values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def read_contract(path: str | Path) -> InputContract:
+    """The input contract of an `encoder.safetensors`; only its header is read.
+
+    Raises:
+        ValueError: not a safetensors file, or one without a contract.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return InputContract.from_metadata(file.metadata(), path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error}).") from error

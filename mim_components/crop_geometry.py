@@ -1,0 +1,116 @@
+"""Where nested volumes lie: masks, children and boxes of all levels, in integers (design section 2).
+
+Axes: V volumes of a level; boxes as (start, size) along (H, W, D) in native voxels; N tokens, row-major over (h, w, d).
+No voxel is touched here, so that the same numbers cut any array on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CHILD_SOURCES = ("masked", "visible")
+
+
+@dataclass(frozen=True)
+class LevelGeometry:
+    """Boxes, masks and parents of the V volumes of one level.
+
+    Attributes:
+        start: int64 `(V, 3)`, first voxel of each volume in the image given to the crop.
+        masked: bool `(V, N)`, True = hidden.
+        parent_token: int64 `(V,)`, the parent's token each volume was drawn for; empty at level 1.
+        parent_overlap: bool `(V, N)`, the parent's tokens that the volume's box overlaps; empty at level 1.
+    """
+
+    start: np.ndarray
+    masked: np.ndarray
+    parent_token: np.ndarray
+    parent_overlap: np.ndarray
+
+
+def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
+    """floor(N * (1 - mask_ratio)), exact also where the product is an integer that floats miss."""
+    return int(num_tokens * (1 - mask_ratio) + 1e-9)
+
+
+def token_boxes(size: Sequence[int], grid: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """First and last edge of every token of a volume of `size` voxels: float `(N, 3)` each, in voxels from its start."""
+    numbers = np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)  # (N, 3)
+    edge = np.asarray(size) / np.asarray(grid)
+    return numbers * edge, (numbers + 1) * edge
+
+
+def draw_masks(
+    random: np.random.RandomState, num_volumes: int, num_tokens: int, num_visible: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random token orders `(V, N)`, whose first `num_visible` are kept, and the masks `(V, N)` that follow."""
+    orders = np.stack([random.permutation(num_tokens) for _ in range(num_volumes)])
+    masked = np.ones((num_volumes, num_tokens), dtype=bool)
+    np.put_along_axis(masked, orders[:, :num_visible], False, axis=1)
+    return orders, masked
+
+
+def place_children(
+    parent_start: np.ndarray, tokens: np.ndarray, parent_size: Sequence[int], child_size: Sequence[int],
+    grid: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Centre a box on each token, shift it into the parent, and say which tokens it overlaps.
+
+    Args:
+        parent_start: `(V, 3)`.
+        tokens: `(V, num_children)`, token numbers in each parent.
+        parent_size: native size of a parent, voxels.
+        child_size: native size of a child, voxels.
+        grid: token grid of the parent.
+
+    Returns:
+        Starts of the children `(V * num_children, 3)`, child i belonging to parent i // num_children, and their overlap
+        with the parent's tokens, bool `(V * num_children, N)`.
+    """
+    first, last = token_boxes(parent_size, grid)
+    centre = (first + last)[tokens.ravel()] / 2  # (V * num_children, 3), in the parent
+    child = np.asarray(child_size)
+    offset = np.floor(centre - child / 2 + 0.5).astype(np.int64)
+    offset = np.clip(offset, 0, np.asarray(parent_size) - child)
+    inside = (offset[:, None] < last[None]) & (first[None] < (offset + child)[:, None])
+    return np.repeat(parent_start, tokens.shape[1], axis=0) + offset, inside.all(-1)
+
+
+def draw_geometry(
+    random: np.random.RandomState,
+    image_size: Sequence[int],
+    level_sizes: Sequence[Sequence[int]],
+    grid: Sequence[int],
+    num_visible: int,
+    num_children: int,
+    child_source: str = "masked",
+) -> list[LevelGeometry]:
+    """Draw masks and nested boxes of all levels for one image.
+
+    Args:
+        random: source of all randomness.
+        image_size: size of the image, at least the first level's, voxels.
+        level_sizes: native size of a volume of each level, outermost first, voxels.
+        grid: token grid of every volume.
+        num_visible: tokens that stay visible in every volume.
+        num_children: volumes drawn from every volume for the next level.
+        child_source: draw them from the "masked" tokens, or from the "visible" ones (the paper's Table 11).
+    """
+    room = np.asarray(image_size) - np.asarray(level_sizes[0])
+    start = np.array([[random.randint(0, r + 1) for r in room]], dtype=np.int64)
+    num_tokens = int(np.prod(grid))
+    token, overlap = np.zeros(0, dtype=np.int64), np.zeros((0, num_tokens), dtype=bool)
+    levels = []
+    for level, size in enumerate(level_sizes):
+        orders, masked = draw_masks(random, len(start), num_tokens, num_visible)
+        levels.append(LevelGeometry(start, masked, token, overlap))
+        if level + 1 < len(level_sizes):
+            # the order is random, so its next tokens are a draw without replacement
+            first = num_visible if child_source == "masked" else 0
+            tokens = orders[:, first : first + num_children]
+            start, overlap = place_children(start, tokens, size, level_sizes[level + 1], grid)
+            token = tokens.reshape(-1).astype(np.int64)
+    return levels

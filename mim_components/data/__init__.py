@@ -1,0 +1,41 @@
+"""From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
+
+from .dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
+from .distributed import prepare_on_nodes
+from .prepare import find_sources, open_cached, prepare_volumes
+from .sampler import StepSampler, accumulation_steps
+from .volumes import (
+    BadVolume,
+    BadVolumesError,
+    CacheError,
+    DataError,
+    FoundVolumes,
+    NoVolumesError,
+    PreparedDataset,
+    PreparedVolume,
+    VolumeError,
+    VolumeSource,
+)
+
+__all__ = [
+    "BadVolume",
+    "BadVolumesError",
+    "CacheError",
+    "DataError",
+    "FoundVolumes",
+    "KeyedDataset",
+    "NoVolumesError",
+    "OpenPreparedd",
+    "PreparedDataset",
+    "PreparedVolume",
+    "StepLoader",
+    "StepSampler",
+    "VolumeError",
+    "VolumeSource",
+    "accumulation_steps",
+    "find_sources",
+    "open_cached",
+    "prepare_on_nodes",
+    "prepare_volumes",
+    "volume_items",
+]

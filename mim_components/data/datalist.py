@@ -1,0 +1,110 @@
+"""Read a MONAI/Decathlon style JSON list: every fault of it is named by list, section, item and key."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .finding import find_volumes
+from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
+
+KEY = "image"
+
+
+def load_datalist(path: str | Path, dataset_dir: str | Path | None = None, key: str = "training") -> FoundVolumes:
+    """Read the volumes of one section of a list.
+
+    Args:
+        path: JSON file such as `{"training": [{"image": "a.nii.gz"}, ...]}`.
+        dataset_dir: folder the paths are relative to and must lie in; the folder of the list when None.
+        key: section; `test` may hold plain paths, as in the Decathlon's lists.
+
+    Returns:
+        The volumes in the order of the list. Missing files are handed on, for the checks to name with the rest.
+
+    Raises:
+        DataError: the list or items of it are damaged; names all of them.
+        NoVolumesError: the section is empty.
+    """
+    path = Path(path)
+    root = Path(dataset_dir) if dataset_dir is not None else path.parent
+    items = _read_section(path, key)
+    faults: list[str] = []
+    found = FoundVolumes([])
+    for index, item in enumerate(items):
+        try:
+            image = _image_of(item, plain_allowed=key == "test")
+            found.sources.extend(_sources(_inside(image, root), found.notes))
+        except DataError as error:
+            faults.append(f"  item {index}: {error}")
+    if faults:
+        raise DataError(
+            f"{path}: {len(faults)} of {len(items)} items of section '{key}' are wrong:\n" + "\n".join(faults)
+        )
+    repeated = [name for name, count in Counter(map(str, found.sources)).items() if count > 1]
+    found.notes.extend(f"{path}: {name} is listed more than once" for name in repeated)
+    return found
+
+
+def _read_section(path: Path, key: str) -> list[Any]:
+    if not path.is_file():
+        raise NoVolumesError(f"{path}: there is no such list.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the list is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path}: the list is a {type(content).__name__} at its top level, "
+            f"expected an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
+        )
+    if key not in content:
+        raise DataError(f"{path}: there is no section '{key}'; sections: {sorted(map(str, content))}")
+    items = content[key]
+    if not isinstance(items, list):
+        raise DataError(f"{path}: section '{key}' is a {type(items).__name__}, expected a list of items")
+    if not items:
+        raise NoVolumesError(f"{path}: section '{key}' is empty, expected at least one item")
+    return items
+
+
+def _image_of(item: Any, plain_allowed: bool) -> str:
+    if isinstance(item, str) and plain_allowed:
+        return item
+    if not isinstance(item, dict):
+        raise DataError(f"is {_shown(item)}, expected an object with the key '{KEY}'")
+    if KEY not in item:
+        raise DataError(f"has no key '{KEY}'; keys: {sorted(map(str, item))}")
+    image = item[KEY]
+    if not isinstance(image, str) or not image.strip():
+        raise DataError(f"key '{KEY}' is {_shown(image)}, expected one path")
+    return image
+
+
+def _inside(image: str, root: Path) -> Path:
+    path = root / image
+    real_root, real = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([real_root, real]) != real_root:
+        raise DataError(f"key '{KEY}': {image!r} leads out of {root}; give the folder of the data as dataset_dir")
+    return path
+
+
+def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:
+    if not path.is_dir():
+        return [VolumeSource(path, (path,))]
+    try:
+        found = find_volumes(path)
+    except NoVolumesError:
+        return [VolumeSource(path, (path,))]
+    notes.extend(found.notes)
+    if len(found) > 1:
+        raise DataError(f"key '{KEY}': {path} holds {len(found)} volumes, expected one")
+    return found.sources
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,108 @@
+"""Training-time side of the data path: open prepared volumes and draw crops with keyed randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.transforms import MapTransform, Randomizable
+
+from mim_components.data.prepare import open_cached
+from mim_components.data.sampler import StepSampler
+from mim_components.data.volumes import PreparedDataset
+from mim_components.randomness import keyed_seed
+
+
+def volume_items(prepared: PreparedDataset) -> list[dict[str, Any]]:
+    """One item per volume: `image` (the prepared volume) and `name` (its source, for messages)."""
+    return [{"image": volume, "name": volume.source} for volume in prepared.volumes]
+
+
+class OpenPreparedd(MapTransform):
+    """Replace a `PreparedVolume` by its voxels: a MetaTensor `(1, H, W, D)` int16 HU, RAS, mapped from the cache.
+
+    Nothing is read until a crop touches it.
+
+    Args:
+        keys: items that are prepared volumes.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Open the volumes."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            voxels = torch.from_numpy(open_cached(out[key]))
+            out[key] = MetaTensor(voxels.unsqueeze(0), affine=torch.as_tensor(out[key].affine, dtype=torch.float64))
+        return out
+
+
+class KeyedDataset(Dataset):
+    """Dataset whose random transforms are seeded by (seed, epoch, index) before every item.
+
+    Args:
+        data: items, see `volume_items`.
+        transform: a MONAI `Compose` or random transform.
+        seed: the run's seed.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any], seed: int = 0) -> None:
+        super().__init__(data, transform)
+        self.seed = seed
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:  # type: ignore[override]
+        """The item of `(epoch, index)`; a plain index means epoch 0."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
+        return self.transform(self.data[index])
+
+
+class StepLoader:
+    """Group the micro-batches of a loader into optimizer steps; measures how long a step waits for data.
+
+    Iterating yields, for every optimizer step, an iterator over its micro-batches; the loader's workers fill the next
+    ones meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
+
+    Args:
+        data_loader: with a `StepSampler`.
+
+    Attributes:
+        waited: seconds spent waiting for data since the last `reset_clock`.
+    """
+
+    def __init__(self, data_loader: DataLoader) -> None:
+        if not isinstance(data_loader.sampler, StepSampler):
+            raise ValueError(f"data_loader needs a StepSampler, got {type(data_loader.sampler).__name__}.")
+        self.data_loader = data_loader
+        self.sampler: StepSampler = data_loader.sampler
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        """Optimizer steps that are left."""
+        return self.sampler.num_steps - self.sampler.start_step
+
+    def __iter__(self) -> Iterator[Iterator[Any]]:
+        """Yield the micro-batches of each step."""
+        batches = iter(self.data_loader)
+        for _ in range(len(self)):
+            yield self._timed(batches)
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for _ in range(self.sampler.accumulation):
+            start = perf_counter()
+            batch = next(batches)
+            self.waited += perf_counter() - start
+            yield batch
+
+    def reset_clock(self) -> float:
+        """Seconds waited since the last call."""
+        waited, self.waited = self.waited, 0.0
+        return waited

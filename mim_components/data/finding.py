@@ -1,0 +1,137 @@
+"""Find CT volumes below a folder: NIfTI, MetaImage and NRRD by extension, DICOM by what the file begins with.
+
+What only looks like a volume (a folder called `x.nii`, a dangling link, a FIFO) is handed on as well: the checks refuse
+it together with everything else that is bad, so that one run names all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .dicom import MIN_SLICES, find_series, is_dicom
+from .volumes import FoundVolumes, NoVolumesError, VolumeSource, suffix_of
+
+logger = logging.getLogger(__name__)
+
+# written beside the real files by macOS when it packs an archive
+HIDDEN_FOLDERS = ("__MACOSX",)
+
+
+@dataclass
+class Tree:
+    """What a walk through a folder saw, in a fixed order.
+
+    Args:
+        files: everything that is not a folder, links and special files included.
+        named_folders: folders that carry the extension of a volume.
+        hidden: number of hidden files and folders passed over.
+        notes: folders that could not be read.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    named_folders: list[Path] = field(default_factory=list)
+    hidden: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def walk(directory: str | Path) -> Tree:
+    """Walk through a folder and follow its links, each folder once.
+
+    Args:
+        directory: folder to begin with.
+
+    Returns:
+        The tree, sorted by name within each folder.
+
+    Raises:
+        NoVolumesError: `directory` is missing or is not a folder.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise NoVolumesError(f"{directory}: there is no such folder, expected a folder with CT volumes.")
+    if not directory.is_dir():
+        raise NoVolumesError(f"{directory}: is a file, expected a folder with CT volumes (or a list as `datalist`).")
+    tree = Tree()
+    _walk_into(directory, tree, set())
+    logger.debug("%s: %d files, %d hidden ones passed over", directory, len(tree.files), tree.hidden)
+    return tree
+
+
+def find_volumes(directory: str | Path) -> FoundVolumes:
+    """Find every volume below a folder.
+
+    Args:
+        directory: folder, searched to any depth.
+
+    Returns:
+        The volumes sorted by path; the notes name DICOM series that are not CT volumes, with the reason.
+
+    Raises:
+        NoVolumesError: the folder is missing, empty, or without volumes; says which files were seen.
+    """
+    tree = walk(directory)
+    found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], list(tree.notes))
+    candidates = [path for path in tree.files if not suffix_of(path) and is_regular(path)]
+    series = find_series([path for path in candidates if is_dicom(path)], min_slices=MIN_SLICES)
+    found.sources.extend(series.sources)
+    found.notes.extend(series.notes)
+    parents = {parent for source in found.sources for parent in source.files[0].parents}
+    # a folder called x.nii is an ordinary folder when volumes lie in it, else it is a damaged copy of a file
+    found.sources.extend(VolumeSource(path, (path,)) for path in tree.named_folders if path not in parents)
+    if not found.sources:
+        reasons = "".join(f"\n  {note}" for note in found.notes)
+        raise NoVolumesError(
+            f"{directory}: no CT volume found in {describe_files(tree.files)}; expected "
+            f".nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or folders with DICOM series.{reasons}"
+        )
+    found.sources.sort(key=str)
+    return found
+
+
+def is_regular(path: Path) -> bool:
+    """True for a file that can be opened without waiting: no folder, FIFO, device or dangling link."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def describe_files(files: list[Path]) -> str:
+    """Count files by extension.
+
+    Example:
+        >>> describe_files([Path("a.png"), Path("b.png"), Path("c.txt"), Path("d")])
+        '4 files: 2 .png, 1 .txt, 1 without extension'
+    """
+    if not files:
+        return "0 files: the folder is empty"
+    counts = Counter((suffix_of(path) or path.suffix).lower() or "without extension" for path in files)
+    return f"{len(files)} files: " + ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
+
+
+def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]]) -> None:
+    try:
+        info = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        tree.notes.append(f"{folder}: folder cannot be read: {error.strerror}")
+        return
+    # device and inode, not the name: a link to a folder above would lead round for ever
+    if (info.st_dev, info.st_ino) in seen:
+        return
+    seen.add((info.st_dev, info.st_ino))
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name in HIDDEN_FOLDERS:
+            tree.hidden += 1
+        elif not path.is_dir():
+            tree.files.append(path)
+        else:
+            if suffix_of(path):
+                tree.named_folders.append(path)
+            _walk_into(path, tree, seen)

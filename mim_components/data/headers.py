@@ -1,0 +1,160 @@
+"""Read the header of a volume without its voxels: NIfTI through nibabel, MetaImage and NRRD from their text."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError
+
+from .stream import Payload
+from .text_headers import TextHeader, read_metaimage, read_nrrd
+from .volumes import VolumeError, VolumeSource, suffix_of
+
+_NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What is known about a volume before its voxels are read.
+
+    Args:
+        shape: voxels per axis in the order of the file, without trailing axes of length 1 after the third.
+        dtype: type of the stored voxels.
+        files: every file that belongs to the volume.
+        payload: where the voxels lie; None for DICOM.
+        affine: 4x4, voxel index to RAS world in mm; None where ITK computes it.
+        scale: slope and intercept from stored value to HU that are still to be applied.
+        notes: what is odd.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    files: tuple[Path, ...]
+    payload: Payload | None = None
+    affine: np.ndarray | None = None
+    scale: tuple[float, float] = (1.0, 0.0)
+    notes: tuple[str, ...] = ()
+
+
+def read_header(source: VolumeSource) -> VolumeHeader:
+    """Read the header of one volume.
+
+    Args:
+        source: a file whose extension is one of `VOLUME_SUFFIXES`, or a DICOM series.
+
+    Raises:
+        VolumeError: the header is damaged or of another format.
+        OSError: the file cannot be read.
+    """
+    if source.series_uid is not None:
+        return _dicom_header(source)
+    suffix = suffix_of(source.path).lower()
+    if suffix in (".nii", ".nii.gz"):
+        return _nifti_header(source.path)
+    if suffix in (".mha", ".mhd"):
+        return _text_header(source.path, read_metaimage(source.path))
+    if suffix in (".nrrd", ".nhdr"):
+        return _text_header(source.path, read_nrrd(source.path))
+    from .dicom import is_dicom, read_slice
+
+    if is_dicom(source.path):
+        read_slice(source.path)  # raises and says why the header is unreadable
+        raise VolumeError("a single DICOM file, expected the folder of a series")
+    raise VolumeError("not a volume: expected .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or DICOM")
+
+
+def _dicom_header(source: VolumeSource) -> VolumeHeader:
+    from .dicom import read_slice
+
+    columns, rows = read_slice(source.files[0]).size
+    return VolumeHeader((columns, rows, len(source.files)), np.dtype(np.int16), source.files)
+
+
+def _text_header(path: Path, text: TextHeader) -> VolumeHeader:
+    shape = _squeezed(text.shape)
+    size = int(np.prod(shape, dtype=object)) * text.dtype.itemsize
+    payload = Payload(text.data_file, text.start, 0, size, text.compressed)
+    if text.start < 0:  # the voxels are the last bytes of the file
+        payload = Payload(text.data_file, max(text.data_file.stat().st_size - size, 0), 0, size, False)
+    files = (path,) if text.data_file == path else (path, text.data_file)
+    return VolumeHeader(shape, text.dtype, files, payload, notes=text.notes)
+
+
+def _nifti_header(path: Path) -> VolumeHeader:
+    block, compressed = _first_bytes(path)
+    order, length = next(
+        ((order, n) for order in ("little", "big") for n in _NIFTI_HEADERS if int.from_bytes(block[:4], order) == n),
+        ("", 0),
+    )
+    if not length:
+        raise VolumeError(f"not a NIfTI file: {_what_begins_with(block)}")
+    if len(block) < length:
+        raise VolumeError(f"truncated: {len(block)} bytes, the header alone has {length}")
+    try:
+        with LoggingOutputSuppressor():
+            header = _NIFTI_HEADERS[length](block[:length], endianness="<" if order == "little" else ">")
+            return _from_nifti(path, header, compressed)
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        if isinstance(error, VolumeError):
+            raise
+        raise VolumeError(f"damaged NIfTI header: {error}") from error
+
+
+def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool) -> VolumeHeader:
+    if bytes(header["magic"].item()) not in (b"n+1", b"n+2"):
+        raise VolumeError("a NIfTI header without voxels (.hdr/.img pair), expected one .nii file")
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        raise VolumeError(f"damaged NIfTI header: dim[0] is {axes}, expected 3")
+    shape = _squeezed(tuple(int(n) for n in header["dim"][1 : axes + 1]))
+    dtype = header.get_data_dtype()
+    offset = header.get_data_offset()
+    if offset < header.single_vox_offset:
+        raise VolumeError(f"damaged NIfTI header: voxels at byte {offset}, inside the header")
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    payload = Payload(path, 0, offset, size, True) if compressed else Payload(path, offset, 0, size, False)
+    slope, intercept = header.get_slope_inter()
+    scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
+    notes: tuple[str, ...] = ()
+    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
+        notes = ("neither qform nor sform is set: position and orientation are guessed from the spacing",)
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes)
+
+
+def _first_bytes(path: Path) -> tuple[bytes, bool]:
+    with open(path, "rb") as file:
+        block = file.read(540)
+    if not block:
+        raise VolumeError("the file is empty (0 bytes)")
+    if block[:2] != _GZIP_MAGIC:
+        return block, False
+    try:
+        with gzip.open(path) as stream:
+            return stream.read(540), True
+    except EOFError as error:
+        raise VolumeError("truncated: the compressed data end inside the header") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise VolumeError(f"damaged compressed data: {error}") from error
+
+
+def _what_begins_with(block: bytes) -> str:
+    text = block[:64].lstrip()
+    if text[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+        return "it is a web page (a download that asked for a login?)"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, the file itself was not fetched"
+    return f"it begins with {block[:16]!r}"
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -1,0 +1,229 @@
+"""The phase before training: check every volume, list everything that is bad at once, and fill the cache.
+
+The result depends on the files alone, not on the number of workers or on which process asks, so every rank of a
+distributed run that prepares the same sources leaves out the same volumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .cache import VERIFY, SourceState, VolumeCache, cache_bytes
+from .checks import MAX_VOXELS
+from .datalist import load_datalist
+from .finding import find_volumes
+from .headers import VolumeHeader
+from .paper_collections import list_collection
+from .reading import cause_of, decode_volume, inspect_source
+from .volumes import (
+    BadVolume,
+    BadVolumesError,
+    CacheError,
+    DataError,
+    FoundVolumes,
+    PreparedDataset,
+    PreparedVolume,
+    VolumeSource,
+)
+
+logger = logging.getLogger(__name__)
+
+ON_BAD = ("stop", "exclude")
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: VolumeSource
+    header: VolumeHeader
+    cache_dir: Path
+    verify: str
+
+
+def find_sources(
+    dataset_dir: str | Path | None = None,
+    datalist: str | Path | None = None,
+    collection: str | None = None,
+    data_root: str | Path | None = None,
+    datalist_key: str = "training",
+) -> FoundVolumes:
+    """Find the volumes by the one way that is given.
+
+    Args:
+        dataset_dir: folder to search; together with `datalist` the folder its paths are relative to.
+        datalist: JSON list of volumes.
+        collection: "1k" or "10k", the paper's sets.
+        data_root: folder that holds the sets of the collection.
+        datalist_key: section of the list.
+
+    Raises:
+        DataError: none or more than one way is given, or nothing was found.
+    """
+    if bool(collection) != bool(data_root):
+        raise DataError(f"collection and data_root belong together, got {collection=}, {data_root=}.")
+    ways = [bool(collection), bool(datalist), bool(dataset_dir) and not datalist]
+    if sum(ways) != 1:
+        raise DataError(
+            "Give the data in exactly one way: dataset_dir (a folder), datalist (a JSON list, with dataset_dir as the "
+            f"folder of its paths), or collection with data_root; got {dataset_dir=}, {datalist=}, {collection=}."
+        )
+    if collection and data_root:
+        return list_collection(collection, data_root)
+    if datalist:
+        return load_datalist(datalist, dataset_dir or None, datalist_key)
+    return find_volumes(Path(str(dataset_dir)))
+
+
+def prepare_volumes(
+    found: FoundVolumes | Iterable[VolumeSource],
+    cache_dir: str | Path,
+    *,
+    on_bad: str = "stop",
+    num_workers: int = 0,
+    progress: bool = True,
+    max_voxels: int = MAX_VOXELS,
+    verify: str = "full",
+) -> PreparedDataset:
+    """Check every volume and write it to the cache, unless it is there already.
+
+    Args:
+        found: the volumes.
+        cache_dir: folder of the cache.
+        on_bad: "stop" raises when a volume is bad, after all were checked; "exclude" leaves it out.
+        num_workers: processes that decode; 0 decodes in this one.
+        progress: show a progress bar.
+        max_voxels: refuse headers that claim more.
+        verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files.
+
+    Returns:
+        The volumes in the order of `found`.
+
+    Raises:
+        BadVolumesError: volumes are bad and `on_bad` is "stop", or none is left.
+        CacheError: the cache cannot be written, or the disk is too small for it.
+    """
+    if on_bad not in ON_BAD or verify not in VERIFY:
+        raise DataError(f"on_bad must be one of {ON_BAD} and verify one of {VERIFY}, got {on_bad=}, {verify=}.")
+    if num_workers < 0:
+        raise DataError(f"num_workers must not be negative, got {num_workers=}.")
+    notes = list(found.notes) if isinstance(found, FoundVolumes) else []
+    sources = list(found)
+    cache = VolumeCache(cache_dir)
+    cache.check_usable()
+    outcomes = _inspect_all(sources, cache, verify, max_voxels)
+    tasks = [item for item in outcomes if isinstance(item, _Task)]
+    missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
+    cache.check_space(sum(cache_bytes(task.header) for task in missing))
+    logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
+    bar = tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress)
+    with bar:
+        prepared = iter(_run(tasks, num_workers, bar))
+        results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
+    bad = [item for item in results if isinstance(item, BadVolume)]
+    volumes = [item for item in results if isinstance(item, PreparedVolume)]
+    if bad and (on_bad == "stop" or not volumes):
+        raise BadVolumesError(bad, len(sources))
+    if not volumes:
+        raise DataError("no volumes were given, expected at least one.")
+    dataset = PreparedDataset(volumes, bad, notes + _notes_about(volumes))
+    for item in bad:
+        logger.warning("left out: %s", item)
+    for note in dataset.notes:
+        logger.warning("%s", note)
+    return dataset
+
+
+def open_cached(volume: PreparedVolume) -> np.memmap:
+    """Map the voxels of a prepared volume into memory; only what is indexed is read.
+
+    Args:
+        volume: the volume.
+
+    Returns:
+        int16 (H, W, D), copy-on-write: writing to it changes neither the file nor other processes.
+
+    Raises:
+        CacheError: the cache file is missing or damaged.
+    """
+    try:
+        voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{volume.cache_file}: the cache file of {volume.source} cannot be read: {error}") from error
+    if voxels.shape != volume.shape or voxels.dtype != np.int16:
+        raise CacheError(
+            f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
+            f"found {voxels.dtype} {voxels.shape}; prepare the data again."
+        )
+    return voxels
+
+
+def _inspect_all(
+    sources: list[VolumeSource], cache: VolumeCache, verify: str, max_voxels: int
+) -> list[_Task | BadVolume]:
+    outcomes: list[_Task | BadVolume] = []
+    for source in sources:
+        try:
+            outcomes.append(_Task(source, inspect_source(source, max_voxels), cache.folder, verify))
+        except Exception as error:
+            outcomes.append(_bad(source, error))
+    return outcomes
+
+
+def _run(tasks: list[_Task], num_workers: int, bar: tqdm) -> Iterator[PreparedVolume | BadVolume]:
+    if num_workers == 0 or len(tasks) < 2:
+        for task in tasks:
+            result = _prepare_one(task)
+            bar.update()
+            yield result
+        return
+    # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
+    pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for result in pool.map(_prepare_one, tasks):
+            bar.update()
+            yield result
+    except BrokenProcessPool as error:
+        raise DataError(f"a worker that prepares volumes was killed (out of memory?); {num_workers=}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
+    cache = VolumeCache(task.cache_dir)
+    try:
+        cached = cache.read(task.source, task.header, task.verify)
+        if cached is not None:
+            return cached
+        state = SourceState.of(task.header.files)
+        return cache.write(task.source, task.header, state, decode_volume(task.source, task.header))
+    except CacheError:
+        raise
+    except Exception as error:
+        return _bad(task.source, error)
+
+
+def _bad(source: VolumeSource, error: Exception) -> BadVolume:
+    cause = cause_of(error)
+    if not isinstance(error, DataError | OSError):
+        # a kind of damage that no check foresaw must not hide the other bad files; its traceback goes to the log
+        logger.debug("%s", source, exc_info=error)
+        cause = f"cannot be read: {type(error).__name__}: {cause}"
+    return BadVolume(str(source), cause)
+
+
+def _notes_about(volumes: list[PreparedVolume]) -> list[str]:
+    notes = [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
+    first: dict[str, PreparedVolume] = {}
+    for volume in volumes:
+        original = first.setdefault(volume.content, volume)
+        if original is not volume:
+            notes.append(f"{volume.source}: the same voxels as {original.source}; it is kept and counts twice")
+    return notes

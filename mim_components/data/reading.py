@@ -1,0 +1,186 @@
+"""Read one volume whole, as int16 HU on a RAS grid, checked to its last byte.
+
+NIfTI voxels come out of the same pass over the file that hashes it and verifies its checksum. MetaImage, NRRD and
+DICOM are read by ITK through MONAI's reader, after that pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from .checks import MAX_VOXELS, check_affine, check_file, check_header, check_intensities, note_geometry
+from .headers import VolumeHeader, read_header
+from .stream import hash_file, read_payload
+from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
+
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedVolume:
+    """A volume in memory.
+
+    Args:
+        voxels: int16 (H, W, D), RAS, HU, C order.
+        affine: 4x4, voxel index to RAS world in mm.
+        orientation: axis codes of the source, such as LPS.
+        digest: sha256 of the bytes of the source.
+        notes: what is odd.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    orientation: str
+    digest: str
+    notes: tuple[str, ...]
+
+
+def load_volume(source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, np.ndarray]:
+    """Read a CT volume in HU with its axes turned to RAS.
+
+    Args:
+        source: a volume that was found, a file, or the folder of one DICOM series.
+        max_voxels: largest number of voxels accepted.
+
+    Returns:
+        int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
+
+    Raises:
+        BadVolumesError: the volume cannot be used; names the file and the cause.
+    """
+    source = as_source(source)
+    try:
+        decoded = decode_volume(source, inspect_source(source, max_voxels))
+    except (VolumeError, OSError) as error:
+        raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
+    return decoded.voxels, decoded.affine
+
+
+def as_source(source: VolumeSource | str | Path) -> VolumeSource:
+    """Turn a path into a source; a folder must hold exactly one DICOM series of CT."""
+    if isinstance(source, VolumeSource):
+        return source
+    path = Path(source)
+    if not path.is_dir():
+        return VolumeSource(path, (path,))
+    from .finding import find_volumes
+
+    found = find_volumes(path).sources
+    if len(found) != 1:
+        raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)
+    return found[0]
+
+
+def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS) -> VolumeHeader:
+    """Read and check the header of a volume; opens regular files only and allocates nothing.
+
+    Raises:
+        VolumeError: the volume is refused by its header.
+        OSError: a file cannot be read.
+    """
+    for path in source.files:
+        check_file(path)
+    header = read_header(source)
+    check_header(header, max_voxels)
+    return header
+
+
+def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
+    """Read a volume to its end and check its voxels.
+
+    Args:
+        source: the volume.
+        header: its header, already checked.
+
+    Raises:
+        VolumeError: damaged, not finite, or no CT in HU.
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if header.payload is not None and header.affine is not None:
+        buffer = read_payload(header.payload, digest, keep=True)
+        raw, affine = np.frombuffer(buffer, dtype=header.dtype).reshape(header.shape, order="F"), header.affine
+    else:
+        raw, affine = _read_itk(source, header, digest)
+    check_affine(affine)
+    voxels, notes = _to_int16(raw, header.scale)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
+    voxels = np.ascontiguousarray(np.asanyarray(turned.dataobj))
+    spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
+    return DecodedVolume(
+        voxels=voxels,
+        affine=np.asarray(turned.affine),
+        orientation="".join(nib.aff2axcodes(affine)),
+        digest=digest.hexdigest(),
+        notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
+    )
+
+
+def cause_of(error: Exception) -> str:
+    """One line for a table: the cause of a refusal or of a failed read."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((text or type(error).__name__).split())
+
+
+def _read_itk(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+    for path in header.files:
+        if header.payload is None or path != header.payload.path:
+            hash_file(path, digest)
+    if header.payload is not None:
+        read_payload(header.payload, digest, keep=False)
+    import itk  # takes seconds to import, and NIfTI does not need it
+    from monai.data import ITKReader
+
+    # integers of up to 16 bits with sign are exact as they are, everything else passes through float32
+    small = source.series_uid is None and header.dtype.kind in "iu" and header.dtype.str[1:] in ("i1", "u1", "i2")
+    image_type = itk.Image[itk.SS if small else itk.F, 3]
+    names = [str(path) for path in source.files]
+    if source.series_uid is not None:
+        reader = itk.ImageSeriesReader[image_type].New(FileNames=names, ImageIO=itk.GDCMImageIO.New())
+    else:
+        reader = itk.ImageFileReader[image_type].New(FileName=names[0])
+    try:
+        reader.Update()
+        voxels, meta = ITKReader().get_data(reader.GetOutput())
+    except RuntimeError as error:
+        raise VolumeError(f"cannot be decoded: {str(error).strip().splitlines()[-1][:200]}") from error
+    if voxels.shape != header.shape:
+        raise VolumeError(f"the header claims shape {header.shape}, ITK reads {voxels.shape}")
+    return voxels, np.asarray(meta["affine"], dtype=np.float64)
+
+
+def _to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
+    """Scale to HU, check and round, a few slices at a time: float copies of a whole volume would not fit."""
+    voxels = np.empty(raw.shape, dtype=np.int16, order="F")
+    histogram = np.zeros(2**16, dtype=np.int64)
+    low, high, clipped, unfit = np.inf, -np.inf, 0, 0
+    for part in _slabs(raw.shape):
+        values = raw[part]
+        if scale != (1.0, 0.0) or values.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float64) * scale[0] + scale[1]
+            finite = np.isfinite(values)
+            if not finite.all():
+                unfit += int((~finite).sum())
+                continue
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if values.dtype != np.int16:
+            clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
+            values = np.clip(np.rint(values), _INT16.min, _INT16.max)
+        voxels[part] = values
+        histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
+    if unfit:
+        raise VolumeError(f"{unfit:,} of {raw.size:,} voxels are NaN or infinite")
+    return voxels, check_intensities(histogram, low, high, clipped)
+
+
+def _slabs(shape: tuple[int, ...], voxels: int = 2**22) -> Iterator[tuple[slice, slice, slice]]:
+    step = max(voxels // (shape[0] * shape[1]), 1)
+    everything = slice(None)
+    return ((everything, everything, slice(z, z + step)) for z in range(0, shape[2], step))

@@ -1,0 +1,150 @@
+"""Read a file once, to its end: hash every byte, check the compression's own checksum, count what comes out.
+
+Memory grows with what the file really holds, never with what its header claims.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .volumes import VolumeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_CHUNK = 2**20
+# A deflate stream cannot expand by more than this factor.
+MAX_DEFLATE_RATIO = 1032
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Where the voxels of a volume lie.
+
+    Args:
+        path: file that holds them.
+        start: bytes of the file before the voxels, or before the compressed stream that contains them.
+        skip: bytes of the decompressed stream before the voxels.
+        size: bytes of voxels that the header claims, decompressed.
+        compressed: the stream is deflated (gzip or zlib).
+    """
+
+    path: Path
+    start: int
+    skip: int
+    size: int
+    compressed: bool
+
+
+class HashingFile(io.RawIOBase):
+    """File that feeds every byte read from it to a sha256.
+
+    Args:
+        file: opened for reading bytes, without buffer.
+        digest: receives the bytes.
+    """
+
+    def __init__(self, file: io.RawIOBase, digest: hashlib._Hash) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Read and hash as many bytes as the buffer takes; 0 at the end of the file."""
+        count = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def check_claimed_size(payload: Payload) -> None:
+    """Compare what the header claims with the size of the file, before anything is allocated.
+
+    Raises:
+        VolumeError: the file is too small for the claim.
+    """
+    available = payload.path.stat().st_size - payload.start
+    claimed = payload.skip + payload.size
+    if not payload.compressed and claimed > available:
+        raise VolumeError(f"the header claims {claimed:,} bytes, the file has {max(available, 0):,} (truncated?)")
+    if payload.compressed and claimed > max(available, 0) * MAX_DEFLATE_RATIO:
+        raise VolumeError(f"the header claims {claimed:,} bytes, {available:,} compressed bytes cannot hold that")
+
+
+def hash_file(path: Path, digest: hashlib._Hash) -> None:
+    """Add all bytes of a file to a digest."""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+
+
+def read_payload(payload: Payload, digest: hashlib._Hash, keep: bool) -> bytearray:
+    """Read the voxels and everything after them.
+
+    Args:
+        payload: where the voxels lie.
+        digest: receives all bytes of the file, as they are on disk.
+        keep: return the voxels; without it only check them.
+
+    Returns:
+        `payload.size` bytes, none without `keep`.
+
+    Raises:
+        VolumeError: truncated, a failed checksum, or much more data than the header claims.
+    """
+    voxels = bytearray()
+    position = 0
+    end = payload.skip + payload.size
+    with open(payload.path, "rb", buffering=0) as raw:
+        file = io.BufferedReader(HashingFile(raw, digest), _CHUNK)
+        file.read(payload.start)
+        for chunk in _checked_chunks(file, payload.compressed):
+            if keep:
+                voxels += chunk[max(payload.skip - position, 0) : max(end - position, 0)]
+            position += len(chunk)
+        while file.read(_CHUNK):
+            pass
+    if position < end:
+        raise VolumeError(f"truncated: the header claims {end:,} bytes, the data end after {position:,}")
+    # some writers pad the end of a file; a whole part more means that the sizes in the header are damaged
+    if position - end > max(payload.size // 100, 4096):
+        raise VolumeError(f"the header claims {end:,} bytes, but there are {position - end:,} more (damaged header?)")
+    return voxels
+
+
+def _checked_chunks(file: io.BufferedReader[HashingFile], compressed: bool) -> Iterator[bytes]:
+    if not compressed:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+        return
+    try:
+        yield from _inflated(file)
+    except EOFError as error:
+        raise VolumeError("truncated: the compressed data end before their end marker and checksum") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise VolumeError(f"damaged compressed data: {error}") from error
+
+
+def _inflated(file: io.BufferedReader[HashingFile]) -> Iterator[bytes]:
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        with gzip.GzipFile(fileobj=file) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+        return
+    inflater = zlib.decompressobj()
+    while not inflater.eof:
+        data = inflater.unconsumed_tail or file.read(_CHUNK)
+        # bounded output: a few bytes can expand a thousandfold
+        chunk = inflater.decompress(data, _CHUNK)
+        if not data and not chunk and not inflater.eof:
+            raise EOFError
+        yield chunk

@@ -1,0 +1,202 @@
+"""What the data path hands on: sources found, volumes prepared, and the errors that name what was bad.
+
+Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is mm, intensities are HU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+GIB = 2**30
+
+
+class DataError(ValueError):
+    """Something about the data is wrong before training; the message names the file or folder and the cause."""
+
+
+class NoVolumesError(DataError):
+    """A folder, list or collection in which no volume was found."""
+
+
+class CacheError(DataError):
+    """The cache folder cannot be used: not writable, or too little space."""
+
+
+class VolumeError(DataError):
+    """One volume is not fit for training; the message is the cause without the file."""
+
+
+@dataclass(frozen=True)
+class BadVolume:
+    """A volume that failed a check.
+
+    Args:
+        path: the file, or `folder [SeriesInstanceUID]` of a DICOM series.
+        cause: what was found and, where it helps, what was expected.
+    """
+
+    path: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}"
+
+
+class BadVolumesError(DataError):
+    """All volumes that failed, listed at once.
+
+    Args:
+        bad: the volumes and their causes.
+        total: number of volumes looked at.
+    """
+
+    def __init__(self, bad: Sequence[BadVolume], total: int) -> None:
+        self.bad = list(bad)
+        self.total = total
+        lines = "\n".join(f"  {item}" for item in self.bad)
+        advice = "Repair or remove them, or leave them out with on_bad='exclude'."
+        super().__init__(f"{len(self.bad)} of {total} volumes cannot be used:\n{lines}\n{advice}")
+
+    def __reduce__(self) -> tuple[type[BadVolumesError], tuple[list[BadVolume], int]]:
+        return type(self), (self.bad, self.total)
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """Where one volume lies.
+
+    Args:
+        path: the file, or the folder of a DICOM series.
+        files: the files to read; for DICOM the slices in order of position, otherwise the file itself.
+        series_uid: SeriesInstanceUID of a DICOM series, else None.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    series_uid: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name for logs: SeriesInstanceUID, or the file name without its format extension."""
+        if self.series_uid is not None:
+            return self.series_uid
+        return self.path.name[: -len(suffix_of(self.path))] if suffix_of(self.path) else self.path.name
+
+    def __str__(self) -> str:
+        return str(self.path) if self.series_uid is None else f"{self.path} [{self.series_uid}]"
+
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+
+
+def suffix_of(path: Path) -> str:
+    """Volume extension at the end of a file name as it is written there, or "" where there is none."""
+    lower = path.name.lower()
+    return next((path.name[-len(suffix) :] for suffix in VOLUME_SUFFIXES if lower.endswith(suffix)), "")
+
+
+@dataclass
+class FoundVolumes:
+    """Volumes found, in a fixed order, and what is to be said about the search.
+
+    Args:
+        sources: the volumes.
+        notes: lines for the log, such as a series that is not a CT volume.
+    """
+
+    sources: list[VolumeSource]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[VolumeSource]:
+        return iter(self.sources)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedVolume:
+    """One volume of the cache.
+
+    Args:
+        name: short name of the source.
+        source: the source as it was given.
+        cache_file: int16 `.npy` file (H, W, D), RAS, in HU.
+        shape: (H, W, D) in voxels.
+        spacing: mm per axis.
+        affine: 4x4, voxel index to RAS world in mm.
+        digest: sha256 of the bytes of the source.
+        source_bytes: size of the source in bytes.
+        intensity_range: lowest and highest HU.
+        notes: what is odd about the volume without making it unfit.
+        content: equal for volumes with equal voxels, whatever file format they came in.
+    """
+
+    name: str
+    source: str
+    cache_file: Path
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    affine: np.ndarray
+    digest: str
+    source_bytes: int
+    intensity_range: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+    content: str = ""
+
+
+@dataclass
+class PreparedDataset:
+    """Everything training needs to know about its volumes.
+
+    Args:
+        volumes: the volumes in the order of their sources.
+        bad: what was left out.
+        notes: warnings and remarks.
+    """
+
+    volumes: list[PreparedVolume]
+    bad: list[BadVolume] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    @property
+    def digest(self) -> str:
+        """One sha256 over the sorted digests of the volumes: the same data in another place give the same digest."""
+        return hashlib.sha256("\n".join(sorted(volume.digest for volume in self.volumes)).encode()).hexdigest()
+
+    def count_smaller_than(self, size: Sequence[int]) -> int:
+        """Number of volumes that are shorter than `size`, in voxels (H, W, D), along at least one axis."""
+        return sum(any(have < want for have, want in zip(v.shape, size, strict=True)) for v in self.volumes)
+
+    def summary(self) -> str:
+        """Text of a few lines: number of volumes, bytes, median and range of size and spacing, what was left out."""
+        lines = [f"{len(self.volumes)} volumes, {sum(v.source_bytes for v in self.volumes) / GIB:.2f} GiB of files"]
+        if self.volumes:
+            cached = sum(2 * int(np.prod(v.shape)) for v in self.volumes)
+            lines[0] += f", {cached / GIB:.2f} GiB of cache"
+            lines.append("size    " + _spread([v.shape for v in self.volumes], "voxels", 0))
+            lines.append("spacing " + _spread([v.spacing for v in self.volumes], "mm", 2))
+        if self.bad:
+            lines.append(f"{len(self.bad)} left out:")
+            lines.extend(f"  {item}" for item in self.bad)
+        return "\n".join(lines)
+
+
+def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
+    def text(values: list[float]) -> str:
+        return " x ".join(f"{value:.{digits}f}" for value in values)
+
+    axes = list(zip(*rows, strict=True))
+    return (
+        f"median {text([median(axis) for axis in axes])} {unit}, "
+        f"from {text([min(axis) for axis in axes])} to {text([max(axis) for axis in axes])}"
+    )

@@ -1,0 +1,19 @@
+"""Ignite handlers: what MONAI's lack for pre-training."""
+
+from mim_components.handlers.checkpoint import CheckpointHandler
+from mim_components.handlers.export import ExportHandler
+from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
+from mim_components.handlers.pictures import PictureHandler
+from mim_components.handlers.signals import StopSignals
+from mim_components.handlers.tracking import RunTracker
+
+__all__ = [
+    "CheckpointHandler",
+    "ConsoleLog",
+    "ExportHandler",
+    "PictureHandler",
+    "ProgressHandler",
+    "RunTracker",
+    "StepMetrics",
+    "StopSignals",
+]

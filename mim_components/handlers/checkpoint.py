@@ -1,0 +1,85 @@
+"""Checkpoints of the whole state of a training, and the way back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mim_components.data.dataset import StepLoader
+from mim_components.runs.checkpoints import CheckpointStore
+from mim_components.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHandler:
+    """Save network, optimizer, schedule and step every n steps; continue from the newest that is whole.
+
+    Randomness is keyed by step and sample and needs no saving.
+
+    Args:
+        folder: of the run.
+        network: without the wrapper for several devices.
+        optimizer: of the run.
+        lr_scheduler: by step.
+        loader: that feeds the trainer; told where to go on.
+        interval: steps between two checkpoints.
+        keep: number of checkpoints kept.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        loader: StepLoader,
+        interval: int = 500,
+        keep: int = 2,
+    ) -> None:
+        self.folder = folder
+        self.store = CheckpointStore(folder.path / "checkpoints", keep)
+        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.loader = loader
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the schedule and before pictures and export."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        """Save the state after the current step; the first process writes."""
+        step = engine.state.iteration
+        if idist.get_rank() == 0 and step not in self._steps():
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            state["lr_scheduler"] = {k: v for k, v in state["lr_scheduler"].items() if k != "lr_lambdas"}
+            self.store.save(step, {"step": step, **state})
+
+    def _steps(self) -> list[int]:
+        return [int(path.stem.removeprefix("step_")) for path in self.store.paths()]
+
+    def restore(self, engine: Engine) -> int:
+        """Put the newest whole checkpoint of the folder into the trainer; returns its step, 0 where there is none.
+
+        Raises:
+            DamagedCheckpointError: there are checkpoints, and all are damaged.
+        """
+        state = self.store.newest()
+        if state is None:
+            if self.folder.state.get("status") == "interrupted":
+                logger.info("%s has no checkpoint yet: the run starts from step 0.", self.folder.path)
+            return 0
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        step = int(state["step"])
+        engine.state.iteration = step
+        self.loader.sampler.start_step = step
+        logger.info("Continuing the run in %s from step %d of %s.", self.folder.path, step, engine.state.epoch_length)
+        return step

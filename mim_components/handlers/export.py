@@ -1,0 +1,47 @@
+"""The products of a pre-training: network and encoder weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+
+from mim_components.contract import InputContract
+from mim_components.networks.mim import MiM
+from mim_components.pretrained import save_encoder
+from mim_components.runs.folder import RunFolder
+from mim_components.runs.safe_write import write_safely
+
+logger = logging.getLogger(__name__)
+
+
+class ExportHandler:
+    """At the end, write `models/model.pt` (plain state dict) and `models/encoder.safetensors` (with its contract).
+
+    Args:
+        folder: of the run.
+        network: without the wrapper for several devices.
+        contract: of the input; the step is filled in.
+    """
+
+    def __init__(self, folder: RunFolder, network: MiM, contract: InputContract) -> None:
+        self.folder = folder
+        self.network = network
+        self.contract = contract
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the files; the first process does."""
+        if idist.get_rank() != 0 or engine.state.iteration < (engine.state.epoch_length or 0):
+            return
+        models = self.folder.path / "models"
+        state = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+        write_safely(models / "model.pt", lambda partial: torch.save(state, partial))
+        contract = replace(self.contract, step=engine.state.iteration)
+        save_encoder(self.network.encoder, models / "encoder.safetensors", contract)

@@ -1,0 +1,161 @@
+"""What is measured while training: losses, rates and memory, every n steps, to file, console and progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from mim_components.data.dataset import StepLoader
+
+logger = logging.getLogger(__name__)
+
+
+class StepMetrics:
+    """Every `interval` steps, collect the step's numbers in `engine.state.step_metrics` and append them to a file.
+
+    The numbers: every term of the loss, `gradient_norm`, `learning_rate` of the step, `samples_per_second` and
+    `data_wait_share` since the last time, `epoch` (passes over the volumes so far) and, on CUDA, `device_memory_gib`
+    (peak so far). The file has one JSON object per line; continuing a run removes lines of steps that are done again.
+
+    Args:
+        path: file for the numbers; the first process writes it.
+        loader: that feeds the trainer.
+        interval: steps between two collections; the first and the last step are always collected.
+    """
+
+    def __init__(self, path: str | Path, loader: StepLoader, interval: int = 10) -> None:
+        self.path = Path(path)
+        self.loader = loader
+        self.interval = interval
+        self._since = (0, 0.0)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, before its other handlers of a completed step."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.read_learning_rate)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Begin to measure; forget lines of steps after the one the run continues from."""
+        self._since = (engine.state.iteration, perf_counter())
+        self.loader.reset_clock()
+        if idist.get_rank() == 0 and self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= engine.state.iteration]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def read_learning_rate(self, engine: Any) -> None:
+        """Keep the rate that the step uses."""
+        engine.state.learning_rate = engine.optimizer.param_groups[0]["lr"]
+
+    def __call__(self, engine: Any) -> None:
+        """Collect, if it is time."""
+        step, last = engine.state.iteration, engine.state.epoch_length
+        engine.state.step_metrics = None
+        if step % self.interval and step not in (1, last):
+            return
+        numbers = {name: float(value) for name, value in engine.state.output.items() if name != "names"}
+        then, now = self._since, (step, perf_counter())
+        seconds = max(now[1] - then[1], 1e-9)
+        sampler = self.loader.sampler
+        numbers["learning_rate"] = engine.state.learning_rate
+        numbers["samples_per_second"] = (now[0] - then[0]) * sampler.global_batch_size / seconds
+        numbers["data_wait_share"] = self.loader.reset_clock() / seconds
+        numbers["epoch"] = step * sampler.global_batch_size / sampler.num_items
+        if torch.cuda.is_available():
+            numbers["device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._since = now
+        engine.state.step_metrics = numbers
+        if idist.get_rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+
+class ConsoleLog:
+    """One line per collection of `StepMetrics` in the log.
+
+    Args:
+        skip: at most one line per so many collections.
+    """
+
+    def __init__(self, skip: int = 1) -> None:
+        self.skip = skip
+        self._count = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after `StepMetrics`."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Write the line."""
+        numbers = engine.state.step_metrics
+        if numbers is None:
+            return
+        self._count += 1
+        if (self._count - 1) % self.skip and engine.state.iteration != engine.state.epoch_length:
+            return
+        terms = " ".join(f"{_short(name)} {numbers[name]:.4f}" for name in numbers if "_level" in name)
+        logger.info(
+            "step %d/%d: loss %.4f (%s), gradient norm %.3g, learning rate %.3g, %.2f samples/s, %.0f %% waiting for data",
+            engine.state.iteration,
+            engine.state.epoch_length,
+            numbers["loss"],
+            terms,
+            numbers["gradient_norm"],
+            numbers["learning_rate"],
+            numbers["samples_per_second"],
+            100 * numbers["data_wait_share"],
+        )
+
+
+class ProgressHandler:
+    """A progress bar over all steps with the losses beside it; log lines appear above it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after `StepMetrics`; only the first process shows a bar."""
+        if idist.get_rank() != 0:
+            return
+        engine.add_event_handler(Events.STARTED, self.start)
+        ProgressBar(persist=True, desc="steps", dynamic_ncols=True).attach(engine, output_transform=_shown)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, _remember)
+
+    def start(self, engine: Engine) -> None:
+        """Send log lines through the bar."""
+        engine.state.shown = {}
+        self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
+
+    def close(self, engine: Engine) -> None:
+        """Give the console back."""
+        self._stack.close()
+
+
+def _loggers_with_console() -> list[logging.Logger]:
+    named = [logging.getLogger(name) for name in ("mim_components", "monai", "ignite")]
+    return [each for each in named if each.handlers]
+
+
+def _shown(output: dict[str, Any]) -> dict[str, Any]:
+    return {_short(k): f"{float(v):.4f}" for k, v in output.items() if k == "loss" or k.startswith("reconstruction")}
+
+
+def _remember(engine: Engine) -> None:
+    return None
+
+
+def _short(name: str) -> str:
+    """`reconstruction_level1` to `rec1`, `alignment_level1_2` to `align12`."""
+    return name.replace("reconstruction_level", "rec").replace("alignment_level", "align").replace("_", "")

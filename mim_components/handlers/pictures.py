@@ -1,0 +1,180 @@
+"""Reconstruction pictures while training: one volume per level of a scan, at intervals and at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from mim_components.data.dataset import KeyedDataset
+from mim_components.data.volumes import PreparedVolume
+from mim_components.handlers.tracking import RunTracker
+from mim_components.networks.mim import MiM
+from mim_components.pictures import LevelPicture, boxes_figure, save_figure, save_reconstruction_pictures, unit_to_hu
+from mim_components.pictures.intensity import AIR_HU
+
+logger = logging.getLogger(__name__)
+
+PICTURE_EPOCH = -1  # crops of the pictures have a key of their own
+
+
+class PictureHandler:
+    """Draw input, masked input, reconstruction and error of every level, and once where the volumes were cut.
+
+    Args:
+        output_dir: folder for the PNG files.
+        network: without the wrapper for several devices.
+        dataset: of the training; the pictures' crop is drawn from it with a key of its own, so it stays the same.
+        level_sizes: native sizes of the levels, voxels.
+        interval: steps between pictures.
+        hu_window: intensities that the dataset scaled to 0 and 1, HU.
+        picture_window: grey window of the pictures, HU.
+        volume: index of the scan.
+        standardized: the network predicts standardised tokens.
+        tracker: gets the files as artifacts.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: MiM,
+        dataset: KeyedDataset,
+        level_sizes: Sequence[Sequence[int]],
+        interval: int = 1000,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        picture_window: Sequence[float] = (-160.0, 240.0),
+        volume: int = 0,
+        standardized: bool = False,
+        tracker: RunTracker | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.dataset = dataset
+        self.level_sizes = [tuple(size) for size in level_sizes]
+        self.interval = interval
+        self.hu_window = (hu_window[0], hu_window[1])
+        self.picture_window = (picture_window[0], picture_window[1])
+        self.volume = volume
+        self.standardized = standardized
+        self.tracker = tracker
+        self._sample: dict[str, Any] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer; the first process draws."""
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.STARTED, self.draw_boxes)
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.draw)
+            engine.add_event_handler(Events.COMPLETED, self.draw)
+
+    @property
+    def _num_children(self) -> int:
+        return len(self.sample["image_level2"])
+
+    @property
+    def _air(self) -> float:
+        return (AIR_HU - self.hu_window[0]) / (self.hu_window[1] - self.hu_window[0])
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """The crop of the pictures; drawn once."""
+        if self._sample is None:
+            self._sample = self.dataset[(PICTURE_EPOCH, self.volume % len(self.dataset))]
+        return self._sample
+
+    @property
+    def scan(self) -> PreparedVolume:
+        """The scan of the pictures."""
+        return self.dataset.data[self.volume % len(self.dataset)]["image"]
+
+    def draw(self, engine: Engine) -> list[Path]:
+        """Reconstruct and draw the first volume of every level; returns the files."""
+        prefix = self.output_dir / f"step_{engine.state.iteration:08d}"
+        if (self.output_dir / f"{prefix.name}_level1.png").exists() and engine.state.output is None:
+            return []
+        device = next(self.network.parameters()).device
+        images = torch.stack([self._shown("image", level) for level in self._levels()]).to(device)
+        masked = torch.stack([self._shown("masked", level) for level in self._levels()]).to(device)
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            filled = self.network.reconstruct(images, masked, self.standardized)
+        self.network.train(was_training)
+        pictures = [self._picture(level, images[level - 1], filled[level - 1]) for level in self._levels()]
+        title = f"{self.scan.name}, step {engine.state.iteration} of {engine.state.epoch_length}"
+        files = save_reconstruction_pictures(pictures, prefix, title, window=self.picture_window)
+        return self._keep(files)
+
+    def draw_boxes(self, engine: Engine) -> list[Path]:
+        """Draw where the volumes of the inner levels lie in level 1; returns the file, none where it is there."""
+        path = self.output_dir / "crops.png"
+        if path.exists() or len(self.level_sizes) == 1:
+            return []
+        level1_start = self.sample["start_level1"][0]
+        boxes = {
+            level: np.stack([
+                np.stack([(start - level1_start).numpy(), np.array(self.level_sizes[level - 1])])
+                for start in self.sample[f"start_level{level}"]
+            ])
+            for level in list(self._levels())[1:]
+        }  # fmt: skip
+        picture = self._picture(1, self._shown("image", 1), self._shown("image", 1))
+        figure = boxes_figure(
+            picture.image,
+            picture.spacing,
+            picture.native_size,
+            boxes,
+            masked=picture.masked,
+            title=f"{self.scan.name}: volumes of the inner levels inside level 1",
+            window=self.picture_window,
+            start=picture.start,
+        )
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        return self._keep([save_figure(figure, path)])
+
+    def _levels(self) -> range:
+        return range(1, len(self.level_sizes) + 1)
+
+    def _shown(self, name: str, level: int) -> Tensor:
+        """The volume of a level that is drawn: at each level the child with most tissue of the one drawn above."""
+        index = 0
+        for inner in range(2, level + 1):
+            volumes = self.sample[f"image_level{inner}"]
+            children = volumes[index * self._num_children : (index + 1) * self._num_children]
+            tissue = (children > self._air).flatten(1).sum(1)
+            index = index * self._num_children + int(tissue.argmax())
+        return self.sample[f"{name}_level{level}"][index]
+
+    def _picture(self, level: int, image: Tensor, filled: Tensor) -> LevelPicture:
+        native = self.level_sizes[level - 1]
+        size = image.shape[1:]
+        x, y, z = (s * n / k for s, n, k in zip(self.scan.spacing, native, size, strict=True))
+        i, j, k = (int(each) for each in self._start_in_scan(level))
+        return LevelPicture(
+            level=level,
+            image=unit_to_hu(image[0].cpu().numpy(), self.hu_window),
+            reconstruction=unit_to_hu(filled[0].float().cpu().numpy(), self.hu_window),
+            masked=self._shown("masked", level).view(self.network.grid).numpy(),
+            spacing=(x, y, z),
+            start=(i, j, k),
+            native_size=(native[0], native[1], native[2]),
+        )
+
+    def _start_in_scan(self, level: int) -> np.ndarray:
+        """First voxel of the drawn volume in the prepared scan; negative where level 1 was padded."""
+        affine = np.linalg.inv(np.asarray(self.scan.affine)) @ self.sample["affine_level1"].numpy()
+        inside = (self._shown("start", level) - self._shown("start", 1)).numpy()
+        return np.rint(affine[:3, 3]).astype(int) + inside
+
+    def _keep(self, files: Sequence[Path]) -> list[Path]:
+        for path in files:
+            if self.tracker is not None:
+                self.tracker.log_artifact(path, "pictures")
+        logger.info("Pictures: %s", ", ".join(str(path) for path in files))
+        return list(files)

@@ -1,0 +1,143 @@
+"""MLflow tracking of one run: MONAI's handler, plus unique runs, resume, failure and the whole configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite
+import ignite.distributed as idist
+import mlflow
+import monai
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+
+from mim_components import __version__
+from mim_components.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
+
+
+class RunTracker:
+    """Track a run in MLflow: parameters, configuration, every collected number, pictures; FAILED when it crashes.
+
+    A continued run goes on in its MLflow run. Only the first process tracks.
+
+    Args:
+        folder: of the run; its name names the MLflow run.
+        tracking_uri: of the server or store; None = a sqlite file `mlruns.db` in `store_dir`.
+        store_dir: where that file and its artifacts lie.
+        experiment_name: MLflow's experiment.
+        parameters: further parameters to log; nested values are logged as text.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tracking_uri: str | None = None,
+        store_dir: str | Path = ".",
+        experiment_name: str = "mim_pretrain",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.parameters = dict(parameters or {})
+        self.experiment_name = experiment_name
+        self.tracking_uri = tracking_uri or f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
+        self.handler: MLFlowHandler | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after `StepMetrics` and before handlers that re-raise exceptions."""
+        if idist.get_rank() != 0:
+            return
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.log_step)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def start(self, engine: Engine) -> None:
+        """Open the MLflow run: the one of this folder, or a new one."""
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.handler = MLFlowHandler(
+            self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=self.experiment_name,
+            run_name=self.folder.name,
+        )  # fmt: skip
+        earlier = self.folder.state.get("mlflow_run_id")
+        if earlier:
+            self.handler.client.update_run(earlier, status="RUNNING")
+            self.handler.cur_run = self.handler.client.get_run(earlier)
+        self.handler.start(engine)
+        if not earlier:
+            self.folder.update(mlflow_run_id=self.run_id)
+            parameters = {name: _text(value) for name, value in (self.parameters | _surroundings()).items()}
+            self.handler._log_params(parameters)
+            self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
+        logger.info("MLflow run %s in %s", self.folder.name, self.tracking_uri)
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        """MLflow's client; only while a run is open."""
+        assert self.handler is not None
+        return self.handler.client
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run; only while a run is open."""
+        assert self.handler is not None
+        return str(self.handler.cur_run.info.run_id)
+
+    def log_step(self, engine: Any) -> None:
+        """Send the numbers that `StepMetrics` collected for this step."""
+        if self.handler is not None and engine.state.step_metrics is not None:
+            self.handler._log_metrics(engine.state.step_metrics, step=engine.state.iteration)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Keep a file with the run; does nothing in other processes than the first."""
+        if self.handler is not None:
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Close the run with an MLflow status."""
+        if self.handler is not None:
+            self.handler.run_finish_status = status
+            self.handler.close()
+            self.handler = None
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Mark the run FAILED (KILLED when it was told to stop) and let the error go on."""
+        stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
+        self.folder.update(status="interrupted" if stopped else "failed")
+        self.close("KILLED" if stopped else "FAILED")
+        raise error
+
+
+def _surroundings() -> dict[str, Any]:
+    """Versions, commit and machine, as parameters."""
+    versions = {"torch": torch.__version__, "monai": monai.__version__, "ignite": ignite.__version__}
+    return {
+        **{f"version_{name}": version for name, version in versions.items()},
+        "version_mim_components": __version__,
+        "version_python": platform.python_version(),
+        "git_commit": git_commit(),
+        "devices": idist.get_world_size(),
+    }
+
+
+def git_commit() -> str:
+    """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
+    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

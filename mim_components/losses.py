@@ -1,0 +1,170 @@
+"""Losses of Mask in Mask: masked reconstruction and cross-level alignment (design section 4).
+
+Axes: prediction and target (B, M, P), M masked tokens of P voxels; context (children, D); patches (parents, N, D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim_components.levels import LevelBatch
+from mim_components.networks.mim import MiMOutput
+from mim_components.networks.tokens import gather_tokens, patchify, standardize_tokens, visible_and_masked_ids
+
+SCHEDULES = ("simultaneous", "coarse_to_fine", "fine_to_coarse")
+
+
+def masked_targets(image: Tensor, masked_ids: Tensor, patch_size: int, normalize: bool = False) -> Tensor:
+    """Voxels of the masked tokens: image `(B, C, H, W, D)`, token numbers `(B, M)` to `(B, M, P)`."""
+    target = gather_tokens(patchify(image, patch_size), masked_ids)
+    return standardize_tokens(target) if normalize else target
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean over masked tokens of the mean squared error over the token's voxels; both `(B, M, P)` (Equation 2)."""
+    return F.mse_loss(prediction.float(), target.float())
+
+
+def alignment_loss(
+    context: Tensor,
+    patches: Tensor,
+    parent_token: Tensor,
+    parent_overlap: Tensor | None = None,
+    temperature: float = 0.1,
+    kind: str = "infonce",
+) -> Tensor:
+    """Pull a child's context to its parent token, away from the parent's tokens it does not overlap (Equation 5).
+
+    Child i belongs to parent `i // (children / parents)`. Cosine similarity; mean over children.
+
+    Args:
+        context: one vector per child, `(children, D)`.
+        patches: one vector per token of each parent, `(parents, N, D)`.
+        parent_token: int64 `(children,)`, the positive.
+        parent_overlap: bool `(children, N)`, tokens that the child's box overlaps: those that are not the parent token
+            are neither positive nor negative. None = only the parent token overlaps.
+        temperature: of InfoNCE; unused by "byol".
+        kind: "infonce", or "byol" for `2 - 2 cos` with the positive alone (Table 12).
+
+    Raises:
+        ValueError: unknown kind, or children are not a multiple of parents.
+    """
+    if kind not in ("infonce", "byol"):
+        raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
+    children, parents = len(context), len(patches)
+    if children % parents:
+        raise ValueError(f"children must be a multiple of parents, got {children=}, {parents=}.")
+    context = F.normalize(context.float(), dim=-1).view(parents, children // parents, -1)
+    patches = F.normalize(patches.float(), dim=-1)
+    cosine = (context @ patches.transpose(1, 2)).flatten(0, 1)  # (children, N)
+    if kind == "byol":
+        return (2 - 2 * cosine.gather(1, parent_token.unsqueeze(1))).mean()
+    logits = cosine / temperature
+    if parent_overlap is not None:
+        positive = F.one_hot(parent_token, logits.shape[1]).bool()
+        logits = logits.masked_fill(parent_overlap & ~positive, -math.inf)
+    return F.cross_entropy(logits, parent_token)
+
+
+def level_weights(weights: Sequence[float], schedule: str, progress: float) -> list[float]:
+    """Weights of the levels at `progress` in [0, 1] of the training (Table 14).
+
+    `coarse_to_fine` starts at 2 for the outermost level and 0 for the innermost (linear between them) and reaches 1 for
+    all along a cosine; `fine_to_coarse` is its mirror. The schedule's factor multiplies `weights`.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+    last = len(weights) - 1
+    if schedule == "simultaneous" or last == 0:
+        return list(weights)
+    remaining = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))  # 1 at the start, 0 at the end
+    starts = [2 * (1 - level / last) for level in range(last + 1)]
+    if schedule == "fine_to_coarse":
+        starts.reverse()
+    return [weight * (1 + (start - 1) * remaining) for weight, start in zip(weights, starts, strict=True)]
+
+
+class MiMLoss(nn.Module):
+    """Weighted sum of the reconstruction of every level and the alignment of every pair (Equations 8-10, Table 3).
+
+    Args:
+        patch_size: edge of a token in voxels.
+        reconstruction_weights: one weight per level, outermost first; 0 switches a term off.
+        alignment_weights: one weight per pair of adjacent levels; 0 switches a term off.
+        temperature: of InfoNCE.
+        kind: "infonce" or "byol".
+        normalize_target: standardise each target token.
+        schedule: "simultaneous", "coarse_to_fine" or "fine_to_coarse" for the reconstruction weights.
+
+    Raises:
+        ValueError: numbers of weights do not fit each other, a weight is negative, all are 0, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 16,
+        reconstruction_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        alignment_weights: Sequence[float] = (0.1, 0.1),
+        temperature: float = 0.1,
+        kind: str = "infonce",
+        normalize_target: bool = False,
+        schedule: str = "simultaneous",
+    ) -> None:
+        super().__init__()
+        if len(alignment_weights) != len(reconstruction_weights) - 1:
+            raise ValueError(
+                "alignment_weights must have one value per pair of adjacent levels, one fewer than "
+                f"reconstruction_weights, got {len(alignment_weights)} and {len(reconstruction_weights)}."
+            )
+        everything = [*reconstruction_weights, *alignment_weights]
+        if min(everything) < 0 or max(everything) == 0:
+            raise ValueError(f"loss weights must not be negative and not all 0, got {everything}.")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        if kind not in ("infonce", "byol"):
+            raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
+        level_weights(reconstruction_weights, schedule, 0.0)  # refuses an unknown schedule
+        self.patch_size = patch_size
+        self.reconstruction_weights = tuple(reconstruction_weights)
+        self.alignment_weights = tuple(alignment_weights)
+        self.temperature = temperature
+        self.kind = kind
+        self.normalize_target = normalize_target
+        self.schedule = schedule
+
+    def forward(self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0) -> dict[str, Tensor]:
+        """All terms by name, and their weighted sum as `loss`, in float32.
+
+        Args:
+            output: of the network, for the volumes of `batch`.
+            batch: volumes, masks and parents of all levels.
+            progress: share of the training done, for the schedule.
+
+        Returns:
+            `loss`, `reconstruction_level1` ..., `alignment_level1_2` ...; every term unweighted, scalar.
+        """
+        terms: dict[str, Tensor] = {}
+        total = output.prediction[0].new_zeros((), dtype=torch.float32)
+        weights = level_weights(self.reconstruction_weights, self.schedule, progress)
+        for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
+            image, masked = batch.images[level - 1], batch.masked[level - 1]
+            _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
+            target = masked_targets(image, ids, self.patch_size, self.normalize_target)
+            terms[f"reconstruction_level{level}"] = term = reconstruction_loss(prediction, target)
+            total = total + weight * term
+        for pair, weight in enumerate(self.alignment_weights):
+            terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = alignment_loss(
+                output.context[pair],
+                output.patches[pair],
+                batch.parent_token[pair],
+                batch.parent_overlap[pair],
+                self.temperature,
+                self.kind,
+            )
+            total = total + weight * term
+        return {"loss": total, **terms}

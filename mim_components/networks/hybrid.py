@@ -1,0 +1,154 @@
+"""Hybrid (convolution + transformer) encoder: the masked convolutional auto-encoder's, in 3D (design section 3.1).
+
+Axes: image (B, C, H, W, D); inside the convolutional stages (B, H, W, D, C), so that norms, 1x1x1 convolutions and MLPs
+act on the last axis and the convolutions see the channels-last layout; tokens (B, N, E); n visible tokens.
+"""
+
+from __future__ import annotations
+
+from monai.networks.blocks.mlp import MLPBlock
+from torch import Tensor, nn
+
+from mim_components.networks.presets import get_preset
+from mim_components.networks.tokens import (
+    gather_tokens,
+    sincos_positions,
+    token_grid,
+    upsample_mask,
+    visible_and_masked_ids,
+)
+from mim_components.networks.transformer import init_linear, transformer_block
+
+
+class PatchEmbedding(nn.Module):
+    """Halve the grid: convolution with kernel = stride = 2, then LayerNorm; acts inside blocks of 2x2x2 only."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=2, stride=2)
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, H, W, D, C)` to `(B, H/2, W/2, D/2, C')`."""
+        return self.norm(_conv(self.conv, x))
+
+
+class ConvBlock(nn.Module):
+    """Convolutional block: `x + conv1(dwconv5(visible * conv1(LN(x))))`, then `x + MLP(LN(x))`.
+
+    The depth-wise convolution is the only operation that mixes positions; what is masked is zeroed before it, so no
+    masked voxel reaches a visible position.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 5, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.conv1 = nn.Linear(channels, channels)  # 1x1x1 convolutions, on the last axis
+        self.depthwise = nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.conv2 = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLPBlock(channels, mlp_ratio * channels)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """`x` `(B, H, W, D, C)`; `hidden` bool `(B, H, W, D, 1)`, True = masked, None = all visible."""
+        y = self.conv1(self.norm1(x))
+        if hidden is not None:
+            y = y.masked_fill(hidden, 0.0)
+        x = x + self.conv2(_conv(self.depthwise, y))
+        return x + self.mlp(self.norm2(x))
+
+
+class HybridEncoder(nn.Module):
+    """3D hybrid encoder: convolutional stages, then a transformer over the (visible) tokens.
+
+    One class serves pre-training and fine-tuning with the same state-dict keys. Positions are fixed sin-cos and made
+    for whatever grid the input has.
+
+    Args:
+        in_channels: channels C of the image.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`; its strides give the patch size p.
+
+    Raises:
+        ValueError: unknown preset; in `forward`, a side that is not a multiple of p.
+
+    Example:
+        >>> encoder = HybridEncoder(in_channels=1, preset="nano")
+        >>> [tuple(stage.shape[1:]) for stage in encoder(torch.zeros(1, 1, 32, 32, 32))]
+        [(8, 16, 16, 16), (16, 8, 8, 8), (48, 4, 4, 4)]
+        >>> masked = torch.arange(64).unsqueeze(0) >= 25
+        >>> encoder(torch.zeros(1, 1, 32, 32, 32), masked=masked).shape
+        torch.Size([1, 25, 48])
+    """
+
+    def __init__(self, in_channels: int = 1, preset: str = "base") -> None:
+        super().__init__()
+        sizes = get_preset(preset).hybrid
+        widths = (in_channels, *sizes.channels)
+        self.in_channels = in_channels
+        self.patch_size = sizes.patch_size
+        self.channels = sizes.channels
+        self.embed_dim = sizes.channels[-1]
+        self.embeddings = nn.ModuleList(PatchEmbedding(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ConvBlock(width) for _ in range(depth))
+            for width, depth in zip(sizes.channels[:-1], sizes.depths[:-1], strict=True)
+        )
+        # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
+        self.stage_outputs = nn.ModuleList(
+            nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
+            for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
+        )
+        self.blocks = nn.ModuleList(
+            transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1])
+        )
+        self.norm = nn.LayerNorm(self.embed_dim)
+        self.apply(init_linear)
+
+    def _stage_edges(self) -> list[int]:
+        """Edge of a token on the grid of each convolutional stage, e.g. [8, 4, 2]."""
+        return [self.patch_size // 2 ** (stage + 1) for stage in range(len(self.channels) - 1)]
+
+    def forward(
+        self, image: Tensor, masked: Tensor | None = None, num_visible: int | None = None
+    ) -> list[Tensor] | Tensor:
+        """Encode a whole image to its pyramid, or the visible part of a masked one to tokens.
+
+        Args:
+            image: `(B, C, H, W, D)`, sides divisible by the patch size.
+            masked: bool `(B, N)`, True = hidden, the same number in every row; None = dense.
+            num_visible: number of visible tokens per row where the caller knows it, which saves waiting for the device.
+
+        Returns:
+            Without `masked`, the feature maps of all stages, `(B, channels[i], H / 2^(i+1), ...)`, the last being the
+            transformer's own output. With `masked`, the visible tokens `(B, n, E)` in ascending token order: the
+            transformer's output plus the convolutional stages brought to the token grid, normalised.
+        """
+        grid = token_grid(image.shape[2:], self.patch_size)
+        x = image.permute(0, 2, 3, 4, 1)  # (B, H, W, D, C)
+        stages = []
+        for embedding, blocks, edge in zip(self.embeddings, self.stages, self._stage_edges(), strict=False):
+            hidden = None if masked is None else upsample_mask(masked, grid, edge).unsqueeze(-1)
+            x = embedding(x)
+            for block in blocks:
+                x = block(x, hidden)
+            stages.append(x)
+        tokens = self.embeddings[-1](x).flatten(1, 3)  # (B, N, E)
+        tokens = tokens + sincos_positions(grid, self.embed_dim, tokens)
+        if masked is None:
+            maps = [stage.permute(0, 4, 1, 2, 3) for stage in stages]
+            return [*maps, self._transform(tokens).transpose(1, 2).unflatten(2, grid)]
+        ids, _ = visible_and_masked_ids(masked, num_visible)
+        tokens = self._transform(gather_tokens(tokens, ids))  # (B, n, E)
+        for stage, conv in zip(stages, self.stage_outputs, strict=True):
+            tokens = tokens + gather_tokens(_conv(conv, stage).flatten(1, 3), ids)
+        return self.norm(tokens)
+
+    def _transform(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Apply a convolution to `(B, H, W, D, C)`, a view in channels-last layout."""
+    return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)

@@ -1,0 +1,198 @@
+"""The pre-training network: encoder, decoder, prediction head and alignment heads (design sections 3.1-3.3).
+
+Axes: image (B, C, H, W, D); tokens (B, N, E), row-major over the token grid; n visible and M masked tokens per volume;
+P = C * p^3 voxels of a token; D = width of the alignment space. B counts volumes of a level: samples * V_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.networks.presets import TransformerSizes, get_preset
+from mim_components.networks.tokens import (
+    gather_tokens,
+    patchify,
+    restore_tokens,
+    sincos_positions,
+    token_grid,
+    unpatchify,
+    visible_and_masked_ids,
+)
+from mim_components.networks.transformer import init_linear, transformer_block
+from mim_components.networks.vit import ViTEncoder
+
+ENCODERS = ("hybrid", "vit")
+
+
+class MiMOutput(NamedTuple):
+    """What the losses need, one entry per level (or pair of levels), outermost first.
+
+    Attributes:
+        prediction: voxels of the masked tokens in ascending token order, `(B_l, M, P)`.
+        context: for each pair (l, l+1), the context vector of every child, `(B_(l+1), D)`.
+        patches: for each pair (l, l+1), the projected tokens of every parent, `(B_l, N, D)`.
+    """
+
+    prediction: tuple[Tensor, ...]
+    context: tuple[Tensor, ...]
+    patches: tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """Lightweight decoder: visible tokens plus mask tokens to latent features of all N tokens.
+
+    Args:
+        embed_dim: width E of the encoder's tokens.
+        sizes: width, depth and heads of the decoder.
+    """
+
+    def __init__(self, embed_dim: int, sizes: TransformerSizes) -> None:
+        super().__init__()
+        self.embed = nn.Linear(embed_dim, sizes.hidden_size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, sizes.hidden_size))
+        self.blocks = nn.ModuleList(
+            transformer_block(sizes.hidden_size, sizes.num_heads) for _ in range(sizes.depth)
+        )
+        self.norm = nn.LayerNorm(sizes.hidden_size)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(init_linear)
+
+    def forward(self, visible: Tensor, visible_ids: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """`visible` `(B, n, E)` at the token numbers `visible_ids` `(B, n)` to latent features q `(B, N, E_d)`."""
+        x = self.embed(visible)
+        num_tokens = grid[0] * grid[1] * grid[2]
+        tokens = self.mask_token.to(x.dtype).expand(len(x), num_tokens, -1)
+        tokens = tokens.scatter(1, visible_ids.unsqueeze(-1).expand_as(x), x)
+        tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+class AlignmentHeads(nn.Module):
+    """The pair of heads of one pair of levels: child volume -> context vector, parent token -> patch vector."""
+
+    def __init__(self, width: int, hidden: int, projection_dim: int) -> None:
+        super().__init__()
+        self.context = _mlp(width, hidden, projection_dim)
+        self.patch = _mlp(width, hidden, projection_dim)
+        self.apply(init_linear)
+
+    def forward(self, child: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of children `(B_(l+1), N, E_d)` and parents `(B_l, N, E_d)` to `(B_(l+1), D)` and `(B_l, N, D)`."""
+        return self.context(child.mean(1)), self.patch(parent)
+
+
+class MiM(nn.Module):
+    """Mask in Mask: reconstruct nested masked volumes together and align them across levels.
+
+    Volumes of all levels share one encoder and one decoder and go through them in one batched call.
+
+    Args:
+        in_channels: channels C of the image.
+        input_size: size in voxels of every volume the network sees.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        encoder: "hybrid", or "vit" for the plain ViT.
+        num_levels: number of levels L; 1 has no alignment (MCMAE with the hybrid encoder, MAE3D with the ViT).
+        projection_dim: width D of the alignment space.
+        stop_gradient: detach the parent's latent features before its patch head, so that alignment teaches the child.
+
+    Raises:
+        ValueError: unknown preset or encoder, no level, or `input_size` is not divisible by the patch size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        input_size: Sequence[int] = (96, 96, 96),
+        preset: str = "base",
+        encoder: str = "hybrid",
+        num_levels: int = 3,
+        projection_dim: int = 2048,
+        stop_gradient: bool = True,
+    ) -> None:
+        super().__init__()
+        sizes = get_preset(preset)
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}.")
+        if num_levels < 1:
+            raise ValueError(f"num_levels must be at least 1, got {num_levels}.")
+        self.patch_size = sizes.patch_size
+        self.grid = token_grid(input_size, self.patch_size)
+        self.stop_gradient = stop_gradient
+        self.encoder: HybridEncoder | ViTEncoder
+        if encoder == "hybrid":
+            self.encoder = HybridEncoder(in_channels, preset)
+        else:
+            self.encoder = ViTEncoder(in_channels, preset, input_size)
+        self.decoder = Decoder(self.encoder.embed_dim, sizes.decoder)
+        width = sizes.decoder.hidden_size
+        self.prediction_head = nn.Linear(width, in_channels * self.patch_size**3)
+        self.alignment_heads = nn.ModuleList(
+            AlignmentHeads(width, sizes.head_width, projection_dim) for _ in range(num_levels - 1)
+        )
+        init_linear(self.prediction_head)
+
+    def forward(
+        self, images: Sequence[Tensor], masked: Sequence[Tensor], num_visible: int | None = None
+    ) -> MiMOutput:
+        """Encode, decode and project the volumes of all levels.
+
+        Args:
+            images: one `(B_l, C, *input_size)` per level.
+            masked: one bool `(B_l, N)` per level, True = hidden, the same number in every row of every level.
+            num_visible: number of visible tokens per volume where the caller knows it.
+
+        Raises:
+            ValueError: the number of levels is not the one the network was made for.
+        """
+        if len(images) != len(masked) or len(images) != len(self.alignment_heads) + 1:
+            raise ValueError(
+                f"this network has {len(self.alignment_heads) + 1} levels, got {len(images)} images "
+                f"and {len(masked)} masks."
+            )
+        latent, masked_ids = self._latent(torch.cat(list(images)), torch.cat(list(masked)), num_visible)
+        prediction = self.prediction_head(gather_tokens(latent, masked_ids))  # (sum B_l, M, P)
+        sizes = [len(image) for image in images]
+        q = latent.split(sizes)
+        context, patches = [], []
+        for heads, parent, child in zip(self.alignment_heads, q, q[1:], strict=False):
+            c, p = heads(child, parent.detach() if self.stop_gradient else parent)
+            context.append(c)
+            patches.append(p)
+        return MiMOutput(prediction.split(sizes), tuple(context), tuple(patches))
+
+    def reconstruct(self, image: Tensor, masked: Tensor, standardized: bool = False) -> Tensor:
+        """Fill the masked tokens of `image` with the prediction; visible voxels stay as they are.
+
+        Args:
+            image: `(B, C, *input_size)`.
+            masked: bool `(B, N)`, True = hidden, the same number in every row.
+            standardized: the network was trained on standardised tokens; give its prediction the mean and the standard
+                deviation of the true token.
+
+        Returns:
+            `(B, C, *input_size)`, in the intensities of `image`.
+        """
+        latent, masked_ids = self._latent(image, masked, None)
+        prediction = self.prediction_head(gather_tokens(latent, masked_ids)).to(image.dtype)
+        tokens = patchify(image, self.patch_size)
+        if standardized:
+            prediction = restore_tokens(prediction, gather_tokens(tokens, masked_ids))
+        filled = tokens.scatter(1, masked_ids.unsqueeze(-1).expand_as(prediction), prediction)
+        return unpatchify(filled, self.grid, self.patch_size)
+
+    def _latent(self, image: Tensor, masked: Tensor, num_visible: int | None) -> tuple[Tensor, Tensor]:
+        """Latent features of all tokens `(B, N, E_d)` and the masked token numbers `(B, M)`."""
+        visible_ids, masked_ids = visible_and_masked_ids(masked, num_visible)
+        visible = self.encoder(image, masked=masked, num_visible=visible_ids.shape[1])  # (B, n, E)
+        return self.decoder(visible, visible_ids, self.grid), masked_ids
+
+
+def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))

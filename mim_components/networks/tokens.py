@@ -1,0 +1,110 @@
+"""Token grids: positions, masks and blocks of voxels.
+
+Axes: images (B, C, H, W, D); token grid (h, w, d), row-major, N = h * w * d; tokens (B, N, E); n visible, M masked tokens.
+`masked` is bool (B, N), True = the network must not see it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+
+def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
+    """Number of tokens along each axis of an image of `spatial_size` voxels.
+
+    Raises:
+        ValueError: a side is not a multiple of `patch_size`; names the nearest sizes that are.
+    """
+    if any(side <= 0 or side % patch_size for side in spatial_size):
+        below = [max(side // patch_size, 1) * patch_size for side in spatial_size]
+        above = [math.ceil(side / patch_size) * patch_size for side in spatial_size]
+        raise ValueError(
+            f"every side must be a multiple of patch_size={patch_size}, got {tuple(spatial_size)}; "
+            f"nearest valid sizes: {tuple(below)}, {tuple(above)}."
+        )
+    h, w, d = (side // patch_size for side in spatial_size)
+    return h, w, d
+
+
+@functools.lru_cache(maxsize=64)
+def _sincos(grid: Grid, embed_dim: int) -> Tensor:
+    with warnings.catch_warnings():  # MONAI calls meshgrid without `indexing`, about which PyTorch warns
+        warnings.simplefilter("ignore", UserWarning)
+        return build_sincos_position_embedding(list(grid), embed_dim, spatial_dims=3).data
+
+
+def sincos_positions(grid: Grid, embed_dim: int, like: Tensor) -> Tensor:
+    """Fixed 3D sin-cos positions `(1, N, E)` of a token grid, on the device of `like`."""
+    return _sincos(grid, embed_dim).to(like.device)
+
+
+def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Spread a token mask `(B, N)` over a grid `factor` times finer: bool `(B, h*f, w*f, d*f)`."""
+    h, w, d = grid
+    fine = masked.view(-1, h, 1, w, 1, d, 1).expand(-1, h, factor, w, factor, d, factor)
+    return fine.reshape(-1, h * factor, w * factor, d * factor)
+
+
+def visible_and_masked_ids(masked: Tensor, num_visible: int | None = None) -> tuple[Tensor, Tensor]:
+    """Token numbers in ascending order: visible `(B, n)` and masked `(B, M)`.
+
+    Args:
+        masked: bool `(B, N)` with the same number of masked tokens in every row.
+        num_visible: n, where the caller knows it; otherwise it is counted, which waits for the device.
+
+    Raises:
+        ValueError: rows differ in the number of visible tokens (checked only when counted), or none is visible.
+    """
+    if num_visible is None:
+        counts = (~masked).sum(1)
+        num_visible = int(counts[0])
+        if bool((counts != num_visible).any()):
+            raise ValueError(f"every volume must have the same number of visible tokens, got {counts.tolist()}.")
+    if not 0 < num_visible <= masked.shape[1]:
+        raise ValueError(f"between 1 and {masked.shape[1]} tokens must be visible, got {num_visible}.")
+    order = masked.to(torch.uint8).argsort(dim=1, stable=True)  # stable: ascending within visible and within masked
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Pick tokens `(B, K, E)` by number, `ids` `(B, K)`, from `(B, N, E)`."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(image: Tensor, patch_size: int) -> Tensor:
+    """Cut an image `(B, C, H, W, D)` into tokens `(B, N, C * p^3)`, voxels of a token in (C, p, p, p) order."""
+    b, c = image.shape[:2]
+    h, w, d = token_grid(image.shape[2:], patch_size)
+    p = patch_size
+    blocks = image.reshape(b, c, h, p, w, p, d, p).permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, h, w, d, C, p, p, p)
+    return blocks.reshape(b, h * w * d, c * p**3)
+
+
+def unpatchify(tokens: Tensor, grid: Grid, patch_size: int) -> Tensor:
+    """Inverse of `patchify`: tokens `(B, N, C * p^3)` to an image `(B, C, H, W, D)`."""
+    b = tokens.shape[0]
+    h, w, d = grid
+    p = patch_size
+    blocks = tokens.reshape(b, h, w, d, -1, p, p, p).permute(0, 4, 1, 5, 2, 6, 3, 7)  # (B, C, h, p, w, p, d, p)
+    return blocks.reshape(b, -1, h * p, w * p, d * p)
+
+
+def standardize_tokens(tokens: Tensor, eps: float = 1e-6) -> Tensor:
+    """Give each token `(..., P)` mean 0 and variance 1, as MAE does with its target."""
+    var, mean = torch.var_mean(tokens, dim=-1, keepdim=True, correction=0)
+    return (tokens - mean) / (var + eps).sqrt()
+
+
+def restore_tokens(standardized: Tensor, like: Tensor, eps: float = 1e-6) -> Tensor:
+    """Inverse of `standardize_tokens`: give `standardized` the mean and standard deviation of `like`, both `(..., P)`."""
+    var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
+    return standardized * (var + eps).sqrt() + mean

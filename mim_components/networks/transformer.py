@@ -1,0 +1,24 @@
+"""MONAI's transformer block, set up the way both encoders and the decoder use it."""
+
+from __future__ import annotations
+
+from monai.networks.blocks.transformerblock import TransformerBlock
+from torch import nn
+
+
+def transformer_block(hidden_size: int, num_heads: int, mlp_ratio: int = 4) -> TransformerBlock:
+    """A pre-norm block with biases in q, k, v and PyTorch's fused attention; acts on `(B, N, E)`."""
+    block = TransformerBlock(
+        hidden_size, mlp_ratio * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True
+    )
+    # MONAI makes this norm also where there is no cross-attention; unused parameters break DDP and are dead weight
+    block.norm_cross_attn = nn.Identity()
+    return block
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise linear layers as transformers want it: Xavier-uniform weights, zero biases; for `Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

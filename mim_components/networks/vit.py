@@ -1,0 +1,95 @@
+"""Plain ViT encoder, for MiM with a UNETR network and for the MAE3D baseline (design section 3.2).
+
+Axes: image (B, C, H, W, D); tokens (B, N, E); n visible tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from monai.networks.nets import ViT
+from torch import Tensor
+
+from mim_components.networks.presets import get_preset
+from mim_components.networks.tokens import gather_tokens, sincos_positions, token_grid, visible_and_masked_ids
+from mim_components.networks.transformer import init_linear
+
+
+class ViTEncoder(ViT):
+    """MONAI's ViT that can also run on visible tokens only; same interface as `HybridEncoder`.
+
+    It is MONAI's class with MONAI's keys, so its weights load into `monai.networks.nets.UNETR().vit` as they are.
+
+    Args:
+        in_channels: channels C of the image.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        input_size: size in voxels for which the stored positions are made; other sizes get their own sin-cos positions.
+
+    Raises:
+        ValueError: unknown preset; a side that is not a multiple of the patch size.
+
+    Example:
+        >>> encoder = ViTEncoder(in_channels=1, preset="nano", input_size=(32, 32, 32))
+        >>> [tuple(layer.shape[1:]) for layer in encoder(torch.zeros(1, 1, 32, 32, 32))]
+        [(48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4)]
+    """
+
+    def __init__(
+        self, in_channels: int = 1, preset: str = "base", input_size: Sequence[int] = (96, 96, 96)
+    ) -> None:
+        sizes = get_preset(preset)
+        grid = token_grid(input_size, sizes.patch_size)
+        vit = sizes.vit
+        super().__init__(
+            in_channels,
+            tuple(input_size),
+            sizes.patch_size,
+            hidden_size=vit.hidden_size,
+            mlp_dim=4 * vit.hidden_size,
+            num_layers=vit.depth,
+            num_heads=vit.num_heads,
+        )
+        self.in_channels = in_channels
+        self.patch_size = sizes.patch_size
+        self.embed_dim = vit.hidden_size
+        self.channels = (vit.hidden_size,) * 4
+        self.apply(init_linear)
+        positions = self.patch_embedding.position_embeddings
+        positions.data.copy_(sincos_positions(grid, vit.hidden_size, positions))
+        positions.requires_grad_(False)
+        self.grid = grid
+        for block in self.blocks:
+            block.attn.use_flash_attention = True  # ViT's constructor does not pass it on
+            block.norm_cross_attn.requires_grad_(False)  # never used; kept so that the keys stay MONAI's
+
+    def forward(
+        self, image: Tensor, masked: Tensor | None = None, num_visible: int | None = None
+    ) -> list[Tensor] | Tensor:
+        """Encode a whole image to four feature maps, or the visible part of a masked one to tokens.
+
+        Args:
+            image: `(B, C, H, W, D)`, sides divisible by the patch size.
+            masked: bool `(B, N)`, True = hidden, the same number in every row; None = dense.
+            num_visible: number of visible tokens per row where the caller knows it.
+
+        Returns:
+            Without `masked`, the maps `(B, E, h, w, d)` that UNETR reads: hidden states 3, 6 and 9 (of 12 blocks) and
+            the normalised output. With `masked`, the visible tokens `(B, n, E)` in ascending token order, normalised.
+        """
+        grid = token_grid(image.shape[2:], self.patch_size)
+        tokens = self.patch_embedding.patch_embeddings(image).flatten(2).transpose(1, 2)  # (B, N, E)
+        stored = self.patch_embedding.position_embeddings
+        tokens = tokens + (stored if grid == self.grid else sincos_positions(grid, self.embed_dim, tokens))
+        if masked is not None:
+            ids, _ = visible_and_masked_ids(masked, num_visible)
+            tokens = gather_tokens(tokens, ids)  # (B, n, E)
+        states = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            states.append(tokens)
+        output = self.norm(tokens)
+        if masked is not None:
+            return output
+        quarter = len(states) // 4
+        layers = [states[quarter], states[2 * quarter], states[3 * quarter], output]
+        return [layer.transpose(1, 2).unflatten(2, grid) for layer in layers]

@@ -1,0 +1,238 @@
+"""Drawing: figures laid out in inches, panels in mm, edge letters, and PNG files.
+
+Panels are drawn in mm from the volume's first voxel, both axes growing to the top left as in `planes`. A box is then a
+rectangle at `start * spacing`, without a flip of its own.
+"""
+
+import math
+import os
+import textwrap
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
+
+from mim_components.pictures.planes import PLANES, Plane, panel_of
+
+DPI = 100
+LETTER_COLOUR = "#ffe14d"
+NOT_FINITE_COLOUR = "#ff00ff"  # a diverged network shows at a glance instead of looking like air
+TITLE_SIZE, HEADING_SIZE, TEXT_SIZE = 13, 11, 9.5
+
+
+class Sheet:
+    """A figure of known size in inches, filled from the top; every position is counted from the top left.
+
+    Args:
+        width: inches.
+        height: inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        """Make the empty figure."""
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.width, self.height = width, height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Add axes with their upper left corner at `left`, `top`."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, text: str, size: float, *, bold: bool = False, va: str = "top") -> None:
+        """Write text from `left`, `top`; a `$` in a file name stays a `$`."""
+        self.figure.text(
+            left / self.width,
+            1 - top / self.height,
+            text,
+            size=size,
+            weight="bold" if bold else "normal",
+            va=va,
+            linespacing=1.3,
+            parse_math=False,
+        )
+
+
+def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str:
+    """Break text into lines of at most `inches`.
+
+    A letter of the default font is about 0.48 of its size wide in running text and 0.7 in bold capitals.
+    """
+    em = 0.72 if bold else 0.55
+    return "\n".join(textwrap.wrap(text, int(inches * 72 / (em * size))))
+
+
+def lines_height(text: str, size: float) -> float:
+    """Height in inches of the lines that `Sheet.text` writes."""
+    return (text.count("\n") + 1) * 1.45 * size / 72
+
+
+def length(mm: float) -> str:
+    """A length in mm with a digit after the point only where it tells something.
+
+    Example:
+        >>> length(307.2), length(12.8)
+        ('307', '12.8')
+    """
+    return f"{mm:.0f}" if mm >= 100 else f"{mm:.1f}"
+
+
+def size_text(native_size: tuple[int, ...], size_mm: np.ndarray) -> str:
+    """Size of a volume in native voxels and mm.
+
+    Example:
+        >>> size_text((96, 96, 48), np.array([76.8, 76.8, 240.0]))
+        '96 × 96 × 48 voxels of the scan = 76.8 × 76.8 × 240 mm (R-L × A-P × S-I)'
+    """
+    voxels = " × ".join(str(n) for n in native_size)
+    return f"{voxels} voxels of the scan = {' × '.join(length(mm) for mm in size_mm)} mm (R-L × A-P × S-I)"
+
+
+def panel_size(plane: Plane, size_mm: np.ndarray) -> tuple[float, float]:
+    """Width and height in mm of a plane of a volume that measures `size_mm`."""
+    return float(size_mm[plane.across]), float(size_mm[plane.up])
+
+
+def panel_inches(size_mm: np.ndarray, max_width: float, max_height: float) -> list[tuple[float, float]]:
+    """Width and height in inches of the three planes, each as large as `max_width` by `max_height` allows.
+
+    The planes have scales of their own: where slices are thick, one scale for all leaves a stamp of the axial plane.
+    """
+    sizes = [panel_size(plane, size_mm) for plane in PLANES]
+    scales = [min(max_width / width, max_height / height) for width, height in sizes]
+    return [(width * scale, height * scale) for (width, height), scale in zip(sizes, scales, strict=True)]
+
+
+def colours(name: str) -> Colormap:
+    """A named colour map that marks voxels which are not finite."""
+    return colormaps[name].with_extremes(bad=NOT_FINITE_COLOUR)
+
+
+def draw_panel(
+    axes: Axes,
+    volume: np.ndarray,
+    spacing: tuple[float, float, float],
+    plane: Plane,
+    index: int,
+    *,
+    cmap: str = "gray",
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> AxesImage:
+    """Draw one slice in mm, right way round, with its true proportions and the letters at its edges.
+
+    Args:
+        axes: where to draw; its limits become the volume's edges in mm, first voxel at the lower right.
+        volume: `(H, W, D)` in RAS, grey values or whatever `limits` belongs to.
+        spacing: mm per voxel.
+        plane: which plane.
+        index: voxel along the axis that the plane cuts.
+        cmap: name of a matplotlib colour map.
+        limits: values that get the first and the last colour.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    width, height = panel_size(plane, np.array(volume.shape) * np.array(spacing))
+    image = axes.imshow(
+        panel_of(volume, plane, index),
+        cmap=colours(cmap),
+        vmin=limits[0],
+        vmax=limits[1],
+        extent=(width, 0.0, 0.0, height),
+        origin="upper",
+        aspect="equal",
+        interpolation="nearest",
+    )
+    axes.set(xticks=[], yticks=[])
+    for x, y, letter in ((0, 0.5, plane.left), (1, 0.5, plane.right), (0.5, 1, plane.top), (0.5, 0, plane.bottom)):
+        _draw_letter(axes, x, y, letter)
+    return image
+
+
+def _draw_letter(axes: Axes, x: float, y: float, letter: str) -> None:
+    axes.annotate(
+        letter,
+        (x, y),
+        xycoords="axes fraction",
+        xytext=(4 - 8 * x, 3 - 6 * y),
+        textcoords="offset points",
+        ha={0: "left", 0.5: "center", 1: "right"}[x],
+        va={0: "bottom", 0.5: "center", 1: "top"}[y],
+        size=10,
+        weight="bold",
+        color=LETTER_COLOUR,
+        path_effects=[withStroke(linewidth=2, foreground="black")],
+        zorder=10,
+    )
+
+
+def title_panel(axes: Axes, text: str) -> None:
+    """Write above the left edge of a panel."""
+    axes.set_title(text, size=TEXT_SIZE, loc="left", pad=3, parse_math=False)
+
+
+def bar_length(mm: float) -> float:
+    """Longest 1, 2 or 5 times a power of ten that is at most a quarter of `mm`.
+
+    Example:
+        >>> bar_length(309.0), bar_length(25.0), bar_length(12.8)
+        (50.0, 5.0, 2.0)
+    """
+    power = 10.0 ** math.floor(math.log10(mm / 4))
+    return max(step * power for step in (1, 2, 5) if step * power <= mm / 4)
+
+
+def draw_scale_bar(axes: Axes) -> None:
+    """Draw a bar of a round number of mm in the lower left of a panel, above the letter at its lower edge."""
+    left, right = axes.get_xlim()
+    bar = bar_length(left - right)
+    halo = [withStroke(linewidth=2.5, foreground="black")]
+    lift = ScaledTranslation(5 / 72, 17 / 72, axes.figure.dpi_scale_trans)
+    bottom = axes.get_ylim()[0]
+    line = Line2D([left, left - bar], [bottom, bottom], transform=axes.transData + lift, color="white", linewidth=2)
+    line.set(path_effects=halo, zorder=9, gid="scale-bar")
+    axes.add_artist(line)
+    axes.annotate(
+        f"{bar:g} mm",
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(4, 19),
+        textcoords="offset points",
+        size=8,
+        color="white",
+        path_effects=halo,
+        zorder=9,
+    )
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG that depends on the figure alone: no date, no software version.
+
+    The file appears whole or not at all, so that an interrupted run leaves no half picture.
+
+    Args:
+        figure: a figure of this package.
+        path: file to write; its folder is made.
+
+    Returns:
+        `path`.
+    """
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

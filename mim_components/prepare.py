@@ -1,0 +1,86 @@
+"""Check CT volumes and fill the cache before training: `python -m mim_components.prepare DIR`.
+
+Exit code 0: every volume is fit, or the unfit ones were left out as asked; 1: volumes are bad; 2: wrong usage, no
+volumes, or a cache that cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from .data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
+from .data.paper_collections import COLLECTIONS, CollectionVolumes
+
+OK, BAD_VOLUMES, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: words of the command line, those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s")
+    try:
+        found = find_sources(
+            options.dataset_dir, options.datalist, options.collection, options.data_root, options.datalist_key
+        )
+        _announce(found)
+        dataset = prepare_volumes(
+            found, options.cache_dir, on_bad=options.on_bad, num_workers=options.num_workers, verify=options.verify
+        )
+    except BadVolumesError as error:
+        print(_table(error))
+        first = error.bad[0]
+        print(f"ERROR {first}. Do: repair or remove it, or leave it out with --on_bad exclude.", file=sys.stderr)
+        return BAD_VOLUMES
+    except DataError as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        return USAGE
+    _report(dataset)
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mim_components.prepare", description=__doc__)
+    parser.add_argument("dataset_dir", nargs="?", help="folder that is searched for CT volumes")
+    parser.add_argument("--datalist", help="JSON list of volumes; its paths are relative to dataset_dir or to itself")
+    parser.add_argument("--datalist_key", default="training", help="section of the list (default: %(default)s)")
+    parser.add_argument("--collection", choices=sorted(COLLECTIONS), help="the paper's sets, found below --data_root")
+    parser.add_argument("--data_root", help="folder that holds the unpacked sets of the collection")
+    parser.add_argument("--cache_dir", default="mim_cache", help="folder of the cache (default: ./%(default)s)")
+    parser.add_argument("--on_bad", choices=("stop", "exclude"), default="stop", help="what to do with bad volumes")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
+    parser.add_argument("--verify", choices=("full", "quick"), default="full", help="checksum or size of cached files")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    return parser
+
+
+def _announce(found: FoundVolumes) -> None:
+    if isinstance(found, CollectionVolumes):
+        print(found.table())
+    print(f"{len(found)} volumes found")
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _report(dataset: PreparedDataset) -> None:
+    print(dataset.summary())
+    print(f"digest  {dataset.digest}")
+
+
+def _table(error: BadVolumesError) -> str:
+    width = max(len(item.path) for item in error.bad)
+    rows = [f"{item.path:<{width}}  {item.cause}" for item in error.bad]
+    return "\n".join([f"{len(error.bad)} of {error.total} volumes are bad:", f"{'file':<{width}}  cause", *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Load the encoder of a pre-training into any network that has one, and say what was loaded."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mim_components.contract import InputContract
+from mim_components.networks.tokens import sincos_positions
+from mim_components.runs.checkpoints import read_checkpoint
+from mim_components.runs.safe_write import write_safely
+
+logger = logging.getLogger(__name__)
+
+FIRST_CONVOLUTIONS = ("embeddings.0.conv.weight", "patch_embedding.patch_embeddings.weight")
+POSITIONS = "patch_embedding.position_embeddings"
+
+
+class PretrainedError(ValueError):
+    """Weights that do not fit the network; names the file, and what was found and expected."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_pretrained` did.
+
+    Attributes:
+        loaded: tensors that were copied.
+        new: tensors of the network's encoder that the file has not.
+        ignored: tensors of the file that the network has no place for, with the reason.
+        adapted: tensors that were changed to fit, with how.
+        share: share of the encoder's parameters that came in, 0 to 1.
+    """
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
+    adapted: tuple[tuple[str, str], ...]
+    share: float
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded, {self.share:.1%} of the encoder's parameters"]
+        lines += [f"  adapted: {name} ({how})" for name, how in self.adapted]
+        lines += [f"  new: {name}" for name in self.new]
+        lines += [f"  ignored: {name} ({why})" for name, why in self.ignored]
+        return "\n".join(lines)
+
+
+def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
+    """Write an encoder's weights as safetensors with the input contract as metadata."""
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    return write_safely(Path(path), lambda partial: save_file(state, partial, metadata=contract.to_metadata()))
+
+
+def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
+    """Copy a pre-trained encoder into `network`, in place.
+
+    The encoder is `network.encoder`, `network.vit` (MONAI's UNETR), or `network` itself. A 1-channel first convolution
+    is repeated for more input channels and divided by their number, so that activations keep their scale; fixed
+    positions are made anew for another grid.
+
+    Args:
+        network: to load into.
+        path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training.
+
+    Returns:
+        What was loaded, new, ignored and adapted.
+
+    Raises:
+        PretrainedError: nothing matches, or a shape differs in anything but input channels or the position grid.
+    """
+    target = encoder_of(network)
+    source, ignored = _read_encoder(Path(path))
+    state = target.state_dict()
+    adapted: list[tuple[str, str]] = []
+    loaded: dict[str, Tensor] = {}
+    for name, value in source.items():
+        if name in state:
+            loaded[name] = _fit(name, value, state[name], network, path, adapted)
+        else:
+            ignored.append((name, "the network has no such tensor"))
+    if not loaded:
+        raise PretrainedError(
+            f"{path}: 0 of {len(source)} tensors fit the network's encoder; found names such as "
+            f"{sorted(source)[:3]}, expected names such as {sorted(state)[:3]}."
+        )
+    target.load_state_dict(loaded, strict=False)
+    numbers = {name: value.numel() for name, value in state.items()}
+    new = tuple(name for name in state if name not in loaded)
+    share = sum(numbers[name] for name in loaded) / sum(numbers.values())
+    report = LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share)
+    logger.info("Pre-trained encoder from %s: %s", path, report)
+    return report
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The part of a network that pre-trained weights go into."""
+    for name in ("encoder", "vit"):
+        part = getattr(network, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    return network
+
+
+def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path), []
+        except SafetensorError as error:
+            raise PretrainedError(f"{path}: not a readable safetensors file ({error}).") from error
+    state = read_checkpoint(path)
+    state = state.get("network", state)
+    inside = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    ignored = [(name, "not part of the encoder") for name in state if not name.startswith("encoder.")]
+    return (inside, ignored) if inside else (state, [])
+
+
+def _fit(
+    name: str, value: Tensor, wanted: Tensor, network: nn.Module, path: str | Path, adapted: list[tuple[str, str]]
+) -> Tensor:
+    have, want = tuple(value.shape), tuple(wanted.shape)
+    if have == want:
+        return value
+    if name in FIRST_CONVOLUTIONS and have[1] == 1 and have[:1] + have[2:] == want[:1] + want[2:]:
+        adapted.append((name, f"1 input channel repeated {want[1]} times and divided by {want[1]}"))
+        return value.expand(want) / want[1]
+    if name == POSITIONS and have[2] == want[2]:
+        grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
+        if grid is not None:
+            adapted.append((name, f"fixed positions made for the grid {tuple(grid)}"))
+            return sincos_positions(tuple(grid), want[2], value)
+    raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; another preset or patch size?")

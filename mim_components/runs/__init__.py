@@ -1,0 +1,18 @@
+"""One run: its folder, its configuration, its checkpoints."""
+
+from mim_components.runs.checkpoints import CheckpointStore, DamagedCheckpointError
+from mim_components.runs.configuration import check_overrides
+from mim_components.runs.errors import explain_errors
+from mim_components.runs.folder import RunFolder, SettingsChangedError
+from mim_components.runs.training import log_plan, train
+
+__all__ = [
+    "CheckpointStore",
+    "DamagedCheckpointError",
+    "RunFolder",
+    "SettingsChangedError",
+    "check_overrides",
+    "explain_errors",
+    "log_plan",
+    "train",
+]

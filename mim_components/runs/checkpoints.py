@@ -1,0 +1,97 @@
+"""Checkpoints of a run: written beside and renamed, checked when read, the last few kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mim_components.runs.safe_write import write_safely
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is cut short, altered, not a checkpoint, or not finite; the message names the file."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by `torch.save`, without unpickling code, after checking it byte by byte.
+
+    Raises:
+        DamagedCheckpointError: the file is not whole (CRC of every part), not a checkpoint, or holds values that are
+            not finite.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DamagedCheckpointError(f"{path}: damaged, its part {broken} fails the checksum.")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpointError:
+        raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch and zipfile raise many kinds for one cause: the file is not what it should be
+        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+    if not isinstance(state, dict):
+        raise DamagedCheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary.")
+    bad = _not_finite(state.get("network", state))
+    if bad:
+        raise DamagedCheckpointError(f"{path}: weights are not finite: {bad}.")
+    return state
+
+
+def _not_finite(state: dict[str, Any]) -> str:
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return ""
+
+
+class CheckpointStore:
+    """The checkpoints of a run in one folder, named by step.
+
+    Args:
+        directory: where they lie; made when the first is written.
+        keep: how many of the newest are kept, at least 2, so that a damaged one costs one interval only.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, got {keep}.")
+        self.directory = Path(directory)
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted(path for path in self.directory.glob("step_*.pt") if re.fullmatch(r"step_\d{8}\.pt", path.name))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the checkpoint of a step, then delete what is older than the last `keep`."""
+        path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: torch.save(state, partial))
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole; names in the log what it passed over. None when there is none at all.
+
+        Raises:
+            DamagedCheckpointError: there are checkpoints, and all are damaged.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except DamagedCheckpointError as error:
+                logger.warning("Checkpoint passed over: %s", error)
+        if paths:
+            raise DamagedCheckpointError(
+                f"all {len(paths)} checkpoints in {self.directory} are damaged; use --resume never for a new run."
+            )
+        return None

@@ -1,0 +1,102 @@
+"""The configuration of the bundle that runs: overrides that nothing reads, and what differs from an earlier run."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+# Values that change where, how fast or how loud, but not what is computed.
+FREE_KEYS = frozenset(
+    """
+    _meta_ initialize run finalize handlers
+    bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
+    resume device batch_size num_workers prepare_workers on_bad max_voxels
+    tracking_uri experiment_name run_name log_interval picture_interval checkpoint_interval keep_checkpoints
+    validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_volume
+    """.split()
+)
+
+
+def current_workflow() -> ConfigWorkflow | None:
+    """The bundle workflow whose expression is being evaluated, found among the callers; None outside of one.
+
+    MONAI hands an expression its references only, not the configuration it stands in.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return workflow
+        frame = frame.f_back
+    return None
+
+
+def current_config() -> dict[str, Any]:
+    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty."""
+    workflow = current_workflow()
+    return {} if workflow is None else dict(workflow.parser.config)
+
+
+def check_overrides() -> None:
+    """Refuse a key that no configuration file of the bundle has and no reference reads: it would do nothing.
+
+    MONAI accepts a misspelt `--datset_dir` silently.
+
+    Raises:
+        ValueError: names the key and the nearest known ones.
+    """
+    workflow = current_workflow()
+    if workflow is None:
+        return
+    known = known_keys(Path(workflow.config_root_path))
+    text = json.dumps(workflow.parser.config, default=str)
+    for key in workflow.parser.config:
+        if key not in known and not re.search(rf"[@%]{re.escape(key)}\b", text):
+            nearest = difflib.get_close_matches(key, sorted(known), n=3)
+            hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
+            raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
+
+
+def known_keys(configs: Path) -> set[str]:
+    """Top-level keys of all configuration files of a bundle."""
+    keys = {"_meta_"}
+    for path in sorted(configs.glob("*.json")):
+        if path.name != "metadata.json":
+            keys |= json.loads(path.read_text()).keys()
+    return keys
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists as one level, with `::` between names."""
+    if isinstance(config, Mapping) and config:
+        parts = config.items()
+    elif isinstance(config, list) and any(isinstance(each, (dict, list)) for each in config):
+        parts = ((str(number), each) for number, each in enumerate(config))
+    else:
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for name, value in parts:
+        flat |= flatten(value, f"{prefix}::{name}" if prefix else str(name))
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = FREE_KEYS) -> list[str]:
+    """Lines `key: old -> new` for all values that differ, without the free top-level keys and handlers."""
+    before, after = flatten(old), flatten(json.loads(json.dumps(new, default=str)))
+
+    def matters(key: str) -> bool:
+        names = key.split("::")
+        return names[0] not in free and names[1:2] not in (["handlers"], ["dataloader"], ["pictures"])
+
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if matters(key) and before.get(key, "absent") != after.get(key, "absent")
+    ]

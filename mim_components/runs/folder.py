@@ -1,0 +1,125 @@
+"""The folder of one run: new or continued, what it was started with, and what it has to say at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+
+from mim_components import __version__
+from mim_components.runs.configuration import current_config, differences
+from mim_components.runs.safe_write import write_safely
+
+logger = logging.getLogger(__name__)
+
+RESUME_MODES = ("auto", "never")
+
+
+class SettingsChangedError(ValueError):
+    """The folder holds a run that was started with other settings; names every difference."""
+
+
+class RunFolder:
+    """Where a run writes. The same command on the same folder continues an unfinished run.
+
+    All processes of a run share what the first decides.
+
+    Args:
+        output_dir: the folder.
+        resume: "auto" continues the run in `output_dir`, or starts one where there is none; "never" starts in a new
+            folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
+
+    Attributes:
+        path: the folder of this run.
+        notes: warnings that the summary at the end repeats.
+
+    Raises:
+        ValueError: unknown `resume`.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, output_dir: str | Path, resume: str = "auto") -> None:
+        if resume not in RESUME_MODES:
+            raise ValueError(f"resume must be one of {', '.join(RESUME_MODES)}, got {resume!r}.")
+        wanted = Path(output_dir).absolute()
+        if resume == "never" and (wanted / "run.json").exists():
+            numbers = (number for number in range(2, 10**6) if not (wanted / f"run_{number:03d}").exists())
+            wanted = wanted / f"run_{next(numbers):03d}"
+        self.path = Path(idist.broadcast(str(wanted), src=0) if idist.get_world_size() > 1 else wanted)
+        self.notes: list[str] = []
+        self.state: dict[str, Any] = self._read()
+        if idist.get_rank() == 0:
+            self._check_writable()
+
+    def _check_writable(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the output folder {self.path} cannot be written ({error.strerror}); set --output_dir."
+            ) from error
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder has reached its last step."""
+        return self.state.get("status") == "finished"
+
+    @property
+    def name(self) -> str:
+        """Unique name of the run, also across folders."""
+        return str(self.state["name"])
+
+    def begin(self, data_digest: str, name: str = "run") -> RunFolder:
+        """Start the run, or check that the one in the folder was started with the same settings and data.
+
+        Args:
+            data_digest: identifies the content of the prepared volumes.
+            name: what the run's unique name begins with.
+
+        Raises:
+            SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+        """
+        config = json.loads(json.dumps(current_config(), default=str))
+        if self.state:
+            changed = differences(self.state["config"], config)
+            if self.state["data_digest"] != data_digest:
+                changed.append("data: other volumes than at the start of this run")
+            if changed:
+                raise SettingsChangedError(
+                    f"{self.path} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                    "Restore them to continue it, or use --resume never (new folder) or another --output_dir."
+                )
+            return self
+        started = datetime.now().strftime("%Y%m%d-%H%M%S")
+        state = {"name": f"{name}-{started}-{uuid.uuid4().hex[:6]}", "status": "running", "version": __version__}
+        self.state = state | {"data_digest": data_digest, "config": config}
+        if idist.get_rank() == 0:
+            self._write()
+        return self
+
+    def update(self, **values: Any) -> None:
+        """Set values of `run.json`, e.g. `status`."""
+        self.state |= values
+        if idist.get_rank() == 0:
+            self._write()
+
+    def _write(self) -> None:
+        text = json.dumps(self.state, indent=1, default=str)
+        write_safely(self.path / "run.json", lambda partial: partial.write_text(text))
+
+    def note(self, text: str) -> None:
+        """Log a warning now and again in the summary at the end."""
+        logger.warning(text)
+        self.notes.append(text)

@@ -1,0 +1,111 @@
+"""Run a training from its folder's state to its end, and say at the beginning what will be done and at the end what was."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from mim_components.data.sampler import StepSampler
+from mim_components.data.volumes import PreparedDataset
+from mim_components.handlers.checkpoint import CheckpointHandler
+from mim_components.handlers.tracking import RunTracker
+from mim_components.runs.folder import RunFolder
+from mim_components.runs.safe_write import write_safely
+
+logger = logging.getLogger(__name__)
+
+
+def log_plan(
+    folder: RunFolder,
+    prepared: PreparedDataset,
+    sampler: StepSampler,
+    network: nn.Module,
+    device: torch.device,
+    level_sizes: Sequence[Sequence[int]],
+) -> None:
+    """Log what was found and what will be done; keep the excluded volumes in the run's folder."""
+    if idist.get_rank() != 0:
+        return
+    padded = prepared.count_smaller_than(level_sizes[0])
+    logger.info("%s", prepared.summary())
+    logger.info(
+        "%s, device %s%s: global batch %d = %d per device x %d devices x %d accumulated; %.1f M parameters; %d steps, "
+        "%.1f passes over the volumes",
+        folder.path,
+        device,
+        f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "",
+        sampler.global_batch_size,
+        sampler.batch_size,
+        sampler.num_devices,
+        sampler.accumulation,
+        sum(parameter.numel() for parameter in network.parameters()) / 1e6,
+        sampler.num_steps,
+        sampler.num_steps * sampler.global_batch_size / len(prepared),
+    )
+    if padded:
+        size = "x".join(str(side) for side in level_sizes[0])
+        folder.note(f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air.")
+    for text in prepared.notes:
+        folder.note(text)
+    if prepared.bad:
+        folder.note(f"{len(prepared.bad)} volumes excluded, see excluded_volumes.json: {_few(prepared.bad)}")
+        rows = [{"path": bad.path, "cause": bad.cause} for bad in prepared.bad]
+        text = json.dumps(rows, indent=1)
+        write_safely(folder.path / "excluded_volumes.json", lambda partial: partial.write_text(text))
+
+
+def _few(items: Sequence[Any], limit: int = 5) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(str(item) for item in items[:limit]) + more
+
+
+def train(
+    trainer: SupervisedTrainer, checkpoints: CheckpointHandler, tracker: RunTracker, folder: RunFolder
+) -> None:
+    """Continue from the folder's newest checkpoint, or start; does nothing but say so when the run is finished."""
+    if folder.finished:
+        logger.info("The run in %s is finished; use --resume never for a new one.\n%s", folder.path, _outputs(folder))
+        return
+    step = checkpoints.restore(trainer)
+    folder.update(status="running")
+    if step >= (trainer.state.epoch_length or 0):  # interrupted between the last step and the products
+        trainer.fire_event(Events.STARTED)
+        trainer.fire_event(Events.COMPLETED)
+    else:
+        trainer.run()
+    folder.update(status="finished")
+    if idist.get_rank() == 0:
+        for name in ("metrics.jsonl", "excluded_volumes.json"):
+            if (folder.path / name).exists():
+                tracker.log_artifact(folder.path / name)
+        tracker.close("FINISHED")
+        logger.info("%s", summary(folder, tracker))
+
+
+def summary(folder: RunFolder, tracker: RunTracker) -> str:
+    """What a run achieved: losses at its first and last step, warnings, files, and how to look at them."""
+    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    first, last = rows[0], rows[-1]
+    lines = [f"Finished at step {last['step']}. Losses at step {first['step']} and {last['step']}:"]
+    names = ["loss", *(name for name in last if "_level" in name)]
+    lines += [f"  {name:<24} {first[name]:.4f} -> {last[name]:.4f}" for name in names]
+    lines += [f"Warning: {note}" for note in folder.notes]
+    return "\n".join([*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"])
+
+
+def _outputs(folder: RunFolder) -> str:
+    path = folder.path
+    return "\n".join([
+        f"Encoder:  {path / 'models' / 'encoder.safetensors'}",
+        f"Network:  {path / 'models' / 'model.pt'}",
+        f"Pictures: {path / 'pictures'}",
+        f"Numbers:  {path / 'metrics.jsonl'}",
+    ])  # fmt: skip

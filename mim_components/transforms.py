@@ -1,0 +1,224 @@
+"""The multi-level crop and mask: nested volumes from masked tokens of one image (design section 2).
+
+Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N tokens per volume, row-major over (h, w, d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, Transform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from mim_components.crop_geometry import CHILD_SOURCES, LevelGeometry, draw_geometry, num_visible_tokens
+from mim_components.networks.tokens import token_grid
+
+RESIZE_MODES = ("area", "trilinear")
+
+
+def resize_volumes(volumes: Tensor, size: Sequence[int], mode: str = "area") -> Tensor:
+    """Resize `(V, C, H, W, D)` to `size` voxels; float32.
+
+    Args:
+        volumes: any real type.
+        size: wanted size, voxels.
+        mode: "area" averages along axes that shrink (exact where the factor is an integer) and interpolates along axes
+            that grow; "trilinear" interpolates both ways, which aliases when it shrinks by more than 2.
+    """
+    volumes, size = volumes.float(), tuple(size)
+    if mode == "area":
+        shrunk = tuple(min(have, want) for have, want in zip(volumes.shape[2:], size, strict=True))
+        if shrunk != tuple(volumes.shape[2:]):
+            volumes = F.interpolate(volumes, size=shrunk, mode="area")
+    if tuple(volumes.shape[2:]) != size:
+        volumes = F.interpolate(volumes, size=size, mode="trilinear", align_corners=False)
+    return volumes
+
+
+class MultiLevelCropMask(Randomizable, Transform):
+    """Crop nested volumes around masked tokens of one image.
+
+    Level 1 is a random crop. Every volume gets a random mask; from its masked tokens `num_children` are drawn without
+    replacement, and a child of the next level is cut around each, at native resolution, then resized. Where a child is
+    larger than its token it is centred on it and shifted to lie inside the parent.
+
+    Works on NumPy arrays, tensors on any device and MetaTensors; the draws are the same for all. Randomness comes from
+    `self.R`.
+
+    Args:
+        level_sizes: native size of a volume of each level, in voxels of the input, outermost first.
+        input_size: size every volume is resized to, voxels.
+        patch_size: edge of a token, voxels of the resized volume; divides `input_size`.
+        mask_ratio: share of the N tokens to mask, in (0, 1); floor(N * (1 - mask_ratio)) stay visible.
+        num_children: volumes cut from each volume of the level above.
+        child_source: "masked", or "visible" for the paper's Table 11.
+        resize: "area" or "trilinear", see `resize_volumes`.
+
+    Returns:
+        A dictionary with, for every level l, `image_level{l}` float32 `(V_l, C, *input_size)`, `masked_level{l}` bool
+        `(V_l, N)` (True = hidden) and `start_level{l}` int64 `(V_l, 3)` (first voxel in the input); and for l >= 2
+        `parent_token_level{l}` int64 `(V_l,)`, the token of parent `i // num_children` that child i was drawn for, and
+        `parent_overlap_level{l}` bool `(V_l, N)`, that parent's tokens which the child's box overlaps.
+
+    Raises:
+        ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
+            masked than children wanted, or no token is visible; when called, an image smaller than level 1.
+
+    Example:
+        >>> crop = MultiLevelCropMask([(32, 32, 32), (16, 16, 16)], (16, 16, 16), patch_size=8, num_children=2)
+        >>> out = crop.set_random_state(0)(torch.rand(1, 40, 40, 40))
+        >>> out["image_level2"].shape, out["masked_level2"].sum(-1).tolist(), out["parent_token_level2"].shape
+        (torch.Size([2, 1, 16, 16, 16]), [5, 5], torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        level_sizes: Sequence[Sequence[int]] = ((384, 384, 192), (96, 96, 96), (16, 16, 16)),
+        input_size: Sequence[int] = (96, 96, 96),
+        patch_size: int = 16,
+        mask_ratio: float = 0.6,
+        num_children: int = 4,
+        child_source: str = "masked",
+        resize: str = "area",
+    ) -> None:
+        super().__init__()
+        self.level_sizes = [tuple(size) for size in level_sizes]
+        self.input_size = tuple(input_size)
+        self.grid = token_grid(input_size, patch_size)
+        self.num_children = num_children
+        self.child_source = child_source
+        self.resize = resize
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}.")
+        self.num_visible = num_visible_tokens(int(np.prod(self.grid)), mask_ratio)
+        self._check()
+        self.geometry: list[LevelGeometry] = []
+
+    def _check(self) -> None:
+        num_tokens = int(np.prod(self.grid))
+        if not self.level_sizes or any(len(size) != 3 or min(size) < 1 for size in self.level_sizes):
+            raise ValueError(f"level_sizes must hold one size (H, W, D) per level, got {self.level_sizes}.")
+        for outer, inner in zip(self.level_sizes, self.level_sizes[1:], strict=False):
+            if any(i > o for i, o in zip(inner, outer, strict=True)):
+                raise ValueError(f"every level must fit in the one above, got {inner} inside {outer}.")
+        if self.child_source not in CHILD_SOURCES:
+            raise ValueError(f"child_source must be one of {CHILD_SOURCES}, got {self.child_source!r}.")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"resize must be one of {RESIZE_MODES}, got {self.resize!r}.")
+        if self.num_visible < 1:
+            raise ValueError(f"mask_ratio leaves none of the {num_tokens} tokens visible.")
+        candidates = num_tokens - self.num_visible if self.child_source == "masked" else self.num_visible
+        if len(self.level_sizes) > 1 and not 1 <= self.num_children <= candidates:
+            raise ValueError(
+                f"num_children must be between 1 and the number of {self.child_source} tokens, got "
+                f"num_children={self.num_children}, {self.child_source} tokens: {candidates}."
+            )
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """Draw masks and boxes for an image of that spatial size."""
+        self.geometry = draw_geometry(
+            self.R, data, self.level_sizes, self.grid, self.num_visible, self.num_children, self.child_source
+        )
+
+    def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> dict[str, Tensor]:
+        """Cut and mask one image `(C, H, W, D)`; `randomize=False` repeats the last draw."""
+        image = convert_to_tensor(img, track_meta=False)
+        size = tuple(image.shape[1:])
+        if any(have < want for have, want in zip(size, self.level_sizes[0], strict=True)):
+            raise ValueError(f"the image must be at least level 1, {self.level_sizes[0]} voxels, got {size}; pad it.")
+        if randomize:
+            self.randomize(size)
+        out: dict[str, Tensor] = {}
+        for level, (geometry, native) in enumerate(zip(self.geometry, self.level_sizes, strict=True), start=1):
+            boxes = [tuple(slice(s, s + n) for s, n in zip(start, native, strict=True)) for start in geometry.start]
+            volumes = torch.stack([image[(slice(None), *box)] for box in boxes])  # (V, C, *native)
+            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize)
+            out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device)
+            out[f"start_level{level}"] = torch.from_numpy(geometry.start)
+            if level > 1:
+                out[f"parent_token_level{level}"] = torch.from_numpy(geometry.parent_token).to(image.device)
+                out[f"parent_overlap_level{level}"] = torch.from_numpy(geometry.parent_overlap).to(image.device)
+        return out
+
+
+class MultiLevelCropMaskd(Randomizable, MapTransform):
+    """Dictionary version of `MultiLevelCropMask`; keys share boxes and masks.
+
+    Under `{key}_level{l}` it writes the volumes of each key, and once the masks, starts and parents; under
+    `affine_level1` float64 `(4, 4)` the voxel-to-world matrix of the first key's level-1 volume before the resize
+    (identity where the image has none). The whole image is dropped from the dictionary.
+
+    Args:
+        keys: images `(C, H, W, D)` of equal spatial shape.
+        level_sizes: see `MultiLevelCropMask`, as all that follow.
+        input_size: size every volume is resized to, voxels.
+        patch_size: edge of a token, voxels of the resized volume.
+        mask_ratio: share of tokens to mask.
+        num_children: volumes cut from each volume of the level above.
+        child_source: "masked" or "visible".
+        resize: "area" or "trilinear".
+        allow_missing_keys: do not raise when a key is missing.
+
+    Raises:
+        ValueError: as `MultiLevelCropMask`; or keys differ in spatial shape.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        level_sizes: Sequence[Sequence[int]] = ((384, 384, 192), (96, 96, 96), (16, 16, 16)),
+        input_size: Sequence[int] = (96, 96, 96),
+        patch_size: int = 16,
+        mask_ratio: float = 0.6,
+        num_children: int = 4,
+        child_source: str = "masked",
+        resize: str = "area",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.crop = MultiLevelCropMask(
+            level_sizes, input_size, patch_size, mask_ratio, num_children, child_source, resize
+        )
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> MultiLevelCropMaskd:
+        """Seed the draws; returns self."""
+        super().set_random_state(seed, state)
+        self.crop.set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """Draw masks and boxes for images of that spatial size."""
+        self.crop.randomize(data)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace every image by its levels."""
+        out = dict(data)
+        shape: tuple[int, ...] | None = None
+        for key in self.key_iterator(out):
+            image = out.pop(key)
+            if shape is not None and tuple(image.shape[1:]) != shape:
+                raise ValueError(f"keys must have equal spatial shape, got {shape} and {key!r} {image.shape[1:]}.")
+            levels = self.crop(image, randomize=shape is None)
+            if shape is None:
+                out["affine_level1"] = _affine_at(image, self.crop.geometry[0].start[0])
+            shape = tuple(image.shape[1:])
+            out.update({f"{key}{name[5:]}" if name.startswith("image_") else name: v for name, v in levels.items()})
+        return out
+
+
+def _affine_at(image: NdarrayOrTensor, start: np.ndarray) -> Tensor:
+    """Voxel-to-world matrix of the box that begins at voxel `start`."""
+    affine = image.affine.to("cpu", torch.float64) if isinstance(image, MetaTensor) else torch.eye(4).double()
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.from_numpy(start)
+    return affine @ shift
