@@ -1,6 +1,6 @@
 """From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
 
-from .dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
+from .dataset import KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
 from .distributed import prepare_on_nodes
 from .prepare import find_sources, open_cached, prepare_volumes
 from .sampler import StepSampler, accumulation_steps
@@ -34,6 +34,7 @@ __all__ = [
     "VolumeSource",
     "accumulation_steps",
     "find_sources",
+    "init_worker",
     "open_cached",
     "prepare_on_nodes",
     "prepare_volumes",

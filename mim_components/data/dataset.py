@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -63,6 +64,11 @@ class KeyedDataset(Dataset):
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
         return self.transform(self.data[index])
+
+
+def init_worker(worker_id: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: leave Ctrl-C to the main process, which finishes its step first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class StepLoader:

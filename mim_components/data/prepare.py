@@ -110,10 +110,7 @@ def prepare_volumes(
         BadVolumesError: volumes are bad and `on_bad` is "stop", or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
     """
-    if on_bad not in ON_BAD or verify not in VERIFY:
-        raise DataError(f"on_bad must be one of {ON_BAD} and verify one of {VERIFY}, got {on_bad=}, {verify=}.")
-    if num_workers < 0:
-        raise DataError(f"num_workers must not be negative, got {num_workers=}.")
+    _check_options(on_bad, verify, num_workers)
     notes = list(found.notes) if isinstance(found, FoundVolumes) else []
     sources = list(found)
     cache = VolumeCache(cache_dir)
@@ -123,8 +120,7 @@ def prepare_volumes(
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
     cache.check_space(sum(cache_bytes(task.header) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
-    bar = tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress)
-    with bar:
+    with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
         prepared = iter(_run(tasks, num_workers, bar))
         results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
     bad = [item for item in results if isinstance(item, BadVolume)]
@@ -163,6 +159,13 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
             f"found {voxels.dtype} {voxels.shape}; prepare the data again."
         )
     return voxels
+
+
+def _check_options(on_bad: str, verify: str, num_workers: int) -> None:
+    if on_bad not in ON_BAD or verify not in VERIFY:
+        raise DataError(f"on_bad must be one of {ON_BAD} and verify one of {VERIFY}, got {on_bad=}, {verify=}.")
+    if num_workers < 0:
+        raise DataError(f"num_workers must not be negative, got {num_workers=}.")
 
 
 def _inspect_all(

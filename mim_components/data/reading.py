@@ -1,7 +1,7 @@
 """Read one volume whole, as int16 HU on a RAS grid, checked to its last byte.
 
-NIfTI voxels come out of the same pass over the file that hashes it and verifies its checksum. MetaImage, NRRD and
-DICOM are read by ITK through MONAI's reader, after that pass.
+Voxels come out of the same pass over the file that hashes it and verifies its checksum. nibabel or ITK tell where they
+lie in space; DICOM series are decoded by ITK through MONAI's reader.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from .checks import MAX_VOXELS, check_affine, check_file, check_header, check_intensities, note_geometry
 from .headers import VolumeHeader, read_header
-from .stream import hash_file, read_payload
+from .stream import Payload, hash_file, read_payload
 from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)
@@ -103,11 +103,11 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         OSError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    if header.payload is not None and header.affine is not None:
-        buffer = read_payload(header.payload, digest, keep=True)
-        raw, affine = np.frombuffer(buffer, dtype=header.dtype).reshape(header.shape, order="F"), header.affine
+    if header.payload is None:
+        raw, affine = _read_series(source, header, digest)
     else:
-        raw, affine = _read_itk(source, header, digest)
+        raw = _read_file(header, header.payload, digest)
+        affine = _affine_by_itk(source.path) if header.affine is None else header.affine
     check_affine(affine)
     voxels, notes = _to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
@@ -128,31 +128,49 @@ def cause_of(error: Exception) -> str:
     return " ".join((text or type(error).__name__).split())
 
 
-def _read_itk(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+def _read_file(header: VolumeHeader, payload: Payload, digest: hashlib._Hash) -> np.ndarray:
     for path in header.files:
-        if header.payload is None or path != header.payload.path:
+        if path != payload.path:
             hash_file(path, digest)
-    if header.payload is not None:
-        read_payload(header.payload, digest, keep=False)
+    return np.frombuffer(read_payload(payload, digest), dtype=header.dtype).reshape(header.shape, order="F")
+
+
+def _affine_by_itk(path: Path) -> np.ndarray:
     import itk  # takes seconds to import, and NIfTI does not need it
+
+    # the type of the voxels does not matter: only the header is read
+    reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path))
+    try:
+        reader.UpdateOutputInformation()
+    except RuntimeError as error:
+        raise VolumeError(f"ITK refuses the header: {_last_line(error)}") from error
+    image = reader.GetOutput()
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
+
+
+def _read_series(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+    for path in header.files:
+        hash_file(path, digest)
+    import itk
     from monai.data import ITKReader
 
-    # integers of up to 16 bits with sign are exact as they are, everything else passes through float32
-    small = source.series_uid is None and header.dtype.kind in "iu" and header.dtype.str[1:] in ("i1", "u1", "i2")
-    image_type = itk.Image[itk.SS if small else itk.F, 3]
     names = [str(path) for path in source.files]
-    if source.series_uid is not None:
-        reader = itk.ImageSeriesReader[image_type].New(FileNames=names, ImageIO=itk.GDCMImageIO.New())
-    else:
-        reader = itk.ImageFileReader[image_type].New(FileName=names[0])
+    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=names, ImageIO=itk.GDCMImageIO.New())
     try:
         reader.Update()
         voxels, meta = ITKReader().get_data(reader.GetOutput())
     except RuntimeError as error:
-        raise VolumeError(f"cannot be decoded: {str(error).strip().splitlines()[-1][:200]}") from error
+        raise VolumeError(f"cannot be decoded: {_last_line(error)}") from error
     if voxels.shape != header.shape:
         raise VolumeError(f"the header claims shape {header.shape}, ITK reads {voxels.shape}")
     return voxels, np.asarray(meta["affine"], dtype=np.float64)
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1][:200]
 
 
 def _to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:

@@ -87,16 +87,15 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
             digest.update(chunk)
 
 
-def read_payload(payload: Payload, digest: hashlib._Hash, keep: bool) -> bytearray:
+def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
     """Read the voxels and everything after them.
 
     Args:
         payload: where the voxels lie.
         digest: receives all bytes of the file, as they are on disk.
-        keep: return the voxels; without it only check them.
 
     Returns:
-        `payload.size` bytes, none without `keep`.
+        `payload.size` bytes.
 
     Raises:
         VolumeError: truncated, a failed checksum, or much more data than the header claims.
@@ -108,8 +107,7 @@ def read_payload(payload: Payload, digest: hashlib._Hash, keep: bool) -> bytearr
         file = io.BufferedReader(HashingFile(raw, digest), _CHUNK)
         file.read(payload.start)
         for chunk in _checked_chunks(file, payload.compressed):
-            if keep:
-                voxels += chunk[max(payload.skip - position, 0) : max(end - position, 0)]
+            voxels += chunk[max(payload.skip - position, 0) : max(end - position, 0)]
             position += len(chunk)
         while file.read(_CHUNK):
             pass

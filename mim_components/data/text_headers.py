@@ -1,7 +1,7 @@
 """MetaImage and NRRD headers: sizes, type and where the voxels lie.
 
-ITK reads these volumes. Their headers are read here first because ITK allocates what a header claims, and does not
-notice a failed checksum of compressed voxels.
+ITK computes where these volumes lie in space. Their sizes are read here, and their voxels by our own pass over the
+file, because ITK allocates what a header claims and hands out arbitrary voxels when decompression fails.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TextHeader:
 
     Args:
         shape: voxels per axis, fastest first.
-        dtype: type of a stored voxel.
+        dtype: type of a stored voxel, with its byte order.
         data_file: file with the voxels.
         start: byte at which they, or their compressed stream, begin; -1: they are the last bytes of the file.
         compressed: the voxels are deflated.
@@ -90,10 +90,11 @@ def read_metaimage(path: Path) -> TextHeader:
     if not _is_true(fields.get("binarydata", "true")):
         raise VolumeError("voxels are stored as text, expected BinaryData = True")
     local = data.upper() == "LOCAL"
+    big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false"))
     skip = _integers(fields.get("headersize", "0"), "HeaderSize")[0]
     return TextHeader(
         shape=_integers(_needed(fields, "dimsize", "MetaImage"), "DimSize"),
-        dtype=_type(_META_TYPES, _needed(fields, "elementtype", "MetaImage").upper()),
+        dtype=_type(_META_TYPES, _needed(fields, "elementtype", "MetaImage").upper(), _is_true(big)),
         data_file=path if local else _beside(path, data),
         start=start if local else max(skip, -1),
         compressed=_is_true(fields.get("compresseddata", "false")),
@@ -133,7 +134,7 @@ def read_nrrd(path: Path) -> TextHeader:
     placed = "spacedirections" in fields
     return TextHeader(
         shape=_channels_last(_integers(_needed(fields, "sizes", "NRRD"), "sizes")),
-        dtype=_type(_NRRD_TYPES, _needed(fields, "type", "NRRD").lower()),
+        dtype=_type(_NRRD_TYPES, _needed(fields, "type", "NRRD").lower(), fields.get("endian", "little") == "big"),
         data_file=_beside(path, data) if data else path,
         start=skip if data or skip < 0 else start + skip,
         compressed=compressed,
@@ -188,7 +189,7 @@ def _is_true(text: str) -> bool:
     return text.strip().lower() in ("true", "1", "t", "y", "yes")
 
 
-def _type(types: dict[str, str], name: str) -> np.dtype:
+def _type(types: dict[str, str], name: str, big_endian: bool) -> np.dtype:
     if name not in types:
         raise VolumeError(f"voxels of type {name}, expected integers or floats")
-    return np.dtype(types[name])
+    return np.dtype((">" if big_endian else "<") + types[name])

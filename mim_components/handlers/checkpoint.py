@@ -59,7 +59,6 @@ class CheckpointHandler:
         step = engine.state.iteration
         if idist.get_rank() == 0 and step not in self._steps():
             state = {name: part.state_dict() for name, part in self.parts.items()}
-            state["lr_scheduler"] = {k: v for k, v in state["lr_scheduler"].items() if k != "lr_lambdas"}
             self.store.save(step, {"step": step, **state})
 
     def _steps(self) -> list[int]:

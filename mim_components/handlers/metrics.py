@@ -13,6 +13,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.dataset import StepLoader
@@ -64,7 +65,7 @@ class StepMetrics:
         engine.state.step_metrics = None
         if step % self.interval and step not in (1, last):
             return
-        numbers = {name: float(value) for name, value in engine.state.output.items() if name != "names"}
+        numbers = _over_processes({name: v for name, v in engine.state.output.items() if name != "names"})
         then, now = self._since, (step, perf_counter())
         seconds = max(now[1] - then[1], 1e-9)
         sampler = self.loader.sampler
@@ -119,7 +120,7 @@ class ConsoleLog:
 
 
 class ProgressHandler:
-    """A progress bar over all steps with the losses beside it; log lines appear above it."""
+    """A progress bar over all steps with the losses beside it; log lines appear above it until it is closed."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -130,17 +131,22 @@ class ProgressHandler:
             return
         engine.add_event_handler(Events.STARTED, self.start)
         ProgressBar(persist=True, desc="steps", dynamic_ncols=True).attach(engine, output_transform=_shown)
-        engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, _remember)
 
     def start(self, engine: Engine) -> None:
         """Send log lines through the bar."""
-        engine.state.shown = {}
         self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
 
-    def close(self, engine: Engine) -> None:
-        """Give the console back."""
+    def close(self) -> None:
+        """Give the console back; also after an error."""
         self._stack.close()
+
+
+def _over_processes(values: dict[str, Tensor]) -> dict[str, float]:
+    """Mean of every value over the processes."""
+    stacked = torch.stack([value.float() for value in values.values()])
+    if idist.get_world_size() > 1:
+        stacked = idist.all_reduce(stacked) / idist.get_world_size()
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def _loggers_with_console() -> list[logging.Logger]:
@@ -150,10 +156,6 @@ def _loggers_with_console() -> list[logging.Logger]:
 
 def _shown(output: dict[str, Any]) -> dict[str, Any]:
     return {_short(k): f"{float(v):.4f}" for k, v in output.items() if k == "loss" or k.startswith("reconstruction")}
-
-
-def _remember(engine: Engine) -> None:
-    return None
 
 
 def _short(name: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components.handlers.checkpoint import CheckpointHandler
@@ -32,8 +33,6 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-            engine.add_event_handler(Events.COMPLETED, self.restore)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self.restore_and_raise)
 
     def start(self, engine: Engine) -> None:
         """Take the signals."""
@@ -43,12 +42,14 @@ class StopSignals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; let the second one have its way."""
         if self._received:
-            self.restore(None)
+            self.close()
             signal.raise_signal(number)
         self._received = number
 
     def __call__(self, engine: Engine) -> None:
         """After a step, stop if a signal came."""
+        if idist.get_world_size() > 1:  # stop all after the same step
+            self._received = int(idist.all_reduce(self._received, op="MAX"))
         if self._received:
             self.checkpoints.save(engine)
             logger.warning(
@@ -59,13 +60,8 @@ class StopSignals:
             )
             raise SystemExit(128 + self._received)
 
-    def restore(self, engine: Engine | None) -> None:
-        """Give the signals back."""
+    def close(self) -> None:
+        """Give the signals back; also after an error."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-
-    def restore_and_raise(self, engine: Engine, error: BaseException) -> None:
-        """Give the signals back and let the error go on."""
-        self.restore(engine)
-        raise error

@@ -54,12 +54,11 @@ class RunTracker:
         self.handler: MLFlowHandler | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, after `StepMetrics` and before handlers that re-raise exceptions."""
+        """Register with a trainer, after `StepMetrics`; whoever runs the trainer closes the run."""
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.log_step)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
 
     def start(self, engine: Engine) -> None:
         """Open the MLflow run: the one of this folder, or a new one."""
@@ -109,13 +108,6 @@ class RunTracker:
             self.handler.run_finish_status = status
             self.handler.close()
             self.handler = None
-
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        """Mark the run FAILED (KILLED when it was told to stop) and let the error go on."""
-        stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
-        self.folder.update(status="interrupted" if stopped else "failed")
-        self.close("KILLED" if stopped else "FAILED")
-        raise error
 
 
 def _surroundings() -> dict[str, Any]:

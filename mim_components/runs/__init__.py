@@ -4,6 +4,7 @@ from mim_components.runs.checkpoints import CheckpointStore, DamagedCheckpointEr
 from mim_components.runs.configuration import check_overrides
 from mim_components.runs.errors import explain_errors
 from mim_components.runs.folder import RunFolder, SettingsChangedError
+from mim_components.runs.processes import local_device, start_processes, stop_processes
 from mim_components.runs.training import log_plan, train
 
 __all__ = [
@@ -13,6 +14,9 @@ __all__ = [
     "SettingsChangedError",
     "check_overrides",
     "explain_errors",
+    "local_device",
     "log_plan",
+    "start_processes",
+    "stop_processes",
     "train",
 ]

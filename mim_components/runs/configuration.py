@@ -17,11 +17,14 @@ FREE_KEYS = frozenset(
     """
     _meta_ initialize run finalize handlers
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
-    resume device batch_size num_workers prepare_workers on_bad max_voxels
+    resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad max_voxels
+    checkpoint imports
     tracking_uri experiment_name run_name log_interval picture_interval checkpoint_interval keep_checkpoints
     validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_volume
     """.split()
 )
+
+FREE_PARTS = frozenset("handlers dataloader pictures metrics tracker checkpoints progress signals inferer".split())  # of `train`
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -93,7 +96,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
 
     def matters(key: str) -> bool:
         names = key.split("::")
-        return names[0] not in free and names[1:2] not in (["handlers"], ["dataloader"], ["pictures"])
+        return names[0] not in free and not (names[0] == "train" and names[1] in FREE_PARTS)
 
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -68,19 +68,40 @@ def _few(items: Sequence[Any], limit: int = 5) -> str:
 
 
 def train(
-    trainer: SupervisedTrainer, checkpoints: CheckpointHandler, tracker: RunTracker, folder: RunFolder
+    trainer: SupervisedTrainer,
+    checkpoints: CheckpointHandler,
+    tracker: RunTracker,
+    folder: RunFolder,
+    closing: Sequence[Any] = (),
 ) -> None:
-    """Continue from the folder's newest checkpoint, or start; does nothing but say so when the run is finished."""
+    """Continue from the folder's newest checkpoint, or start; only say so when the run is finished.
+
+    Args:
+        trainer: with all its handlers.
+        checkpoints: of the run.
+        tracker: closed as FINISHED, FAILED, or KILLED when the run was told to stop.
+        folder: of the run.
+        closing: handlers whose `close()` is called however the training ends.
+    """
     if folder.finished:
         logger.info("The run in %s is finished; use --resume never for a new one.\n%s", folder.path, _outputs(folder))
         return
     step = checkpoints.restore(trainer)
     folder.update(status="running")
-    if step >= (trainer.state.epoch_length or 0):  # interrupted between the last step and the products
-        trainer.fire_event(Events.STARTED)
-        trainer.fire_event(Events.COMPLETED)
-    else:
-        trainer.run()
+    try:
+        if step >= (trainer.state.epoch_length or 0):  # interrupted between the last step and the products
+            trainer.fire_event(Events.STARTED)
+            trainer.fire_event(Events.COMPLETED)
+        else:
+            trainer.run()
+    except BaseException as error:
+        stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
+        folder.update(status="interrupted" if stopped else "failed")
+        tracker.close("KILLED" if stopped else "FAILED")
+        raise
+    finally:
+        for handler in closing:
+            handler.close()
     folder.update(status="finished")
     if idist.get_rank() == 0:
         for name in ("metrics.jsonl", "excluded_volumes.json"):

@@ -1,0 +1,1 @@
+"""Measurements that are run by hand; none is needed to use the software."""

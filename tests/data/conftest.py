@@ -1,0 +1,88 @@
+"""Small CT files of every format, made in a temporary folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+SHAPE = (10, 12, 14)
+AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
+
+
+@pytest.fixture
+def ct() -> np.ndarray:
+    """int16 (10, 12, 14) in HU, no two neighbours alike, so that a swapped axis shows."""
+    return np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
+
+
+@pytest.fixture
+def write_nifti(tmp_path: Path, ct: np.ndarray) -> Callable[..., Path]:
+    """Write a NIfTI file below `tmp_path`; without an array the CT."""
+
+    def write(name: str, array: np.ndarray | None = None, affine: np.ndarray | None = AFFINE) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(ct if array is None else array, affine), path)
+        return path
+
+    return write
+
+
+def _dataset(uid: str, values: np.ndarray, position: Sequence[float], changes: dict[str, object]) -> pydicom.Dataset:
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.SOPClassUID = CTImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", uid
+    data.PatientName, data.PatientID = "SECRET^NAME", "SECRET-ID"
+    data.Modality, data.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.Rows, data.Columns = values.shape
+    data.PixelSpacing = [1.5, 2.5]  # between rows (y), between columns (x)
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.ImagePositionPatient = list(position)
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = (values + 1024).astype(np.uint16).tobytes()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+@pytest.fixture
+def write_dicom(tmp_path: Path) -> Callable[..., list[Path]]:
+    """Write an axial series: `volume` (x, y, z) in LPS, 3 mm slices, files in shuffled order; returns them by position.
+
+    `changes` replaces tags of every slice.
+    """
+
+    def write(
+        folder: str,
+        volume: np.ndarray,
+        uid: str = "1.2.3.4",
+        suffix: str = ".dcm",
+        positions: Sequence[float] | None = None,
+        **changes: object,
+    ) -> list[Path]:
+        target = tmp_path / folder
+        target.mkdir(parents=True, exist_ok=True)
+        order = np.random.default_rng(1).permutation(volume.shape[2])
+        heights = [10.0 + 3.0 * z for z in range(volume.shape[2])] if positions is None else positions
+        paths = []
+        for z in range(volume.shape[2]):
+            path = target / f"{uid}_{order[z]:03d}{suffix}"
+            position = (-20.0, -30.0, heights[z])
+            _dataset(uid, volume[:, :, z].T, position, changes).save_as(path, enforce_file_format=True)
+            paths.append(path)
+        return paths
+
+    return write
