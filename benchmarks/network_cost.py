@@ -1,13 +1,14 @@
 """Parameters and forward cost of every preset, as Markdown: `python -m benchmarks.network_cost`.
 
-The cost is what `torch.utils.flop_counter.FlopCounterMode` counts: the multiplications of convolutions, linear layers and
-attention, 1 MAC = 2 FLOPs. It leaves out biases, norms, softmax, GELU, resizing and the loss, which are a few per cent of
-the arithmetic. A convolution counts its padding; a grouped one counts its own group only. Attention is counted through its
-two matrix products, for which it runs in PyTorch's plain form: the counter does not know the fused one of the CPU.
-Everything happens on the "meta" device, which has shapes and no numbers, so that `base` takes seconds.
+The cost is what `torch.utils.flop_counter.FlopCounterMode` counts: the multiply-accumulates of convolutions, linear
+layers and attention, 1 MAC = 2 FLOPs. It leaves out biases, norms, softmax, GELU, positions and the loss. A convolution
+counts its padding; a grouped one counts its own group only. Attention is counted through its two matrix products, for
+which it runs in PyTorch's plain form: the counter does not know the fused one of the CPU. Everything happens on the
+"meta" device, which has shapes and no numbers, so that `base` takes seconds.
 
-Two costs stand side by side: one 96^3 volume at mask ratio 0.6 (encoder, decoder and prediction head), and one whole sample
-of 1 + 4 + 16 = 21 volumes, which adds the alignment heads.
+Two costs stand side by side: one 96^3 volume at mask ratio 0.6 (encoder, decoder and prediction head), and one whole
+sample of 1 + 4 + 16 = 21 volumes, which adds the alignment heads. The convolutional stages of the hybrid encoder run on
+the whole grid, so their cost does not depend on the mask ratio.
 """
 
 from __future__ import annotations
@@ -130,9 +131,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PRESETS), nargs="+", default=list(PRESETS), dest="presets")
     parser.add_argument("--encoder", choices=ENCODERS, nargs="+", default=list(ENCODERS), dest="encoders")
     arguments = parser.parse_args()
-    print(
-        f"Forward of {'x'.join(map(str, INPUT_SIZE))} volumes, mask ratio {MASK_RATIO}; 1 MAC = {FLOPS_PER_MAC} FLOPs.\n"
-    )
+    size = "x".join(map(str, INPUT_SIZE))
+    print(f"Forward of {size} volumes, mask ratio {MASK_RATIO}; 1 MAC = {FLOPS_PER_MAC} FLOPs.\n")
     print(table(arguments.presets, arguments.encoders))
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mim_components.contract import InputContract
 from mim_components.networks.tokens import sincos_positions
-from mim_components.runs.checkpoints import read_checkpoint
-from mim_components.runs.safe_write import write_safely
+from mim_components.checkpoints import read_checkpoint
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 

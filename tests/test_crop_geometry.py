@@ -70,8 +70,9 @@ def test_token_boxes_are_row_major():
 
 
 def test_box_of_level_2_is_centred_and_shifted_into_the_parent():
-    # the paper's levels 1 -> 2: a token is 64x64x32. Token (2, 3, 0) has its centre at (160, 224, 16), so the box begins
-    # at (112, 176, -32), which is shifted to (112, 176, 0). Token (5, 0, 5): (352, 32, 176) -> (304, -16, 128) -> (288, 0, 96)
+    # the paper's levels 1 -> 2: a token is 64x64x32, so with g = (h, w, d) its centre is at (64h + 32, 64w + 32, 32d + 16)
+    # (2, 3, 0): (160, 224, 16), so the box begins at (112, 176, -32), which is shifted to (112, 176, 0)
+    # (5, 0, 5): (352, 32, 176), so the box begins at (304, -16, 128), which is shifted to (288, 0, 96)
     grid = (6, 6, 6)
     tokens = np.ravel_multi_index(([2, 5], [3, 0], [0, 5]), grid)[None]
     start, overlap = place_children(np.array([[10, 20, 30]]), tokens, (384, 384, 192), (96, 96, 96), grid)

@@ -13,7 +13,7 @@ from mim_components.contract import InputContract
 from mim_components.networks.mim import MiM
 from mim_components.pretrained import save_encoder
 from mim_components.runs.folder import RunFolder
-from mim_components.runs.safe_write import write_safely
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 

@@ -1,22 +1,16 @@
 """One run: its folder, its configuration, its checkpoints."""
 
-from mim_components.runs.checkpoints import CheckpointStore, DamagedCheckpointError
 from mim_components.runs.configuration import check_overrides
 from mim_components.runs.errors import explain_errors
 from mim_components.runs.folder import RunFolder, SettingsChangedError
 from mim_components.runs.processes import local_device, start_processes, stop_processes
-from mim_components.runs.training import log_plan, train
 
 __all__ = [
-    "CheckpointStore",
-    "DamagedCheckpointError",
     "RunFolder",
     "SettingsChangedError",
     "check_overrides",
     "explain_errors",
     "local_device",
-    "log_plan",
     "start_processes",
     "stop_processes",
-    "train",
 ]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+from filelock import FileLock, Timeout
 
 from mim_components import __version__
 from mim_components.runs.configuration import current_config, differences
-from mim_components.runs.safe_write import write_safely
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ RESUME_MODES = ("auto", "never")
 
 class SettingsChangedError(ValueError):
     """The folder holds a run that was started with other settings; names every difference."""
+
+
+class FolderInUseError(RuntimeError):
+    """Another process is running in the folder."""
 
 
 class RunFolder:
@@ -41,6 +46,7 @@ class RunFolder:
     Raises:
         ValueError: unknown `resume`.
         OSError: the folder cannot be written.
+        FolderInUseError: another process is running in the folder.
     """
 
     def __init__(self, output_dir: str | Path, resume: str = "auto") -> None:
@@ -55,6 +61,18 @@ class RunFolder:
         self.state: dict[str, Any] = self._read()
         if idist.get_rank() == 0:
             self._check_writable()
+            self._lock = self._take_lock()
+
+    def _take_lock(self) -> FileLock:
+        """Keep a second run out of the folder as long as this process lives."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise FolderInUseError(
+                f"another process is running in {self.path}; wait for it, or use another --output_dir."
+            ) from error
+        return lock
 
     def _check_writable(self) -> None:
         try:
@@ -97,6 +115,7 @@ class RunFolder:
             if self.state["data_digest"] != data_digest:
                 changed.append("data: other volumes than at the start of this run")
             if changed:
+                self.release()
                 raise SettingsChangedError(
                     f"{self.path} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
                     "Restore them to continue it, or use --resume never (new folder) or another --output_dir."
@@ -118,6 +137,11 @@ class RunFolder:
     def _write(self) -> None:
         text = json.dumps(self.state, indent=1, default=str)
         write_safely(self.path / "run.json", lambda partial: partial.write_text(text))
+
+    def release(self) -> None:
+        """Let another run use the folder."""
+        if idist.get_rank() == 0:
+            self._lock.release()
 
     def note(self, text: str) -> None:
         """Log a warning now and again in the summary at the end."""

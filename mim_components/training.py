@@ -18,7 +18,7 @@ from mim_components.data.volumes import PreparedDataset
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.runs.folder import RunFolder
-from mim_components.runs.safe_write import write_safely
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def train(
     """
     if folder.finished:
         logger.info("The run in %s is finished; use --resume never for a new one.\n%s", folder.path, _outputs(folder))
+        folder.release()
         return
     step = checkpoints.restore(trainer)
     folder.update(status="running")
@@ -102,6 +103,7 @@ def train(
     finally:
         for handler in closing:
             handler.close()
+        folder.release()
     folder.update(status="finished")
     if idist.get_rank() == 0:
         for name in ("metrics.jsonl", "excluded_volumes.json"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mim_components.runs.safe_write import write_safely
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
