@@ -63,7 +63,9 @@ class InputContract:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    return (
+        tuple(_tuples(each) for each in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    )
 
 
 def read_contract(path: str | Path) -> InputContract:

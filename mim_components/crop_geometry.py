@@ -37,7 +37,7 @@ def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
 
 
 def token_boxes(size: Sequence[int], grid: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """First and last edge of every token of a volume of `size` voxels: float `(N, 3)` each, in voxels from its start."""
+    """First and last edge of every token of a volume of `size` voxels: float `(N, 3)` each, voxels from its start."""
     numbers = np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)  # (N, 3)
     edge = np.asarray(size) / np.asarray(grid)
     return numbers * edge, (numbers + 1) * edge

@@ -12,7 +12,8 @@ def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[st
 
     Biases, norms (one axis) and tokens or positions (leading axes of size 1) are not decayed.
     """
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in network.parameters():
         if parameter.requires_grad:
             is_vector = sum(size > 1 for size in parameter.shape) <= 1

@@ -83,7 +83,7 @@ class PretrainStep:
         return {name: value.detach() / self.accumulation for name, value in terms.items()}
 
     def _describe(self, engine: Engine, terms: Mapping[str, Tensor], names: list[str]) -> str:
-        every = idist.all_gather(names) if idist.get_world_size() > 1 else [names]
+        every: Any = idist.all_gather(names) if idist.get_world_size() > 1 else [names]
         values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
         files = "\n  ".join(name for part in every for name in part)
         return (

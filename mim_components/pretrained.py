@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import InputContract
 from mim_components.networks.tokens import sincos_positions
-from mim_components.checkpoints import read_checkpoint
 from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Run a training from its folder's state to its end, and say at the beginning what will be done and at the end what was."""
+"""Run a training from its folder's state to its end; say first what will be done, and at the end what was."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def log_plan(
     )
     if padded:
         size = "x".join(str(side) for side in level_sizes[0])
-        folder.note(f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air.")
+        folder.note(
+            f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
+        )
     for text in prepared.notes:
         folder.note(text)
     if prepared.bad:
@@ -121,7 +123,9 @@ def summary(folder: RunFolder, tracker: RunTracker) -> str:
     names = ["loss", *(name for name in last if "_level" in name)]
     lines += [f"  {name:<24} {first[name]:.4f} -> {last[name]:.4f}" for name in names]
     lines += [f"Warning: {note}" for note in folder.notes]
-    return "\n".join([*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"])
+    return "\n".join(
+        [*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"]
+    )
 
 
 def _outputs(folder: RunFolder) -> str:

@@ -1,6 +1,6 @@
 """The multi-level crop and mask: nested volumes from masked tokens of one image (design section 2).
 
-Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N tokens per volume, row-major over (h, w, d).
+Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N tokens, row-major over (h, w, d).
 """
 
 from __future__ import annotations

@@ -150,7 +150,9 @@ def test_mlflow_run_is_whole(finished: Path, shared: dict[str, Any]) -> None:
     assert {"configuration.json", "metrics.jsonl", "pictures"} <= artifacts
 
 
-def test_same_seed_same_numbers_for_any_number_of_workers(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
+def test_same_seed_same_numbers_for_any_number_of_workers(
+    finished: Path, shared: dict[str, Any], tmp_path: Path
+) -> None:
     again = pretrain(shared, tmp_path / "workers", num_workers=2)
     assert losses(again) == losses(finished)
     assert_same_weights(again, finished)
@@ -371,7 +373,9 @@ def test_ablations_run(options: dict[str, Any], shared: dict[str, Any], tmp_path
 
 
 def test_weights_of_terms_reach_the_loss(shared: dict[str, Any], tmp_path: Path) -> None:
-    row = losses(pretrain(shared, tmp_path, max_steps=1, reconstruction_weights=[2, 0, 1], alignment_weights=[0, 0.5]))[0]
+    row = losses(pretrain(shared, tmp_path, max_steps=1, reconstruction_weights=[2, 0, 1], alignment_weights=[0, 0.5]))[
+        0
+    ]
     expected = 2 * row["reconstruction_level1"] + row["reconstruction_level3"] + 0.5 * row["alignment_level2_3"]
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -379,9 +383,19 @@ def test_weights_of_terms_reach_the_loss(shared: dict[str, Any], tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_equal_one(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = {name: value for name, value in {**SMALL, **shared, "output_dir": str(output)}.items() if name != "device"}
+    options = {
+        name: value for name, value in {**SMALL, **shared, "output_dir": str(output)}.items() if name != "device"
+    }
     files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "monai.bundle",
+    ]
     command += ["run", "--config_file", files]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -395,6 +409,6 @@ def test_two_processes_equal_one(finished: Path, shared: dict[str, Any], tmp_pat
     runs = mlflow.MlflowClient(shared["tracking_uri"]).search_runs([experiment.experiment_id])
     assert [run.info.run_id for run in runs if run.info.run_name == state["name"]] == [state["mlflow_run_id"]]
     assert sorted(path.name for path in (output / "models").iterdir()) == ["encoder.safetensors", "model.pt"]
-    # Adam makes steps of up to the learning rate from rounding where the true gradient is 0 (the bias of attention's keys)
+    # Adam makes steps up to the learning rate from rounding where the true gradient is 0 (bias of attention keys)
     for name, value in weights(finished).items():
         torch.testing.assert_close(weights(output)[name], value, rtol=1e-3, atol=1e-4)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mim_components.data.dataset import StepLoader
 from mim_components.checkpoints import CheckpointStore
+from mim_components.data.dataset import StepLoader
 from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -107,7 +107,7 @@ class ConsoleLog:
             return
         terms = " ".join(f"{_short(name)} {numbers[name]:.4f}" for name in numbers if "_level" in name)
         logger.info(
-            "step %d/%d: loss %.4f (%s), gradient norm %.3g, learning rate %.3g, %.2f samples/s, %.0f %% waiting for data",
+            "step %d/%d: loss %.4f (%s), gradient norm %.3g, learning rate %.3g, %.2f samples/s, %.0f %% data wait",
             engine.state.iteration,
             engine.state.epoch_length,
             numbers["loss"],
@@ -145,7 +145,7 @@ def _over_processes(values: dict[str, Tensor]) -> dict[str, float]:
     """Mean of every value over the processes."""
     stacked = torch.stack([value.float() for value in values.values()])
     if idist.get_world_size() > 1:
-        stacked = idist.all_reduce(stacked) / idist.get_world_size()
+        stacked = torch.as_tensor(idist.all_reduce(stacked)) / idist.get_world_size()
     return dict(zip(values, stacked.tolist(), strict=True))
 
 

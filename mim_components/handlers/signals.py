@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class StopSignals:
-    """On SIGTERM or SIGINT finish the step, save a checkpoint and exit with 128 + signal; a second signal exits at once.
+    """On SIGTERM or SIGINT finish the step, save and exit with 128 + signal; a second signal exits at once.
 
     Args:
         checkpoints: that saves.

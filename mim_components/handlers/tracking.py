@@ -89,7 +89,7 @@ class RunTracker:
     @property
     def run_id(self) -> str:
         """MLflow's id of the run; only while a run is open."""
-        assert self.handler is not None
+        assert self.handler is not None and self.handler.cur_run is not None
         return str(self.handler.cur_run.info.run_id)
 
     def log_step(self, engine: Any) -> None:
@@ -124,7 +124,15 @@ def _surroundings() -> dict[str, Any]:
 
 def git_commit() -> str:
     """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
-    command = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        os.path.dirname(os.path.abspath(__file__)),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

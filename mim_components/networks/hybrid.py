@@ -6,6 +6,8 @@ act on the last axis and the convolutions see the channels-last layout; tokens (
 
 from __future__ import annotations
 
+from typing import cast
+
 from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 
@@ -98,9 +100,7 @@ class HybridEncoder(nn.Module):
             nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
             for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
         )
-        self.blocks = nn.ModuleList(
-            transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1])
-        )
+        self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
         self.norm = nn.LayerNorm(self.embed_dim)
         self.apply(init_linear)
 
@@ -129,7 +129,7 @@ class HybridEncoder(nn.Module):
         for embedding, blocks, edge in zip(self.embeddings, self.stages, self._stage_edges(), strict=False):
             hidden = None if masked is None else upsample_mask(masked, grid, edge).unsqueeze(-1)
             x = embedding(x)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, hidden)
             stages.append(x)
         tokens = self.embeddings[-1](x).flatten(1, 3)  # (B, N, E)
@@ -149,6 +149,6 @@ class HybridEncoder(nn.Module):
         return tokens
 
 
-def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
+def _conv(conv: nn.Module, x: Tensor) -> Tensor:
     """Apply a convolution to `(B, H, W, D, C)`, a view in channels-last layout."""
     return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)

@@ -55,9 +55,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(embed_dim, sizes.hidden_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, sizes.hidden_size))
-        self.blocks = nn.ModuleList(
-            transformer_block(sizes.hidden_size, sizes.num_heads) for _ in range(sizes.depth)
-        )
+        self.blocks = nn.ModuleList(transformer_block(sizes.hidden_size, sizes.num_heads) for _ in range(sizes.depth))
         self.norm = nn.LayerNorm(sizes.hidden_size)
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_linear)
@@ -138,9 +136,7 @@ class MiM(nn.Module):
         )
         init_linear(self.prediction_head)
 
-    def forward(
-        self, images: Sequence[Tensor], masked: Sequence[Tensor], num_visible: int | None = None
-    ) -> MiMOutput:
+    def forward(self, images: Sequence[Tensor], masked: Sequence[Tensor], num_visible: int | None = None) -> MiMOutput:
         """Encode, decode and project the volumes of all levels.
 
         Args:

@@ -1,6 +1,6 @@
 """Token grids: positions, masks and blocks of voxels.
 
-Axes: images (B, C, H, W, D); token grid (h, w, d), row-major, N = h * w * d; tokens (B, N, E); n visible, M masked tokens.
+Axes: images (B, C, H, W, D); token grid (h, w, d), row-major, N = h * w * d; tokens (B, N, E); n visible, M masked.
 `masked` is bool (B, N), True = the network must not see it.
 """
 
@@ -105,6 +105,6 @@ def standardize_tokens(tokens: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def restore_tokens(standardized: Tensor, like: Tensor, eps: float = 1e-6) -> Tensor:
-    """Inverse of `standardize_tokens`: give `standardized` the mean and standard deviation of `like`, both `(..., P)`."""
+    """Inverse of `standardize_tokens`: with the mean and deviation of `like`, both `(..., P)`."""
     var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
     return standardized * (var + eps).sqrt() + mean

@@ -8,11 +8,9 @@ from torch import nn
 
 def transformer_block(hidden_size: int, num_heads: int, mlp_ratio: int = 4) -> TransformerBlock:
     """A pre-norm block with biases in q, k, v and PyTorch's fused attention; acts on `(B, N, E)`."""
-    block = TransformerBlock(
-        hidden_size, mlp_ratio * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True
-    )
+    block = TransformerBlock(hidden_size, mlp_ratio * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True)
     # MONAI makes this norm also where there is no cross-attention; unused parameters break DDP and are dead weight
-    block.norm_cross_attn = nn.Identity()
+    block.register_module("norm_cross_attn", nn.Identity())
     return block
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor
 
@@ -34,9 +35,7 @@ class ViTEncoder(ViT):
         [(48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4)]
     """
 
-    def __init__(
-        self, in_channels: int = 1, preset: str = "base", input_size: Sequence[int] = (96, 96, 96)
-    ) -> None:
+    def __init__(self, in_channels: int = 1, preset: str = "base", input_size: Sequence[int] = (96, 96, 96)) -> None:
         sizes = get_preset(preset)
         grid = token_grid(input_size, sizes.patch_size)
         vit = sizes.vit
@@ -59,6 +58,7 @@ class ViTEncoder(ViT):
         positions.requires_grad_(False)
         self.grid = grid
         for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
             block.attn.use_flash_attention = True  # ViT's constructor does not pass it on
             block.norm_cross_attn.requires_grad_(False)  # never used; kept so that the keys stay MONAI's
 

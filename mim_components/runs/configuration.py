@@ -17,14 +17,16 @@ FREE_KEYS = frozenset(
     """
     _meta_ initialize run finalize handlers
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
-    resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad max_voxels
-    checkpoint imports
+    resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad
+    max_voxels checkpoint imports
     tracking_uri experiment_name run_name log_interval picture_interval checkpoint_interval keep_checkpoints
     validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_volume
     """.split()
 )
 
-FREE_PARTS = frozenset("handlers dataloader pictures metrics tracker checkpoints progress signals inferer".split())  # of `train`
+FREE_PARTS = frozenset(
+    "handlers dataloader pictures metrics tracker checkpoints progress signals inferer".split()
+)  # of `train`
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -44,7 +46,12 @@ def current_workflow() -> ConfigWorkflow | None:
 def current_config() -> dict[str, Any]:
     """The configuration of the running workflow with files and overrides merged, references unresolved; else empty."""
     workflow = current_workflow()
-    return {} if workflow is None else dict(workflow.parser.config)
+    return {} if workflow is None else _config_of(workflow)
+
+
+def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
+    config: Any = workflow.parser.config
+    return dict(config)
 
 
 def check_overrides() -> None:
@@ -59,8 +66,9 @@ def check_overrides() -> None:
     if workflow is None:
         return
     known = known_keys(Path(workflow.config_root_path))
-    text = json.dumps(workflow.parser.config, default=str)
-    for key in workflow.parser.config:
+    config = _config_of(workflow)
+    text = json.dumps(config, default=str)
+    for key in config:
         if key not in known and not re.search(rf"[@%]{re.escape(key)}\b", text):
             nearest = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
@@ -79,14 +87,14 @@ def known_keys(configs: Path) -> set[str]:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries and lists as one level, with `::` between names."""
     if isinstance(config, Mapping) and config:
-        parts = config.items()
+        parts = [(str(name), value) for name, value in config.items()]
     elif isinstance(config, list) and any(isinstance(each, (dict, list)) for each in config):
-        parts = ((str(number), each) for number, each in enumerate(config))
+        parts = [(str(number), each) for number, each in enumerate(config)]
     else:
         return {prefix: config}
     flat: dict[str, Any] = {}
     for name, value in parts:
-        flat |= flatten(value, f"{prefix}::{name}" if prefix else str(name))
+        flat |= flatten(value, f"{prefix}::{name}" if prefix else name)
     return flat
 
 

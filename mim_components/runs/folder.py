@@ -56,7 +56,7 @@ class RunFolder:
         if resume == "never" and (wanted / "run.json").exists():
             numbers = (number for number in range(2, 10**6) if not (wanted / f"run_{number:03d}").exists())
             wanted = wanted / f"run_{next(numbers):03d}"
-        self.path = Path(idist.broadcast(str(wanted), src=0) if idist.get_world_size() > 1 else wanted)
+        self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
         self.notes: list[str] = []
         self.state: dict[str, Any] = self._read()
         if idist.get_rank() == 0:
