@@ -36,11 +36,9 @@ def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
     return int(num_tokens * (1 - mask_ratio) + 1e-9)
 
 
-def token_boxes(size: Sequence[int], grid: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """First and last edge of every token of a volume of `size` voxels: float `(N, 3)` each, voxels from its start."""
-    numbers = np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)  # (N, 3)
-    edge = np.asarray(size) / np.asarray(grid)
-    return numbers * edge, (numbers + 1) * edge
+def token_numbers(grid: Sequence[int]) -> np.ndarray:
+    """Place of every token on the grid, int64 `(N, 3)`, row-major."""
+    return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)
 
 
 def draw_masks(
@@ -70,12 +68,15 @@ def place_children(
         Starts of the children `(V * num_children, 3)`, child i belonging to parent i // num_children, and their overlap
         with the parent's tokens, bool `(V * num_children, N)`.
     """
-    first, last = token_boxes(parent_size, grid)
-    centre = (first + last)[tokens.ravel()] / 2  # (V * num_children, 3), in the parent
-    child = np.asarray(child_size)
-    offset = np.floor(centre - child / 2 + 0.5).astype(np.int64)
-    offset = np.clip(offset, 0, np.asarray(parent_size) - child)
-    inside = (offset[:, None] < last[None]) & (first[None] < (offset + child)[:, None])
+    number = token_numbers(grid)  # (N, 3)
+    parent, child, edges = np.asarray(parent_size), np.asarray(child_size), np.asarray(grid)
+    # token k spans [k, k + 1) * parent / grid; everything times 2 * grid stays an integer, so that touching is exact
+    centre = (2 * number[tokens.ravel()] + 1) * parent  # (V * num_children, 3)
+    offset = (centre - child * edges + edges) // (2 * edges)  # nearest voxel
+    offset = np.clip(offset, 0, parent - child)
+    begins_before = (offset * edges)[:, None] < ((number + 1) * parent)[None]
+    ends_after = (number * parent)[None] < ((offset + child) * edges)[:, None]
+    inside = begins_before & ends_after
     return np.repeat(parent_start, tokens.shape[1], axis=0) + offset, inside.all(-1)
 
 

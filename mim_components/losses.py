@@ -59,9 +59,10 @@ def alignment_loss(
     children, parents = len(context), len(patches)
     if children % parents:
         raise ValueError(f"children must be a multiple of parents, got {children=}, {parents=}.")
-    context = F.normalize(context.float(), dim=-1).view(parents, children // parents, -1)
-    patches = F.normalize(patches.float(), dim=-1)
-    cosine = (context @ patches.transpose(1, 2)).flatten(0, 1)  # (children, N)
+    with torch.autocast(context.device.type, enabled=False):
+        context = F.normalize(context.float(), dim=-1).view(parents, children // parents, -1)
+        patches = F.normalize(patches.float(), dim=-1)
+        cosine = (context @ patches.transpose(1, 2)).flatten(0, 1)  # (children, N)
     if kind == "byol":
         return (2 - 2 * cosine.gather(1, parent_token.unsqueeze(1))).mean()
     logits = cosine / temperature
@@ -147,7 +148,13 @@ class MiMLoss(nn.Module):
 
         Returns:
             `loss`, `reconstruction_level1` ..., `alignment_level1_2` ...; every term unweighted, scalar.
+
+        Raises:
+            ValueError: the network has another number of levels.
         """
+        have = (len(output.prediction), len(self.reconstruction_weights))
+        if have[0] != have[1]:
+            raise ValueError(f"the network predicts {have[0]} levels, the loss has weights for {have[1]} levels.")
         terms: dict[str, Tensor] = {}
         total = output.prediction[0].new_zeros((), dtype=torch.float32)
         weights = level_weights(self.reconstruction_weights, self.schedule, progress)

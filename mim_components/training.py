@@ -31,7 +31,7 @@ def log_plan(
     device: torch.device,
     level_sizes: Sequence[Sequence[int]],
 ) -> None:
-    """Log what was found and what will be done; keep the excluded volumes in the run's folder."""
+    """Log what was found and what will be done; keep remarks and excluded volumes in the run's folder."""
     if idist.get_rank() != 0:
         return
     padded = prepared.count_smaller_than(level_sizes[0])
@@ -55,10 +55,12 @@ def log_plan(
         folder.note(
             f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
         )
-    for text in prepared.notes:
-        folder.note(text)
+    if prepared.notes:  # the preparation has logged every one
+        lines = "".join(f"{note}\n" for note in prepared.notes)
+        write_safely(folder.path / "data_notes.txt", lambda partial: partial.write_text(lines))
+        folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {_few(prepared.notes)}")
     if prepared.bad:
-        folder.note(f"{len(prepared.bad)} volumes excluded, see excluded_volumes.json: {_few(prepared.bad)}")
+        folder.notes.append(f"{len(prepared.bad)} volumes left out, see excluded_volumes.json: {_few(prepared.bad)}")
         rows = [{"path": bad.path, "cause": bad.cause} for bad in prepared.bad]
         text = json.dumps(rows, indent=1)
         write_safely(folder.path / "excluded_volumes.json", lambda partial: partial.write_text(text))
@@ -108,7 +110,7 @@ def train(
         folder.release()
     folder.update(status="finished")
     if idist.get_rank() == 0:
-        for name in ("metrics.jsonl", "excluded_volumes.json"):
+        for name in ("metrics.jsonl", "data_notes.txt", "excluded_volumes.json"):
             if (folder.path / name).exists():
                 tracker.log_artifact(folder.path / name)
         tracker.close("FINISHED")

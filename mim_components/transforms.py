@@ -70,7 +70,8 @@ class MultiLevelCropMask(Randomizable, Transform):
 
     Raises:
         ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
-            masked than children wanted, or no token is visible; when called, an image smaller than level 1.
+            masked than children wanted, or no token is visible; when called, an image smaller than level 1, or of
+            another size than the draw that `randomize=False` repeats.
 
     Example:
         >>> crop = MultiLevelCropMask([(32, 32, 32), (16, 16, 16)], (16, 16, 16), patch_size=8, num_children=2)
@@ -101,6 +102,7 @@ class MultiLevelCropMask(Randomizable, Transform):
         self.num_visible = num_visible_tokens(int(np.prod(self.grid)), mask_ratio)
         self._check()
         self.geometry: list[LevelGeometry] = []
+        self._drawn_for: tuple[int, ...] | None = None
 
     def _check(self) -> None:
         num_tokens = int(np.prod(self.grid))
@@ -124,6 +126,7 @@ class MultiLevelCropMask(Randomizable, Transform):
 
     def randomize(self, data: Sequence[int]) -> None:
         """Draw masks and boxes for an image of that spatial size."""
+        self._drawn_for = tuple(data)
         self.geometry = draw_geometry(
             self.R, data, self.level_sizes, self.grid, self.num_visible, self.num_children, self.child_source
         )
@@ -131,11 +134,15 @@ class MultiLevelCropMask(Randomizable, Transform):
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> dict[str, Tensor]:
         """Cut and mask one image `(C, H, W, D)`; `randomize=False` repeats the last draw."""
         image = convert_to_tensor(img, track_meta=False)
+        if image.ndim != 4:
+            raise ValueError(f"the image must be (C, H, W, D), got shape {tuple(image.shape)}.")
         size = tuple(image.shape[1:])
         if any(have < want for have, want in zip(size, self.level_sizes[0], strict=True)):
             raise ValueError(f"the image must be at least level 1, {self.level_sizes[0]} voxels, got {size}; pad it.")
         if randomize:
             self.randomize(size)
+        elif size != self._drawn_for:
+            raise ValueError(f"randomize=False repeats a draw for an image of size {self._drawn_for}, got {size}.")
         out: dict[str, Tensor] = {}
         for level, (geometry, native) in enumerate(zip(self.geometry, self.level_sizes, strict=True), start=1):
             boxes = [tuple(slice(s, s + n) for s, n in zip(start, native, strict=True)) for start in geometry.start]

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mim_components.crop_geometry import draw_geometry, num_visible_tokens, place_children, token_boxes
+from mim_components.crop_geometry import draw_geometry, num_visible_tokens, place_children, token_numbers
 
 PAPER = {"image": (400, 390, 200), "levels": ((384, 384, 192), (96, 96, 96), (16, 16, 16)), "grid": (6, 6, 6)}
 CASES = {
@@ -63,14 +63,14 @@ def test_visible_by_hand():
     assert num_visible_tokens(64, 0.75) == 16
 
 
-def test_token_boxes_are_row_major():
-    first, last = token_boxes((8, 6, 8), (2, 2, 4))
-    assert first[:5].tolist() == [[0, 0, 0], [0, 0, 2], [0, 0, 4], [0, 0, 6], [0, 3, 0]]
-    assert (last - first == [4, 3, 2]).all()
+def test_token_numbers_are_row_major():
+    numbers = token_numbers((2, 2, 4))
+    assert numbers.shape == (16, 3)
+    assert numbers[[0, 1, 4, 8, 15]].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 3]]
 
 
 def test_box_of_level_2_is_centred_and_shifted_into_the_parent():
-    # the paper's levels 1 -> 2: a token is 64x64x32, so with g = (h, w, d) its centre is at (64h + 32, 64w + 32, 32d + 16)
+    # the paper's levels 1 -> 2: a token is 64x64x32, its centre at (64h + 32, 64w + 32, 32d + 16)
     # (2, 3, 0): (160, 224, 16), so the box begins at (112, 176, -32), which is shifted to (112, 176, 0)
     # (5, 0, 5): (352, 32, 176), so the box begins at (304, -16, 128), which is shifted to (288, 0, 96)
     grid = (6, 6, 6)
@@ -128,7 +128,6 @@ def test_promises_hold(name, source):
             )
 
 
-@pytest.mark.xfail(strict=True, reason="token edges are compared as floats: n * (S / g) misses the integer n * S / g")
 @pytest.mark.parametrize(("parent", "child", "grid"), [(122, 61, 14), (244, 122, 14)])
 def test_touching_is_not_overlapping(parent, child, grid):
     # a box that ends where token 7 begins, at 7 * 122 / 14 = 61, does not overlap it

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from benchmarks.network_cost import count_macs, main, measure, table
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.network_cost import count_macs, main, measure, table
 from mim_components.networks import MiM
 
 

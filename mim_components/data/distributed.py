@@ -17,7 +17,12 @@ PREPARE_TIMEOUT = timedelta(days=7)  # other processes wait while the first deco
 
 
 def prepare_on_nodes(
-    found: FoundVolumes, cache_dir: str | Path, on_bad: str = "stop", num_workers: int = 0, max_voxels: int = 2**31
+    found: FoundVolumes,
+    cache_dir: str | Path,
+    on_bad: str = "stop",
+    num_workers: int = 0,
+    max_voxels: int = 2**31,
+    verify: str = "full",
 ) -> PreparedDataset:
     """`prepare_volumes`, in a run of several processes by the first of each machine while the others wait.
 
@@ -27,6 +32,7 @@ def prepare_on_nodes(
         on_bad: "stop" or "exclude".
         num_workers: processes that decode.
         max_voxels: larger headers are refused.
+        verify: "full" compares the checksum of cached voxels, "quick" only sizes.
 
     Raises:
         DataError: in all processes alike, when one failed or they found different volumes.
@@ -36,13 +42,13 @@ def prepare_on_nodes(
         return prepare_volumes(found, cache_dir, on_bad=on_bad, max_voxels=max_voxels, **how)
 
     if idist.get_world_size() == 1:
-        return prepare(num_workers=num_workers)
+        return prepare(num_workers=num_workers, verify=verify)
     group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
     first = int(os.environ.get("LOCAL_RANK", idist.get_rank())) == 0
     prepared, error = None, None
     if first:
         try:
-            prepared = prepare(num_workers=num_workers, progress=idist.get_rank() == 0)
+            prepared = prepare(num_workers=num_workers, verify=verify, progress=idist.get_rank() == 0)
         except (DataError, OSError) as caught:
             error = caught
     _agree(error, group)

@@ -76,7 +76,9 @@ def find_sources(
             f"folder of its paths), or collection with data_root; got {dataset_dir=}, {datalist=}, {collection=}."
         )
     if collection and data_root:
-        return list_collection(collection, data_root)
+        found = list_collection(collection, data_root)
+        logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
+        return found
     if datalist:
         return load_datalist(datalist, dataset_dir or None, datalist_key)
     return find_volumes(Path(str(dataset_dir)))

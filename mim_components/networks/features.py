@@ -12,6 +12,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.networks.vit import ViTEncoder
+
 
 class FeatureMap(nn.Module):
     """One map of an encoder's pyramid.
@@ -30,7 +33,7 @@ class FeatureMap(nn.Module):
         torch.Size([1, 8, 16, 16, 16])
     """
 
-    def __init__(self, encoder: nn.Module, level: int = -1) -> None:
+    def __init__(self, encoder: HybridEncoder | ViTEncoder, level: int = -1) -> None:
         super().__init__()
         count = len(encoder.channels)
         if not -count <= level < count:

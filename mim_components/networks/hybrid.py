@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mim_components.networks.presets import get_preset
 from mim_components.networks.tokens import (
+    check_mask,
     gather_tokens,
     sincos_positions,
     token_grid,
@@ -124,6 +125,8 @@ class HybridEncoder(nn.Module):
             transformer's output plus the convolutional stages brought to the token grid, normalised.
         """
         grid = token_grid(image.shape[2:], self.patch_size)
+        if masked is not None:
+            check_mask(masked, len(image), grid)
         x = image.permute(0, 2, 3, 4, 1)  # (B, H, W, D, C)
         stages = []
         for embedding, blocks, edge in zip(self.embeddings, self.stages, self._stage_edges(), strict=False):

@@ -121,6 +121,7 @@ class MiM(nn.Module):
         if num_levels < 1:
             raise ValueError(f"num_levels must be at least 1, got {num_levels}.")
         self.patch_size = sizes.patch_size
+        self.input_size = tuple(input_size)
         self.grid = token_grid(input_size, self.patch_size)
         self.stop_gradient = stop_gradient
         self.encoder: HybridEncoder | ViTEncoder
@@ -145,7 +146,7 @@ class MiM(nn.Module):
             num_visible: number of visible tokens per volume where the caller knows it.
 
         Raises:
-            ValueError: the number of levels is not the one the network was made for.
+            ValueError: the number of levels, or the size of the volumes, is not the one the network was made for.
         """
         if len(images) != len(masked) or len(images) != len(self.alignment_heads) + 1:
             raise ValueError(
@@ -185,6 +186,8 @@ class MiM(nn.Module):
 
     def _latent(self, image: Tensor, masked: Tensor, num_visible: int | None) -> tuple[Tensor, Tensor]:
         """Latent features of all tokens `(B, N, E_d)` and the masked token numbers `(B, M)`."""
+        if tuple(image.shape[2:]) != self.input_size:
+            raise ValueError(f"volumes must be input_size={self.input_size}, got {tuple(image.shape[2:])}.")
         visible_ids, masked_ids = visible_and_masked_ids(masked, num_visible)
         visible = self.encoder(image, masked=masked, num_visible=visible_ids.shape[1])  # (B, n, E)
         return self.decoder(visible, visible_ids, self.grid), masked_ids

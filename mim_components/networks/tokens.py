@@ -24,6 +24,8 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
     Raises:
         ValueError: a side is not a multiple of `patch_size`; names the nearest sizes that are.
     """
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
     if any(side <= 0 or side % patch_size for side in spatial_size):
         below = [max(side // patch_size, 1) * patch_size for side in spatial_size]
         above = [math.ceil(side / patch_size) * patch_size for side in spatial_size]
@@ -37,7 +39,8 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
 
 @functools.lru_cache(maxsize=64)
 def _sincos(grid: Grid, embed_dim: int) -> Tensor:
-    with warnings.catch_warnings():  # MONAI calls meshgrid without `indexing`, about which PyTorch warns
+    with warnings.catch_warnings(), torch.device("cpu"):  # kept for all devices, also when one is set as default
+        # MONAI calls meshgrid without `indexing`, about which PyTorch warns
         warnings.simplefilter("ignore", UserWarning)
         return build_sincos_position_embedding(list(grid), embed_dim, spatial_dims=3).data
 
@@ -52,6 +55,15 @@ def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:
     h, w, d = grid
     fine = masked.view(-1, h, 1, w, 1, d, 1).expand(-1, h, factor, w, factor, d, factor)
     return fine.reshape(-1, h * factor, w * factor, d * factor)
+
+
+def check_mask(masked: Tensor, batch_size: int, grid: Grid) -> None:
+    """Raise ValueError unless `masked` is `(batch_size, N)` for the token grid."""
+    want = (batch_size, math.prod(grid))
+    if tuple(masked.shape) != want:
+        raise ValueError(
+            f"masked must be (B, N) = {want} for {grid[0]}x{grid[1]}x{grid[2]} tokens, got {tuple(masked.shape)}."
+        )
 
 
 def visible_and_masked_ids(masked: Tensor, num_visible: int | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from monai.networks.nets import ViT
 from torch import Tensor
 
 from mim_components.networks.presets import get_preset
-from mim_components.networks.tokens import gather_tokens, sincos_positions, token_grid, visible_and_masked_ids
+from mim_components.networks.tokens import check_mask, gather_tokens, sincos_positions, token_grid, visible_and_masked_ids
 from mim_components.networks.transformer import init_linear
 
 
@@ -77,6 +77,8 @@ class ViTEncoder(ViT):
             the normalised output. With `masked`, the visible tokens `(B, n, E)` in ascending token order, normalised.
         """
         grid = token_grid(image.shape[2:], self.patch_size)
+        if masked is not None:
+            check_mask(masked, len(image), grid)
         tokens = self.patch_embedding.patch_embeddings(image).flatten(2).transpose(1, 2)  # (B, N, E)
         stored = self.patch_embedding.position_embeddings
         tokens = tokens + (stored if grid == self.grid else sincos_positions(grid, self.embed_dim, tokens))

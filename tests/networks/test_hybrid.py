@@ -153,9 +153,6 @@ def test_everything_hidden_is_refused():
         encoder()(image, masked=torch.ones_like(masked))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a mask for another grid or batch is spread over the grid as if it were for this one"
-)
 def test_a_mask_of_another_grid_is_refused():
     image, _, _ = case("nano", batch=2)  # 40 tokens
     masked = random_masks(2, 20, 0.5)  # 2 x 20 is 1 x 40

@@ -1,0 +1,113 @@
+"""Encode and reconstruct one volume, as MONAI's evaluator calls it.
+
+Axes: volume (1, C, H, W, D); feature map (E, h, w, d), one feature per block of `stride`^3 voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+
+from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
+from mim_components.networks.reconstruction import MiMReconstructor
+
+MASKED_HU = -1500  # below air (-1000) and what scanners write outside their field (-1024), so that it can be told apart
+
+
+class InferenceStep:
+    """`iteration_update` of MONAI's `SupervisedEvaluator`, for batches of one volume.
+
+    The evaluator's inferer slides over the volume without overlap for the reconstruction. Windows of the encoder
+    overlap and begin at token edges. Volumes are padded with air behind their last voxel, and results are cut back.
+
+    Args:
+        network: trained.
+        input_size: size of a window, voxels.
+        hu_window: intensities that were scaled to 0 and 1, HU.
+        features: encode.
+        reconstruction: mask and reconstruct.
+        feature_level: index in the encoder's pyramid: 0 is the finest, -1 the last.
+        overlap: of the encoder's windows; made smaller until they begin at token edges.
+        sw_batch_size: windows that go through the encoder together.
+        amp: run the network in bfloat16 autocast.
+
+    Returns:
+        When called, `name`, `source`, `cause`, and unless there is a cause: `affine` `(4, 4)` float64, `shape`; with
+        `features`, `features` float32 `(E, h, w, d)` on the CPU and `stride`; with `reconstruction`, `masked` and
+        `reconstruction` int16 HU `(H, W, D)`.
+    """
+
+    def __init__(
+        self,
+        network: MiMReconstructor,
+        input_size: Sequence[int],
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        features: bool = True,
+        reconstruction: bool = True,
+        feature_level: int = -1,
+        overlap: float = 0.25,
+        sw_batch_size: int = 4,
+        amp: bool = False,
+    ) -> None:
+        self.network = network
+        self.input_size = tuple(input_size)
+        self.hu_window = (float(hu_window[0]), float(hu_window[1]))
+        self.features = features
+        self.reconstruction = reconstruction
+        self.amp = amp
+        self.feature_map = FeatureMap(network.encoder, feature_level)
+        overlaps = window_overlap(input_size, network.patch_size, overlap)
+        self.feature_inferer = SlidingWindowInferer(self.input_size, sw_batch_size, overlaps)
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Process one volume."""
+        done = {"name": batch["name"][0], "source": batch["source"][0], "cause": batch["cause"][0]}
+        if done["cause"]:
+            return done
+        hu = batch["hu"][0, 0]
+        affine = np.asarray(hu.affine, dtype=np.float64)
+        image = batch["image"].as_tensor()
+        device = engine.state.device
+        self.network.eval()
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
+            encoded = self._encode(image, device) if self.features else {}
+            filled = self._reconstruct(engine.inferer, image, hu.as_tensor(), device) if self.reconstruction else {}
+        return {**done, "affine": affine, "shape": tuple(hu.shape), **encoded, **filled}
+
+    def _encode(self, image: Tensor, device: torch.device) -> dict[str, Any]:
+        padded = pad_to_windows(image, self.input_size, [self.network.patch_size] * 3)
+        # windows visit the device, the volume and the stitched map stay on the CPU
+        stitched = self.feature_inferer(padded, lambda window: self.feature_map(window.to(device)).cpu())
+        assert isinstance(stitched, Tensor)
+        stride = padded.shape[2] // stitched.shape[2]
+        h, w, d = (math.ceil(side / stride) for side in image.shape[2:])
+        return {"features": stitched[0, :, :h, :w, :d].contiguous(), "stride": stride}
+
+    def _reconstruct(self, inferer: Inferer, image: Tensor, hu: Tensor, device: torch.device) -> dict[str, Any]:
+        padded = pad_to_windows(image, self.input_size, self.input_size)
+
+        def predict(window: Tensor, where: Sequence[Sequence[slice]]) -> tuple[Tensor, Tensor]:
+            filled, masked = self.network.reconstruct_windows(window.to(device), where)
+            return filled.cpu(), masked.cpu()
+
+        filled, masked = inferer(padded, predict)
+        h, w, d = hu.shape
+        patch = self.network.patch_size
+        hidden = masked[0, 0].bool()
+        for axis in range(3):
+            hidden = hidden.repeat_interleave(patch, axis)
+        hidden = hidden[:h, :w, :d]
+        low, high = self.hu_window
+        predicted = filled[0, 0, :h, :w, :d] * (high - low) + low
+        limits = torch.iinfo(torch.int16)
+        predicted = predicted.round().clamp(limits.min, limits.max).to(torch.int16)
+        return {
+            "masked": torch.where(hidden, torch.full_like(hu, MASKED_HU), hu),
+            "reconstruction": torch.where(hidden, predicted, hu),
+        }

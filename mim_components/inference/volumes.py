@@ -1,0 +1,142 @@
+"""Which volumes an inference works on, under which names it writes, and how it reads them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from mim_components.data.checks import MAX_VOXELS
+from mim_components.data.finding import find_volumes
+from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
+
+logger = logging.getLogger(__name__)
+
+ON_BAD = ("stop", "exclude")
+
+
+def inference_items(
+    dataset_dir: str | Path | None, output_dir: str | Path, on_bad: str = "stop", max_voxels: int = MAX_VOXELS
+) -> list[dict[str, Any]]:
+    """Find the volumes and check all headers.
+
+    Args:
+        dataset_dir: folder to search, or one file.
+        output_dir: where results go; volumes inside it are results of an earlier run and are passed over.
+        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those volumes out.
+        max_voxels: larger headers are refused.
+
+    Returns:
+        Per volume `image` (where it lies), `source` (the same, as text) and `name` (for files, no two alike).
+
+    Raises:
+        DataError: nothing is given, no volume was found, or headers are bad.
+    """
+    if on_bad not in ON_BAD:
+        raise DataError(f"on_bad must be one of {', '.join(ON_BAD)}, got {on_bad!r}.")
+    if not dataset_dir:
+        raise DataError("Give the volumes: --dataset_dir, a folder with CT volumes or one file.")
+    root = Path(dataset_dir)
+    sources = list(find_volumes(root)) if root.is_dir() else [as_source(root)]
+    results = Path(output_dir).resolve()
+    kept = [source for source in sources if results not in source.path.resolve().parents]
+    if passed := len(sources) - len(kept):
+        logger.info("%d volumes in %s are results of an earlier run and are passed over.", passed, results)
+    if not kept:
+        raise NoVolumesError(f"{root}: holds no volumes but the results in {results}.")
+    bad = [BadVolume(str(source), cause) for source in kept if (cause := _cause(source, max_voxels))]
+    if bad and (on_bad == "stop" or len(bad) == len(kept)):
+        raise BadVolumesError(bad, len(kept))
+    for item in bad:
+        logger.warning("left out: %s", item)
+    unfit = {item.path for item in bad}
+    kept = [source for source in kept if str(source) not in unfit]
+    names = unique_names(kept, root)
+    return [{"image": s, "source": str(s), "name": name} for s, name in zip(kept, names, strict=True)]
+
+
+def _cause(source: VolumeSource, max_voxels: int) -> str:
+    try:
+        inspect_source(source, max_voxels)
+    except (DataError, OSError) as error:
+        return cause_of(error)
+    return ""
+
+
+def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
+    """A file name for every volume, no two alike, also where upper and lower case are one.
+
+    It is the volume's own name; where that occurs more than once, the folders below `root` come before it, and where
+    that does not help either, a number follows.
+
+    Example:
+        >>> paths = [Path("in/a/ct.nii.gz"), Path("in/b/ct.nii.gz"), Path("in/b/ct.mha"), Path("in/x.nii")]
+        >>> unique_names([VolumeSource(path, (path,)) for path in paths], Path("in"))
+        ['a_ct', 'b_ct', 'b_ct_2', 'x']
+    """
+    short = [_as_file_name(source.name) for source in sources]
+    counts = Counter(name.casefold() for name in short)
+    taken = set(counts)  # also a name that only one has: it is not given to another
+    names: list[str] = []
+    for source, name in zip(sources, short, strict=True):
+        if counts[name.casefold()] > 1:
+            long = _as_file_name("_".join([*_folders(source, root), name]))
+            numbered = (f"{long}_{number}" for number in range(2, 2 * len(sources) + 2))
+            name = next(each for each in (long, *numbered) if each.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
+    """Names of the folders between `root` and the volume."""
+    folder = source.path if source.series_uid is not None else source.path.parent
+    return folder.relative_to(root).parts if root in (folder, *folder.parents) else ()
+
+
+def _as_file_name(text: str) -> str:
+    # a SeriesInstanceUID is whatever the file says, and may hold "../"
+    return re.sub(r"[^\w .+-]", "_", text).lstrip(". ")[:200] or "volume"
+
+
+class LoadVolumed(MapTransform):
+    """Read volumes in HU: a MetaTensor `(1, H, W, D)` int16, RAS, with its affine in mm.
+
+    Adds `cause`: why the volume could not be read, with `on_bad="exclude"`; else "".
+
+    Args:
+        keys: items that are a `VolumeSource` or a path.
+        on_bad: "stop" raises for a volume that cannot be read; "exclude" makes it one voxel and says why.
+        max_voxels: larger headers are refused.
+
+    Raises:
+        BadVolumesError: names the file and the cause.
+    """
+
+    def __init__(self, keys: KeysCollection, on_bad: str = "stop", max_voxels: int = MAX_VOXELS) -> None:
+        super().__init__(keys)
+        self.on_bad = on_bad
+        self.max_voxels = max_voxels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the volumes."""
+        out = {**data, "cause": ""}
+        for key in self.key_iterator(out):
+            try:
+                voxels, affine = load_volume(out[key], self.max_voxels)
+            except BadVolumesError as error:
+                if self.on_bad == "stop":
+                    raise
+                out[key], out["cause"] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16)), error.bad[0].cause
+            else:
+                out[key] = MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
+        return out

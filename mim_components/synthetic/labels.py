@@ -1,0 +1,46 @@
+"""Label numbers of the synthetic anatomy."""
+
+_NAMES = (
+    "background",
+    "body",
+    "subcutaneous_fat",
+    "muscle",
+    "vertebrae",
+    "intervertebral_discs",
+    "spinal_canal",
+    "ribs",
+    "costal_cartilages",
+    "sternum",
+    "shoulder_girdle",
+    "pelvis",
+    "femurs",
+    "right_lung",
+    "left_lung",
+    "lung_vessels",
+    "airways",
+    "heart",
+    "aorta",
+    "pulmonary_artery",
+    "superior_vena_cava",
+    "inferior_vena_cava",
+    "portal_vein",
+    "oesophagus",
+    "stomach",
+    "bowel",
+    "liver",
+    "gallbladder",
+    "pancreas",
+    "spleen",
+    "right_kidney",
+    "left_kidney",
+    "right_adrenal",
+    "left_adrenal",
+    "bladder",
+    "lung_lesion",
+    "liver_lesion",
+    "kidney_lesion",
+)
+
+# "body" is what is inside the muscle wall and is no named organ: fat between the organs, small vessels, soft tissue.
+SYNTHETIC_LABELS: dict[int, str] = dict(enumerate(_NAMES))
+LABEL_NUMBERS: dict[str, int] = {name: number for number, name in SYNTHETIC_LABELS.items()}

@@ -1,0 +1,54 @@
+"""Lesions in lung, liver and kidney."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mim_components.synthetic.chest import Heart, lung
+from mim_components.synthetic.parts import Part, stream
+from mim_components.synthetic.shapes import Piece, ellipsoid
+from mim_components.synthetic.solid_organs import kidney, liver
+from mim_components.synthetic.trunk import Trunk
+from mim_components.synthetic.vessels import points_inside
+
+_MOST = 4  # lesions per kind
+
+
+def lesions(seed: int, trunk: Trunk) -> list[Part]:
+    """Draw nodules in the lungs, foci in the liver, cysts in the kidneys; a kind has none to four."""
+    heart = Heart(seed)
+    lungs = [lung(1, heart), lung(-1, heart)]
+    kidneys = [kidney(seed, 1)[0], kidney(seed, -1)[0]]
+    kinds = (
+        ("lung_lesion", lungs, ("right_lung", "left_lung", "lung_vessels", "airways"), (3.0, 14.0), 1.0),
+        ("liver_lesion", [liver(seed)], ("liver",), (4.0, 20.0), 1.0),
+        ("kidney_lesion", kidneys, ("right_kidney", "left_kidney", "body"), (4.0, 15.0), 0.25),
+    )
+    parts = []
+    for label, organs, within, radii, depth in kinds:
+        rng = stream(seed, label)
+        for _ in range(rng.integers(0, _MOST + 1)):
+            organ = organs[rng.integers(len(organs))]
+            radius = radii[0] + (radii[1] - radii[0]) * rng.beta(1.2, 2.2)
+            parts += _lesion(rng, trunk, organ, label, within, radius, depth)
+    return parts
+
+
+def _lesion(
+    rng: np.random.Generator,
+    trunk: Trunk,
+    organ: Piece,
+    label: str,
+    within: tuple[str, ...],
+    radius: float,
+    depth: float,
+) -> list[Part]:
+    place = points_inside(rng, trunk, organ.distance, organ.bounds, 1, depth * radius + 1)
+    stretch: NDArray[np.float64] = rng.uniform(0.8, 1.2, 3)
+    angles = rng.uniform(-45, 45, 3)
+    if not len(place):  # a lesion as large as this has no place in the organ
+        return []
+    rough = 0.0 if label == "kidney_lesion" else min(0.25 * radius, 3.0)
+    shape = ellipsoid(place[0], radius * stretch, angles.tolist())
+    return [Part(label, (shape,), ((0.0, label),), within, roughness=rough)]
