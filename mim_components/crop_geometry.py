@@ -1,4 +1,4 @@
-"""Where nested volumes lie: masks, children and boxes of all levels, in integers (design section 2).
+"""Where nested volumes lie: masks, children and boxes of all levels, in integers (docs/method.md, 2).
 
 Axes: V volumes of a level; boxes as (start, size) along (H, W, D) in native voxels; N tokens, row-major over (h, w, d).
 No voxel is touched here, so that the same numbers cut any array on any device.

@@ -1,4 +1,4 @@
-"""Losses of Mask in Mask: masked reconstruction and cross-level alignment (design section 4).
+"""Losses of Mask in Mask: masked reconstruction and cross-level alignment (docs/method.md, 4).
 
 Axes: prediction and target (B, M, P), M masked tokens of P voxels; context (children, D); patches (parents, N, D).
 """
@@ -75,8 +75,9 @@ def alignment_loss(
 def level_weights(weights: Sequence[float], schedule: str, progress: float) -> list[float]:
     """Weights of the levels at `progress` in [0, 1] of the training (Table 14).
 
-    `coarse_to_fine` starts at 2 for the outermost level and 0 for the innermost (linear between them) and reaches 1 for
-    all along a cosine; `fine_to_coarse` is its mirror. The schedule's factor multiplies `weights`.
+    `coarse_to_fine` starts at 2 for the outermost level and 0 for the innermost and reaches 1 for all along a cosine;
+    `fine_to_coarse` is its mirror. Levels between start between, on a line: the table prints the two ends only. The
+    schedule's factor multiplies `weights`.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
@@ -156,14 +157,14 @@ class MiMLoss(nn.Module):
         if have[0] != have[1]:
             raise ValueError(f"the network predicts {have[0]} levels, the loss has weights for {have[1]} levels.")
         terms: dict[str, Tensor] = {}
-        total = output.prediction[0].new_zeros((), dtype=torch.float32)
+        total: Tensor = output.prediction[0].new_zeros((), dtype=torch.float32)
         weights = level_weights(self.reconstruction_weights, self.schedule, progress)
         for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
             image, masked = batch.images[level - 1], batch.masked[level - 1]
             _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
             target = masked_targets(image, ids, self.patch_size, self.normalize_target)
             terms[f"reconstruction_level{level}"] = term = reconstruction_loss(prediction, target)
-            total = total + weight * term
+            total = total + weight * term if weight else total
         for pair, weight in enumerate(self.alignment_weights):
             terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = alignment_loss(
                 output.context[pair],
@@ -173,5 +174,5 @@ class MiMLoss(nn.Module):
                 self.temperature,
                 self.kind,
             )
-            total = total + weight * term
+            total = total + weight * term if weight else total
         return {"loss": total, **terms}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mim_components.checkpoints import read_checkpoint
@@ -54,7 +54,7 @@ class LoadReport:
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
     """Write an encoder's weights as safetensors with the input contract as metadata."""
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    return write_safely(Path(path), lambda partial: save_file(state, partial, metadata=contract.to_metadata()))
+    return write_safely(Path(path), lambda partial: partial.write_bytes(save(state, contract.to_metadata())))
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:

@@ -19,7 +19,8 @@ def keyed_seed(*key: int | str) -> int:
         >>> keyed_seed(0, "crop", 3) == keyed_seed(0, "crop", 3), keyed_seed(0, "crop", 3) == keyed_seed(0, "crop", 4)
         (True, False)
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in key)  # NumPy integers print otherwise
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -1,4 +1,4 @@
-"""The multi-level crop and mask: nested volumes from masked tokens of one image (design section 2).
+"""The multi-level crop and mask: nested volumes from masked tokens of one image (docs/method.md, 2).
 
 Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N tokens, row-major over (h, w, d).
 """

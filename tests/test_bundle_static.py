@@ -259,10 +259,6 @@ def workflow(names: list[str], kind: str, place: Path, **options: Any) -> Config
         workflow_type=kind,
         **{**SMALL, "dataset_dir": str(place / "scans"), "cache_dir": str(place / "cache"), **options},
     )
-    if "train" in names:
-        # check_properties of MONAI 1.6.1 takes every handler for a dictionary and fails at a reference
-        handlers = made.parser["train::handlers"]
-        made.parser["train::handlers"] = [each for each in handlers if isinstance(each, dict)]
     made.initialize()
     return made
 

@@ -129,14 +129,15 @@ class ReportHandler:
         low, high = self.hu_window
         notes = [
             f"Errors are means over the voxels of the masked tokens ({tokens - visible} of {tokens} per volume), of "
-            f"intensities clipped to {low:g} to {high:g} HU and scaled to [0, 1]. PSNR is that of the mean MSE, with peak "
-            f"1 ({high - low:g} HU). Visible mean: every masked voxel is set to the mean of the volume's visible voxels."
+            f"intensities clipped to {low:g} to {high:g} HU and scaled to [0, 1]. PSNR is that of the mean MSE, with "
+            f"peak 1 ({high - low:g} HU). Visible mean: every masked voxel is set to the mean of the volume's visible "
+            "voxels."
         ]
         if len(self.crop.level_sizes) > 1:
             notes.append(
                 f"A parent token is found when it is the most similar of its parent's {tokens} tokens to the child's "
-                f"context vector. Children are drawn for {self.crop.child_source} tokens only; a guess that knows which "
-                f"these are has 1 in {candidates}. A child may overlap several tokens."
+                f"context vector. Children are drawn for {self.crop.child_source} tokens only; a guess that knows "
+                f"which these are has 1 in {candidates}. A child may overlap several tokens."
             )
         if not self.validation:
             notes.append("These are the training volumes: the figures say how well the network fits what it has seen.")

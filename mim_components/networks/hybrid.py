@@ -1,4 +1,4 @@
-"""Hybrid (convolution + transformer) encoder: the masked convolutional auto-encoder's, in 3D (design section 3.1).
+"""Hybrid (convolution + transformer) encoder: the masked convolutional auto-encoder's, in 3D (docs/method.md, 3.1).
 
 Axes: image (B, C, H, W, D); inside the convolutional stages (B, H, W, D, C), so that norms, 1x1x1 convolutions and MLPs
 act on the last axis and the convolutions see the channels-last layout; tokens (B, N, E); n visible tokens.
@@ -75,6 +75,7 @@ class HybridEncoder(nn.Module):
         ValueError: unknown preset; in `forward`, a side that is not a multiple of p.
 
     Example:
+        >>> import torch
         >>> encoder = HybridEncoder(in_channels=1, preset="nano")
         >>> [tuple(stage.shape[1:]) for stage in encoder(torch.zeros(1, 1, 32, 32, 32))]
         [(8, 16, 16, 16), (16, 8, 8, 8), (48, 4, 4, 4)]

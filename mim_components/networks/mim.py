@@ -1,4 +1,4 @@
-"""The pre-training network: encoder, decoder, prediction head and alignment heads (design sections 3.1-3.3).
+"""The pre-training network: encoder, decoder, prediction head and alignment heads (docs/method.md, 3.1-3.3).
 
 Axes: image (B, C, H, W, D); tokens (B, N, E), row-major over the token grid; n visible and M masked tokens per volume;
 P = C * p^3 voxels of a token; D = width of the alignment space. B counts volumes of a level: samples * V_l.

@@ -1,4 +1,4 @@
-"""Sizes of the networks: data in one place, not copies of classes (design section 3)."""
+"""Sizes of the networks: data in one place, not copies of classes (docs/method.md, 3)."""
 
 from __future__ import annotations
 

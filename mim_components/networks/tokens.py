@@ -38,16 +38,16 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
 
 
 @functools.lru_cache(maxsize=64)
-def _sincos(grid: Grid, embed_dim: int) -> Tensor:
+def _sincos(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
     with warnings.catch_warnings(), torch.device("cpu"):  # kept for all devices, also when one is set as default
         # MONAI calls meshgrid without `indexing`, about which PyTorch warns
         warnings.simplefilter("ignore", UserWarning)
-        return build_sincos_position_embedding(list(grid), embed_dim, spatial_dims=3).data
+        return build_sincos_position_embedding(list(grid), embed_dim, spatial_dims=3).data.to(device)
 
 
 def sincos_positions(grid: Grid, embed_dim: int, like: Tensor) -> Tensor:
     """Fixed 3D sin-cos positions `(1, N, E)` of a token grid, on the device of `like`."""
-    return _sincos(grid, embed_dim).to(like.device)
+    return _sincos(grid, embed_dim, like.device)
 
 
 def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:
@@ -58,8 +58,10 @@ def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:
 
 
 def check_mask(masked: Tensor, batch_size: int, grid: Grid) -> None:
-    """Raise ValueError unless `masked` is `(batch_size, N)` for the token grid."""
+    """Raise ValueError unless `masked` is bool `(batch_size, N)` for the token grid."""
     want = (batch_size, math.prod(grid))
+    if masked.dtype != torch.bool:
+        raise ValueError(f"masked must be bool, True = hidden, got {masked.dtype}.")
     if tuple(masked.shape) != want:
         raise ValueError(
             f"masked must be (B, N) = {want} for {grid[0]}x{grid[1]}x{grid[2]} tokens, got {tuple(masked.shape)}."
@@ -111,7 +113,7 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int) -> Tensor:
 
 
 def standardize_tokens(tokens: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give each token `(..., P)` mean 0 and variance 1, as MAE does with its target."""
+    """Give each token `(..., P)` mean 0 and (biased) variance 1: MAE's normalised target."""
     var, mean = torch.var_mean(tokens, dim=-1, keepdim=True, correction=0)
     return (tokens - mean) / (var + eps).sqrt()
 

@@ -1,4 +1,4 @@
-"""Plain ViT encoder, for MiM with a UNETR network and for the MAE3D baseline (design section 3.2).
+"""Plain ViT encoder, for MiM with a UNETR network and for the MAE3D baseline (docs/method.md, 3.2).
 
 Axes: image (B, C, H, W, D); tokens (B, N, E); n visible tokens.
 """
@@ -12,7 +12,13 @@ from monai.networks.nets import ViT
 from torch import Tensor
 
 from mim_components.networks.presets import get_preset
-from mim_components.networks.tokens import check_mask, gather_tokens, sincos_positions, token_grid, visible_and_masked_ids
+from mim_components.networks.tokens import (
+    check_mask,
+    gather_tokens,
+    sincos_positions,
+    token_grid,
+    visible_and_masked_ids,
+)
 from mim_components.networks.transformer import init_linear
 
 
@@ -30,6 +36,7 @@ class ViTEncoder(ViT):
         ValueError: unknown preset; a side that is not a multiple of the patch size.
 
     Example:
+        >>> import torch
         >>> encoder = ViTEncoder(in_channels=1, preset="nano", input_size=(32, 32, 32))
         >>> [tuple(layer.shape[1:]) for layer in encoder(torch.zeros(1, 1, 32, 32, 32))]
         [(48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4)]

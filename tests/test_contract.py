@@ -1,0 +1,65 @@
+"""The input contract that travels with an encoder's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mim_components import __version__
+from mim_components.contract import InputContract, read_contract
+
+CONTRACT = InputContract(
+    encoder="hybrid", preset="nano", in_channels=1, patch_size=8, input_size=(32, 32, 32),
+    level_sizes=((40, 40, 32), (16, 16, 16)), hu_window=(-1000.0, 400.5), step=7,
+)  # fmt: skip
+
+
+def test_round_trip_through_metadata() -> None:
+    metadata = CONTRACT.to_metadata()
+    assert all(isinstance(value, str) for value in metadata.values())  # all that safetensors takes
+    assert json.loads(metadata["level_sizes"]) == [[40, 40, 32], [16, 16, 16]]
+    assert InputContract.from_metadata(metadata, "file") == CONTRACT
+    assert (CONTRACT.orientation, CONTRACT.axes, CONTRACT.version) == ("RAS", "BCHWD", __version__)
+
+
+def test_round_trip_through_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={**CONTRACT.to_metadata(), "of_a_later_version": "1"})
+    assert read_contract(path) == CONTRACT
+
+
+def test_missing_entries_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    metadata = CONTRACT.to_metadata()
+    del metadata["hu_window"], metadata["patch_size"]
+    save_file({"weight": torch.ones(2)}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=f"{path}: no input contract.*missing: patch_size, hu_window"):
+        read_contract(path)
+
+
+def test_file_without_metadata_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=f"{path}: no input contract.*missing: encoder, preset"):
+        read_contract(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<!DOCTYPE html><html>404</html>", "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"],
+    ids=["empty", "HTML", "LFS pointer"],
+)
+def test_other_file_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}: not a readable safetensors file"):
+        read_contract(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        read_contract(tmp_path / "none.safetensors")
