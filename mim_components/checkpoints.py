@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary.")
-    bad = _not_finite(state.get("network", state))
-    if bad:
-        raise DamagedCheckpointError(f"{path}: weights are not finite: {bad}.")
+    check_finite(state.get("network", state), path)
     return state
 
 
-def _not_finite(state: dict[str, Any]) -> str:
+def check_finite(state: dict[str, Any], path: str | Path) -> None:
+    """Raise DamagedCheckpointError that names the file and the first tensor which is not finite."""
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return name
-    return ""
+            raise DamagedCheckpointError(f"{path}: weights are not finite: {name}.")
 
 
 class CheckpointStore:
@@ -78,20 +77,30 @@ class CheckpointStore:
             old.unlink()
         return path
 
-    def newest(self) -> dict[str, Any] | None:
+    def newest(self, parts: Sequence[str] = ()) -> dict[str, Any] | None:
         """The newest checkpoint that is whole; names in the log what it passed over. None when there is none at all.
+
+        Args:
+            parts: names that a whole checkpoint has.
 
         Raises:
             DamagedCheckpointError: there are checkpoints, and all are damaged.
         """
         paths = self.paths()
+        causes: list[str] = []
         for path in reversed(paths):
             try:
-                return read_checkpoint(path)
+                state = read_checkpoint(path)
+                missing = [part for part in parts if part not in state]
+                if missing:
+                    raise DamagedCheckpointError(f"{path}: has no {', '.join(missing)}.")
+                return state
             except DamagedCheckpointError as error:
                 logger.warning("Checkpoint passed over: %s", error)
+                causes.append(str(error))
         if paths:
             raise DamagedCheckpointError(
-                f"all {len(paths)} checkpoints in {self.directory} are damaged; use --resume never for a new run."
+                f"all {len(paths)} checkpoints in {self.directory} are damaged, use --resume never for a new run; "
+                f"{'; '.join(causes)}"
             )
         return None

@@ -157,14 +157,14 @@ class MiMLoss(nn.Module):
         if have[0] != have[1]:
             raise ValueError(f"the network predicts {have[0]} levels, the loss has weights for {have[1]} levels.")
         terms: dict[str, Tensor] = {}
-        total: Tensor = output.prediction[0].new_zeros((), dtype=torch.float32)
+        total = output.prediction[0].new_zeros((), dtype=torch.float32)
         weights = level_weights(self.reconstruction_weights, self.schedule, progress)
         for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
             image, masked = batch.images[level - 1], batch.masked[level - 1]
             _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
             target = masked_targets(image, ids, self.patch_size, self.normalize_target)
             terms[f"reconstruction_level{level}"] = term = reconstruction_loss(prediction, target)
-            total = total + weight * term if weight else total
+            total = total + weight * term
         for pair, weight in enumerate(self.alignment_weights):
             terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = alignment_loss(
                 output.context[pair],
@@ -174,5 +174,5 @@ class MiMLoss(nn.Module):
                 self.temperature,
                 self.kind,
             )
-            total = total + weight * term if weight else total
+            total = total + weight * term
         return {"loss": total, **terms}

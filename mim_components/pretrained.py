@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mim_components.checkpoints import read_checkpoint
+from mim_components.checkpoints import check_finite, read_checkpoint
 from mim_components.contract import InputContract
 from mim_components.networks.tokens import sincos_positions
 from mim_components.safe_write import write_safely
@@ -77,6 +78,7 @@ def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
     target = encoder_of(network)
     source, ignored = _read_encoder(Path(path))
     state = target.state_dict()
+    _check_kind(source, state, path)
     adapted: list[tuple[str, str]] = []
     loaded: dict[str, Tensor] = {}
     for name, value in source.items():
@@ -107,12 +109,25 @@ def encoder_of(network: nn.Module) -> nn.Module:
     return network
 
 
+def _check_kind(source: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse another kind of encoder, whose transformer blocks may fit by chance."""
+    for name in FIRST_CONVOLUTIONS:
+        if (name in source) != (name in state) and any(other in source for other in FIRST_CONVOLUTIONS):
+            found, expected = ("another kind", name) if name in state else (name, "another kind")
+            raise PretrainedError(
+                f"{path}: weights of another kind of encoder (hybrid or vit): the file's first layer is {found}, "
+                f"the network's is {expected}."
+            )
+
+
 def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     if path.suffix == ".safetensors":
         try:
-            return load_file(path), []
+            weights = load_file(path)
         except SafetensorError as error:
             raise PretrainedError(f"{path}: not a readable safetensors file ({error}).") from error
+        check_finite(weights, path)
+        return weights, []
     state = read_checkpoint(path)
     state = state.get("network", state)
     inside = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
@@ -124,14 +139,23 @@ def _fit(
     name: str, value: Tensor, wanted: Tensor, network: nn.Module, path: str | Path, adapted: list[tuple[str, str]]
 ) -> Tensor:
     have, want = tuple(value.shape), tuple(wanted.shape)
+    if name == POSITIONS and have[2] == want[2]:
+        return _positions(value, want, network, adapted)
     if have == want:
         return value
     if name in FIRST_CONVOLUTIONS and have[1] == 1 and have[:1] + have[2:] == want[:1] + want[2:]:
         adapted.append((name, f"1 input channel repeated {want[1]} times and divided by {want[1]}"))
         return value.expand(want) / want[1]
-    if name == POSITIONS and have[2] == want[2]:
-        grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
-        if grid is not None:
-            adapted.append((name, f"fixed positions made for the grid {tuple(grid)}"))
-            return sincos_positions(tuple(grid), want[2], value)
     raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; another preset or patch size?")
+
+
+def _positions(value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:
+    """Fixed positions for the network's grid: those of the file where it is the same grid."""
+    grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
+    if grid is None:
+        return value
+    positions = sincos_positions(tuple(grid), want[2], value)
+    if positions.shape == value.shape and torch.allclose(positions, value, atol=1e-5):
+        return value
+    adapted.append((POSITIONS, f"fixed positions made for the grid {tuple(grid)}"))
+    return positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
         partial.replace(path)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    except RuntimeError as error:  # torch.save's form of a full disk
+        raise OSError(errno.EIO, f"cannot write {path}, is the disk full? ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -221,7 +221,6 @@ def test_restored_training_goes_on_as_undisturbed(tmp_path: Path) -> None:
     assert continued.parts["lr_scheduler"].get_last_lr() == [pytest.approx(0.1 / 7)]
 
 
-@pytest.mark.xfail(strict=True, reason="save() skips a step whose file exists, although restore() found it damaged")
 def test_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path: Path) -> None:
     handler = make_handler(tmp_path)
     steps_of(handler, 0, 2)
@@ -234,7 +233,6 @@ def test_damaged_checkpoint_is_written_anew_when_its_step_comes_again(tmp_path: 
 
 
 @pytest.mark.parametrize("part", ["optimizer", "lr_scheduler", "network", "step"])
-@pytest.mark.xfail(strict=True, reason="a missing part is a bare KeyError without the file")
 def test_checkpoint_without_a_part_is_refused_by_name(part: str, tmp_path: Path) -> None:
     handler = make_handler(tmp_path)
     steps_of(handler, 0, 2)

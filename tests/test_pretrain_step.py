@@ -53,7 +53,7 @@ def make_engine(lr: float = 0.1) -> Any:
 
 
 def weight(engine: Any) -> float:
-    return float(engine.network.linear.weight)
+    return engine.network.linear.weight.item()
 
 
 def test_accumulated_gradient_is_the_mean_over_micro_batches() -> None:

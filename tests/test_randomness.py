@@ -35,8 +35,8 @@ def test_keys_in_use_do_not_collide() -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)  # what numpy.random.RandomState takes
 
 
-def draws(seed: int, first: int, last: int, wasted: int = 0) -> list[float]:
-    """One number from PyTorch in each step of a run that continues after step `first - 1`."""
+def draws(seed: int, steps: range, wasted: int = 0) -> list[float]:
+    """One number from PyTorch in each of the steps, in an engine that begins with the first of them."""
     numbers = []
 
     def step(engine: Engine, batch: None) -> None:
@@ -45,18 +45,15 @@ def draws(seed: int, first: int, last: int, wasted: int = 0) -> list[float]:
 
     engine = Engine(step)
     SeedSteps(seed).attach(engine)
-    engine.state.iteration = first - 1
-    engine.run([None] * last, max_epochs=1, epoch_length=last) if first == 1 else None
-    for number in range(first, last + 1) if first > 1 else ():
-        engine.state.iteration = number
-        SeedSteps(seed)(engine)
-        step(engine, None)
+    engine.state.max_epochs, engine.state.epoch_length = 1, steps.stop - 1  # as MONAI's trainer does
+    engine.state.iteration = steps.start - 1
+    engine.run([None] * (steps.stop - 1), max_epochs=1)
     return numbers
 
 
 def test_step_draws_the_same_whatever_was_drawn_before() -> None:
-    whole = draws(3, 1, 6)
+    whole = draws(3, range(1, 7))
     assert len(set(whole)) == 6
-    assert draws(3, 1, 6, wasted=11) == whole
-    assert draws(3, 4, 6) == whole[3:]
-    assert draws(4, 1, 6) != whole
+    assert draws(3, range(1, 7), wasted=11) == whole
+    assert draws(3, range(4, 7)) == whole[3:]
+    assert draws(4, range(1, 7)) != whole

@@ -108,9 +108,6 @@ def test_file_beyond_the_limit_of_the_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_files_only")
-@pytest.mark.xfail(
-    strict=True, reason="torch.save reports a full disk as RuntimeError: `unexpected pos`, without a path"
-)
 def test_checkpoint_beyond_the_limit_of_the_system_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot write .*file"):
         write_safely(tmp_path / "file", lambda partial: torch.save({"a": torch.zeros(100_000)}, partial))

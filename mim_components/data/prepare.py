@@ -153,7 +153,7 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
     """
     try:
         voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CacheError(f"{volume.cache_file}: the cache file of {volume.source} cannot be read: {error}") from error
     if voxels.shape != volume.shape or voxels.dtype != np.int16:
         raise CacheError(

@@ -27,10 +27,10 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
         ValueError: it does not divide; names the nearest valid values.
     """
     num_devices = idist.get_world_size() if num_devices is None else num_devices
-    together = batch_size * num_devices
+    together = max(batch_size, 1) * num_devices
     if batch_size < 1 or global_batch_size < 1 or global_batch_size % together:
-        below = global_batch_size // together * together
-        nearest = [str(each) for each in (below, below + together) if each > 0] if together > 0 else ["1"]
+        below = max(global_batch_size, 0) // together * together
+        nearest = [str(each) for each in (below, below + together) if each > 0]
         raise ValueError(
             f"global_batch_size must be a multiple of batch_size x devices = {batch_size} x {num_devices}, got "
             f"{global_batch_size}; nearest valid values: {', '.join(nearest)}."

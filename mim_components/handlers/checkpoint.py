@@ -48,6 +48,7 @@ class CheckpointHandler:
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.loader = loader
         self.interval = interval
+        self._saved = -1
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the schedule and before pictures and export."""
@@ -57,12 +58,10 @@ class CheckpointHandler:
     def save(self, engine: Engine) -> None:
         """Save the state after the current step; the first process writes."""
         step = engine.state.iteration
-        if idist.get_rank() == 0 and step not in self._steps():
+        if idist.get_rank() == 0 and step != self._saved:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             self.store.save(step, {"step": step, **state})
-
-    def _steps(self) -> list[int]:
-        return [int(path.stem.removeprefix("step_")) for path in self.store.paths()]
+            self._saved = step
 
     def restore(self, engine: Engine) -> int:
         """Put the newest whole checkpoint of the folder into the trainer; returns its step, 0 where there is none.
@@ -70,14 +69,14 @@ class CheckpointHandler:
         Raises:
             DamagedCheckpointError: there are checkpoints, and all are damaged.
         """
-        state = self.store.newest()
+        state = self.store.newest([*self.parts, "step"])
         if state is None:
             if self.folder.state.get("status") == "interrupted":
                 logger.info("%s has no checkpoint yet: the run starts from step 0.", self.folder.path)
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        step = int(state["step"])
+        step = self._saved = int(state["step"])
         engine.state.iteration = step
         self.loader.sampler.start_step = step
         logger.info("Continuing the run in %s from step %d of %s.", self.folder.path, step, engine.state.epoch_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -78,8 +79,14 @@ class StepMetrics:
         self._since = now
         engine.state.step_metrics = numbers
         if idist.get_rank() == 0:
+            self._append(json.dumps({"step": step, **numbers}) + "\n")
+
+    def _append(self, line: str) -> None:
+        try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+                file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
 
 
 class ConsoleLog:
@@ -151,7 +158,11 @@ def _over_processes(values: dict[str, Tensor]) -> dict[str, float]:
 
 def _loggers_with_console() -> list[logging.Logger]:
     named = [logging.getLogger(name) for name in ("mim_components", "monai", "ignite")]
-    return [each for each in named if each.handlers]
+    return [each for each in named if any(_is_console(handler) for handler in each.handlers)]
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
 
 
 def _shown(output: dict[str, Any]) -> dict[str, Any]:

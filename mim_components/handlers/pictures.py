@@ -39,6 +39,7 @@ class PictureHandler:
         volume: index of the scan.
         standardized: the network predicts standardised tokens.
         tracker: gets the files as artifacts.
+        error_range: absolute error that gets the last colour, HU.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PictureHandler:
         volume: int = 0,
         standardized: bool = False,
         tracker: RunTracker | None = None,
+        error_range: float = 200.0,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
@@ -64,7 +66,9 @@ class PictureHandler:
         self.volume = volume
         self.standardized = standardized
         self.tracker = tracker
+        self.error_range = error_range
         self._sample: dict[str, Any] | None = None
+        self._drawn = -1
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer; the first process draws."""
@@ -96,8 +100,9 @@ class PictureHandler:
     def draw(self, engine: Engine) -> list[Path]:
         """Reconstruct and draw the first volume of every level; returns the files."""
         prefix = self.output_dir / f"step_{engine.state.iteration:08d}"
-        if (self.output_dir / f"{prefix.name}_level1.png").exists() and engine.state.output is None:
+        if self._drawn == engine.state.iteration:  # the last step may also be one of the interval
             return []
+        self._drawn = engine.state.iteration
         device = next(self.network.parameters()).device
         images = torch.stack([self._shown("image", level) for level in self._levels()]).to(device)
         masked = torch.stack([self._shown("masked", level) for level in self._levels()]).to(device)
@@ -108,7 +113,7 @@ class PictureHandler:
         self.network.train(was_training)
         pictures = [self._picture(level, images[level - 1], filled[level - 1]) for level in self._levels()]
         title = f"{self.scan.name}, step {engine.state.iteration} of {engine.state.epoch_length}"
-        files = save_reconstruction_pictures(pictures, prefix, title, window=self.picture_window)
+        files = save_reconstruction_pictures(pictures, prefix, title, self.picture_window, self.error_range)
         return self._keep(files)
 
     def draw_boxes(self, engine: Engine) -> list[Path]:

@@ -20,7 +20,7 @@ FREE_KEYS = frozenset(
     resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad
     max_voxels verify_cache checkpoint imports
     tracking_uri experiment_name run_name log_interval picture_interval checkpoint_interval keep_checkpoints
-    validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_volume
+    validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_error_range picture_volume
     """.split()
 )
 

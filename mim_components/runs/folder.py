@@ -87,7 +87,13 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); use --resume never, or another --output_dir.") from error
+        return state
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,62 @@
+"""The two files at the end of a pre-training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from mim_components.contract import InputContract, read_contract
+from mim_components.handlers.export import ExportHandler
+from mim_components.networks import HybridEncoder, MiM
+from mim_components.pretrained import load_pretrained
+
+CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((40, 40, 32), (16, 16, 16)))
+
+
+@pytest.fixture
+def network() -> MiM:
+    torch.manual_seed(0)
+    return MiM(input_size=(32, 32, 32), preset="nano", num_levels=2, projection_dim=8)
+
+
+def make_handler(folder: Path, network: MiM) -> ExportHandler:
+    return ExportHandler(SimpleNamespace(path=folder), network, CONTRACT)  # type: ignore[arg-type]
+
+
+def test_files_at_the_end_hold_the_weights_and_the_contract(tmp_path: Path, network: MiM) -> None:
+    def step(engine: Engine, batch: None) -> None:
+        assert not (tmp_path / "models").exists()
+
+    engine = Engine(step)
+    make_handler(tmp_path, network).attach(engine)
+    engine.run([None] * 3)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["encoder.safetensors", "model.pt"]
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[name]) and not value.requires_grad for name, value in state.items())
+    contract = read_contract(tmp_path / "models" / "encoder.safetensors")
+    assert contract.step == 3 and contract.level_sizes == CONTRACT.level_sizes and CONTRACT.step == 0
+    encoder = HybridEncoder(preset="nano")
+    assert load_pretrained(encoder, tmp_path / "models" / "encoder.safetensors").share == 1.0
+    assert all(torch.equal(value, network.encoder.state_dict()[name]) for name, value in encoder.state_dict().items())
+
+
+def test_training_that_ended_early_exports_nothing(tmp_path: Path, network: MiM) -> None:
+    engine = Engine(lambda engine, batch: engine.terminate() if engine.state.iteration == 2 else None)
+    make_handler(tmp_path, network).attach(engine)
+    engine.run([None] * 3)
+    assert engine.state.iteration == 2 and not (tmp_path / "models").exists()
+
+
+def test_files_of_an_earlier_export_are_replaced_whole(tmp_path: Path, network: MiM) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.pt").write_bytes(b"old")
+    engine = Engine(lambda engine, batch: None)
+    make_handler(tmp_path, network).attach(engine)
+    engine.run([None])
+    assert len(torch.load(tmp_path / "models" / "model.pt", weights_only=True)) == len(network.state_dict())
+    assert not list((tmp_path / "models").glob(".*"))

@@ -1,0 +1,93 @@
+"""Stopping in good order on the first signal, at once on the second."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ignite.engine import Engine
+
+from mim_components.handlers.signals import StopSignals
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture
+def received() -> Iterator[list[int]]:
+    """What handlers of before get; those of the process are put back afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    numbers: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: numbers.append(number))
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def make_training(signals_at: dict[int, list[int]]) -> tuple[Engine, StopSignals, list[int], list[int]]:
+    """A training of 5 steps; returns it, the handler, the steps that were finished and those that were saved."""
+    finished: list[int] = []
+    saved: list[int] = []
+
+    def step(engine: Engine, batch: None) -> None:
+        for number in signals_at.get(engine.state.iteration, []):
+            signal.raise_signal(number)
+        finished.append(engine.state.iteration)
+
+    engine = Engine(step)
+    checkpoints: Any = SimpleNamespace(save=lambda engine: saved.append(engine.state.iteration))
+    handler = StopSignals(checkpoints)
+    handler.attach(engine)
+    return engine, handler, finished, saved
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_first_signal_finishes_the_step_saves_and_exits(
+    number: int, code: int, received: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, handler, finished, saved = make_training({3: [number]})
+    with pytest.raises(SystemExit) as stopped:
+        engine.run([None] * 5)
+    assert stopped.value.code == code
+    assert finished == [1, 2, 3] and saved == [3] and received == []
+    assert f"{signal.Signals(number).name}: stopped after step 3 of 5, checkpoint saved" in caplog.text
+    handler.close()
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_second_signal_goes_to_whom_it_went_before(second: int, received: list[int]) -> None:
+    engine, handler, finished, saved = make_training({3: [signal.SIGTERM, second]})
+    with pytest.raises(SystemExit):
+        engine.run([None] * 5)
+    assert received == [second]
+    assert not any(signal.getsignal(number) == handler.receive for number in SIGNALS)
+
+
+def test_second_ctrl_c_interrupts_the_step() -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    engine, handler, finished, saved = make_training({3: [signal.SIGINT, signal.SIGINT]})
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([None] * 5)
+    assert finished == [1, 2] and saved == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_close_gives_the_signals_back(received: list[int]) -> None:
+    engine, handler, finished, saved = make_training({})
+    before = [signal.getsignal(number) for number in SIGNALS]
+    engine.run([None] * 5)
+    assert [signal.getsignal(number) == handler.receive for number in SIGNALS] == [True, True]
+    handler.close()
+    handler.close()
+    assert [signal.getsignal(number) for number in SIGNALS] == before and saved == []
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+
+
+def test_signals_are_left_alone_before_the_training(received: list[int]) -> None:
+    make_training({})
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]

@@ -1,0 +1,143 @@
+"""One MLflow run per run folder: what it holds, how it goes on, how it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from ignite.engine import Engine
+
+from mim_components.handlers import tracking as module
+from mim_components.handlers.tracking import RunTracker, git_commit
+from mim_components.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a store that all tests share: making one takes seconds."""
+    return tmp_path_factory.mktemp("store with space")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    """A run that is begun."""
+    run = RunFolder(tmp_path / "run").begin("digest")
+    yield run
+    run.release()
+
+
+def make_tracker(folder: RunFolder, store: Path, **parameters: Any) -> RunTracker:
+    return RunTracker(folder, store_dir=store, experiment_name="tests", parameters=parameters)
+
+
+def engine_at(step: int, numbers: dict[str, float] | None = None) -> Any:
+    return SimpleNamespace(state=SimpleNamespace(iteration=step, epoch_length=4, step_metrics=numbers), logger=logging)
+
+
+def run_of(tracker: RunTracker, folder: RunFolder) -> mlflow.entities.Run:
+    return mlflow.MlflowClient(tracker.tracking_uri).get_run(folder.state["mlflow_run_id"])
+
+
+def test_parameters_metrics_and_artifacts(folder: RunFolder, store: Path, tmp_path: Path) -> None:
+    tracker = make_tracker(folder, store, seed=0, sizes=[[4, 4], [2, 2]], preset="nano", nothing=None)
+    tracker.start(engine_at(0))
+    assert json.loads((folder.path / "run.json").read_text())["mlflow_run_id"] == tracker.run_id
+    tracker.log_step(engine_at(1, {"loss": 2.0, "epoch": 0.5}))
+    tracker.log_step(engine_at(2, None))  # not a step that was collected
+    tracker.log_step(engine_at(3, {"loss": 1.0, "epoch": 1.5}))
+    (tmp_path / "picture.png").write_bytes(b"png")
+    tracker.log_artifact(tmp_path / "picture.png", "pictures")
+    tracker.close()
+    run = run_of(tracker, folder)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", folder.name)
+    expected = {"seed": "0", "sizes": "[[4, 4], [2, 2]]", "preset": "nano", "nothing": "null", "devices": "1"}
+    assert run.data.params.items() >= expected.items()
+    assert run.data.params["version_torch"] == torch.__version__ and run.data.params["git_commit"] == git_commit()
+    client = mlflow.MlflowClient(tracker.tracking_uri)
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(1, 2.0), (3, 1.0)]
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} == {"configuration.json", "pictures"}
+    assert [each.path for each in client.list_artifacts(run.info.run_id, "pictures")] == ["pictures/picture.png"]
+    saved = json.loads(Path(client.download_artifacts(run.info.run_id, "configuration.json")).read_text())
+    assert saved == folder.state["config"]
+    assert (store / "mlruns.db").exists() and store in Path(run.info.artifact_uri.replace("%20", " ")[7:]).parents
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_continued_run_goes_on_in_its_mlflow_run(folder: RunFolder, store: Path, status: str) -> None:
+    tracker = make_tracker(folder, store, seed=0)
+    tracker.start(engine_at(0))
+    first = tracker.run_id
+    tracker.log_step(engine_at(1, {"loss": 2.0}))
+    tracker.close(status)
+    assert run_of(tracker, folder).info.status == status
+    again = make_tracker(folder, store, seed=5)  # a parameter cannot be logged twice with another value
+    again.start(engine_at(1))
+    assert again.run_id == first and run_of(again, folder).info.status == "RUNNING"
+    again.log_step(engine_at(2, {"loss": 1.0}))
+    again.close()
+    run = run_of(again, folder)
+    assert run.info.status == "FINISHED" and run.data.params["seed"] == "0"
+    points = mlflow.MlflowClient(again.tracking_uri).get_metric_history(first, "loss")
+    assert [point.step for point in points] == [1, 2]
+
+
+def test_killed_run_does_not_swallow_the_next(folder: RunFolder, store: Path, tmp_path: Path) -> None:
+    killed = make_tracker(folder, store)
+    killed.start(engine_at(0))  # never closed: stays RUNNING
+    other = RunFolder(tmp_path / "other").begin("digest")
+    tracker = make_tracker(other, store)
+    tracker.start(engine_at(0))
+    assert tracker.run_id != killed.run_id
+    tracker.close()
+    assert run_of(killed, folder).info.status == "RUNNING"
+    killed.close("KILLED")
+    other.release()
+
+
+def test_run_continues_with_another_store(folder: RunFolder, store: Path) -> None:
+    folder.update(mlflow_run_id="0" * 32)  # tracking_uri may change between two starts: it is a free key
+    tracker = make_tracker(folder, store)
+    tracker.start(engine_at(0))
+    assert folder.state["mlflow_run_id"] == tracker.run_id != "0" * 32
+    tracker.close()
+
+
+def test_without_a_run_nothing_is_sent(folder: RunFolder, store: Path, tmp_path: Path) -> None:
+    tracker = make_tracker(folder, store)  # as in all processes but the first
+    tracker.log_step(engine_at(1, {"loss": 1.0}))
+    tracker.log_artifact(tmp_path / "no such file")
+    tracker.close("FAILED")
+    assert "mlflow_run_id" not in folder.state
+
+
+def test_only_the_first_process_tracks(folder: RunFolder, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.idist, "get_rank", lambda: 1)
+    tracker = make_tracker(folder, store)
+    engine = Engine(lambda engine, batch: None)
+    tracker.attach(engine)
+    engine.run([None])
+    assert tracker.handler is None
+
+
+def test_store_by_default_and_by_name(folder: RunFolder, store: Path) -> None:
+    assert RunTracker(folder, store_dir=store).tracking_uri == f"sqlite:///{store / 'mlruns.db'}"
+    assert RunTracker(folder, "http://server:5000", store).tracking_uri == "http://server:5000"
+
+
+def test_commit_is_unknown_outside_of_a_working_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise subprocess.CalledProcessError(128, "git")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert git_commit() == "unknown"
+    monkeypatch.setattr(module.os.path, "dirname", lambda path: "/nowhere")
+    assert git_commit() == "unknown"
