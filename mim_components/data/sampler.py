@@ -27,8 +27,10 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
         ValueError: it does not divide; names the nearest valid values.
     """
     num_devices = idist.get_world_size() if num_devices is None else num_devices
-    together = max(batch_size, 1) * num_devices
-    if batch_size < 1 or global_batch_size < 1 or global_batch_size % together:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    together = batch_size * num_devices
+    if global_batch_size < 1 or global_batch_size % together:
         below = max(global_batch_size, 0) // together * together
         nearest = [str(each) for each in (below, below + together) if each > 0]
         raise ValueError(

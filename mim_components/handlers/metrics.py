@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -162,7 +161,7 @@ def _loggers_with_console() -> list[logging.Logger]:
 
 
 def _is_console(handler: logging.Handler) -> bool:
-    return isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
+    return type(handler) is logging.StreamHandler  # not the kinds that write files
 
 
 def _shown(output: dict[str, Any]) -> dict[str, Any]:

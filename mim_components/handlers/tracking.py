@@ -17,6 +17,7 @@ import mlflow
 import monai
 import torch
 from ignite.engine import Engine, Events
+from mlflow.exceptions import MlflowException
 from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
@@ -69,9 +70,9 @@ class RunTracker:
             run_name=self.folder.name,
         )  # fmt: skip
         earlier = self.folder.state.get("mlflow_run_id")
-        if earlier:
-            self.handler.client.update_run(earlier, status="RUNNING")
-            self.handler.cur_run = self.handler.client.get_run(earlier)
+        if earlier and not self._reopen(earlier):
+            logger.warning("MLflow run %s is not in %s: the run goes on in a new one.", earlier, self.tracking_uri)
+            earlier = None
         self.handler.start(engine)
         if not earlier:
             self.folder.update(mlflow_run_id=self.run_id)
@@ -79,6 +80,19 @@ class RunTracker:
             self.handler._log_params(parameters)
             self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
         logger.info("MLflow run %s in %s", self.folder.name, self.tracking_uri)
+
+    def _reopen(self, run_id: str) -> bool:
+        """Go on in an earlier MLflow run; False where the store does not have it."""
+        assert self.handler is not None
+        try:
+            self.client.update_run(run_id, status="RUNNING")
+            handler: Any = self.handler
+            handler.cur_run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     @property
     def client(self) -> mlflow.MlflowClient:

@@ -19,8 +19,8 @@ FREE_KEYS = frozenset(
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
     resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad
     max_voxels verify_cache checkpoint imports
-    tracking_uri experiment_name run_name log_interval picture_interval checkpoint_interval keep_checkpoints
-    validation_dir validation_datalist num_validation_crops num_items num_slices picture_window picture_error_range picture_volume
+    tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
+    picture_interval picture_window picture_error_range picture_volume
     """.split()
 )
 

@@ -139,7 +139,7 @@ def step(rank: int) -> dict[str, Any]:
 
     exchanges: list[int] = []
 
-    def exchange(group: Any, bucket: Any) -> Any:
+    def exchange(group, bucket):  # type: ignore[no-untyped-def]  # DDP compares annotations with its own types
         exchanges.append(1)
         return allreduce_hook(group, bucket)
 

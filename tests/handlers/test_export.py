@@ -37,7 +37,9 @@ def test_files_at_the_end_hold_the_weights_and_the_contract(tmp_path: Path, netw
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["encoder.safetensors", "model.pt"]
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert state.keys() == network.state_dict().keys()
-    assert all(torch.equal(value, network.state_dict()[name]) and not value.requires_grad for name, value in state.items())
+    assert all(
+        torch.equal(value, network.state_dict()[name]) and not value.requires_grad for name, value in state.items()
+    )
     contract = read_contract(tmp_path / "models" / "encoder.safetensors")
     assert contract.step == 3 and contract.level_sizes == CONTRACT.level_sizes and CONTRACT.step == 0
     encoder = HybridEncoder(preset="nano")

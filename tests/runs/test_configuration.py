@@ -70,9 +70,7 @@ def test_free_keys_and_parts_are_ignored() -> None:
 def test_every_other_key_of_the_bundle_matters(key: str) -> None:
     config = json.loads((CONFIGS / "train.json").read_text())
     assert differences(config, config | {key: "changed"}) == []
-    matters = {
-        name for name in config if name != "train" and differences(config, config | {name: "changed"})
-    }
+    matters = {name for name in config if name != "train" and differences(config, config | {name: "changed"})}
     assert matters == config.keys() - FREE_KEYS - {"train"}
 
 

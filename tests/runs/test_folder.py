@@ -95,7 +95,9 @@ def test_unknown_mode_is_refused(tmp_path: Path) -> None:
 
 
 def test_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
-    code = f"from mim_components.runs import RunFolder; f = RunFolder({str(tmp_path)!r}); print('in', flush=True); input()"
+    code = (
+        f"from mim_components.runs import RunFolder; f = RunFolder({str(tmp_path)!r}); print('in', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
