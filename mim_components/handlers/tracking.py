@@ -18,6 +18,7 @@ import monai
 import torch
 from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
+from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
@@ -65,6 +66,7 @@ class RunTracker:
         """Open the MLflow run: the one of this folder, or a new one."""
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
+        _stop_telemetry()
         self.handler = MLFlowHandler(
             self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=self.experiment_name,
             run_name=self.folder.name,
@@ -122,6 +124,12 @@ class RunTracker:
             self.handler.run_finish_status = status
             self.handler.close()
             self.handler = None
+
+
+def _stop_telemetry() -> None:
+    """Keep MLflow from reporting its use to its makers, unless MLFLOW_DISABLE_TELEMETRY says otherwise."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
 
 def _surroundings() -> dict[str, Any]:
