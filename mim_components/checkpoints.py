@@ -41,7 +41,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary.")
-    check_finite(state.get("network", state), path)
+    network = state.get("network", state)
+    if not isinstance(network, dict):
+        raise DamagedCheckpointError(f"{path}: its network is a {type(network).__name__}, expected a dictionary.")
+    check_finite(network, path)
     return state
 
 
@@ -73,8 +76,8 @@ class CheckpointStore:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete what is older than the last `keep`."""
         path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: torch.save(state, partial))
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
+        for old in [*self.paths()[: -self.keep], *self.directory.glob(".step_*.partial")]:  # also of killed saves
+            old.unlink(missing_ok=True)
         return path
 
     def newest(self, parts: Sequence[str] = ()) -> dict[str, Any] | None:

@@ -58,7 +58,12 @@ class InputContract:
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")
-        values: dict[str, Any] = {name: _tuples(json.loads(metadata[name])) for name in names}
+        values: dict[str, Any] = {}
+        for name in names:
+            try:
+                values[name] = _tuples(json.loads(metadata[name]))
+            except ValueError as error:
+                raise ValueError(f"{source}: {name} of its input contract is damaged ({error}).") from error
         return cls(**values)
 
 

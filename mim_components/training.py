@@ -57,7 +57,10 @@ def log_plan(
         )
     if prepared.notes:  # the preparation has logged every one
         lines = "".join(f"{note}\n" for note in prepared.notes)
-        write_safely(folder.path / "data_notes.txt", lambda partial: partial.write_text(lines))
+        write_safely(
+            folder.path / "data_notes.txt",
+            lambda partial: partial.write_text(lines, encoding="utf-8", errors="surrogateescape"),
+        )
         folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {_few(prepared.notes)}")
     if prepared.bad:
         folder.notes.append(f"{len(prepared.bad)} volumes left out, see excluded_volumes.json: {_few(prepared.bad)}")
@@ -101,8 +104,11 @@ def train(
             trainer.run()
     except BaseException as error:
         stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
-        folder.update(status="interrupted" if stopped else "failed")
         tracker.close("KILLED" if stopped else "FAILED")
+        try:
+            folder.update(status="interrupted" if stopped else "failed")
+        except OSError as second:  # a full disk, say; the first error matters more
+            logger.error("%s", second)
         raise
     finally:
         for handler in closing:
@@ -119,7 +125,10 @@ def train(
 
 def summary(folder: RunFolder, tracker: RunTracker) -> str:
     """What a run achieved: losses at its first and last step, warnings, files, and how to look at them."""
-    rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    path = folder.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not rows:
+        return _outputs(folder)
     first, last = rows[0], rows[-1]
     lines = [f"Finished at step {last['step']}. Losses at step {first['step']} and {last['step']}:"]
     names = ["loss", *(name for name in last if "_level" in name)]

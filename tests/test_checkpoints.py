@@ -252,3 +252,10 @@ def test_interrupted_run_without_checkpoint_says_so(tmp_path: Path, caplog: pyte
         assert handler.restore(SimpleNamespace(state=SimpleNamespace(iteration=0))) == 0  # type: ignore[arg-type]
     assert "has no checkpoint yet: the run starts from step 0" in caplog.text
     handler.folder.release()
+
+
+@pytest.mark.parametrize("state", [{"network": 5}, {"network": torch.tensor(1.0)}], ids=["number", "tensor"])
+def test_network_that_is_no_dictionary_is_refused_by_name(state: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "step_00000001.pt")
+    with pytest.raises(DamagedCheckpointError, match="step_00000001.pt"):
+        read_checkpoint(tmp_path / "step_00000001.pt")

@@ -63,3 +63,10 @@ def test_other_file_is_refused_by_name(text: str, tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         read_contract(tmp_path / "none.safetensors")
+
+
+def test_entry_that_is_not_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={**CONTRACT.to_metadata(), "hu_window": "[-1000"})
+    with pytest.raises(ValueError, match=f"{path}.*hu_window"):
+        read_contract(path)

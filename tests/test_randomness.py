@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import torch
 from ignite.engine import Engine
 
@@ -57,3 +58,7 @@ def test_step_draws_the_same_whatever_was_drawn_before() -> None:
     assert draws(3, range(1, 7), wasted=11) == whole
     assert draws(3, range(4, 7)) == whole[3:]
     assert draws(4, range(1, 7)) != whole
+
+
+def test_numpy_integers_are_the_same_key() -> None:
+    assert keyed_seed(0, "crop", np.int64(3)) == keyed_seed(0, "crop", 3)

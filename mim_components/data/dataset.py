@@ -16,6 +16,7 @@ from mim_components.data.prepare import open_cached
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
 from mim_components.randomness import keyed_seed
+from mim_components.runs.errors import root_cause
 
 
 def volume_items(prepared: PreparedDataset) -> list[dict[str, Any]]:
@@ -45,6 +46,10 @@ class OpenPreparedd(MapTransform):
         return out
 
 
+class ItemError(RuntimeError):
+    """An item that could not be made; names the volume and the cause."""
+
+
 class KeyedDataset(Dataset):
     """Dataset whose random transforms are seeded by (seed, epoch, index) before every item.
 
@@ -63,12 +68,21 @@ class KeyedDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
-        return self.transform(self.data[index])
+        item = self.data[index]
+        try:
+            return self.transform(item)
+        except Exception as error:  # a worker hands on the text only: it must name the volume and the cause
+            name = item.get("name", f"item {index}") if isinstance(item, Mapping) else f"item {index}"
+            raise ItemError(f"{name}: {root_cause(error)}") from error
 
 
 def init_worker(worker_id: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: leave Ctrl-C to the main process, which finishes its step first."""
+    """For `DataLoader(worker_init_fn=...)`: leave signals to the main process, which finishes its step first.
+
+    A workload manager sends them to all processes of a job. Workers end when the main process does.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StepLoader:

@@ -46,14 +46,14 @@ def prepare_on_nodes(
     group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
     first = int(os.environ.get("LOCAL_RANK", idist.get_rank())) == 0
     prepared, error = None, None
-    if first:
-        try:
-            prepared = prepare(num_workers=num_workers, verify=verify, progress=idist.get_rank() == 0)
-        except (DataError, OSError) as caught:
-            error = caught
-    _agree(error, group)
-    if not first:
-        prepared = prepare(progress=False, verify="quick")
+    for turn in (True, False):  # the first of each machine decodes, then the others open what it wrote
+        if first == turn:
+            how: dict[str, Any] = {"num_workers": num_workers, "verify": verify} if first else {"verify": "quick"}
+            try:
+                prepared = prepare(**how, progress=idist.get_rank() == 0)
+            except (DataError, OSError) as caught:
+                error = caught
+        _agree(error, group)
     assert prepared is not None
     digests: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(digests, prepared.digest, group=group)

@@ -68,6 +68,8 @@ class StepSampler(Sampler[tuple[int, int]]):
     ) -> None:
         if num_items < 1:
             raise ValueError(f"num_items must be at least 1, got {num_items}.")
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self.num_items = num_items
         self.num_steps = num_steps
         self.batch_size = batch_size

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.dataset import StepLoader
+from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class StepMetrics:
         if idist.get_rank() == 0 and self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= engine.state.iteration]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            text = "".join(f"{line}\n" for line in kept)
+            write_safely(self.path, lambda partial: partial.write_text(text))
 
     def read_learning_rate(self, engine: Any) -> None:
         """Keep the rate that the step uses."""

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
+from sqlalchemy.exc import SQLAlchemyError
 
 from mim_components import __version__
 from mim_components.runs.folder import RunFolder
@@ -31,7 +32,8 @@ QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
 class RunTracker:
     """Track a run in MLflow: parameters, configuration, every collected number, pictures; FAILED when it crashes.
 
-    A continued run goes on in its MLflow run. Only the first process tracks.
+    A continued run goes on in its MLflow run. Only the first process tracks. A store that fails
+    never stops the training: it is noted, and tracking ends.
 
     Args:
         folder: of the run; its name names the MLflow run.
@@ -66,7 +68,10 @@ class RunTracker:
         """Open the MLflow run: the one of this folder, or a new one."""
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
-        _stop_telemetry()
+        _set_defaults()
+        self._attempt(lambda: self._open(engine))
+
+    def _open(self, engine: Engine) -> None:
         self.handler = MLFlowHandler(
             self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=self.experiment_name,
             run_name=self.folder.name,
@@ -77,11 +82,23 @@ class RunTracker:
             earlier = None
         self.handler.start(engine)
         if not earlier:
-            self.folder.update(mlflow_run_id=self.run_id)
             parameters = {name: _text(value) for name, value in (self.parameters | _surroundings()).items()}
             self.handler._log_params(parameters)
             self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
+            self.folder.update(mlflow_run_id=self.run_id)
         logger.info("MLflow run %s in %s", self.folder.name, self.tracking_uri)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Do it; when the store fails, say so and train on without: `metrics.jsonl` has every number."""
+        try:
+            action()
+        except (MlflowException, OSError, SQLAlchemyError) as error:
+            self.handler = None
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.folder.note(
+                f"Tracking stopped, the training goes on: {self.tracking_uri}: {first} "
+                f"All numbers are in {self.folder.path / 'metrics.jsonl'}."
+            )
 
     def _reopen(self, run_id: str) -> bool:
         """Go on in an earlier MLflow run; False where the store does not have it."""
@@ -110,24 +127,27 @@ class RunTracker:
 
     def log_step(self, engine: Any) -> None:
         """Send the numbers that `StepMetrics` collected for this step."""
-        if self.handler is not None and engine.state.step_metrics is not None:
-            self.handler._log_metrics(engine.state.step_metrics, step=engine.state.iteration)
+        handler, numbers = self.handler, engine.state.step_metrics
+        if handler is not None and numbers is not None:
+            self._attempt(lambda: handler._log_metrics(numbers, step=engine.state.iteration))
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file with the run; does nothing in other processes than the first."""
         if self.handler is not None:
-            self.client.log_artifact(self.run_id, str(path), folder)
+            self._attempt(lambda: self.client.log_artifact(self.run_id, str(path), folder))
 
     def close(self, status: str = "FINISHED") -> None:
         """Close the run with an MLflow status."""
         if self.handler is not None:
             self.handler.run_finish_status = status
-            self.handler.close()
+            self._attempt(self.handler.close)
             self.handler = None
 
 
-def _stop_telemetry() -> None:
-    """Keep MLflow from reporting its use to its makers, unless MLFLOW_DISABLE_TELEMETRY says otherwise."""
+def _set_defaults() -> None:
+    """Ask a dead server briefly, and report nothing to MLflow's makers, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 

@@ -17,8 +17,8 @@ FREE_KEYS = frozenset(
     """
     _meta_ initialize run finalize handlers
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
-    resume device network backend start_processes stop_processes batch_size num_workers prepare_workers on_bad
-    max_voxels verify_cache checkpoint imports
+    resume device network backend start_processes stop_processes batch_size num_workers worker_timeout prepare_workers
+    on_bad max_voxels verify_cache checkpoint imports
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
     """.split()
@@ -104,7 +104,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
 
     def matters(key: str) -> bool:
         names = key.split("::")
-        return names[0] not in free and not (names[0] == "train" and names[1] in FREE_PARTS)
+        return names[0] not in free and not (names[0] == "train" and names[1:2] and names[1] in FREE_PARTS)
 
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

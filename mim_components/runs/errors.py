@@ -23,5 +23,5 @@ def explain_errors() -> None:
             cause = root_cause(error)
             sys.stderr.write(f"\nERROR: {str(cause) or type(cause).__name__}\n")
 
-    if before.__qualname__ != hook.__qualname__:
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
         sys.excepthook = hook

@@ -135,3 +135,7 @@ def test_option_that_nothing_reads_is_refused(option: str, hint: str, bundle: Pa
 def test_outside_of_a_workflow_there_is_nothing_to_check() -> None:
     check_overrides()
     assert current_config() == {}
+
+
+def test_section_without_content_differs_too() -> None:
+    assert differences({"train": {}}, {"train": {"step": 1}}) == ["train: {} -> absent", "train::step: absent -> 1"]
