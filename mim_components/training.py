@@ -129,10 +129,13 @@ def summary(folder: RunFolder, tracker: RunTracker) -> str:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not rows:
         return _outputs(folder)
-    first, last = rows[0], rows[-1]
-    lines = [f"Finished at step {last['step']}. Losses at step {first['step']} and {last['step']}:"]
-    names = ["loss", *(name for name in last if "_level" in name)]
-    lines += [f"  {name:<24} {first[name]:.4f} -> {last[name]:.4f}" for name in names]
+    few = max(len(rows) // 20, 1)  # single steps are noisy
+    what = "of the first and the last logged step" if few == 1 else f"mean of the first and the last {few} logged steps"
+    lines = [f"Finished at step {rows[-1]['step']}. Losses, {what}:"]
+    names = ["loss", *(name for name in rows[-1] if "_level" in name)]
+    for name in names:
+        first, last = (sum(row[name] for row in part) / few for part in (rows[:few], rows[-few:]))
+        lines.append(f"  {name:<24} {first:.4f} -> {last:.4f}")
     lines += [f"Warning: {note}" for note in folder.notes]
     return "\n".join(
         [*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"]
