@@ -38,7 +38,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch and zipfile raise many kinds for one cause: the file is not what it should be
-        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({error}).") from error
+        raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({what_it_is(path) or error}).") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary.")
     network = state.get("network", state)
@@ -46,6 +46,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{path}: its network is a {type(network).__name__}, expected a dictionary.")
     check_finite(network, path)
     return state
+
+
+def what_it_is(path: str | Path) -> str:
+    """What a file that holds no weights looks like, if it is one of the usual mistakes; else empty."""
+    if Path(path).is_dir():
+        return "a folder"
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, the weights were not fetched; run: git lfs pull"
+    return "an HTML page, not weights" if head.lstrip().startswith(b"<") else ""
 
 
 def check_finite(state: dict[str, Any], path: str | Path) -> None:
@@ -68,6 +81,7 @@ class CheckpointStore:
             raise ValueError(f"keep must be at least 2, got {keep}.")
         self.directory = Path(directory)
         self.keep = keep
+        self._damaged: set[Path] = set()  # seen by `newest`; they do not count as kept
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""
@@ -76,7 +90,10 @@ class CheckpointStore:
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete what is older than the last `keep`."""
         path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: torch.save(state, partial))
-        for old in [*self.paths()[: -self.keep], *self.directory.glob(".step_*.partial")]:  # also of killed saves
+        self._damaged.discard(path)
+        whole = [each for each in self.paths() if each not in self._damaged]
+        killed_saves = self.directory.glob(".step_*.partial")
+        for old in [*whole[: -self.keep], *self._damaged, *killed_saves]:
             old.unlink(missing_ok=True)
         return path
 
@@ -101,6 +118,7 @@ class CheckpointStore:
             except DamagedCheckpointError as error:
                 logger.warning("Checkpoint passed over: %s", error)
                 causes.append(str(error))
+                self._damaged.add(path)
         if paths:
             raise DamagedCheckpointError(
                 f"all {len(paths)} checkpoints in {self.directory} are damaged, use --resume never for a new run; "

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
+from mim_components.checkpoints import what_it_is
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def read_contract(path: str | Path) -> InputContract:
         with safe_open(path, framework="pt") as file:
             return InputContract.from_metadata(file.metadata(), path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}).") from error
+        raise ValueError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error

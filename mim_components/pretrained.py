@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mim_components.checkpoints import check_finite, read_checkpoint
+from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
 from mim_components.contract import InputContract
 from mim_components.networks.tokens import sincos_positions
 from mim_components.safe_write import write_safely
@@ -125,7 +125,7 @@ def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]
         try:
             weights = load_file(path)
         except SafetensorError as error:
-            raise PretrainedError(f"{path}: not a readable safetensors file ({error}).") from error
+            raise PretrainedError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
         check_finite(weights, path)
         return weights, []
     state = read_checkpoint(path)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # before torch is imported: threads that spin while they wait take the few cores from each other
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+import monai
+import numpy as np
 import pytest
 import torch
 
@@ -24,3 +29,18 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder}; set MIM_TEST_DATA to a folder of CT volumes")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def unchanged_globals() -> Iterator[None]:
+    """A bundle sets seeds, flags and hooks of the interpreter."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    hook, paths = sys.excepthook, list(sys.path)
+    yield
+    monai.utils.set_determinism(None)
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
+    sys.excepthook, sys.path[:] = hook, paths

@@ -5,16 +5,13 @@ from __future__ import annotations
 import configparser
 import inspect
 import json
-import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -60,21 +57,6 @@ SMALL: dict[str, Any] = {
     "num_workers": 0,
     "device": "$torch.device('cpu')",
 }
-
-
-@pytest.fixture(autouse=True)
-def unchanged_globals() -> Iterator[None]:
-    """A bundle sets seeds, flags and hooks of the interpreter."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    hook, paths = sys.excepthook, list(sys.path)
-    yield
-    monai.utils.set_determinism(None)
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-    sys.excepthook, sys.path[:] = hook, paths
 
 
 def configs() -> list[Path]:

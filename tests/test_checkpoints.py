@@ -259,3 +259,29 @@ def test_network_that_is_no_dictionary_is_refused_by_name(state: dict[str, Any],
     torch.save(state, tmp_path / "step_00000001.pt")
     with pytest.raises(DamagedCheckpointError, match="step_00000001.pt"):
         read_checkpoint(tmp_path / "step_00000001.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+    ],
+)
+def test_usual_mistakes_are_named(content: bytes, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=f"{path}.*{text}"):
+        read_checkpoint(path)
+
+
+def test_damaged_checkpoint_does_not_count_as_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (2, 4):
+        store.save(step, {"step": step, "network": {}})
+    (tmp_path / "step_00000004.pt").write_bytes(b"cut")
+    newest = CheckpointStore(tmp_path, keep=2)
+    assert (newest.newest() or {})["step"] == 2
+    newest.save(3, {"step": 3, "network": {}})
+    assert [path.name for path in newest.paths()] == ["step_00000002.pt", "step_00000003.pt"]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,21 +50,6 @@ SMALL: dict[str, Any] = {
     "device": "$torch.device('cpu')",
     "num_validation_crops": 2,
 }
-
-
-@pytest.fixture(autouse=True)
-def unchanged_globals() -> Iterator[None]:
-    """A bundle sets seeds, flags and hooks of the interpreter."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    hook, paths = sys.excepthook, list(sys.path)
-    yield
-    monai.utils.set_determinism(None)
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-    sys.excepthook, sys.path[:] = hook, paths
 
 
 def write_scan(path: Path, seed: int) -> None:

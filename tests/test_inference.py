@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,21 +44,6 @@ TILT = np.array([[1, 0, 0], [0, np.cos(0.2), -np.sin(0.2)], [0, np.sin(0.2), np.
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = TILT @ np.array([[0, -1, 0], [0, 0, 1], [-1, 0, 0]]) @ np.diag([3.0, 1.5, 2.0])
 AFFINE[:3, 3] = (10.0, -20.0, 30.0)
-
-
-@pytest.fixture(autouse=True)
-def unchanged_globals() -> Iterator[None]:
-    """A bundle sets seeds, flags and hooks of the interpreter."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    hook, paths = sys.excepthook, list(sys.path)
-    yield
-    monai.utils.set_determinism(None)
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-    sys.excepthook, sys.path[:] = hook, paths
 
 
 def write_scan(path: Path, shape: tuple[int, int, int] = (36, 50, 40), seed: int = 0) -> np.ndarray:

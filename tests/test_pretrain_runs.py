@@ -282,11 +282,30 @@ def test_changed_data_are_refused(finished: Path, shared: dict[str, Any], tmp_pa
     assert "data: other volumes than at the start" in str(root_cause(refused.value))
 
 
+def test_server_that_refuses_does_not_stop_the_training(shared: dict[str, Any], tmp_path: Path, log: list[str]) -> None:
+    output = pretrain(shared, tmp_path / "run", tracking_uri="http://127.0.0.1:9", max_steps=2)
+    assert len(losses(output)) == 2 and (output / "models" / "encoder.safetensors").exists()
+    text = "Tracking stopped, the training goes on: http://127.0.0.1:9"
+    assert any(record.startswith(text) for record in log)
+    assert any("Finished at step 2" in record and text in record for record in log)  # again in the summary
+
+
+def test_real_ct(real_data: Path, shared: dict[str, Any], tmp_path: Path) -> None:
+    scans = {"dataset_dir": str(real_data / "openkbp" / "unlabelled"), "cache_dir": str(tmp_path / "cache")}
+    output = pretrain(
+        {**shared, **scans}, tmp_path / "run", max_steps=30, level_sizes=[[96, 96, 64], [32] * 3, [8] * 3]
+    )
+    rows = losses(output)
+    for level in (1, 2, 3):
+        name = f"reconstruction_level{level}"
+        assert sum(row[name] for row in rows[-5:]) < 0.7 * sum(row[name] for row in rows[:5])
+
+
 def test_folder_in_use_is_refused(shared: dict[str, Any], tmp_path: Path) -> None:
     from mim_components.runs.folder import RunFolder
 
     running = RunFolder(tmp_path)
-    with pytest.raises(FolderInUseError, match="another process is running in"):
+    with pytest.raises(FolderInUseError, match="another process, or this one, is running in"):
         RunFolder(tmp_path)
     running.release()
     RunFolder(tmp_path).release()

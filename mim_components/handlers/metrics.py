@@ -132,20 +132,23 @@ class ProgressHandler:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._bar = ProgressBar(persist=True, desc="steps", dynamic_ncols=True)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after `StepMetrics`; only the first process shows a bar."""
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self.start)
-        ProgressBar(persist=True, desc="steps", dynamic_ncols=True).attach(engine, output_transform=_shown)
+        self._bar.attach(engine, output_transform=_shown)
 
     def start(self, engine: Engine) -> None:
         """Send log lines through the bar."""
         self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
 
     def close(self) -> None:
-        """Give the console back; also after an error."""
+        """End the bar and give the console back; also after an error."""
+        if self._bar.pbar is not None:
+            self._bar.pbar.close()
         self._stack.close()
 
 

@@ -53,7 +53,7 @@ class StopSignals:
         if self._received:
             self.checkpoints.save(engine)
             logger.warning(
-                "%s: stopped after step %d of %s, checkpoint saved; the same command continues.",
+                "%s: stopped after step %d of %s, checkpoint saved; the same command with --resume auto continues.",
                 signal.Signals(self._received).name,
                 engine.state.iteration,
                 engine.state.epoch_length,

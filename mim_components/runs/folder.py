@@ -70,7 +70,7 @@ class RunFolder:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise FolderInUseError(
-                f"another process is running in {self.path}; wait for it, or use another --output_dir."
+                f"another process, or this one, is running in {self.path}; wait, or use another --output_dir."
             ) from error
         return lock
 

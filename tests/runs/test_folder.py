@@ -102,7 +102,7 @@ def test_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> N
         [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
-        with pytest.raises(FolderInUseError, match=f"another process is running in {tmp_path}"):
+        with pytest.raises(FolderInUseError, match=f"another process, or this one, is running in {tmp_path}"):
             RunFolder(tmp_path)
         other.kill()  # leaves the lock file, not the lock
     RunFolder(tmp_path).release()
@@ -110,7 +110,7 @@ def test_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> N
 
 def test_lock_is_kept_until_released(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with pytest.raises(FolderInUseError, match="wait for it, or use another --output_dir"):
+    with pytest.raises(FolderInUseError, match="wait, or use another --output_dir"):
         RunFolder(tmp_path)
     folder.release()
     RunFolder(tmp_path).release()
