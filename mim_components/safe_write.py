@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+PARTIAL = ".partial"  # ending of files that are being written
 
 
 def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
@@ -15,7 +18,7 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
         OSError: with the path and the cause; what was at `path` before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         write(partial)
         with partial.open("rb+") as file:

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.safe_write import PARTIAL, write_safely
+
 from .headers import VolumeHeader
 from .reading import DecodedVolume
 from .stream import hash_file
@@ -30,7 +32,6 @@ FORMAT = 1
 VERIFY = ("full", "quick")
 _DTYPE = np.dtype("<i2")
 _CHUNK = 2**22
-_TEMPORARY = ".tmp"
 _LEFTOVER_AGE = 24 * 3600
 
 
@@ -73,12 +74,12 @@ class VolumeCache:
         Raises:
             CacheError: the folder cannot be made or written to.
         """
-        probe = self.folder / f".{uuid.uuid4().hex}{_TEMPORARY}"
+        probe = self.folder / f".{uuid.uuid4().hex}{PARTIAL}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
-            for path in self.folder.glob(f"**/.*{_TEMPORARY}"):
+            for path in self.folder.glob(f"**/.*{PARTIAL}"):
                 if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
                     path.unlink(missing_ok=True)
         except FileNotFoundError:
@@ -164,19 +165,15 @@ class VolumeCache:
         return _as_volume(source, path, record)
 
     def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}{_TEMPORARY}"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+        def write_to(partial: Path) -> None:
+            with partial.open("wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
+
+        try:
+            write_safely(path, write_to)
         except OSError as error:
-            raise CacheError(f"{path}: the cache cannot be written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise CacheError(f"{path}: the cache cannot be written: {cause.strerror or cause}") from error
 
 
 def cache_bytes(header: VolumeHeader) -> int:
@@ -260,11 +257,3 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
         notes=tuple(record["notes"]),
         content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

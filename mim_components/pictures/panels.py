@@ -5,7 +5,6 @@ rectangle at `start * spacing`, without a flip of its own.
 """
 
 import math
-import os
 import textwrap
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from mim_components.pictures.planes import PLANES, Plane, panel_of
+from mim_components.safe_write import write_safely
 
 DPI = 100
 LETTER_COLOUR = "#ffe14d"
@@ -228,11 +228,4 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_safely(path, lambda partial: partial.write_bytes(buffer.getvalue()))

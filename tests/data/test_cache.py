@@ -146,12 +146,12 @@ def test_one_volume_in_three_types_gives_equal_caches(write_nifti, prepare):
 def test_no_temporary_file_is_left_and_old_ones_are_removed(tmp_path, write_nifti, prepare):
     write_nifti("data/a.nii.gz")
     (tmp_path / "cache").mkdir()
-    old, new = tmp_path / "cache" / ".old.tmp", tmp_path / "cache" / ".new.tmp"
+    old, new = tmp_path / "cache" / ".old.partial", tmp_path / "cache" / ".new.partial"
     old.write_bytes(b"x")
     new.write_bytes(b"x")
     os.utime(old, (0, 0))
     prepare()
-    assert [path.name for path in (tmp_path / "cache").rglob("*.tmp")] == [".new.tmp"]
+    assert [path.name for path in (tmp_path / "cache").rglob("*.partial")] == [".new.partial"]
 
 
 def test_failed_write_leaves_no_entry_and_names_the_cause(write_nifti, prepare, monkeypatch, tmp_path):
