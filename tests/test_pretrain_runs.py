@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,6 +281,31 @@ def test_changed_data_are_refused(finished: Path, shared: dict[str, Any], tmp_pa
     with pytest.raises(RuntimeError) as refused:
         pretrain({**shared, "dataset_dir": str(tmp_path / "scans")}, finished)
     assert "data: other volumes than at the start" in str(root_cause(refused.value))
+
+
+def test_bad_volumes_stop_the_run_or_are_left_out_and_recorded(
+    shared: dict[str, Any], tmp_path: Path, log: list[str]
+) -> None:
+    scans = tmp_path / "scans"
+    shutil.copytree(shared["dataset_dir"], scans)
+    shutil.copy(scans / "scan_1.nii.gz", scans / "twin.nii.gz")
+    whole = (scans / "scan_0.nii.gz").read_bytes()
+    (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    options = {**shared, "dataset_dir": str(scans), "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(RuntimeError) as refused:
+        pretrain(options, tmp_path / "run", max_steps=1)
+    assert "1 of 5 volumes cannot be used" in str(root_cause(refused.value))
+    assert f"{scans / 'cut.nii.gz'}: truncated" in str(root_cause(refused.value))
+    output = pretrain(options, tmp_path / "other", max_steps=1, on_bad="exclude")
+    (bad,) = json.loads((output / "excluded_volumes.json").read_text())
+    assert bad["path"] == str(scans / "cut.nii.gz") and bad["cause"].startswith("truncated")
+    assert "the same voxels as" in (output / "data_notes.txt").read_text()
+    end = next(record for record in log if "Finished at step 1" in record)
+    assert "1 volumes left out, see excluded_volumes.json" in end and "1 remarks on the data" in end
+    run = mlflow.MlflowClient(shared["tracking_uri"]).get_run(
+        json.loads((output / "run.json").read_text())["mlflow_run_id"]
+    )
+    assert (run.data.params["num_volumes"], run.data.params["excluded_volumes"]) == ("4", "1")
 
 
 def test_server_that_refuses_does_not_stop_the_training(shared: dict[str, Any], tmp_path: Path, log: list[str]) -> None:
