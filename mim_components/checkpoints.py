@@ -48,6 +48,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def save_to(path: Path, state: dict[str, Any]) -> None:
+    """`torch.save`, with equal bytes for equal content: given a path, it writes the file's name into the file."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
 def what_it_is(path: str | Path) -> str:
     """What a file that holds no weights looks like, if it is one of the usual mistakes; else empty."""
     if Path(path).is_dir():
@@ -89,7 +95,7 @@ class CheckpointStore:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete what is older than the last `keep`."""
-        path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: torch.save(state, partial))
+        path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: save_to(partial, state))
         self._damaged.discard(path)
         whole = [each for each in self.paths() if each not in self._damaged]
         killed_saves = self.directory.glob(".step_*.partial")

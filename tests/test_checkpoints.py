@@ -7,7 +7,7 @@ import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -158,8 +158,8 @@ def test_failed_save_leaves_the_others_and_no_part(tmp_path: Path, monkeypatch: 
     for step in (1, 2):
         store.save(step, {**STATE, "step": step})
 
-    def full(state: Any, path: Path) -> None:
-        path.write_bytes(b"PK half of it")
+    def full(state: Any, file: BinaryIO) -> None:
+        file.write(b"PK half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Engine, Events
 
+from mim_components.checkpoints import save_to
 from mim_components.contract import InputContract
 from mim_components.networks.mim import MiM
 from mim_components.pretrained import save_encoder
@@ -42,6 +42,6 @@ class ExportHandler:
             return
         models = self.folder.path / "models"
         state = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
-        write_safely(models / "model.pt", lambda partial: torch.save(state, partial))
+        write_safely(models / "model.pt", lambda partial: save_to(partial, state))
         contract = replace(self.contract, step=engine.state.iteration)
         save_encoder(self.network.encoder, models / "encoder.safetensors", contract)
