@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
 from mim_components.contract import InputContract
 from mim_components.networks.tokens import sincos_positions
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_tensors_safely
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class LoadReport:
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
     """Write an encoder's weights as safetensors with the input contract as metadata."""
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    return write_safely(Path(path), lambda partial: partial.write_bytes(save(state, contract.to_metadata())))
+    return write_tensors_safely(Path(path), state, contract.to_metadata())
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:

@@ -8,6 +8,9 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import save
+from torch import Tensor
+
 PARTIAL = ".partial"  # ending of files that are being written
 
 
@@ -36,3 +39,13 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         os.close(folder)
     return path
+
+
+def write_text_safely(path: Path, text: str) -> Path:
+    """`write_safely` of a text in UTF-8; file names that are not UTF-8 keep their bytes."""
+    return write_safely(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="surrogateescape"))
+
+
+def write_tensors_safely(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """`write_safely` of a safetensors file; its own `save_file` makes a file that others may not read."""
+    return write_safely(path, lambda partial: partial.write_bytes(save(tensors, metadata)))

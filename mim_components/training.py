@@ -18,7 +18,7 @@ from mim_components.data.volumes import PreparedDataset
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.runs.folder import RunFolder
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -57,16 +57,13 @@ def log_plan(
         )
     if prepared.notes:  # the preparation has logged every one
         lines = "".join(f"{note}\n" for note in prepared.notes)
-        write_safely(
-            folder.path / "data_notes.txt",
-            lambda partial: partial.write_text(lines, encoding="utf-8", errors="surrogateescape"),
-        )
+        write_text_safely(folder.path / "data_notes.txt", lines)
         folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {_few(prepared.notes)}")
     if prepared.bad:
         folder.notes.append(f"{len(prepared.bad)} volumes left out, see excluded_volumes.json: {_few(prepared.bad)}")
         rows = [{"path": bad.path, "cause": bad.cause} for bad in prepared.bad]
         text = json.dumps(rows, indent=1)
-        write_safely(folder.path / "excluded_volumes.json", lambda partial: partial.write_text(text))
+        write_text_safely(folder.path / "excluded_volumes.json", text)
 
 
 def _few(items: Sequence[Any], limit: int = 5) -> str:

@@ -8,8 +8,6 @@ from typing import Any
 
 from monai.data import Dataset
 
-from mim_components.data.datalist import load_datalist
-from mim_components.data.finding import find_volumes
 from mim_components.data.prepare import find_sources
 from mim_components.data.volumes import DataError, FoundVolumes
 from mim_components.randomness import keyed_seed
@@ -40,10 +38,8 @@ def find_validation(
     Raises:
         DataError: nothing was found, or nothing is given.
     """
-    if validation_datalist:
-        return load_datalist(validation_datalist, validation_dir or None, validation_key)
-    if validation_dir:
-        return find_volumes(Path(validation_dir))
+    if validation_datalist or validation_dir:
+        return find_sources(validation_dir, validation_datalist, datalist_key=validation_key)
     if not any((dataset_dir, datalist, collection, data_root)):
         raise DataError(
             "Give the volumes to evaluate on: --validation_dir (a folder) or --validation_datalist (a JSON list); or "

@@ -17,7 +17,7 @@ from mim_components.data.volumes import PreparedDataset
 from mim_components.evaluation.report import level_rows, level_table, markdown, pair_rows, pair_table, volume_table
 from mim_components.evaluation.step import CropScores
 from mim_components.evaluation.weights import TrainedNetwork
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_text_safely
 from mim_components.transforms import MultiLevelCropMask
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class ReportHandler:
             "report.md": markdown(report),
         }
         for name, text in files.items():
-            write_safely(self.output_dir / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            write_text_safely(self.output_dir / name, text)
         tables = [level_table(report), *([pair_table(report)] if report["pairs"] else [])]
         notes = [f"Note: {note}" for note in report["notes"]]
         logger.info("%s", "\n".join([f"Evaluated {self.trained.origin}", *tables, *notes]))

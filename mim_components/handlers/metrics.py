@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.dataset import StepLoader
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class StepMetrics:
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= engine.state.iteration]
             text = "".join(f"{line}\n" for line in kept)
-            write_safely(self.path, lambda partial: partial.write_text(text))
+            write_text_safely(self.path, text)
 
     def read_learning_rate(self, engine: Any) -> None:
         """Keep the rate that the step uses."""

@@ -13,7 +13,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
-from safetensors.torch import save
 from torch import Tensor
 
 from mim_components import __version__
@@ -21,7 +20,7 @@ from mim_components.contract import InputContract
 from mim_components.data.volumes import BadVolume
 from mim_components.evaluation.weights import TrainedNetwork
 from mim_components.networks.features import feature_affine
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_safely, write_tensors_safely
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +102,7 @@ class SaveResults:
             )
         metadata = self.feature_metadata(output)
         path = self.output_dir / f"{output['name']}_features.safetensors"
-        # save_file would make a file that others may not read, whatever the umask says
-        return write_safely(path, lambda partial: partial.write_bytes(save(tensors, metadata=metadata)))
+        return write_tensors_safely(path, tensors, metadata)
 
     def feature_metadata(self, output: Mapping[str, Any]) -> dict[str, str]:
         """What is kept with the features, each value as JSON.

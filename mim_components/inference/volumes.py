@@ -16,12 +16,11 @@ from monai.transforms import MapTransform
 
 from mim_components.data.checks import MAX_VOXELS
 from mim_components.data.finding import find_volumes
+from mim_components.data.prepare import ON_BAD
 from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
 
 logger = logging.getLogger(__name__)
-
-ON_BAD = ("stop", "exclude")
 
 
 def inference_items(

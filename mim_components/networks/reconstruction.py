@@ -71,8 +71,7 @@ class MiMReconstructor(MiM):
 
     def draw_masks(self, keys: Sequence[Sequence[int]]) -> Tensor:
         """One random mask per key: bool `(len(keys), N)`, True = hidden."""
-        # int: the sliding window counts in NumPy's integers, whose text differs
-        seeds = (keyed_seed(self.seed, "reconstruct", *map(int, key)) for key in keys)
+        seeds = (keyed_seed(self.seed, "reconstruct", *key) for key in keys)
         rows = [draw_masks(np.random.RandomState(seed), 1, self.num_tokens, self.num_visible)[1] for seed in seeds]
         return torch.from_numpy(np.concatenate(rows))
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from mim_components import __version__
 from mim_components.runs.configuration import current_config, differences
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class RunFolder:
 
     def _write(self) -> None:
         text = json.dumps(self.state, indent=1, default=str)
-        write_safely(self.path / "run.json", lambda partial: partial.write_text(text))
+        write_text_safely(self.path / "run.json", text)
 
     def release(self) -> None:
         """Let another run use the folder."""

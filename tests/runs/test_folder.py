@@ -133,7 +133,7 @@ def test_notes_are_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_failed_write_leaves_the_old_state(tmp_path: Path, config: dict[str, Any], monkeypatch: Any) -> None:
     folder = begun(tmp_path)
 
-    def full(self: Path, text: str) -> None:
+    def full(self: Path, text: str, encoding: str, errors: str) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
