@@ -1,0 +1,212 @@
+"""Slide a segmentation network over a whole volume and keep class numbers, not logits.
+
+Axes: volume (B, C, H, W, D); window (C, h, w, d); K classes or R regions. In the buffer the axis along which windows
+advance comes first: (planes, K, A, B), A and B being the other two axes in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import Inferer
+
+# MONAI keeps it private, and the windows must be exactly those of its SlidingWindowInferer
+from monai.inferers.utils import _get_scan_interval
+from monai.utils import ensure_tuple_rep
+from torch import Tensor
+from torch.nn.functional import pad
+from tqdm import tqdm
+
+MAX_CLASSES = 256  # a class is one byte
+
+Window = tuple[slice, ...]
+
+
+class ClassMapInferer(Inferer):
+    """MONAI's `SlidingWindowInferer` with a result of one byte per voxel, and memory for one row of windows.
+
+    Windows, weights and padding are MONAI's. Its own result, K float32 volumes, is never held: windows go row by row
+    along one axis, weighted logits add up in a buffer as deep as one window, and planes that no further window reaches
+    become class numbers at once. A voxel's class has the highest weighted mean of logits; it lies in a region when
+    that region's weighted mean is above 0, which is where the sigmoid is above 0.5.
+
+    The buffer takes `4 * K * roi_size[axis] * A * B` bytes, A and B being the sides of the volume (at least the window)
+    along the other two axes; `axis` is chosen so that this is smallest. For 512x512x800 voxels, 16 classes and windows
+    of 96^3 these are 1.6 GB, where all logits would take 13.4 GB. The network adds `4 * K * sw_batch_size` bytes per
+    voxel of a window for its output.
+
+    Args:
+        roi_size: window, voxels.
+        sw_batch_size: windows that go through the network together.
+        overlap: of neighbouring windows, share of their side, in [0, 1).
+        regions: the network's channels are regions that may overlap, not classes.
+        progress: show a bar over the windows.
+        mode: "gaussian" gives the edges of a window less weight, "constant" does not.
+        sw_device: device of windows and network, by default that of the volume.
+        device: device of buffer and result, by default that of the volume.
+
+    Raises:
+        ValueError: when called: the volume does not fit `roi_size` in dimensions; the network's output is not one
+            tensor of the windows' size, has fewer than 2 or more than 256 classes, or is not finite.
+
+    Example:
+        >>> import torch
+        >>> inferer = ClassMapInferer(roi_size=(8, 8, 8))
+        >>> volume = torch.linspace(-1, 1, 20).expand(1, 1, 9, 7, 20)
+        >>> class_map = inferer(volume, lambda window: torch.cat([-window, window], dim=1))
+        >>> class_map.shape, class_map.dtype, class_map[0, 0, 0, 0].tolist()
+        (torch.Size([1, 1, 9, 7, 20]), torch.uint8, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        sw_batch_size: int = 4,
+        overlap: Sequence[float] | float = 0.5,
+        regions: bool = False,
+        progress: bool = False,
+        mode: str = "gaussian",
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.roi_size = tuple(roi_size)
+        self.sw_batch_size = sw_batch_size
+        self.overlap = ensure_tuple_rep(overlap, len(self.roi_size))
+        self.regions = regions
+        self.progress = progress
+        self.mode = mode
+        self.sw_device = sw_device
+        self.device = device
+        if min(self.roi_size) < 1 or sw_batch_size < 1:
+            raise ValueError(f"roi_size and sw_batch_size must be positive, got {self.roi_size}, {sw_batch_size}.")
+        if not all(0 <= share < 1 for share in self.overlap):
+            raise ValueError(f"overlap must be in [0, 1), got {overlap}.")
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Predict volumes, one after the other.
+
+        Args:
+            inputs: `(B, C, H, W, D)`.
+            network: `(windows, C, h, w, d)` to logits `(windows, K, h, w, d)` of any floating type.
+            args: further arguments of the network.
+            kwargs: further arguments of the network.
+
+        Returns:
+            uint8 classes `(B, 1, H, W, D)` or regions `(B, R, H, W, D)` of 0 and 1; a MetaTensor with the meta data and
+            applied operations of `inputs` where that is one, so that `Invertd` works on it.
+        """
+        if inputs.dim() != len(self.roi_size) + 2:
+            raise ValueError(f"roi_size {self.roi_size} needs a volume (B, C, H, W, D), got {tuple(inputs.shape)}.")
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        maps = torch.stack([self._predict(volume, lambda x: network(x, *args, **kwargs)) for volume in plain])
+        return MetaTensor(maps).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else maps
+
+    def _predict(self, volume: Tensor, network: Callable[[Tensor], Any]) -> Tensor:
+        size = tuple(volume.shape[1:])
+        # as MONAI does: half of what is missing before the volume, the rest behind it
+        missing = [max(roi - side, 0) for side, roi in zip(size, self.roi_size, strict=True)]
+        before = [each // 2 for each in missing]
+        if any(missing):
+            both = [(first, each - first) for first, each in zip(before, missing, strict=True)]
+            volume = pad(volume, [width for pair in reversed(both) for width in pair])
+        padded = tuple(volume.shape[1:])
+        axis = max(range(len(padded)), key=lambda each: padded[each] / self.roi_size[each])
+        windows = self._windows(padded, axis)
+        weights = compute_importance_map(self.roi_size, mode=self.mode, device=self.device or volume.device)
+        planes = _Planes(padded, axis, weights, self.regions)
+        for window, logits in self._outputs(volume, windows, network):
+            planes.add(window, logits)
+        planes.reduce(padded[axis])
+        assert planes.result is not None
+        kept = [slice(first, first + side) for first, side in zip(before, size, strict=True)]
+        return planes.result[(slice(None), *kept)]
+
+    def _windows(self, size: tuple[int, ...], axis: int) -> list[Window]:
+        interval = _get_scan_interval(size, self.roi_size, len(size), self.overlap)
+        return sorted(dense_patch_slices(size, self.roi_size, interval), key=lambda window: window[axis].start)
+
+    def _outputs(
+        self, volume: Tensor, windows: list[Window], network: Callable[[Tensor], Any]
+    ) -> Iterator[tuple[Window, Tensor]]:
+        remaining = iter(windows)
+        with tqdm(total=len(windows), unit="window", disable=not self.progress) as bar:
+            while batch := list(islice(remaining, self.sw_batch_size)):
+                stacked = torch.stack([volume[(slice(None), *window)] for window in batch])
+                logits = network(stacked.to(self.sw_device or volume.device))
+                self._check(logits, len(batch))
+                yield from zip(batch, logits, strict=True)
+                bar.update(len(batch))
+
+    def _check(self, logits: Any, count: int) -> None:
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the network must return one tensor of logits, got {type(logits).__name__}.")
+        if (logits.shape[0], *logits.shape[2:]) != (count, *self.roi_size):
+            raise ValueError(
+                f"the network must return logits ({count}, K, {', '.join(map(str, self.roi_size))}), "
+                f"got {tuple(logits.shape)}."
+            )
+        if not self.regions and not 2 <= logits.shape[1] <= MAX_CLASSES:
+            raise ValueError(f"a class map needs a network of 2 to {MAX_CLASSES} classes, got {logits.shape[1]}.")
+
+
+class _Planes:
+    """Adds up logits of the planes that windows still reach, and turns those behind them into classes.
+
+    Windows must come sorted by where they begin along `axis`.
+
+    Args:
+        size: of the volume, voxels.
+        axis: along which windows advance, 0 to 2.
+        weights: of the voxels of a window.
+        regions: see `ClassMapInferer`.
+    """
+
+    def __init__(self, size: tuple[int, ...], axis: int, weights: Tensor, regions: bool) -> None:
+        self.size = size
+        self.axis = axis
+        self.weights = weights.movedim(axis, 0).unsqueeze(1)  # (planes, 1, a, b)
+        self.regions = regions
+        self.start = 0  # plane of the volume that is the first of the buffer
+        self.buffer = torch.empty(0)
+        self.result: Tensor | None = None  # (1 or R, H, W, D)
+
+    def add(self, window: Window, logits: Tensor) -> None:
+        """Add the logits (K, h, w, d) of one window."""
+        if self.result is None:
+            self._allocate(len(logits))
+        self.reduce(window[self.axis].start)
+        logits = logits.to(self.weights.device, torch.float32).movedim(self.axis + 1, 0)
+        across = [where for axis, where in enumerate(window) if axis != self.axis]
+        self.buffer[(slice(None), slice(None), *across)].addcmul_(logits, self.weights)
+
+    def reduce(self, stop: int) -> None:
+        """Planes before `stop` are complete: turn them into classes, and make room for as many."""
+        done = stop - self.start
+        if not done:
+            return
+        if not torch.isfinite(self.buffer[:done].sum()):
+            raise ValueError(
+                f"the network's output is not finite in planes {self.start} to {stop - 1} of axis {self.axis}: check "
+                "the volume for NaN and the weights; with amp, try without."
+            )
+        assert self.result is not None
+        target = self.result.movedim(self.axis + 1, 0)  # (planes, 1 or R, A, B)
+        for plane in range(done):  # one at a time: argmax makes 8 bytes a voxel
+            logits = self.buffer[plane]
+            target[self.start + plane] = (logits > 0) if self.regions else logits.argmax(0, keepdim=True)
+        for plane in range(done, len(self.buffer)):  # in place, a second buffer would double the memory
+            self.buffer[plane - done] = self.buffer[plane]
+        self.buffer[-done:] = 0
+        self.start = stop
+
+    def _allocate(self, channels: int) -> None:
+        across = [side for axis, side in enumerate(self.size) if axis != self.axis]
+        device = self.weights.device
+        self.buffer = torch.zeros(len(self.weights), channels, *across, device=device)
+        self.result = torch.zeros(channels if self.regions else 1, *self.size, dtype=torch.uint8, device=device)

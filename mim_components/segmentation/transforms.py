@@ -1,0 +1,132 @@
+"""Between class maps and regions: classes exclude each other, regions unite classes and may overlap.
+
+Axes: class map (1, H, W, D); regions (R, H, W, D) of 0 and 1, in the order in which they are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from torch import Tensor
+
+
+class LabelToRegions(Transform):
+    """Unite the classes of a class map to regions.
+
+    Args:
+        regions: name to its classes; empty: class maps stay as they are.
+
+    Example:
+        >>> brats = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [3]}
+        >>> LabelToRegions(brats)(torch.tensor([0, 1, 2, 3]).reshape(1, 4, 1, 1)).flatten(1).tolist()
+        [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
+    """
+
+    def __init__(self, regions: Mapping[str, Sequence[int]]) -> None:
+        self.regions = {name: tuple(classes) for name, classes in regions.items()}
+
+    def __call__(self, label: Tensor) -> Tensor:
+        """Turn `(1, H, W, D)` into uint8 `(R, H, W, D)`; a MetaTensor keeps its meta data."""
+        if not self.regions:
+            return label
+        if label.shape[0] != 1:
+            raise ValueError(f"a class map must be (1, H, W, D), got {tuple(label.shape)}.")
+        plain = _plain(label)[0]
+        regions = torch.zeros(len(self.regions), *plain.shape, dtype=torch.uint8, device=plain.device)
+        for region, classes in zip(regions, self.regions.values(), strict=True):
+            for each in classes:  # not torch.isin: it makes 8 bytes a voxel of small integers
+                region |= plain == each
+        return _like(regions, label)
+
+
+class RegionsToLabel(Transform):
+    """Turn predicted regions into one class map.
+
+    Regions are written from the largest to the smallest, the one named later above one of equal size. Each writes the
+    class that is its own: the lowest of those that no region inside it has; where the regions inside take all, its
+    lowest class. For BraTS, WT (1, 2, 3) writes 1, TC (2, 3) then 2, ET (3) then 3: a voxel in ET is 3 whatever WT
+    and TC say. What is exact comes back exact: `RegionsToLabel` undoes `LabelToRegions` where regions nest and every
+    class but the background is some region's own.
+
+    Args:
+        regions: name to its classes; empty: class maps stay as they are.
+
+    Example:
+        >>> brats = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [3]}
+        >>> regions = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]).reshape(3, 5, 1, 1)
+        >>> RegionsToLabel(brats)(regions).flatten().tolist()
+        [0, 1, 2, 3, 3]
+    """
+
+    def __init__(self, regions: Mapping[str, Sequence[int]]) -> None:
+        self.regions = {name: tuple(classes) for name, classes in regions.items()}
+        self.own = _own_classes([set(classes) for classes in self.regions.values()])
+
+    def __call__(self, regions: Tensor) -> Tensor:
+        """Turn `(R, H, W, D)` into uint8 `(1, H, W, D)`; a MetaTensor keeps its meta data."""
+        if not self.regions:
+            return regions
+        plain = _plain(regions)
+        if len(plain) != len(self.regions):
+            raise ValueError(f"expected the {len(self.regions)} regions {', '.join(self.regions)}, got {len(plain)}.")
+        label = torch.zeros(1, *plain.shape[1:], dtype=torch.uint8, device=plain.device)
+        for region, own in self.own:
+            label[0][plain[region] > 0.5] = own
+        return _like(label, regions)
+
+
+def _own_classes(regions: Sequence[set[int]]) -> list[tuple[int, int]]:
+    """Index of a region and the class it writes, in the order of writing."""
+    order = sorted(range(len(regions)), key=lambda index: -len(regions[index]))  # stable
+    own = []
+    for index in order:
+        inside = set().union(*(each for each in regions if each < regions[index]))
+        own.append((index, min(regions[index] - inside or regions[index])))
+    return own
+
+
+class LabelToRegionsd(MapTransform):
+    """Dictionary version of `LabelToRegions`; keys that are not there are passed over.
+
+    Args:
+        keys: class maps.
+        regions: see `LabelToRegions`.
+    """
+
+    def __init__(self, keys: KeysCollection, regions: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.convert = LabelToRegions(regions)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the items."""
+        return {**data, **{key: self.convert(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+class RegionsToLabeld(MapTransform):
+    """Dictionary version of `RegionsToLabel`; keys that are not there are passed over.
+
+    Args:
+        keys: regions.
+        regions: see `RegionsToLabel`.
+    """
+
+    def __init__(self, keys: KeysCollection, regions: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.convert = RegionsToLabel(regions)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the items."""
+        return {**data, **{key: self.convert(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _like(tensor: Tensor, source: Tensor) -> Tensor:
+    return MetaTensor(tensor).copy_meta_from(source) if isinstance(source, MetaTensor) else tensor
