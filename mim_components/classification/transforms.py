@@ -1,0 +1,102 @@
+"""From a scan on the disk to the 8-bit volume that the network's crops are cut from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Resize, Transform
+from torch import Tensor
+
+from mim_components.classification.scans import read_scan
+from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError
+
+
+class LoadScand(MapTransform):
+    """Read scans: uint8 `(1, H, W, D)`, axes as in `mim_components.classification.scans`.
+
+    Args:
+        keys: items that are the path of a folder of slices or, with `hu_window`, of a CT volume.
+        hu_window: HU that become 0 and 255; None = slices only.
+
+    Raises:
+        BadVolumesError: names the scan, the slice and the cause.
+    """
+
+    def __init__(self, keys: KeysCollection, hu_window: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.hu_window = hu_window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the scans."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            try:
+                volume = read_scan(Path(out[key]), self.hu_window)
+            except VolumeError as error:
+                raise BadVolumesError([BadVolume(str(out[key]), str(error))], 1) from error
+            out[key] = torch.from_numpy(volume).unsqueeze(0)
+        return out
+
+
+class UniformSlices(Transform):
+    """Take slices at equal distances, the first and the last among them; interpolate where there are fewer.
+
+    The k-th of K slices is taken at `k * (D - 1) / (K - 1)`: the nearest slice when D >= K, else linear between two.
+
+    Args:
+        num_slices: K.
+
+    Returns:
+        When called on `(C, H, W, D)`, `(C, H, W, K)` of the same type.
+
+    Raises:
+        ValueError: `num_slices` is below 2.
+
+    Example:
+        >>> ramp = torch.arange(0, 70, 10, dtype=torch.uint8).view(1, 1, 1, 7)
+        >>> UniformSlices(4)(ramp).flatten().tolist(), UniformSlices(3)(ramp[..., :2]).flatten().tolist()
+        ([0, 20, 40, 60], [0, 5, 10])
+    """
+
+    def __init__(self, num_slices: int) -> None:
+        if num_slices < 2:
+            raise ValueError(f"num_slices must be at least 2, got {num_slices}.")
+        self.num_slices = num_slices
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        """Sample one volume."""
+        volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+        depth = volume.shape[-1]
+        if depth >= self.num_slices:
+            positions = np.linspace(0, depth - 1, self.num_slices)
+            return volume[..., np.floor(positions + 0.5).astype(int)]
+        size = (*volume.shape[1:3], self.num_slices)
+        between = Resize(size, mode="trilinear", align_corners=True)(volume)
+        assert isinstance(between, Tensor)
+        return torch.as_tensor(between).round().to(volume.dtype)
+
+
+class UniformSlicesd(MapTransform):
+    """Dictionary version of `UniformSlices`.
+
+    Args:
+        keys: items `(C, H, W, D)`.
+        num_slices: slices to take.
+    """
+
+    def __init__(self, keys: KeysCollection, num_slices: int) -> None:
+        super().__init__(keys)
+        self.sample = UniformSlices(num_slices)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Sample the volumes."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.sample(out[key])
+        return out
