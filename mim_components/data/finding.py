@@ -39,11 +39,12 @@ class Tree:
     notes: list[str] = field(default_factory=list)
 
 
-def walk(directory: str | Path) -> Tree:
+def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
     """Walk through a folder and follow its links, each folder once.
 
     Args:
         directory: folder to begin with.
+        max_depth: levels of folders below it that are looked into; None = all.
 
     Returns:
         The tree, sorted by name within each folder.
@@ -57,7 +58,7 @@ def walk(directory: str | Path) -> Tree:
     if not directory.is_dir():
         raise NoVolumesError(f"{directory}: is a file, expected a folder with CT volumes (or a list as `datalist`).")
     tree = Tree()
-    _walk_into(directory, tree, set())
+    _walk_into(directory, tree, set(), max_depth)
     logger.debug("%s: %d files, %d hidden ones passed over", directory, len(tree.files), tree.hidden)
     return tree
 
@@ -114,7 +115,7 @@ def describe_files(files: list[Path]) -> str:
     return f"{len(files)} files: " + ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
 
 
-def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]]) -> None:
+def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]], levels: int | None) -> None:
     try:
         info = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -134,4 +135,5 @@ def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]]) -> None:
         else:
             if suffix_of(path):
                 tree.named_folders.append(path)
-            _walk_into(path, tree, seen)
+            if levels != 0:
+                _walk_into(path, tree, seen, None if levels is None else levels - 1)

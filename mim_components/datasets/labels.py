@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,30 @@ from typing import Any
 from monai.transforms import Identityd, MapLabelValued, MapTransform
 
 BACKGROUND = "background"
+
+# Each is as far as can be from those before it in CIELAB, light and saturated enough to be seen on a grey scan.
+COLOURS = (
+    (255, 0, 105),
+    (0, 195, 255),
+    (0, 255, 0),
+    (195, 150, 0),
+    (195, 0, 255),
+    (30, 255, 195),
+    (255, 165, 255),
+    (60, 150, 0),
+    (0, 120, 255),
+    (255, 75, 0),
+    (255, 165, 150),
+    (225, 240, 165),
+    (210, 240, 0),
+    (15, 135, 105),
+    (255, 15, 195),
+    (120, 255, 120),
+    (195, 90, 135),
+    (120, 255, 255),
+    (120, 135, 60),
+    (135, 135, 210),
+)
 
 
 @dataclass(frozen=True)
@@ -93,15 +116,8 @@ class LabelSet:
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """RGB of every class, 0 to 255; the background is black. Neighbouring numbers get unlike hues."""
-        return ((0, 0, 0), *(_colour(number) for number in range(len(self.names) - 1)))
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    # steps of the golden ratio never come back to a hue; three lightnesses part those that come close
-    hue, level = (number * 0.61803398875) % 1.0, (0.95, 0.75, 0.85)[number % 3]
-    r, g, b = colorsys.hsv_to_rgb(hue, (0.75, 0.9, 0.6)[number % 3], level)
-    return round(255 * r), round(255 * g), round(255 * b)
+        """RGB of every class, 0 to 255; the background is black. After 20 classes they repeat."""
+        return ((0, 0, 0), *(COLOURS[number % len(COLOURS)] for number in range(len(self.names) - 1)))
 
 
 def select_labels(
