@@ -1,10 +1,15 @@
-"""Parameter groups: weight decay on matrices and kernels, none on biases, norms and tokens."""
+"""Parameter groups: weight decay on matrices and kernels, none on biases, norms and tokens; rates by depth."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from monai.networks.nets import ViT
 from torch import nn
+
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.pretrained import encoder_of
 
 
 def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -12,11 +17,70 @@ def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[st
 
     Biases, norms (one axis) and tokens or positions (leading axes of size 1) are not decayed.
     """
+    return _groups(network.parameters(), weight_decay)
+
+
+def finetune_groups(
+    network: nn.Module, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of the network's trainable parameters with their learning rates, the highest first.
+
+    With `layer_decay` below 1, a layer of the encoder learns with `learning_rate * layer_decay ** d`, d = 1 for the
+    layer nearest to the output, one more for each below it. Layers of the hybrid encoder are its embeddings, stages and
+    transformer blocks (18 for `base`), those of a ViT its embedding with the positions and its blocks (13). A norm
+    after the last block goes with it. All outside the encoder has the full rate.
+
+    Args:
+        network: for fine-tuning, with its encoder as `encoder` or `vit`.
+        weight_decay: of matrices and kernels; biases, norms, tokens and positions have none.
+        learning_rate: of everything outside the encoder.
+        layer_decay: in (0, 1]; 1 gives the two groups of `weight_decay_groups`.
+
+    Returns:
+        Groups for an optimizer, each with `params`, `weight_decay` and `lr`.
+
+    Raises:
+        ValueError: `layer_decay` is not in (0, 1], or is below 1 for a network without such an encoder.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")
+    if layer_decay == 1:
+        return [{**group, "lr": learning_rate} for group in weight_decay_groups(network, weight_decay)]
+    layers = _encoder_layers(network)
+    inside = {id(parameter) for layer in layers for parameter in layer}
+    outside = [parameter for parameter in network.parameters() if id(parameter) not in inside]
+    groups = []
+    for distance, layer in enumerate([outside, *reversed(layers)]):
+        rate = learning_rate * layer_decay**distance
+        groups += [{**group, "lr": rate} for group in _groups(layer, weight_decay) if group["params"]]
+    return groups
+
+
+def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for parameter in network.parameters():
+    for parameter in parameters:
         if parameter.requires_grad:
             is_vector = sum(size > 1 for size in parameter.shape) <= 1
             is_token = parameter.ndim == 3 and parameter.shape[0] == 1
             (others if is_vector or is_token else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of the encoder's layers, from the image up; the last also has what is in no layer."""
+    encoder = encoder_of(network)
+    if isinstance(encoder, HybridEncoder):
+        pairs = zip(encoder.embeddings, [*encoder.stages, nn.Identity()], strict=True)
+        modules = [module for pair in pairs for module in pair][:-1] + list(encoder.blocks)
+    elif isinstance(encoder, ViT):
+        modules = [encoder.patch_embedding, *encoder.blocks]
+    else:
+        raise ValueError(
+            f"layer_decay below 1 needs an encoder that MiM pre-trains, and {type(network).__name__} has none; "
+            "use layer_decay 1."
+        )
+    layers = [list(module.parameters()) for module in modules]
+    inside = {id(parameter) for layer in layers for parameter in layer}
+    layers[-1] += [parameter for parameter in encoder.parameters() if id(parameter) not in inside]
+    return layers

@@ -1,8 +1,25 @@
-"""Networks: the shared encoders and the pre-training network."""
+"""Networks: the shared encoders, the pre-training network, and those for fine-tuning."""
 
+from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
+from mim_components.networks.downstream import classification_network, segmentation_network
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.mim import MiM, MiMOutput
 from mim_components.networks.presets import PRESETS, Preset, get_patch_size, get_preset
+from mim_components.networks.segmentation import HybridSwinUNETR
 from mim_components.networks.vit import ViTEncoder
 
-__all__ = ["PRESETS", "HybridEncoder", "MiM", "MiMOutput", "Preset", "ViTEncoder", "get_patch_size", "get_preset"]
+__all__ = [
+    "PRESETS",
+    "HybridClassifier",
+    "HybridEncoder",
+    "HybridSwinUNETR",
+    "MiM",
+    "MiMOutput",
+    "Preset",
+    "SwinViTClassifier",
+    "ViTEncoder",
+    "classification_network",
+    "get_patch_size",
+    "get_preset",
+    "segmentation_network",
+]

@@ -70,9 +70,12 @@ class HybridEncoder(nn.Module):
     Args:
         in_channels: channels C of the image.
         preset: name of the sizes, see `mim_components.networks.PRESETS`; its strides give the patch size p.
+        dense_only: leave out what only masked input uses, `MASKED_ONLY`: fine-tuning has no use for it, and under DDP
+            a parameter without gradient is an error. The other keys stay what they are.
 
     Raises:
-        ValueError: unknown preset; in `forward`, a side that is not a multiple of p.
+        ValueError: unknown preset; in `forward`, a side that is not a multiple of p, or masked input to a network that
+            is `dense_only`.
 
     Example:
         >>> import torch
@@ -84,7 +87,9 @@ class HybridEncoder(nn.Module):
         torch.Size([1, 25, 48])
     """
 
-    def __init__(self, in_channels: int = 1, preset: str = "base") -> None:
+    MASKED_ONLY = ("stage_outputs.", "norm.")
+
+    def __init__(self, in_channels: int = 1, preset: str = "base", dense_only: bool = False) -> None:
         super().__init__()
         sizes = get_preset(preset).hybrid
         widths = (in_channels, *sizes.channels)
@@ -97,13 +102,16 @@ class HybridEncoder(nn.Module):
             nn.ModuleList(ConvBlock(width) for _ in range(depth))
             for width, depth in zip(sizes.channels[:-1], sizes.depths[:-1], strict=True)
         )
-        # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
-        self.stage_outputs = nn.ModuleList(
-            nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
-            for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
-        )
+        if not dense_only:
+            # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
+            self.stage_outputs = nn.ModuleList(
+                nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
+                for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
+            )
         self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
-        self.norm = nn.LayerNorm(self.embed_dim)
+        if not dense_only:
+            self.norm = nn.LayerNorm(self.embed_dim)
+        self.dense_only = dense_only
         self.apply(init_linear)
 
     def _stage_edges(self) -> list[int]:
@@ -127,6 +135,8 @@ class HybridEncoder(nn.Module):
         """
         grid = token_grid(image.shape[2:], self.patch_size)
         if masked is not None:
+            if self.dense_only:
+                raise ValueError("the encoder was made with dense_only=True and cannot take masked input.")
             check_mask(masked, len(image), grid)
         x = image.permute(0, 2, 3, 4, 1)  # (B, H, W, D, C)
         stages = []

@@ -43,12 +43,14 @@ class Preset:
         vit: the plain ViT encoder of the same patch size; depth 12 fits MONAI's UNETR.
         decoder: the decoder.
         head_width: hidden width of the two alignment heads.
+        feature_size: first width of the baseline Swin UNETR, a multiple of 12; UNETR's is a third, as MONAI's 48, 16.
     """
 
     hybrid: HybridSizes
     vit: TransformerSizes
     decoder: TransformerSizes
     head_width: int
+    feature_size: int
 
     @property
     def patch_size(self) -> int:
@@ -62,24 +64,28 @@ PRESETS: dict[str, Preset] = {
         vit=TransformerSizes(48, 4, 4),
         decoder=TransformerSizes(48, 1, 4),
         head_width=32,
+        feature_size=12,
     ),
     "tiny": Preset(
         hybrid=HybridSizes(channels=(12, 24, 48, 96), depths=(1, 1, 1, 3), num_heads=4),
         vit=TransformerSizes(96, 12, 4),
         decoder=TransformerSizes(96, 2, 4),
         head_width=64,
+        feature_size=12,
     ),
     "small": Preset(
         hybrid=HybridSizes(channels=(24, 48, 96, 192), depths=(2, 2, 2, 6), num_heads=6),
         vit=TransformerSizes(384, 12, 6),
         decoder=TransformerSizes(288, 4, 8),
         head_width=128,
+        feature_size=24,
     ),
     "base": Preset(
         hybrid=HybridSizes(channels=(48, 96, 192, 384), depths=(2, 2, 2, 11), num_heads=12),
         vit=TransformerSizes(768, 12, 12),
         decoder=TransformerSizes(576, 8, 16),
         head_width=256,
+        feature_size=48,
     ),
 }
 

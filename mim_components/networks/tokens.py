@@ -27,14 +27,24 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
     if any(side <= 0 or side % patch_size for side in spatial_size):
-        below = [max(side // patch_size, 1) * patch_size for side in spatial_size]
-        above = [math.ceil(side / patch_size) * patch_size for side in spatial_size]
         raise ValueError(
             f"every side must be a multiple of patch_size={patch_size}, got {tuple(spatial_size)}; "
-            f"nearest valid sizes: {tuple(below)}, {tuple(above)}."
+            f"nearest valid sizes: {nearest_multiples(spatial_size, patch_size)}."
         )
     h, w, d = (side // patch_size for side in spatial_size)
     return h, w, d
+
+
+def nearest_multiples(spatial_size: Sequence[int], multiple: int) -> str:
+    """The sizes just below and just above whose sides are positive multiples, as text.
+
+    Example:
+        >>> nearest_multiples((224, 224, 120), 32)
+        '(224, 224, 96), (224, 224, 128)'
+    """
+    below = tuple(max(side // multiple, 1) * multiple for side in spatial_size)
+    above = tuple(max(math.ceil(side / multiple), 1) * multiple for side in spatial_size)
+    return f"{below}, {above}"
 
 
 @functools.lru_cache(maxsize=64)
