@@ -1,4 +1,4 @@
-"""What the values of a label file mean: raw values, classes, regions; one place for training, evaluation and inference."""
+"""What the values of a label file mean: raw values, classes and regions, in one place for all workflows."""
 
 from __future__ import annotations
 
