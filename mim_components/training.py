@@ -22,6 +22,23 @@ from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
+# files of a run's folder that MLflow gets at the end
+ARTIFACTS = (
+    "metrics.jsonl",
+    "validation.jsonl",
+    "data_notes.txt",
+    "excluded_volumes.json",
+    "datalist.json",
+    "data_report.md",
+)
+PRODUCTS = {
+    "Encoder": "models/encoder.safetensors",
+    "Network": "models/model.pt",
+    "Pictures": "pictures",
+    "Scores": "validation.jsonl",
+    "Numbers": "metrics.jsonl",
+}
+
 
 def log_plan(
     folder: RunFolder,
@@ -55,6 +72,11 @@ def log_plan(
         folder.note(
             f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
         )
+    keep_remarks(folder, prepared)
+
+
+def keep_remarks(folder: RunFolder, prepared: Any) -> None:
+    """Keep remarks on the data and volumes that were left out (`prepared.notes`, `.bad`) in the run's folder."""
     if prepared.notes:  # the preparation has logged every one
         lines = "".join(f"{note}\n" for note in prepared.notes)
         write_text_safely(folder.path / "data_notes.txt", lines)
@@ -77,6 +99,7 @@ def train(
     tracker: RunTracker,
     folder: RunFolder,
     closing: Sequence[Any] = (),
+    results: Sequence[Any] = (),
 ) -> None:
     """Continue from the folder's newest checkpoint, or start; only say so when the run is finished.
 
@@ -86,6 +109,7 @@ def train(
         tracker: closed as FINISHED, FAILED, or KILLED when the run was told to stop.
         folder: of the run.
         closing: handlers whose `close()` is called however the training ends.
+        results: what else has something to say at the end, as the text `summary`.
     """
     if folder.finished:
         logger.info("The run in %s is finished; use --resume never for a new one.\n%s", folder.path, _outputs(folder))
@@ -113,14 +137,14 @@ def train(
         folder.release()
     folder.update(status="finished")
     if idist.get_rank() == 0:
-        for name in ("metrics.jsonl", "data_notes.txt", "excluded_volumes.json"):
+        for name in ARTIFACTS:
             if (folder.path / name).exists():
                 tracker.log_artifact(folder.path / name)
         tracker.close("FINISHED")
-        logger.info("%s", summary(folder, tracker))
+        logger.info("%s", summary(folder, tracker, [each.summary for each in results]))
 
 
-def summary(folder: RunFolder, tracker: RunTracker) -> str:
+def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ()) -> str:
     """What a run achieved: losses at its first and last step, warnings, files, and how to look at them."""
     path = folder.path / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -133,17 +157,13 @@ def summary(folder: RunFolder, tracker: RunTracker) -> str:
     for name in names:
         first, last = (sum(row[name] for row in part) / few for part in (rows[:few], rows[-few:]))
         lines.append(f"  {name:<24} {first:.4f} -> {last:.4f}")
-    lines += [f"Warning: {note}" for note in folder.notes]
+    lines += [*results, *(f"Warning: {note}" for note in folder.notes)]
     return "\n".join(
         [*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"]
     )
 
 
 def _outputs(folder: RunFolder) -> str:
-    path = folder.path
-    return "\n".join([
-        f"Encoder:  {path / 'models' / 'encoder.safetensors'}",
-        f"Network:  {path / 'models' / 'model.pt'}",
-        f"Pictures: {path / 'pictures'}",
-        f"Numbers:  {path / 'metrics.jsonl'}",
-    ])  # fmt: skip
+    """What the run's folder holds, of the products that a training can have."""
+    found = [(title, folder.path / name) for title, name in PRODUCTS.items() if (folder.path / name).exists()]
+    return "\n".join(f"{title + ':':<9} {path}" for title, path in found)

@@ -17,6 +17,7 @@ from mim_components.networks.mim import MiM
 logger = logging.getLogger(__name__)
 
 TRAIN_COMMAND = "python -m monai.bundle run --config_file bundles/mim_pretrain/configs/train.json --dataset_dir DIR"
+ADVICE = f"Pre-train first ({TRAIN_COMMAND}), or set --checkpoint to a model.pt."
 # follow from other settings, or are no settings
 _NOT_OPTIONS = ("patch_size", "orientation", "axes")
 
@@ -45,8 +46,13 @@ class TrainedNetwork:
         return f"{self.path}" + (f", step {self.contract.step}" if self.contract else "")
 
 
-def find_checkpoint(checkpoint: str | Path | None, folders: Sequence[str | Path]) -> Path:
+def find_checkpoint(checkpoint: str | Path | None, folders: Sequence[str | Path], advice: str = ADVICE) -> Path:
     """The checkpoint that is given, else the first `models/model.pt` that exists in the folders.
+
+    Args:
+        checkpoint: file, or None.
+        folders: where to look.
+        advice: what to do where there is none.
 
     Raises:
         FileNotFoundError: names every place that was looked at, and the command that makes the file.
@@ -56,9 +62,7 @@ def find_checkpoint(checkpoint: str | Path | None, folders: Sequence[str | Path]
         if place.exists():
             return place
     names = " or ".join(dict.fromkeys(str(place) for place in places))
-    raise FileNotFoundError(
-        f"{names}: there is no such file. Pre-train first ({TRAIN_COMMAND}), or set --checkpoint to a model.pt."
-    )
+    raise FileNotFoundError(f"{names}: there is no such file. {advice}")
 
 
 def load_trained(

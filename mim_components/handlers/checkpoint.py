@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import ignite.distributed as idist
@@ -31,6 +32,7 @@ class CheckpointHandler:
         loader: that feeds the trainer; told where to go on.
         interval: steps between two checkpoints.
         keep: number of checkpoints kept.
+        extra: further parts by name, each with `state_dict` and `load_state_dict`; None among them are passed over.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class CheckpointHandler:
         loader: StepLoader,
         interval: int = 500,
         keep: int = 2,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.store = CheckpointStore(folder.path / "checkpoints", keep)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.parts |= {name: part for name, part in (extra or {}).items() if part is not None}
         self.loader = loader
         self.interval = interval
         self._saved = -1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.dataset import StepLoader
-from mim_components.safe_write import write_text_safely
+from mim_components.handlers.step_lines import StepLines
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class StepMetrics:
     """
 
     def __init__(self, path: str | Path, loader: StepLoader, interval: int = 10) -> None:
-        self.path = Path(path)
+        self.lines = StepLines(path)
         self.loader = loader
         self.interval = interval
         self._since = (0, 0.0)
@@ -51,11 +50,7 @@ class StepMetrics:
         """Begin to measure; forget lines of steps after the one the run continues from."""
         self._since = (engine.state.iteration, perf_counter())
         self.loader.reset_clock()
-        if idist.get_rank() == 0 and self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= engine.state.iteration]
-            text = "".join(f"{line}\n" for line in kept)
-            write_text_safely(self.path, text)
+        self.lines.rewind(engine.state.iteration)
 
     def read_learning_rate(self, engine: Any) -> None:
         """Keep the rate that the step uses."""
@@ -79,15 +74,7 @@ class StepMetrics:
             numbers["device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._since = now
         engine.state.step_metrics = numbers
-        if idist.get_rank() == 0:
-            self._append(json.dumps({"step": step, **numbers}) + "\n")
-
-    def _append(self, line: str) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(line)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
+        self.lines.append(step, numbers)
 
 
 class ConsoleLog:

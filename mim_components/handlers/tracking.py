@@ -127,9 +127,14 @@ class RunTracker:
 
     def log_step(self, engine: Any) -> None:
         """Send the numbers that `StepMetrics` collected for this step."""
-        handler, numbers = self.handler, engine.state.step_metrics
-        if handler is not None and numbers is not None:
-            self._attempt(lambda: handler._log_metrics(numbers, step=engine.state.iteration))
+        if engine.state.step_metrics is not None:
+            self.log_numbers(engine.state.step_metrics, engine.state.iteration)
+
+    def log_numbers(self, numbers: Mapping[str, float], step: int) -> None:
+        """Send numbers of a step; does nothing in other processes than the first."""
+        handler = self.handler
+        if handler is not None:
+            self._attempt(lambda: handler._log_metrics(dict(numbers), step=step))
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file with the run; does nothing in other processes than the first."""

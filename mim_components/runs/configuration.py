@@ -15,9 +15,9 @@ from monai.bundle import ConfigWorkflow
 # Values that change where, how fast or how loud, but not what is computed.
 FREE_KEYS = frozenset(
     """
-    _meta_ initialize run finalize handlers
+    initialize run finalize handlers
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key collection data_root synthetic_ct
-    resume device network backend start_processes stop_processes batch_size num_workers worker_timeout prepare_workers
+    resume device device_network backend start_processes stop_processes batch_size num_workers worker_timeout prepare_workers
     on_bad max_voxels verify_cache checkpoint imports
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
@@ -75,6 +75,12 @@ def check_overrides() -> None:
             raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
 
 
+def bundle_root() -> str:
+    """Folder of the bundle that is running, whatever the working directory; "." outside of a workflow."""
+    workflow = current_workflow()
+    return "." if workflow is None else str(Path(workflow.config_root_path).parent)
+
+
 def known_keys(configs: Path) -> set[str]:
     """Top-level keys of all configuration files of a bundle."""
     keys = {"_meta_"}
@@ -104,6 +110,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
 
     def matters(key: str) -> bool:
         names = key.split("::")
+        if names[0] == "_meta_":  # what is particular to a dataset is set there
+            return names[1:2] == ["dataset"]
         return names[0] not in free and not (names[0] == "train" and names[1:2] and names[1] in FREE_PARTS)
 
     return [

@@ -1,0 +1,99 @@
+"""Keep the weights of the best validation, also across interruptions: a worse model never takes their place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from mim_components.checkpoints import save_to
+from mim_components.finetuning.trained import ModelSettings
+from mim_components.runs.folder import RunFolder
+from mim_components.safe_write import write_safely, write_text_safely
+
+logger = logging.getLogger(__name__)
+
+
+class BestModel:
+    """After a validation that is better than all before, write `models/model.pt` and `models/model.json`.
+
+    `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
+    every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that model
+    until a better one comes.
+
+    Args:
+        folder: of the run.
+        network: whose weights are kept, without wrappers.
+        metric: name of the metric among those of the validation; larger is better.
+        settings: what the network was made with.
+    """
+
+    def __init__(self, folder: RunFolder, network: nn.Module, metric: str, settings: ModelSettings) -> None:
+        self.folder = folder
+        self.network = network
+        self.metric = metric
+        self.settings = settings
+        self.best = -math.inf
+        self.step = 0
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are written."""
+        return self.folder.path / "models" / "model.pt"
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the validation and before the checkpoints."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Take note of a model that an interrupted part of this run has written after its last checkpoint."""
+        beside = self.path.with_suffix(".json")
+        if engine.state.iteration == 0 or not beside.exists() or not self.path.exists():
+            return
+        try:
+            kept = json.loads(beside.read_text())
+            value, step = float(kept["metric_value"]), int(kept["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s); the best metric is that of the checkpoint.", beside, error)
+            return
+        if value > self.best:
+            self.best, self.step = value, step
+
+    def __call__(self, engine: Any) -> None:
+        """Write, if this step was validated and is the best."""
+        if engine.state.validation is None:
+            return
+        value = float(engine.state.validation[self.metric])
+        if math.isnan(value):
+            self.folder.note(f"{self.metric} of step {engine.state.iteration} is not a number: no scan has any target.")
+        if not value > self.best:
+            return
+        self.best, self.step = value, engine.state.iteration
+        if idist.get_rank() == 0:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            write_safely(self.path, lambda partial: save_to(partial, state))
+            facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": value, "step": self.step}
+            write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
+            logger.info("best model so far: %s %.4f at step %d", self.metric, value, self.step)
+
+    @property
+    def summary(self) -> str:
+        """One line for the end of the run."""
+        if not self.step:
+            return f"No model was kept: {self.metric} was never a number."
+        return f"Best {self.metric}: {self.best:.4f} at step {self.step}; its weights are models/model.pt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best metric and its step."""
+        return {"best": self.best, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the best so far."""
+        self.best, self.step = float(state["best"]), int(state["step"])
