@@ -14,6 +14,7 @@ from mim_components.synthetic.vessels import grow_tree, points_inside
 # courses of tubes: x, y, z and radius in mm
 _CAVA = [(19, 2, -116, 11), (22, 5, -60, 11), (24, 7, 0, 11.5), (27, 6, 50, 12), (27, 10, 92, 13), (27, 16, 125, 13)]
 _PORTAL = [(-70, -12, 30, 4), (-20, 20, -4, 5), (16, 22, -14, 7), (24, 22, 8, 7), (38, 16, 34, 6.5)]
+_SEEN = 1.2  # radius in mm of the thinnest vessels of the liver that have a label of their own
 _MESENTERIC = [(14, 32, -60, 5.5), (4, 36, -105, 4)]
 
 
@@ -71,7 +72,8 @@ def _liver_vessels(seed: int, trunk: Trunk, shape: Piece, portal: np.ndarray, ca
         (targets[32:], cava[-2:, :3] + np.array((6, 4, -4)), "hepatic_vein"),
     ):
         for branch in grow_tree(rng, roots, ends, 1.0, 6.0):
-            parts.append(Part("liver", (branch.piece(),), ((0.0, tissue),), ("liver",), contrast=branch.end_radius))
+            name = "liver_vessel" if branch.end_radius > _SEEN else "liver"
+            parts.append(Part(name, (branch.piece(),), ((0.0, tissue),), ("liver",), contrast=branch.end_radius))
     return parts
 
 

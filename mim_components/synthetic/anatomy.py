@@ -8,6 +8,7 @@ import numpy as np
 
 from mim_components.synthetic.abdomen import abdomen
 from mim_components.synthetic.chest import LUNGS, chest
+from mim_components.synthetic.findings import draw_findings
 from mim_components.synthetic.lesions import lesions
 from mim_components.synthetic.parts import Part, mirrored, moved, path, stream
 from mim_components.synthetic.shapes import Array, Piece, Points, ellipsoid, smooth_max, tube
@@ -18,11 +19,12 @@ _EVERYWHERE = np.array([[-400.0, -400, -2000], [400, 400, 2000]])
 
 
 @lru_cache(maxsize=4)  # many crops of one person are a common use; nothing changes what is returned
-def build_anatomy(seed: int) -> tuple[Trunk, tuple[Part, ...]]:
+def build_anatomy(seed: int, findings: tuple[str, ...] | None = None) -> tuple[Trunk, tuple[Part, ...]]:
     """Build one person.
 
     Args:
         seed: the person.
+        findings: names of `FINDINGS`, each of which the person has; None draws lesions by seed.
 
     Returns:
         The trunk, whose fields the parts' shapes read, and the parts, later ones over earlier ones.
@@ -38,7 +40,7 @@ def build_anatomy(seed: int) -> tuple[Trunk, tuple[Part, ...]]:
         *chest(seed, trunk),
         *_diaphragm(trunk),
         *abdomen(seed, trunk),
-        *lesions(seed, trunk),
+        *(lesions(seed, trunk) if findings is None else draw_findings(seed, trunk, findings)),
     )
     return trunk, parts
 
@@ -113,7 +115,7 @@ def _muscles(seed: int) -> list[Part]:
     return [
         *parts,
         Part("muscle", (floor,), ((0.0, "muscle"),), ("body",)),
-        Part("body", (prostate,), ((0.0, "prostate"),)),
+        Part("prostate", (prostate,), ((0.0, "prostate"),)),
     ]
 
 

@@ -21,6 +21,7 @@ from mim_components.synthetic.vessels import Branch, grow_tree, points_inside
 
 LUNGS = ("right_lung", "left_lung")
 _SOFT = ("body", "muscle", *LUNGS, "lung_vessels")
+_LEFT_WALL = 11.0  # thickness in mm of the muscle round the left ventricle
 
 # courses of tubes: x, y, z and radius in mm
 _TRACHEA = [(0, -1, 420, 8.5), (0, -2, 322, 8.5), (2, -7, 260, 9), (3, -11, 207, 9)]
@@ -62,10 +63,10 @@ class Heart:
         self.ventricles = chamber((-24, 36, 128), (65, 45, 44), True)
         self.atria = (chamber((26, 22, 140), (27, 29, 36)), chamber((-2, 3, 160), (36, 19, 24)))
         self.chambers = (
-            (chamber((-36, 30, 124), (39, 21, 22), True), "left_blood"),
-            (chamber((-8, 56, 122), (40, 15, 27), True), "right_blood"),
-            (chamber((27, 22, 140), (23, 25, 32)), "right_blood"),
-            (chamber((-2, 3, 161), (32, 15, 20)), "left_blood"),
+            ("left_ventricle", chamber((-36, 30, 124), (39, 21, 22), True), "left_blood"),
+            ("right_ventricle", chamber((-8, 56, 122), (40, 15, 27), True), "right_blood"),
+            ("right_atrium", chamber((27, 22, 140), (23, 25, 32)), "right_blood"),
+            ("left_atrium", chamber((-2, 3, 161), (32, 15, 20)), "left_blood"),
         )
 
     def outline(self) -> Piece:
@@ -85,8 +86,11 @@ class Heart:
         parts = [
             Part("body", inside((outline,), -5.0), ((0.0, "fat"),), within=("body", *LUNGS)),
             Part("heart", (outline,), ((0.0, "heart_muscle"),), within=("body", *LUNGS)),
+            Part("left_myocardium", inside((self.chambers[0][1],), -_LEFT_WALL), (), within=("heart",)),
         ]
-        return parts + [Part("heart", (piece,), ((0.0, tissue),), within=("heart",)) for piece, tissue in self.chambers]
+        return parts + [
+            Part(name, (piece,), ((0.0, tissue),), within=("heart",)) for name, piece, tissue in self.chambers
+        ]
 
 
 def lung(side: int, heart: Heart) -> Piece:
@@ -171,4 +175,5 @@ def _great_vessels(seed: int) -> list[Part]:
         Part("pulmonary_artery", (*tube(pulmonary), *tube(right)), ((0.0, "right_blood"),), _SOFT),
         Part("superior_vena_cava", (*tube(cava), *tube(left)), ((0.0, "right_blood"),), _SOFT),
         Part("aorta", (*tube(main), *arteries), ((0.0, "aorta"),)),
+        Part("ascending_aorta", inside(tube(main[:4]), -1.5), (), ("aorta",)),
     ]

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim_components.synthetic.anatomy import build_anatomy
+from mim_components.synthetic.findings import FINDINGS
 from mim_components.synthetic.grid import Pose, RandomField
 from mim_components.synthetic.intensity import PHASES, gravity_table, texture_table, tissue_values
+from mim_components.synthetic.labels import TO_COARSE
 from mim_components.synthetic.painter import Block, Box, Painter
 from mim_components.synthetic.parts import Part, stream
 from mim_components.synthetic.scanner import Scanner
@@ -29,7 +31,7 @@ class SyntheticCT:
 
     Args:
         image: HU, int16 `(H, W, D)`; the axes point to the patient's right, front and head.
-        label: numbers of `SYNTHETIC_LABELS`, uint8 `(H, W, D)`.
+        label: numbers of `SYNTHETIC_LABELS`, or of `FINE_LABELS` where they were asked for, uint8 `(H, W, D)`.
         affine: `(4, 4)` from voxel indices to RAS coordinates in mm.
         spacing: voxel size in mm.
         seed: the person.
@@ -52,6 +54,8 @@ def synthetic_ct(
     spacing: Sequence[float] = (3.0, 3.0, 4.0),
     center: Sequence[float] | None = None,
     phase: str | None = None,
+    findings: Sequence[str] | None = None,
+    fine_labels: bool = False,
 ) -> SyntheticCT:
     """Make a CT of a trunk that no patient ever had, with labels.
 
@@ -65,12 +69,15 @@ def synthetic_ct(
         center: middle of the field of view in RAS mm, where (0, 0, 0) is about the middle of the upper abdomen; None
             draws one by seed, such that the field of view lies in the trunk where it fits.
         phase: contrast phase, one of none, arterial, portal, delayed; None draws one by seed.
+        findings: names of `FINDINGS`, each of which the person has at least once; none of them for a healthy person;
+            None draws small lesions by seed.
+        fine_labels: number the voxels by `FINE_LABELS`, which tell parts of organs apart.
 
     Returns:
         Image, label and what is known of them.
 
     Raises:
-        ValueError: `seed`, `spatial_size`, `spacing`, `center` or `phase` is not as above.
+        ValueError: `seed`, `spatial_size`, `spacing`, `center`, `phase` or `findings` is not as above.
 
     Example:
         >>> ct = synthetic_ct(0, spatial_size=(33, 40, 21), spacing=(8.0, 8.0, 10.0))
@@ -84,13 +91,17 @@ def synthetic_ct(
         raise ValueError(f"center must be three finite numbers in mm, got {center=}.")
     if phase is not None and phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES} or None, got {phase=}.")
+    if unknown := sorted(set(findings or ()) - set(FINDINGS)):
+        raise ValueError(f"findings must be of {tuple(FINDINGS)}, got {unknown}.")
     rng = stream(seed, "study")
     drawn_phase, drawn_center = PHASES[rng.integers(len(PHASES))], _draw_center(rng, size, steps)
     middle = drawn_center if center is None else np.asarray(center, dtype=float)
     affine = np.diag([*steps, 1.0])
     affine[:3, 3] = middle - np.array(steps) * (np.array(size) - 1) / 2
-    study = _Study(seed, phase or drawn_phase, size, steps, affine)
+    study = _Study(seed, phase or drawn_phase, size, steps, affine, None if findings is None else tuple(findings))
     image, label = study.render()
+    if not fine_labels:
+        label = TO_COARSE[label]
     return SyntheticCT(image, label, affine, steps, seed, phase or drawn_phase)
 
 
@@ -128,14 +139,20 @@ class _Study:
     """All that is needed to render the volume block by block along its first axis."""
 
     def __init__(
-        self, seed: int, phase: str, size: tuple[int, int, int], spacing: tuple[float, float, float], affine: NDArray
+        self,
+        seed: int,
+        phase: str,
+        size: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        affine: NDArray,
+        findings: tuple[str, ...] | None,
     ) -> None:
         self.size = size
         self.spacing = np.array(spacing)
         self.origin = affine[:3, 3]
         self.axes = [self.origin[axis] + self.spacing[axis] * np.arange(size[axis]) for axis in range(3)]
         self.pose = Pose(seed)
-        self.trunk, self.parts = build_anatomy(seed)
+        self.trunk, self.parts = build_anatomy(seed, findings)
         edge = float(np.prod(self.spacing) ** (1 / 3))
         self.painter = Painter(self.parts, tissue_values(seed, phase), max(edge, 0.5))
         self.scanner = Scanner(seed, spacing, self._table_height())
@@ -149,7 +166,7 @@ class _Study:
         return float(self.pose.shift[1] + self.pose.scale[1] * back - 4)
 
     def render(self) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-        """Return HU int16 and labels uint8, both `(H, W, D)`."""
+        """Return HU int16 and numbers of `FINE_LABELS` uint8, both `(H, W, D)`."""
         image = np.empty(self.size, dtype=np.int16)
         label = np.empty(self.size, dtype=np.uint8)
         halo = self.scanner.passes

@@ -32,14 +32,19 @@ class RandomField:
 
     def weights(self, coordinates: Vector) -> Array:
         """Return the weights `(N, count)` of the lattice points along an axis for coordinates `(N,)` in mm."""
+        lattice, taps = self._taps(coordinates)
+        out = np.zeros((len(taps), self.count), dtype=np.float32)
+        for shift in range(4):
+            out[np.arange(len(taps)), lattice[:, shift]] += taps[:, shift]
+        return out
+
+    def _taps(self, coordinates: Vector) -> tuple[NDArray[np.intp], Vector]:
+        """Return the four lattice points next to each coordinate and their weights, both `(N, 4)`."""
         place = np.asarray(coordinates, dtype=float) / self.pitch
         base = np.floor(place).astype(int)
         t = place - base
         taps = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-        out = np.zeros((len(place), self.count), dtype=np.float32)
-        for shift, tap in enumerate(taps):
-            out[np.arange(len(place)), (base + shift - 1) % self.count] += tap / 6
-        return out
+        return (base[:, None] + np.arange(-1, 3)) % self.count, np.stack(taps, axis=1) / 6
 
     def on_grid(self, weights: Sequence[Array], channel: int = 0) -> Array:
         """Return a function on the grid of weights `(X, count)`, `(Y, count)`, `(Z, count)`: `(X, Y, Z)`."""
@@ -51,9 +56,10 @@ class RandomField:
 
     def at(self, places: Vector) -> Vector:
         """Return the functions at scattered places `(N, 3)` in mm: `(N, channels)`."""
-        x, y, z = (self.weights(places[:, axis]) for axis in range(3))
-        along_z = np.einsum("cijk,nk->ncij", self.values, z, optimize=True)
-        return np.einsum("ncij,ni,nj->nc", along_z, x, y, optimize=True).astype(float)
+        indices, taps = zip(*(self._taps(places[:, axis]) for axis in range(3)), strict=True)
+        i, j, k = indices
+        near = self.values[:, i[:, :, None, None], j[:, None, :, None], k[:, None, None, :]]  # (channels, N, 4, 4, 4)
+        return np.einsum("cnijk,ni,nj,nk->nc", near, *taps, optimize=False).astype(float)
 
 
 class Pose:

@@ -31,7 +31,7 @@ def stomach(seed: int) -> list[Part]:
     duodenum = tube([(*axis[-1, :3], 13), *_DUODENUM])
     wall = (0.0, "gut_wall")
     return [
-        Part("bowel", duodenum, (wall, (2.5, "bowel_content")), ("body",), roughness=1.5),
+        Part("duodenum", duodenum, (wall, (2.5, "bowel_content")), ("body",), roughness=1.5),
         Part("stomach", pieces, (wall, (3.5, "stomach_content")), ("body", "bowel", "muscle"), roughness=2.0),
         Part("stomach", gas, ((0.0, "air"),), ("stomach",)),
     ]
@@ -52,10 +52,15 @@ def _gas(axis: NDArray[np.float64], level: float) -> tuple[Piece, ...]:
     return tuple(bubble(shape) for shape in tube(shrunk, 16.0))
 
 
+def colon_line(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the course of the colon: points `(N, 4)`, about 9 mm apart, position and mean radius in mm."""
+    return curve(path(rng, _COLON, 3.0), 9.0)
+
+
 def colon(seed: int) -> list[Part]:
     """Colon from caecum to rectum: haustra swell and narrow it, stretches of it hold gas."""
     rng = stream(seed, "colon")
-    line = curve(path(rng, _COLON, 3.0), 9.0)
+    line = colon_line(rng)
     line[:, 3] *= 1 + 0.13 * np.cos(np.arange(len(line)) * 2.1) + 0.04 * rng.standard_normal(len(line))
     parts = []
     for start in range(0, len(line) - 1, 6):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_components.synthetic.labels import LABEL_NUMBERS, SYNTHETIC_LABELS
+from mim_components.synthetic.labels import FINE_LABELS, LABEL_NUMBERS, PARENTS
 from mim_components.synthetic.parts import stream
 
 PHASES = ("none", "arterial", "portal", "delayed")
@@ -52,12 +52,21 @@ _MEANS: dict[str, tuple[float, float, float, float]] = {
     "kidney_lesion": (10, 14, 16, 16),
 }
 
+# tissues of findings: what they differ from, and by how many HU
+_RELATIVE: dict[str, tuple[str, float]] = {
+    "liver_tumour": ("liver", -48),
+    "pancreas_tumour": ("pancreas", -45),
+    "colon_tumour": ("gut_wall", 4),
+    "ground_glass": ("lung", 360),
+    "consolidation": ("muscle", -25),
+}
+
 # standard deviation in HU of the slowly varying texture inside a label
 _TEXTURE: dict[str, float] = {
     "body": 9, "subcutaneous_fat": 7, "muscle": 8, "vertebrae": 38, "ribs": 45, "sternum": 45, "shoulder_girdle": 42,
     "pelvis": 45, "femurs": 40, "costal_cartilages": 25, "right_lung": 16, "left_lung": 16, "bowel": 14, "stomach": 8,
     "heart": 5, "pancreas": 9, "liver": 4, "spleen": 4, "right_kidney": 6, "left_kidney": 6, "lung_lesion": 14,
-    "liver_lesion": 9, "kidney_lesion": 3,
+    "liver_lesion": 9, "kidney_lesion": 3, "covid_lesion": 70, "pneumonia": 45, "pancreas_tumour": 6, "colon_tumour": 8,
 }  # fmt: skip
 
 
@@ -92,19 +101,23 @@ def tissue_values(seed: int, phase: str) -> dict[str, float]:
     values["liver_lesion"] += rng.choice([0.0, 0.0, 25.0])
     values["air"] = _MEANS["air"][0]
     values["bladder_urine"] += rng.uniform(0, 250) if phase == "delayed" else 0.0
+    rng = stream(seed, "intensity of findings")
+    for name, (reference, step) in _RELATIVE.items():
+        values[name] = values[reference] + step * rng.uniform(0.85, 1.15)
     return values
 
 
 def texture_table(seed: int) -> NDArray[np.float32]:
-    """Standard deviation in HU of the texture, by label number."""
+    """Standard deviation in HU of the texture, by number of `FINE_LABELS`."""
     strength = stream(seed, "texture").uniform(0.7, 1.3)
-    sigmas = [strength * _TEXTURE.get(name, 4.0 if number else 0.0) for number, name in SYNTHETIC_LABELS.items()]
-    return np.array(sigmas, dtype=np.float32)
+    own = [_TEXTURE.get(name, _TEXTURE.get(PARENTS.get(name, ""), 4.0)) for name in FINE_LABELS.values()]
+    own[LABEL_NUMBERS["background"]] = 0.0
+    return np.array([strength * sigma for sigma in own], dtype=np.float32)
 
 
 def gravity_table(seed: int) -> NDArray[np.float32]:
-    """Change in HU per mm towards the front, by label number: the lungs of a lying patient are denser behind."""
-    slope = np.zeros(len(SYNTHETIC_LABELS), dtype=np.float32)
+    """Change in HU per mm towards the front, by number of `FINE_LABELS`: the lungs of a lying patient are denser behind."""
+    slope = np.zeros(len(FINE_LABELS), dtype=np.float32)
     for name in ("right_lung", "left_lung"):
         slope[LABEL_NUMBERS[name]] = -stream(seed, "gravity").uniform(0.2, 0.6)
     return slope

@@ -1,4 +1,6 @@
-"""Label numbers of the synthetic anatomy."""
+"""Label numbers of the synthetic anatomy: the labels that every CT has, and finer ones for whoever asks."""
+
+import numpy as np
 
 _NAMES = (
     "background",
@@ -43,4 +45,29 @@ _NAMES = (
 
 # "body" is what is inside the muscle wall and is no named organ: fat between the organs, small vessels, soft tissue.
 SYNTHETIC_LABELS: dict[int, str] = dict(enumerate(_NAMES))
-LABEL_NUMBERS: dict[str, int] = {name: number for number, name in SYNTHETIC_LABELS.items()}
+
+# Parts of the labels above that some segmentations tell apart: finer label -> the label that it belongs to.
+PARENTS: dict[str, str] = {
+    "prostate": "body",
+    "left_ventricle": "heart",
+    "left_myocardium": "heart",
+    "right_ventricle": "heart",
+    "left_atrium": "heart",
+    "right_atrium": "heart",
+    "ascending_aorta": "aorta",
+    "duodenum": "bowel",
+    "liver_vessel": "liver",
+    "right_kidney_lesion": "kidney_lesion",
+    "left_kidney_lesion": "kidney_lesion",
+    "lung_tumour": "lung_lesion",
+    "covid_lesion": "lung_lesion",
+    "pneumonia": "lung_lesion",
+    "liver_tumour": "liver_lesion",
+    "pancreas_tumour": "pancreas",
+    "colon_tumour": "bowel",
+}
+FINE_LABELS: dict[int, str] = dict(enumerate((*_NAMES, *PARENTS)))
+LABEL_NUMBERS: dict[str, int] = {name: number for number, name in FINE_LABELS.items()}
+
+# by number of `FINE_LABELS`: the number of `SYNTHETIC_LABELS` that it belongs to
+TO_COARSE = np.array([LABEL_NUMBERS[PARENTS.get(name, name)] for name in FINE_LABELS.values()], dtype=np.uint8)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_components.synthetic.labels import LABEL_NUMBERS
+from mim_components.synthetic.labels import LABEL_NUMBERS, PARENTS
 from mim_components.synthetic.parts import Part
 from mim_components.synthetic.shapes import FAR, Array, Points
 
@@ -35,15 +36,7 @@ class Painter:
 
     def __init__(self, parts: Sequence[Part], tissues: dict[str, float], edge: float) -> None:
         self.parts, self.tissues, self.edge = parts, tissues, edge
-        self._allowed = [self._lookup(part.within) for part in parts]
-
-    @staticmethod
-    def _lookup(names: tuple[str, ...] | None) -> NDArray[np.float32] | None:
-        if names is None:
-            return None
-        table = np.zeros(256, dtype=np.float32)
-        table[[LABEL_NUMBERS[name] for name in names]] = 1
-        return table
+        self._allowed = [_allowed(part.within) for part in parts]
 
     def paint(self, block: Block, index: int, boxes: Sequence[Box]) -> None:
         """Paint one part.
@@ -89,6 +82,16 @@ class Painter:
         if part.roughness:
             distance = distance + part.roughness * 0.5 * block.points.field("noise")[whole]
         return distance
+
+
+@lru_cache(maxsize=256)
+def _allowed(names: tuple[str, ...] | None) -> NDArray[np.float32] | None:
+    """By label number: 1 for the labels named and the finer ones that belong to them; None for all labels."""
+    if names is None:
+        return None
+    table = np.zeros(256, dtype=np.float32)
+    table[[number for name, number in LABEL_NUMBERS.items() if name in names or PARENTS.get(name) in names]] = 1
+    return table
 
 
 def _empty(box: Box) -> bool:

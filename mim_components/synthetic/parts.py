@@ -19,8 +19,9 @@ class Part:
     Args:
         label: name of its label.
         pieces: shapes whose union it is.
-        layers: (depth in mm, tissue) from the outside in: a bone is cortical from 0 and trabecular from 2 mm on.
-        within: names of the labels that it may cover; None for all.
+        layers: (depth in mm, tissue) from the outside in: a bone is cortical from 0 and trabecular from 2 mm on; none
+            for a part that names what others painted.
+        within: names of the labels that it may cover, with the finer labels that belong to them; None for all.
         roughness: height in mm of random bumps on its surface.
         contrast: radius in mm of a vessel that may be thinner than a voxel and is then fainter; 0 for other parts.
     """

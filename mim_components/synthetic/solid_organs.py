@@ -121,9 +121,14 @@ def adrenals(seed: int) -> list[Part]:
     return parts
 
 
+def pancreas_axis(seed: int) -> NDArray[np.float64]:
+    """Points `(N, 4)` from head to tail of the pancreas: position and radius in mm."""
+    return path(stream(seed, "pancreas"), _PANCREAS, 2.5)
+
+
 def pancreas(seed: int) -> Part:
     """Head in the loop of the duodenum, body over the spine, tail towards the spleen; lobulated."""
-    axis = path(stream(seed, "pancreas"), _PANCREAS, 2.5)
+    axis = pancreas_axis(seed)
     return Part("pancreas", tube(axis, 10.0), ((0.0, "pancreas"),), ("body", "bowel", "stomach"), roughness=3.5)
 
 
