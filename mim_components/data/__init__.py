@@ -4,6 +4,7 @@ from .dataset import KeyedDataset, OpenPreparedd, StepLoader, init_worker, volum
 from .distributed import prepare_on_nodes
 from .prepare import find_sources, open_cached, prepare_volumes
 from .sampler import StepSampler, accumulation_steps
+from .transform_cache import TransformCache
 from .volumes import (
     BadVolume,
     BadVolumesError,
@@ -30,6 +31,7 @@ __all__ = [
     "PreparedVolume",
     "StepLoader",
     "StepSampler",
+    "TransformCache",
     "VolumeError",
     "VolumeSource",
     "accumulation_steps",

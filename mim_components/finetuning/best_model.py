@@ -24,8 +24,8 @@ class BestModel:
     """After a validation that is better than all before, write `models/model.pt` and `models/model.json`.
 
     `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
-    every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that model
-    until a better one comes.
+    every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that
+    model until a better one comes.
 
     Args:
         folder: of the run.
