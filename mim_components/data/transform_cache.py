@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
-from monai.transforms import convert_to_tensor
+from monai.utils import convert_to_tensor
 
 from mim_components.checkpoints import DamagedCheckpointError, read_checkpoint, save_to
 from mim_components.data.dataset import ItemError
