@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mim_components.data.checks import check_file
-from mim_components.data.finding import HIDDEN_FOLDERS
 from mim_components.data.volumes import VolumeError
 
 SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -68,20 +66,6 @@ def slice_files(folder: Path) -> list[Path]:
     if not files:
         raise VolumeError(f"holds no slices ({', '.join(SLICE_SUFFIXES)}), but {len(names)} other files or folders")
     return files
-
-
-def slice_folders(root: Path) -> Iterator[tuple[Path, int]]:
-    """Every folder at or below `root` in which slices lie, with their number, sorted by path; links are followed."""
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        info = os.stat(folder)
-        if (info.st_dev, info.st_ino) in seen:  # a link to a folder above would lead round for ever
-            folders.clear()
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in HIDDEN_FOLDERS)
-        if count := sum(is_slice(name) for name in files):
-            yield Path(folder), count
 
 
 def read_bytes(path: Path) -> bytes:
