@@ -80,8 +80,31 @@ def read_contract(path: str | Path) -> InputContract:
     Raises:
         ValueError: not a safetensors file, or one without a contract.
     """
+    return InputContract.from_metadata(_metadata(path), path)
+
+
+def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
+    """The input contract of a file of weights, and the file it stands in; None where there is none.
+
+    Args:
+        weights: a safetensors file with the contract in its metadata, or another with an `encoder.safetensors` beside.
+
+    Raises:
+        ValueError: the file with the contract cannot be read, or has only a part of it.
+    """
+    path = Path(weights)
+    source = path if path.suffix == ".safetensors" else path.with_name("encoder.safetensors")
+    if not source.is_file():
+        return None
+    metadata = _metadata(source)
+    if not any(field.name in metadata for field in fields(InputContract)):
+        return None
+    return InputContract.from_metadata(metadata, source), source
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
-            return InputContract.from_metadata(file.metadata(), path)
+            return file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
 from mim_components.contract import InputContract
+from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.tokens import sincos_positions
 from mim_components.safe_write import write_tensors_safely
 
@@ -36,6 +38,8 @@ class LoadReport:
         ignored: tensors of the file that the network has no place for, with the reason.
         adapted: tensors that were changed to fit, with how.
         share: share of the encoder's parameters that came in, 0 to 1.
+        outside: parts of the network outside its encoder, all new, with their number of tensors.
+        notes: what else there is to say, such as where the input contract was found.
     """
 
     loaded: tuple[str, ...]
@@ -43,13 +47,29 @@ class LoadReport:
     ignored: tuple[tuple[str, str], ...]
     adapted: tuple[tuple[str, str], ...]
     share: float
+    outside: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors loaded, {self.share:.1%} of the encoder's parameters"]
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  adapted: {name} ({how})" for name, how in self.adapted]
-        lines += [f"  new: {name}" for name in self.new]
-        lines += [f"  ignored: {name} ({why})" for name, why in self.ignored]
+        lines += [f"  new: {text}" for text in _by_part((name, "in the encoder") for name in self.new)]
+        lines += [f"  new: {part}: {count} tensors" for part, count in self.outside]
+        lines += [f"  ignored: {text}" for text in _by_part(self.ignored)]
         return "\n".join(lines)
+
+
+def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
+    """Names with their reasons; those of one part and one reason as a count where they are more than `most`."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    for name, why in names:
+        parts.setdefault((name.partition(".")[0], why), []).append(name)
+    texts = []
+    for (part, why), members in parts.items():
+        short = [f"{part}: {len(members)} tensors"] if len(members) > most else members
+        texts += [f"{text} ({why})" for text in short]
+    return texts
 
 
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
@@ -75,6 +95,13 @@ def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
     Raises:
         PretrainedError: nothing matches, or a shape differs in anything but input channels or the position grid.
     """
+    report = copy_encoder(network, path)
+    logger.info("Pre-trained encoder from %s: %s", path, report)
+    return report
+
+
+def copy_encoder(network: nn.Module, path: str | Path) -> LoadReport:
+    """`load_pretrained` without a line in the log."""
     target = encoder_of(network)
     source, ignored = _read_encoder(Path(path))
     state = target.state_dict()
@@ -85,7 +112,7 @@ def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
         if name in state:
             loaded[name] = _fit(name, value, state[name], network, path, adapted)
         else:
-            ignored.append((name, "the network has no such tensor"))
+            ignored.append((name, _why_ignored(name, target)))
     if not loaded:
         raise PretrainedError(
             f"{path}: 0 of {len(source)} tensors fit the network's encoder; found names such as "
@@ -95,9 +122,21 @@ def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
     numbers = {name: value.numel() for name, value in state.items()}
     new = tuple(name for name in state if name not in loaded)
     share = sum(numbers[name] for name in loaded) / sum(numbers.values())
-    report = LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share)
-    logger.info("Pre-trained encoder from %s: %s", path, report)
-    return report
+    return LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share, _outside(network, target))
+
+
+def _why_ignored(name: str, encoder: nn.Module) -> str:
+    if isinstance(encoder, HybridEncoder) and name.startswith(HybridEncoder.MASKED_ONLY):
+        return "only used with masked input"
+    return "the network has no such tensor"
+
+
+def _outside(network: nn.Module, encoder: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Modules of a network beside its encoder, with their number of tensors."""
+    if network is encoder:
+        return ()
+    parts = ((name, len(part.state_dict())) for name, part in network.named_children() if part is not encoder)
+    return tuple((name, count) for name, count in parts if count)
 
 
 def encoder_of(network: nn.Module) -> nn.Module:
@@ -146,7 +185,10 @@ def _fit(
     if name in FIRST_CONVOLUTIONS and have[1] == 1 and have[:1] + have[2:] == want[:1] + want[2:]:
         adapted.append((name, f"1 input channel repeated {want[1]} times and divided by {want[1]}"))
         return value.expand(want) / want[1]
-    raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; another preset or patch size?")
+    cause = "another preset or patch size?"
+    if name in FIRST_CONVOLUTIONS and have[:1] + have[2:] == want[:1] + want[2:]:
+        cause = f"weights for {have[1]} input channels cannot serve {want[1]}, only those for 1 channel can."
+    raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; {cause}")
 
 
 def _positions(value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:

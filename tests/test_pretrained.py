@@ -15,7 +15,7 @@ from torch import nn
 from mim_components.contract import InputContract, read_contract
 from mim_components.networks import HybridEncoder, MiM, ViTEncoder
 from mim_components.networks.tokens import sincos_positions
-from mim_components.pretrained import PretrainedError, encoder_of, load_pretrained, save_encoder
+from mim_components.pretrained import LoadReport, PretrainedError, encoder_of, load_pretrained, save_encoder
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),))
 
@@ -110,7 +110,10 @@ def test_vit_with_four_channels(tmp_path: Path) -> None:
 
 def test_several_channels_into_another_number_is_refused(tmp_path: Path) -> None:
     path = save_encoder(HybridEncoder(in_channels=2, preset="nano"), tmp_path / "two.safetensors", CONTRACT)
-    with pytest.raises(PretrainedError, match="two.safetensors: embeddings.0.conv.weight has shape .8, 2, 2, 2, 2."):
+    text = (
+        r"two.safetensors: embeddings.0.conv.weight has shape \(8, 2, 2, 2, 2\).* for 2 input channels cannot serve 4"
+    )
+    with pytest.raises(PretrainedError, match=text):
         load_pretrained(HybridEncoder(in_channels=4, preset="nano"), path)
 
 
@@ -209,11 +212,39 @@ def test_report_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert torch.equal(network.encoder.weight, torch.ones(2, 3)) and torch.equal(network.encoder.bias, bias)
     assert str(report).splitlines() == [
         "1 tensors loaded, 75.0% of the encoder's parameters",
-        "  new: bias",
+        "  new: bias (in the encoder)",
+        "  new: head: 2 tensors",
         "  ignored: head.weight (not part of the encoder)",
         "  ignored: scale (the network has no such tensor)",
     ]
     assert str(path) in caplog.text
+
+
+def test_many_names_of_one_part_become_a_count() -> None:
+    decoder = tuple((f"decoder.{number}", "not part of the encoder") for number in range(4))
+    report = LoadReport(("a",), ("norm.weight",), (*decoder, ("head.bias", "x")), (), 0.5, (("out", 2),), ("a note",))
+    assert str(report).splitlines() == [
+        "1 tensors loaded, 50.0% of the encoder's parameters",
+        "  a note",
+        "  new: norm.weight (in the encoder)",
+        "  new: out: 2 tensors",
+        "  ignored: decoder: 4 tensors (not part of the encoder)",
+        "  ignored: head.bias (x)",
+    ]
+
+
+def test_what_only_masked_input_uses_is_named(files: dict[str, Path], network: MiM) -> None:
+    encoder = HybridEncoder(preset="nano", dense_only=True)
+    report = load_pretrained(encoder, files["encoder.safetensors"])
+    assert report.share == 1.0 and report.new == ()
+    # two convolutional stages with a kernel and a bias each, and the last norm
+    names = {"stage_outputs.0.weight", "stage_outputs.0.bias", "stage_outputs.1.weight", "stage_outputs.1.bias"}
+    assert {name for name, _ in report.ignored} == names | {"norm.weight", "norm.bias"}
+    assert {why for _, why in report.ignored} == {"only used with masked input"}
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for ours, theirs in zip(encoder(image), network.encoder(image), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "model.pt"])
