@@ -1,7 +1,6 @@
 """Slide a segmentation network over a whole volume and keep class numbers, not logits.
 
-Axes: volume (B, C, H, W, D); window (C, h, w, d); K classes or R regions. In the buffer the axis along which windows
-advance comes first: (planes, K, A, B), A and B being the other two axes in their order.
+Axes: volume (B, C, H, W, D); window (C, h, w, d); K classes or R regions.
 """
 
 from __future__ import annotations
@@ -158,22 +157,23 @@ class ClassMapInferer(Inferer):
 class _Planes:
     """Adds up logits of the planes that windows still reach, and turns those behind them into classes.
 
+    The buffer holds `roi_size[axis]` planes and keeps the order of the axes: rows of windows stay rows of memory.
     Windows must come sorted by where they begin along `axis`.
 
     Args:
         size: of the volume, voxels.
         axis: along which windows advance, 0 to 2.
-        weights: of the voxels of a window.
+        weights: of the voxels of a window, `(h, w, d)`.
         regions: see `ClassMapInferer`.
     """
 
     def __init__(self, size: tuple[int, ...], axis: int, weights: Tensor, regions: bool) -> None:
         self.size = size
         self.axis = axis
-        self.weights = weights.movedim(axis, 0).unsqueeze(1)  # (planes, 1, a, b)
+        self.weights = weights
         self.regions = regions
         self.start = 0  # plane of the volume that is the first of the buffer
-        self.buffer = torch.empty(0)
+        self.buffer = torch.empty(0)  # (K, H, W, D), one side cut to that of a window
         self.result: Tensor | None = None  # (1 or R, H, W, D)
 
     def add(self, window: Window, logits: Tensor) -> None:
@@ -181,32 +181,38 @@ class _Planes:
         if self.result is None:
             self._allocate(len(logits))
         self.reduce(window[self.axis].start)
-        logits = logits.to(self.weights.device, torch.float32).movedim(self.axis + 1, 0)
-        across = [where for axis, where in enumerate(window) if axis != self.axis]
-        self.buffer[(slice(None), slice(None), *across)].addcmul_(logits, self.weights)
+        where = [slice(None) if axis == self.axis else part for axis, part in enumerate(window)]
+        logits = logits.to(self.weights.device, torch.float32)
+        self.buffer[(slice(None), *where)].addcmul_(logits, self.weights)
 
     def reduce(self, stop: int) -> None:
         """Planes before `stop` are complete: turn them into classes, and make room for as many."""
         done = stop - self.start
         if not done:
             return
-        if not torch.isfinite(self.buffer[:done].sum()):
+        assert self.result is not None
+        along = self.axis + 1
+        logits = self.buffer.narrow(along, 0, done)
+        if not torch.isfinite(logits.sum()):
             raise ValueError(
                 f"the network's output is not finite in planes {self.start} to {stop - 1} of axis {self.axis}: check "
                 "the volume for NaN and the weights; with amp, try without."
             )
-        assert self.result is not None
-        target = self.result.movedim(self.axis + 1, 0)  # (planes, 1 or R, A, B)
-        for plane in range(done):  # one at a time: argmax makes 8 bytes a voxel
-            logits = self.buffer[plane]
-            target[self.start + plane] = (logits > 0) if self.regions else logits.argmax(0, keepdim=True)
-        for plane in range(done, len(self.buffer)):  # in place, a second buffer would double the memory
-            self.buffer[plane - done] = self.buffer[plane]
-        self.buffer[-done:] = 0
+        target = self.result.narrow(along, self.start, done)
+        rows = 2 if along == 1 else 1  # row by row: argmax makes 8 bytes a voxel
+        for row, classes in zip(logits.unbind(rows), target.unbind(rows), strict=True):
+            classes.copy_(row > 0 if self.regions else row.argmax(0, keepdim=True))
+        kept = self.buffer.shape[along] - done
+        for each in self.buffer:  # class by class: a second buffer would double the memory
+            each.narrow(self.axis, 0, kept).copy_(each.narrow(self.axis, done, kept).clone())
+        self.buffer.narrow(along, kept, done).zero_()
         self.start = stop
 
     def _allocate(self, channels: int) -> None:
-        across = [side for axis, side in enumerate(self.size) if axis != self.axis]
+        size = [
+            roi if axis == self.axis else side
+            for axis, (side, roi) in enumerate(zip(self.size, self.weights.shape, strict=True))
+        ]
         device = self.weights.device
-        self.buffer = torch.zeros(len(self.weights), channels, *across, device=device)
+        self.buffer = torch.zeros(channels, *size, device=device)
         self.result = torch.zeros(channels if self.regions else 1, *self.size, dtype=torch.uint8, device=device)
