@@ -50,12 +50,13 @@ def check_file(path: Path) -> None:
         raise VolumeError("the file is empty (0 bytes)")
 
 
-def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS) -> None:
+def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS, channels: int = 1) -> None:
     """Refuse by the header alone: axes, type, size and affine.
 
     Args:
         header: the header of the volume.
         max_voxels: largest number of voxels accepted.
+        channels: length of the fourth axis; 1 = there is none.
 
     Raises:
         VolumeError: says what was found and what was expected.
@@ -69,9 +70,11 @@ def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS) -> None:
         raise VolumeError(f"voxels of type {dtype}, expected integers or floats")
     if any(length <= 0 for length in shape):
         raise VolumeError(f"shape {shape} has an empty or negative axis")
+    if channels > 1 and (len(shape) != 4 or shape[3] != channels):
+        raise VolumeError(f"{len(shape)}D, shape {shape}; expected one 4D volume of {channels} channels")
     if len(shape) < 3:
         raise VolumeError(f"{len(shape)}D, shape {shape}; expected a 3D volume")
-    if len(shape) > 3:
+    if len(shape) > 3 and channels == 1:
         raise VolumeError(f"{len(shape)}D, shape {shape}; expected one 3D volume per file")
     voxels = int(np.prod(shape, dtype=object))
     if voxels > max_voxels:

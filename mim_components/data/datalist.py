@@ -31,13 +31,13 @@ def load_datalist(path: str | Path, dataset_dir: str | Path | None = None, key: 
     """
     path = Path(path)
     root = Path(dataset_dir) if dataset_dir is not None else path.parent
-    items = _read_section(path, key)
+    items = section_of(path, read_list(path, key), key)
     faults: list[str] = []
     found = FoundVolumes([])
     for index, item in enumerate(items):
         try:
             image = _image_of(item, plain_allowed=key == "test")
-            found.sources.extend(_sources(_inside(image, root), found.notes))
+            found.sources.extend(_sources(inside(image, root, KEY), found.notes))
         except DataError as error:
             faults.append(f"  item {index}: {error}")
     if faults:
@@ -49,7 +49,16 @@ def load_datalist(path: str | Path, dataset_dir: str | Path | None = None, key: 
     return found
 
 
-def _read_section(path: Path, key: str) -> list[Any]:
+def read_list(path: Path, key: str) -> dict[str, Any]:
+    """Read a list.
+
+    Args:
+        path: JSON file.
+        key: a section that is expected, for the message.
+
+    Raises:
+        DataError: no file, no JSON, or no object at the top level.
+    """
     if not path.is_file():
         raise NoVolumesError(f"{path}: there is no such list.")
     try:
@@ -61,6 +70,15 @@ def _read_section(path: Path, key: str) -> list[Any]:
             f"{path}: the list is a {type(content).__name__} at its top level, "
             f"expected an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
         )
+    return content
+
+
+def section_of(path: Path, content: dict[str, Any], key: str) -> list[Any]:
+    """Items of a section of a list.
+
+    Raises:
+        DataError: the section is missing, is not a list, or is empty.
+    """
     if key not in content:
         raise DataError(f"{path}: there is no section '{key}'; sections: {sorted(map(str, content))}")
     items = content[key]
@@ -75,20 +93,30 @@ def _image_of(item: Any, plain_allowed: bool) -> str:
     if isinstance(item, str) and plain_allowed:
         return item
     if not isinstance(item, dict):
-        raise DataError(f"is {_shown(item)}, expected an object with the key '{KEY}'")
+        raise DataError(f"is {shown(item)}, expected an object with the key '{KEY}'")
     if KEY not in item:
         raise DataError(f"has no key '{KEY}'; keys: {sorted(map(str, item))}")
     image = item[KEY]
     if not isinstance(image, str) or not image.strip():
-        raise DataError(f"key '{KEY}' is {_shown(image)}, expected one path")
+        raise DataError(f"key '{KEY}' is {shown(image)}, expected one path")
     return image
 
 
-def _inside(image: str, root: Path) -> Path:
-    path = root / image
+def inside(text: str, root: Path, key: str) -> Path:
+    """Path of an item below the folder of the data, links followed.
+
+    Args:
+        text: path relative to `root`.
+        root: folder of the data.
+        key: of the item, for the message.
+
+    Raises:
+        DataError: it leads out of the folder.
+    """
+    path = root / text
     real_root, real = os.path.realpath(root), os.path.realpath(path)
     if os.path.commonpath([real_root, real]) != real_root:
-        raise DataError(f"key '{KEY}': {image!r} leads out of {root}; give the folder of the data as dataset_dir")
+        raise DataError(f"key '{key}': {text!r} leads out of {root}; give the folder of the data as dataset_dir")
     return path
 
 
@@ -105,6 +133,7 @@ def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:
     return found.sources
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """JSON of a value, shortened for a message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

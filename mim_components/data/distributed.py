@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ignite.distributed as idist
 import torch.distributed as dist
@@ -14,6 +15,15 @@ from mim_components.data.prepare import prepare_volumes
 from mim_components.data.volumes import DataError, FoundVolumes, PreparedDataset
 
 PREPARE_TIMEOUT = timedelta(days=7)  # other processes wait while the first decodes thousands of scans
+
+
+class _Prepared(Protocol):
+    @property
+    def digest(self) -> str:
+        """Equal for equal data."""
+
+
+P = TypeVar("P", bound=_Prepared)
 
 
 def prepare_on_nodes(
@@ -38,19 +48,32 @@ def prepare_on_nodes(
         DataError: in all processes alike, when one failed or they found different volumes.
     """
 
-    def prepare(**how: Any) -> PreparedDataset:
-        return prepare_volumes(found, cache_dir, on_bad=on_bad, max_voxels=max_voxels, **how)
+    def prepare(first: bool) -> PreparedDataset:
+        how: dict[str, Any] = {"num_workers": num_workers, "verify": verify} if first else {"verify": "quick"}
+        how |= {"on_bad": on_bad, "max_voxels": max_voxels, "progress": idist.get_rank() == 0}
+        return prepare_volumes(found, cache_dir, **how)
 
+    return first_on_each_node(prepare)
+
+
+def first_on_each_node(prepare: Callable[[bool], P]) -> P:
+    """Let the first process of each machine prepare, then the others with what it left on the disk.
+
+    Args:
+        prepare: called with True in the first process of a machine and in a run of one process, else with False.
+
+    Raises:
+        DataError: in all processes alike, when one failed or they prepared different data.
+    """
     if idist.get_world_size() == 1:
-        return prepare(num_workers=num_workers, verify=verify)
+        return prepare(True)
     group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
     first = int(os.environ.get("LOCAL_RANK", idist.get_rank())) == 0
     prepared, error = None, None
-    for turn in (True, False):  # the first of each machine decodes, then the others open what it wrote
+    for turn in (True, False):
         if first == turn:
-            how: dict[str, Any] = {"num_workers": num_workers, "verify": verify} if first else {"verify": "quick"}
             try:
-                prepared = prepare(**how, progress=idist.get_rank() == 0)
+                prepared = prepare(first)
             except (DataError, OSError) as caught:
                 error = caught
         _agree(error, group)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -38,6 +39,9 @@ from .volumes import (
 logger = logging.getLogger(__name__)
 
 ON_BAD = ("stop", "exclude")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ def prepare_volumes(
         BadVolumesError: volumes are bad and `on_bad` is "stop", or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
     """
-    _check_options(on_bad, verify, num_workers)
+    check_options(on_bad, num_workers)
+    if verify not in VERIFY:
+        raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
     notes = list(found.notes) if isinstance(found, FoundVolumes) else []
     sources = list(found)
     cache = VolumeCache(cache_dir)
@@ -123,7 +129,7 @@ def prepare_volumes(
     cache.check_space(sum(cache_bytes(task.header) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
     with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
-        prepared = iter(_run(tasks, num_workers, bar))
+        prepared = run_each(_prepare_one, tasks, num_workers, bar)
         results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
     bad = [item for item in results if isinstance(item, BadVolume)]
     volumes = [item for item in results if isinstance(item, PreparedVolume)]
@@ -163,9 +169,14 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
     return voxels
 
 
-def _check_options(on_bad: str, verify: str, num_workers: int) -> None:
-    if on_bad not in ON_BAD or verify not in VERIFY:
-        raise DataError(f"on_bad must be one of {ON_BAD} and verify one of {VERIFY}, got {on_bad=}, {verify=}.")
+def check_options(on_bad: str, num_workers: int) -> None:
+    """Refuse wrong settings.
+
+    Raises:
+        DataError: names the setting.
+    """
+    if on_bad not in ON_BAD:
+        raise DataError(f"on_bad must be one of {ON_BAD}, got {on_bad=}.")
     if num_workers < 0:
         raise DataError(f"num_workers must not be negative, got {num_workers=}.")
 
@@ -178,21 +189,32 @@ def _inspect_all(
         try:
             outcomes.append(_Task(source, inspect_source(source, max_voxels), cache.folder, verify))
         except Exception as error:
-            outcomes.append(_bad(source, error))
+            outcomes.append(as_bad(str(source), error))
     return outcomes
 
 
-def _run(tasks: list[_Task], num_workers: int, bar: tqdm) -> Iterator[PreparedVolume | BadVolume]:
+def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, bar: tqdm) -> Iterator[R]:
+    """Results of `function` in the order of the tasks.
+
+    Args:
+        function: sent to other processes, as its results are; it catches what a bad file may raise.
+        tasks: its arguments.
+        num_workers: processes; 0 works in this one.
+        bar: moves on by one per result.
+
+    Raises:
+        DataError: a process was killed.
+    """
     if num_workers == 0 or len(tasks) < 2:
         for task in tasks:
-            result = _prepare_one(task)
+            result = function(task)
             bar.update()
             yield result
         return
     # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
     pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
     try:
-        for result in pool.map(_prepare_one, tasks):
+        for result in pool.map(function, tasks):
             bar.update()
             yield result
     except BrokenProcessPool as error:
@@ -212,16 +234,17 @@ def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
     except CacheError:
         raise
     except Exception as error:
-        return _bad(task.source, error)
+        return as_bad(str(task.source), error)
 
 
-def _bad(source: VolumeSource, error: Exception) -> BadVolume:
+def as_bad(name: str, error: Exception) -> BadVolume:
+    """What a table says of a volume, whatever was raised while it was read."""
     cause = cause_of(error)
     if not isinstance(error, DataError | OSError):
         # a kind of damage that no check foresaw must not hide the other bad files; its traceback goes to the log
-        logger.debug("%s", source, exc_info=error)
+        logger.debug("%s", name, exc_info=error)
         cause = f"cannot be read: {type(error).__name__}: {cause}"
-    return BadVolume(str(source), cause)
+    return BadVolume(name, cause)
 
 
 def _notes_about(volumes: list[PreparedVolume]) -> list[str]:

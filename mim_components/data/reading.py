@@ -20,6 +20,7 @@ from .stream import Payload, hash_file, read_payload
 from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)
+_PART = 2**22  # voxels that are scaled at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +104,8 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         OSError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    if header.payload is None:
-        raw, affine = _read_series(source, header, digest)
-    else:
-        raw = _read_file(header, header.payload, digest)
-        affine = _affine_by_itk(source.path) if header.affine is None else header.affine
-    check_affine(affine)
-    voxels, notes = _to_int16(raw, header.scale)
+    raw, affine = read_stored(source, header, digest)
+    voxels, notes = to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     voxels = np.ascontiguousarray(np.asanyarray(turned.dataobj))
     spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
@@ -120,6 +116,27 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         digest=digest.hexdigest(),
         notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
     )
+
+
+def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume to its end: voxels as they are stored, and the 4x4 affine from voxel index to RAS world in mm.
+
+    Args:
+        source: the volume.
+        header: its header, already checked.
+        digest: receives all bytes of its files.
+
+    Raises:
+        VolumeError: damaged.
+        OSError: a file cannot be read.
+    """
+    if header.payload is None:
+        raw, affine = _read_series(source, header, digest)
+    else:
+        raw = _read_file(header, header.payload, digest)
+        affine = _affine_by_itk(source.path) if header.affine is None else header.affine
+    check_affine(affine)
+    return raw, affine
 
 
 def cause_of(error: Exception) -> str:
@@ -173,16 +190,21 @@ def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1][:200]
 
 
-def _to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
-    """Scale to HU, check and round, a few slices at a time: float copies of a whole volume would not fit."""
+def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
+    """Scale to HU, check and round; returns the voxels and notes about them.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept from stored value to HU.
+
+    Raises:
+        VolumeError: not finite, or no CT in HU.
+    """
     voxels = np.empty(raw.shape, dtype=np.int16, order="F")
     histogram = np.zeros(2**16, dtype=np.int64)
     low, high, clipped, unfit = np.inf, -np.inf, 0, 0
-    for part in _slabs(raw.shape):
-        values = raw[part]
-        if scale != (1.0, 0.0) or values.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = values.astype(np.float64) * scale[0] + scale[1]
+    for part, values in scaled_parts(raw, scale):
+        if values.dtype.kind == "f":
             finite = np.isfinite(values)
             if not finite.all():
                 unfit += int((~finite).sum())
@@ -198,7 +220,20 @@ def _to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, 
     return voxels, check_intensities(histogram, low, high, clipped)
 
 
-def _slabs(shape: tuple[int, ...], voxels: int = 2**22) -> Iterator[tuple[slice, slice, slice]]:
-    step = max(voxels // (shape[0] * shape[1]), 1)
-    everything = slice(None)
-    return ((everything, everything, slice(z, z + step)) for z in range(0, shape[2], step))
+def scaled_parts(
+    raw: np.ndarray, scale: tuple[float, float]
+) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
+    """A few slices at a time, float64 where floats or a scale are stored: a float copy of a whole volume would not fit.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept to apply.
+    """
+    step = max(_PART // (raw.shape[0] * raw.shape[1]), 1)
+    for z in range(0, raw.shape[2], step):
+        part = (slice(None), slice(None), slice(z, z + step))
+        values = raw[part]
+        if scale != (1.0, 0.0) or values.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float64) * scale[0] + scale[1]
+        yield part, values

@@ -28,7 +28,7 @@ class Case:
     section: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.group:
+        if not self.group and self.name:
             object.__setattr__(self, "group", self.name)
 
     @property

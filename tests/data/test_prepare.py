@@ -144,7 +144,7 @@ def test_summary_and_small_volumes(tmp_path):
     ("options", "message"),
     [
         ({"on_bad": "skip"}, "on_bad must be one of"),
-        ({"verify": "none"}, "verify one of"),
+        ({"verify": "none"}, "verify must be one of"),
         ({"num_workers": -1}, "num_workers must not be negative"),
     ],
 )

@@ -1,10 +1,37 @@
 """Layouts of the datasets, one module each."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+from .amos22 import Amos22
 from .base import Folder, Layout
+from .brats2021 import brats2021
+from .btcv import btcv
+from .covid19 import covid19
+from .decathlon import TASKS, Decathlon
+from .flare22 import flare22
+from .mmwhs import mmwhs
 
 # Name in a bundle's metadata to what makes the layout; further keys of the metadata's entry are its arguments.
-LAYOUTS: dict[str, Callable[..., Layout]] = {}
+LAYOUTS: dict[str, Callable[..., Layout]] = {
+    "btcv": btcv,
+    "mmwhs": mmwhs,
+    "decathlon": Decathlon,
+    "amos22": Amos22,
+    "flare22": flare22,
+    "covid19": covid19,
+    "brats2021": brats2021,
+}
 
-__all__ = ["LAYOUTS", "Folder", "Layout"]
+
+def all_layouts() -> Iterator[Layout]:
+    """Every layout that is known, with every task of the Decathlon."""
+    for name, make in LAYOUTS.items():
+        if name == "decathlon":
+            yield from (make(task=task) for task in TASKS)
+        else:
+            yield make()
+
+
+__all__ = ["LAYOUTS", "Folder", "Layout", "all_layouts"]

@@ -1,0 +1,47 @@
+"""Whether two files lie on one grid: the same shape, and the same place in space."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import nibabel as nib
+import numpy as np
+
+# of the smallest edge of a voxel; rounding in headers is far below, one voxel's shift or a mirrored axis far above
+TOLERANCE = 0.05
+
+
+def grid_fault(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) -> str:
+    """How the second grid differs from the first, as seen at the corners of the volume; "" where it does not.
+
+    Args:
+        shape: (H, W, D) of both.
+        affine: 4x4, voxel index to world in mm, of the first.
+        other: of the second.
+
+    Example:
+        >>> moved = np.eye(4)
+        >>> moved[:3, 3] = 0, 0, 2
+        >>> grid_fault((4, 4, 4), np.eye(4), moved)
+        'its position differs by 0 x 0 x 2 mm'
+        >>> grid_fault((4, 4, 4), np.eye(4), np.diag([1, 1, 1.5, 1]))
+        'its spacing is 1 x 1 x 1.5 mm, expected 1 x 1 x 1'
+    """
+    corners = np.array([(*corner, 1) for corner in product(*((0, length - 1) for length in shape))], dtype=np.float64)
+    spacing = nib.affines.voxel_sizes(affine)
+    distance = np.linalg.norm((corners @ (other - affine).T)[:, :3], axis=1).max()
+    if distance <= TOLERANCE * spacing.min():
+        return ""
+    other_spacing = nib.affines.voxel_sizes(other)
+    if not np.allclose(spacing, other_spacing, rtol=1e-3):
+        return f"its spacing is {_text(other_spacing)} mm, expected {_text(spacing)}"
+    axes, other_axes = ("".join(nib.aff2axcodes(each)) for each in (affine, other))
+    if axes != other_axes:
+        return f"its axes are {other_axes}, expected {axes} (mirrored or turned)"
+    if np.allclose(affine[:3, :3], other[:3, :3], atol=1e-3 * spacing.min()):
+        return f"its position differs by {_text(np.abs(other - affine)[:3, 3])} mm"
+    return f"it is turned: its corners are up to {distance:.3g} mm away"
+
+
+def _text(numbers: np.ndarray) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
