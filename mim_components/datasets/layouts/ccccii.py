@@ -16,6 +16,7 @@ from typing import NamedTuple
 from mim_components.data.volumes import NoVolumesError
 
 from ..cases import Case, FoundCases
+from ..names import natural_key
 from ..scan_lists import ListedScan, read_scan_list
 from ..slices import is_slice
 from .base import Folder
@@ -50,7 +51,7 @@ class CcCcii:
         """All scans with enough slices, by class, patient and scan."""
         found = FoundCases(folder.path, "ccccii", [])
         scans: dict[Scan, int] = {}
-        for path, count in sorted(_slice_counts(folder).items(), key=lambda item: _natural(item[0])):
+        for path, count in sorted(_slice_counts(folder).items(), key=lambda item: natural_key(item[0])):
             scan = self._scan_of(path)
             if scan is None:
                 found.notes.append(f"{path}: {count} pictures that belong to no scan, expected {self.expected}")
@@ -101,11 +102,6 @@ def _slice_counts(folder: Folder) -> Counter[str]:
     """Number of slices in every folder that holds some."""
     parts = (file.rpartition("/") for file in folder.files)
     return Counter(path for path, _, name in parts if is_slice(name))
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorting key that reads numbers as such: patient 9 before patient 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def _patients_of_two_classes(cases: Sequence[Case], class_names: Sequence[str]) -> list[str]:
