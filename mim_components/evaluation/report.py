@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mim_components.evaluation.step import mean_scores
+from mim_components.tables import csv_table, markdown_table
 
 PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": "token_mean_"}
 
@@ -56,11 +55,7 @@ def volume_table(rows: Sequence[Mapping[str, Any]], num_levels: int, hu_width: f
             line.update({f"{name}_level{row['level']}": value for name, value in row.items() if name != "level"})
         line.update({name: value for name, value in means.items() if not name.startswith("mse")})
         lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_table(lines)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -96,7 +91,8 @@ def level_table(report: Mapping[str, Any]) -> str:
         ]
         for row in report["levels"]
     ]
-    return _table([*head, "visible mean: PSNR (dB)", *(["token mean: RMSE (HU)"] if standardized else [])], rows)
+    head += ["visible mean: PSNR (dB)", *(["token mean: RMSE (HU)"] if standardized else [])]
+    return markdown_table(head, rows)
 
 
 def pair_table(report: Mapping[str, Any]) -> str:
@@ -116,16 +112,8 @@ def pair_table(report: Mapping[str, Any]) -> str:
         ]
         for row in report["pairs"]
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _decibel(value: float | None) -> str:
     return "no error" if value is None else f"{value:.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )

@@ -1,0 +1,38 @@
+"""Tables as text: Markdown for reports and logs, CSV for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown whose columns also line up as plain text.
+
+    Example:
+        >>> print(markdown_table(["class", "Dice"], [["spleen", "96.4"]]))
+        | class  | Dice |
+        | ------ | ---- |
+        | spleen | 96.4 |
+    """
+    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""CSV with the keys of the first row as heading.
+
+    Example:
+        >>> csv_table([{"case": "0035", "dice": 0.5}, {"case": "0036", "dice": None}])
+        'case,dice\n0035,0.5\n0036,\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
