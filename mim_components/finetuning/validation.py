@@ -54,7 +54,7 @@ class Validation(ValidationHandler):
         """Register with a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         """Validate, if it is time."""
         step = engine.state.iteration
         engine.state.validation = None

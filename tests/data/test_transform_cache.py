@@ -1,0 +1,100 @@
+"""The cache of transformed scans: equal to no cache, never stale, never damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
+
+from mim_components.data import TransformCache
+from mim_components.data.dataset import ItemError
+
+
+def write(path: Path, value: int) -> None:
+    nib.save(nib.Nifti1Image(np.full((3, 4, 5), value, dtype=np.int16), np.eye(4)), path)
+
+
+def transform(top: float = 100.0) -> Compose:
+    scale = ScaleIntensityRanged("image", 0.0, top, 0.0, 1.0)
+    return Compose([LoadImaged("image"), EnsureChannelFirstd("image"), scale])
+
+
+def first(folder: Path, top: float = 100.0, **item: Any) -> Any:
+    items = [{"image": str(folder / "scan.nii"), "source": "scan", **item}]
+    return TransformCache(items, transform(top), folder / "cache")[0]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "scan.nii", 50)
+    return tmp_path
+
+
+def test_second_time_comes_from_the_cache(folder: Path) -> None:
+    item = first(folder)
+    assert item["image"].shape == (1, 3, 4, 5) and bool((item["image"] == 0.5).all())
+    assert not isinstance(item["image"], MetaTensor)
+    assert len(files(folder)) == 1
+    torch.save({"image": torch.full((1, 1, 1, 1), 7.0)}, files(folder)[0])  # what is read is the file
+    assert first(folder)["image"].item() == 7.0
+
+
+@pytest.mark.parametrize("named_content", [False, True], ids=["by size and time", "by digest"])
+def test_changed_scan_or_transform_is_made_anew(folder: Path, named_content: bool) -> None:
+    first(folder, **({"digest": "a"} if named_content else {}))
+    assert first(folder, top=200.0, **({"digest": "a"} if named_content else {}))["image"].max() == 0.25
+    write(folder / "scan.nii", 20)
+    assert first(folder, **({"digest": "b"} if named_content else {}))["image"].max() == pytest.approx(0.2)
+    assert len(files(folder)) == 3
+
+
+def test_same_item_has_the_same_file_in_another_process(folder: Path) -> None:
+    names = []
+    for _ in range(2):
+        cache = TransformCache([{"image": "x", "digest": "a"}], transform(), folder / "cache")
+        names.append(cache._path(cache.data[0]))
+    assert names[0] == names[1]
+
+
+def test_damaged_file_is_made_anew_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first(folder)
+    path = files(folder)[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with caplog.at_level("WARNING"):
+        assert first(folder)["image"].max() == 0.5
+    assert str(path) in caplog.text and "it is made anew" in caplog.text
+    caplog.clear()
+    assert first(folder)["image"].max() == 0.5 and "made anew" not in caplog.text
+
+
+def test_full_disk_costs_the_cache_only(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: Any) -> None:
+        raise OSError(28, f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("mim_components.data.transform_cache.write_safely", full)
+    cache = TransformCache([{"image": str(folder / "scan.nii")}] * 2, transform(), folder / "cache")
+    assert [item["image"].max() for item in cache] == [0.5, 0.5]  # type: ignore[attr-defined]
+    assert caplog.text.count("No space left on device; the run goes on without writing to the cache") == 1
+
+
+def test_unreadable_scan_is_named(folder: Path) -> None:
+    (folder / "scan.nii").write_bytes(b"no scan")
+    with pytest.raises(ItemError, match=r"^scan: "):
+        first(folder)
+
+
+def test_without_a_cache(folder: Path) -> None:
+    cache = TransformCache([{"image": str(folder / "scan.nii")}], transform(), None)
+    assert cache[0]["image"].max() == 0.5 and list(folder.iterdir()) == [folder / "scan.nii"]
