@@ -146,12 +146,12 @@ class SegmentationChecker:
         if self.modality == "CT":
             voxels, notes = to_int16(raw, scale)
             image.content.update(repr(voxels.shape).encode())
-            image.content.update(voxels.ravel("K").view(np.uint8))
+            image.content.update(voxels.ravel("K").view(np.uint8).data)
             image.notes.extend(f"{where}{note}" for note in notes)
             return False
         low, high = check_channel(raw, scale)
         image.content.update(f"{raw.shape} {raw.dtype} {scale}".encode())
-        image.content.update(raw.ravel("K").view(np.uint8))
+        image.content.update(raw.ravel("K").view(np.uint8).data)
         if low != high:
             return False
         if low != 0:

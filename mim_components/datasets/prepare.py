@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.volumes import BadVolume
+import ignite.distributed as idist
+from tqdm import tqdm
 
-from .cases import CaseChecker, FoundCases
+from mim_components.data.distributed import first_on_each_node
+from mim_components.data.prepare import as_bad, check_options, run_each
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
+from mim_components.safe_write import write_text_safely
+
+from .cases import Case, CaseChecker, CaseFacts, FoundCases
+from .datalist import datalist_of
+from .remembered import CheckMemory, state_of
+from .splits import Division, divide, take_share
+from .written import count_rows, data_report
+
+logger = logging.getLogger(__name__)
+
+MEMORY = "checked_cases.jsonl"
+DATALIST = "datalist.json"
+REPORT = "data_report.md"
 
 
 @dataclass
@@ -17,12 +37,14 @@ class PreparedCases:
     """Cases that are fit, divided.
 
     Args:
-        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `source`.
+        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `source` (path
+            for messages) and `digest` (sha256 of the files).
         validation: the same.
-        unlabelled: items without `label`.
+        unlabelled: items without `label` and `digest`; they are not checked.
         bad: what was left out.
         notes: lines for log and report.
         digest: one sha256 over the content of all cases used and the split.
+        counts: rows of the report's table.
     """
 
     training: list[dict[str, Any]]
@@ -31,13 +53,23 @@ class PreparedCases:
     bad: list[BadVolume] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     digest: str = ""
+    counts: list[tuple[str, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.training)
 
     def summary(self) -> str:
         """Text of a few lines: number of cases of each part, what was left out."""
-        raise NotImplementedError
+        lines = [", ".join(f"{row}: {count}" for row, count in self.counts)]
+        return "\n".join([*lines, *(f"left out: {item}" for item in self.bad)])
+
+
+@dataclass
+class _Checked:
+    """Facts of the cases that are fit, by name, and the others."""
+
+    facts: dict[str, CaseFacts] = field(default_factory=dict)
+    bad: list[BadVolume] = field(default_factory=list)
 
 
 def prepare_cases(
@@ -54,5 +86,142 @@ def prepare_cases(
     output_dir: str | Path | None = None,
     name: str = "dataset",
 ) -> PreparedCases:
-    """Check, split and write down the cases."""
-    raise NotImplementedError
+    """Check every labelled case, divide them, and write `datalist.json` and `data_report.md`.
+
+    The split is made of all cases found, so that one that is left out moves no other. In a run of several processes
+    the first of each machine checks, the others take over its results, and the first of all writes.
+
+    Args:
+        found: the cases.
+        checker: check of one case.
+        split: section `dataset.split` of a bundle's metadata.
+        fold: the fold that validates.
+        label_ratio: share of the training cases that is used, in (0, 1].
+        num_cases: labelled cases of the complete dataset, for the report.
+        cache_dir: folder in which results of checks are kept.
+        on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
+        num_workers: processes that check.
+        output_dir: where list and report are written; None = nowhere.
+        name: of the dataset, for list and report.
+
+    Raises:
+        BadVolumesError: cases are bad and `on_bad` is "stop".
+        DataError: there is no such fold or share, or a part is empty; in all processes alike.
+    """
+    check_options(on_bad, num_workers)
+    # whatever is wrong with the settings shows before hours of checks
+    planned = divide(found, split, fold)
+    take_share(planned.training, split, fold, label_ratio)
+
+    def prepare(first: bool) -> PreparedCases:
+        memory = CheckMemory(Path(cache_dir) / MEMORY, checker)
+        checked = _check(found.cases, checker, memory, num_workers if first else 0)
+        _find_copies(checked, planned)
+        if checked.bad and on_bad == "stop":
+            raise BadVolumesError(checked.bad, len(found.cases))
+        division = _without_bad(planned, checked)
+        training = take_share(division.training, split, fold, label_ratio)
+        prepared = _prepared(found, division, training, checked, num_cases)
+        if output_dir is not None and idist.get_rank() == 0:
+            facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
+            content = json.dumps(datalist_of(found, division, facts), indent=1)
+            report = data_report(name, found, division, training, prepared.counts, prepared.bad, prepared.notes)
+            write_text_safely(Path(output_dir) / DATALIST, content + "\n")
+            write_text_safely(Path(output_dir) / REPORT, report)
+        return prepared
+
+    prepared = first_on_each_node(prepare)
+    if idist.get_rank() == 0:
+        logger.info("%s (%s, %s): %s", name, found.layout, planned.how, prepared.summary())
+        for note in prepared.notes:
+            logger.warning("%s", note)
+    return prepared
+
+
+def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int) -> _Checked:
+    known = {case.name: memory.recall(case) for case in cases}
+    tasks = [case for case in cases if known[case.name] is None]
+    logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
+    checked = _Checked({name: facts for name, facts in known.items() if facts is not None})
+    with tqdm(total=len(tasks), desc="check", unit="case", disable=idist.get_rank() != 0 or not tasks) as bar:
+        results = run_each(partial(_check_one, checker), tasks, num_workers, bar)
+        for case, (state, outcome) in zip(tasks, results, strict=True):
+            if isinstance(outcome, BadVolume):
+                checked.bad.append(outcome)
+            else:
+                checked.facts[case.name] = outcome
+                memory.keep(case, state, outcome)
+    return checked
+
+
+def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None, CaseFacts | BadVolume]:
+    state = state_of(case)
+    try:
+        return state, checker(case)
+    except Exception as error:
+        return state, as_bad(str(case.image[0]), error)
+
+
+def _find_copies(checked: _Checked, division: Division) -> None:
+    """A training case with the image of a validation case is bad: the score would tell nothing."""
+    contents = {
+        _content(checked.facts[case.name]): case.name for case in division.validation if case.name in checked.facts
+    }
+    for case in division.training:
+        facts = checked.facts.get(case.name)
+        if facts is not None and (copy := contents.get(_content(facts))) is not None:
+            cause = f"the same image as validation case {copy}, and case {case.name} is for training"
+            checked.bad.append(BadVolume(str(case.image[0]), cause))
+            del checked.facts[case.name]
+
+
+def _without_bad(planned: Division, checked: _Checked) -> Division:
+    training = [case for case in planned.training if case.name in checked.facts]
+    validation = [case for case in planned.validation if case.name in checked.facts]
+    for part, cases in (("training", training), ("validation", validation)):
+        if not cases:
+            left_out = "\n".join(f"  {item}" for item in checked.bad)
+            raise DataError(f"no fit case is left for {part}; left out:\n{left_out}")
+    return replace(planned, training=training, validation=validation)
+
+
+def _prepared(
+    found: FoundCases, division: Division, training: list[Case], checked: _Checked, num_cases: int | None
+) -> PreparedCases:
+    notes = [*found.notes, *division.notes]
+    if num_cases is not None and len(found.cases) != num_cases:
+        notes.append(f"{num_cases} labelled cases expected, {len(found.cases)} found")
+    facts = checked.facts
+    notes += [f"{case.name}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
+    notes += _repeats([*division.training, *division.validation], facts)
+    parts = {"training": training, "validation": division.validation}
+    lines = sorted(f"{part} {case.name} {facts[case.name].digest}" for part, cases in parts.items() for case in cases)
+    return PreparedCases(
+        training=[_item(case, facts[case.name].digest) for case in training],
+        validation=[_item(case, facts[case.name].digest) for case in division.validation],
+        unlabelled=[_item(case) for case in found.unlabelled],
+        bad=checked.bad,
+        notes=notes,
+        digest=hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+        counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
+    )
+
+
+def _repeats(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for case in cases:
+        original = first.setdefault(_content(facts[case.name]), case.name)
+        if original != case.name:
+            yield f"{case.name}: the same image as {original}; it is kept and counts twice"
+
+
+def _content(facts: CaseFacts) -> str:
+    return facts.content or facts.digest
+
+
+def _item(case: Case, digest: str | None = None) -> dict[str, Any]:
+    files = [str(path) for path in case.image]
+    item: dict[str, Any] = {"image": files[0] if len(files) == 1 else files, "name": case.name, "source": files[0]}
+    if digest is None:
+        return item
+    return item | {"label": str(case.label) if isinstance(case.label, Path) else case.label, "digest": digest}

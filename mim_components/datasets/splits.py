@@ -15,6 +15,7 @@ import numpy as np
 from mim_components.data.volumes import DataError
 
 from .cases import Case, FoundCases
+from .grouped_split import grouped_stratified, share_of_patients
 from .names import natural_key
 
 NUM_FOLDS = 5
@@ -29,11 +30,11 @@ class SplitRule:
 
     Args:
         folds: names that validate in each fold, from the labelled cases and section `dataset.split` of the metadata.
-        share: the first cases of a training set that make up a share of it.
+        share: the training cases that a share of them, in (0, 1], leaves.
     """
 
     folds: Callable[[Sequence[Case], Mapping[str, Any]], list[list[str]]]
-    share: Callable[[Sequence[Case], float], list[Case]]
+    share: Callable[[Sequence[Case], Mapping[str, Any], float], list[Case]]
 
 
 @dataclass
@@ -74,14 +75,20 @@ def listed(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
     return [[name for name in fold if name in there] for fold in split["folds"]]
 
 
-def first_share(training: Sequence[Case], ratio: float) -> list[Case]:
+def first_share(training: Sequence[Case], split: Mapping[str, Any], ratio: float) -> list[Case]:
     """The first `ceil(ratio * n)` of n cases.
 
     Example:
-        >>> [len(first_share([Case(str(number), ()) for number in range(24)], ratio)) for ratio in (0.25, 0.5, 0.51)]
+        >>> cases = [Case(str(number), ()) for number in range(24)]
+        >>> [len(first_share(cases, {}, ratio)) for ratio in (0.25, 0.5, 0.51)]
         [6, 12, 13]
     """
     return list(training[: math.ceil(ratio * len(training) - 1e-9)])
+
+
+def share_by_patient(training: Sequence[Case], split: Mapping[str, Any], ratio: float) -> list[Case]:
+    """The cases of a share of the patients of every class; see `share_of_patients`."""
+    return share_of_patients(training, ratio, split["seed"])
 
 
 # Name in a bundle's metadata to the rule.
@@ -89,14 +96,15 @@ RULES: dict[str, SplitRule] = {
     "listed": SplitRule(listed, first_share),
     "fifths": SplitRule(fifths, first_share),
     "shuffled_fifths": SplitRule(shuffled_fifths, first_share),
+    "grouped_stratified": SplitRule(grouped_stratified, share_by_patient),
 }
 
 
 def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Division:
     """Divide cases into training and validation.
 
-    A section or fold of the user's list goes first; a list without either is divided by the rule "fifths". Without a
-    list the rule of the dataset decides.
+    A section or fold of the user's list goes first; a list without either is divided by the rule "fifths", or by
+    patient where the dataset's own rule is by patient. Without a list the rule of the dataset decides.
 
     Args:
         found: the cases.
@@ -114,10 +122,13 @@ def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Divisi
     elif any(case.fold is not None for case in cases):
         chosen, division = _by_listed_fold(cases, fold)
     else:
-        rule = "fifths" if found.layout == "datalist" else str(split["rule"])
+        rule = str(split["rule"])
+        if found.layout == "datalist":
+            # the other rules are of the names of one dataset
+            rule = rule if rule == "grouped_stratified" else "fifths"
         chosen, division = _by_rule(cases, split, rule, fold)
         if found.layout == "datalist":
-            division.notes.append("the list has neither folds nor a section 'validation': divided into fifths by name")
+            division.notes.append(f"the list has neither folds nor a section 'validation': divided by rule '{rule}'")
     division.validation = [case for case in cases if case.name in chosen]
     division.training = [case for case in cases if case.name not in chosen]
     _check_parts(division, fold)
@@ -150,7 +161,7 @@ def take_share(training: Sequence[Case], split: Mapping[str, Any], fold: int, ra
     if isinstance(known, list) and set(known) <= {case.name for case in training}:
         return [case for case in training if case.name in known]
     rule = RULES.get(split["rule"], RULES["fifths"])
-    if not (share := rule.share(training, ratio)):
+    if not (share := rule.share(training, split, ratio)):
         raise DataError(f"label_ratio={ratio} leaves none of {len(training)} training cases.")
     return share
 

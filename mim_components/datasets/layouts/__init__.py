@@ -8,6 +8,7 @@ from .amos22 import Amos22
 from .base import Folder, Layout
 from .brats2021 import brats2021
 from .btcv import btcv
+from .ccccii import CcCcii
 from .covid19 import covid19
 from .decathlon import TASKS, Decathlon
 from .flare22 import flare22
@@ -22,6 +23,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
     "flare22": flare22,
     "covid19": covid19,
     "brats2021": brats2021,
+    "ccccii": CcCcii,
 }
 
 
