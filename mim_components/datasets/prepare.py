@@ -37,8 +37,8 @@ class PreparedCases:
     """Cases that are fit, divided.
 
     Args:
-        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `source` (path
-            for messages) and `digest` (sha256 of the files).
+        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group` (patient),
+            `source` (path for messages) and `digest` (sha256 of the files).
         validation: the same.
         unlabelled: items without `label` and `digest`; they are not checked.
         bad: what was left out.
@@ -221,7 +221,8 @@ def _content(facts: CaseFacts) -> str:
 
 def _item(case: Case, digest: str | None = None) -> dict[str, Any]:
     files = [str(path) for path in case.image]
-    item: dict[str, Any] = {"image": files[0] if len(files) == 1 else files, "name": case.name, "source": files[0]}
+    image = files[0] if len(files) == 1 else files
+    item: dict[str, Any] = {"image": image, "name": case.name, "group": case.group, "source": files[0]}
     if digest is None:
         return item
     return item | {"label": str(case.label) if isinstance(case.label, Path) else case.label, "digest": digest}
