@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mim_components.classification.scans import HU_ADVICE, holds_slices
 from mim_components.data.reading import as_source, decode_volume, inspect_source
@@ -25,12 +26,16 @@ class SliceFolderChecker:
     different sizes, with equal numbers or equal pictures are notes.
 
     Args:
-        num_classes: labels are 0 to `num_classes - 1`; None = not checked.
+        class_names: labels are the positions in it; empty = labels are not checked.
         hu_window: HU that become black and white; None = folders of slices only.
     """
 
-    num_classes: int | None = None
+    class_names: Sequence[str] = ()
     hu_window: Sequence[float] | None = None
+
+    def datalist_facts(self) -> dict[str, Any]:
+        """Modality and classes, as a datalist names them."""
+        return {"modality": {"0": "CT"}, "labels": {str(number): name for number, name in enumerate(self.class_names)}}
 
     def __call__(self, case: Case) -> CaseFacts:
         """Check one scan.
@@ -40,8 +45,9 @@ class SliceFolderChecker:
         """
         if len(case.image) != 1:
             raise VolumeError(f"{len(case.image)} images, expected one folder of slices")
-        if self.num_classes is not None and case.label not in range(self.num_classes):
-            raise VolumeError(f"the label is {case.label!r}, expected a class number from 0 to {self.num_classes - 1}")
+        if self.class_names and case.label not in range(len(self.class_names)):
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(self.class_names))
+            raise VolumeError(f"the label is {case.label!r}, expected one of {known}")
         path = case.image[0]
         if self.hu_window is not None and not holds_slices(path):
             source = as_source(path)

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .cases import Case
 
+NUM_DRAWS = 5
 
-def grouped_stratified(
-    cases: Sequence[Case], validation_share: float, seed: int = 0, fold: int = 0
-) -> tuple[list[Case], list[Case]]:
-    """Share out the patients of every class; training and validation cases, each in the order of `cases`.
+
+def grouped_stratified(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the cases that validate, for each of five independent draws (`fold` 0 to 4).
 
     Of n patients of a class, `round(validation_share * n)` validate. A patient whose scans have several labels counts
-    for the smallest. Every fold is a draw of its own: the validation sets of two folds share patients.
+    for the smallest. The validation sets of two draws share patients: this is no partition.
 
     Args:
         cases: with a class number as label.
-        validation_share: of the patients of each class, in (0, 1).
-        seed: of the draw.
-        fold: number of the draw.
+        split: `validation_share` of the patients of each class, in (0, 1), and `seed`.
 
     Raises:
         ValueError: `validation_share` is out of range, or a label is no class number.
     """
-    if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share must be in (0, 1), got {validation_share}.")
-    chosen = first_patients(cases, validation_share, f"{seed} {fold} validation")
-    return [case for case in cases if case.group not in chosen], [case for case in cases if case.group in chosen]
+    share, seed = float(split["validation_share"]), int(split["seed"])
+    if not 0 < share < 1:
+        raise ValueError(f"split.validation_share must be in (0, 1), got {share}.")
+    draws = [first_patients(cases, share, f"{seed} {draw} validation") for draw in range(NUM_DRAWS)]
+    return [[case.name for case in cases if case.group in chosen] for chosen in draws]
 
 
 def share_of_patients(cases: Sequence[Case], ratio: float, seed: int = 0) -> list[Case]:

@@ -21,46 +21,51 @@ def cases() -> list[Case]:
     ]
 
 
+def divided(cases: list[Case], share: float = 0.4, seed: int = 0, fold: int = 0) -> tuple[list[Case], list[Case]]:
+    names = grouped_stratified(cases, {"validation_share": share, "seed": seed})[fold]
+    return [case for case in cases if case.name not in names], [case for case in cases if case.name in names]
+
+
 def names_of(cases: list[Case]) -> set[str]:
     return {case.name for case in cases}
 
 
 @pytest.mark.parametrize("fold", range(5))
 def test_no_patient_on_both_sides(cases, fold):
-    training, validation = grouped_stratified(cases, 0.4, fold=fold)
-    assert len(training) + len(validation) == len(cases)
+    training, validation = divided(cases, fold=fold)
+    assert training and validation
     assert not {case.group for case in training} & {case.group for case in validation}
 
 
 @pytest.mark.parametrize("fold", range(5))
 def test_every_class_is_shared_out_60_to_40_by_patients(cases, fold):
-    _, validation = grouped_stratified(cases, 0.4, fold=fold)
+    _, validation = divided(cases, fold=fold)
     patients = Counter(case.label for case in {case.group: case for case in validation}.values())
     assert patients == {0: 34, 1: 38, 2: 37}  # 0.4 * 85 = 34, 0.4 * 96 = 38.4, 0.4 * 93 = 37.2
 
 
 def test_order_of_the_cases_does_not_matter_but_seed_and_fold_do(cases):
-    _, first = grouped_stratified(cases, 0.4)
-    assert names_of(grouped_stratified(cases[::-1], 0.4)[1]) == names_of(first)
+    _, first = divided(cases)
+    assert names_of(divided(cases[::-1])[1]) == names_of(first)
     for other in ({"seed": 1}, {"fold": 1}):
-        assert names_of(grouped_stratified(cases, 0.4, **other)[1]) != names_of(first)
+        assert names_of(divided(cases, **other)[1]) != names_of(first)
 
 
 def test_split_is_the_same_everywhere():
     few = [Case(str(number), (), 0) for number in range(5)]
     # the two smallest of sha256("0 0 validation 0") ... sha256("0 0 validation 4") begin with 3c and 22
-    assert names_of(grouped_stratified(few, 0.4)[1]) == {"1", "2"}
+    assert names_of(divided(few)[1]) == {"1", "2"}
 
 
 def test_patient_who_is_added_moves_none_but_at_the_border(cases):
-    before = {case.group for case in grouped_stratified(cases, 0.4)[1]}
-    after = {case.group for case in grouped_stratified([*cases, Case("new", (), 1)], 0.4)[1]}
+    before = {case.group for case in divided(cases)[1]}
+    after = {case.group for case in divided([*cases, Case("new", (), 1)])[1]}
     assert len(before ^ (after - {"new"})) <= 1
 
 
 def test_patient_with_two_labels_stays_together():
     cases = [Case(f"{patient}_{scan}", (), scan, group=str(patient)) for patient in range(10) for scan in range(2)]
-    _, validation = grouped_stratified(cases, 0.4)
+    _, validation = divided(cases)
     assert len(validation) == 8
     assert set(Counter(case.group for case in validation).values()) == {2}
 
@@ -76,7 +81,7 @@ def test_smaller_share_lies_in_the_larger(cases):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_validation_share_out_of_range(cases, share):
     with pytest.raises(ValueError, match=r"validation_share must be in \(0, 1\)"):
-        grouped_stratified(cases, share)
+        divided(cases, share)
 
 
 def test_label_ratio_out_of_range(cases):
@@ -86,4 +91,4 @@ def test_label_ratio_out_of_range(cases):
 
 def test_label_that_is_no_class():
     with pytest.raises(ValueError, match="a: the label is None, expected the number of a class"):
-        grouped_stratified([Case("a", ())], 0.4)
+        divided([Case("a", ())])
