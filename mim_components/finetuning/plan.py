@@ -62,7 +62,6 @@ def log_plan(
     """
     if idist.get_rank() != 0:
         return
-    logger.info("%s", prepared.summary())
     logger.info(
         "%s, device %s%s: %d scans per step = %d per device x %d devices x %d accumulated, %d crops each; "
         "%.1f M parameters; %d steps, %.1f passes over the scans, validation every %d steps",

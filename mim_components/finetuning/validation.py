@@ -109,8 +109,15 @@ class ValidationLog:
         # NaN is no JSON: a class that no scan has
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.lines.append(engine.state.iteration, finite)
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        logger.info("validation after step %d/%d: %s", engine.state.iteration, engine.state.epoch_length, parts)
+        others = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != self.metric)
+        logger.info(
+            "validation after step %d/%d: %s %.4f%s",
+            engine.state.iteration,
+            engine.state.epoch_length,
+            self.metric,
+            numbers[self.metric],
+            f" ({others})" if others else "",
+        )
         if self.tracker is not None:
             sent = {_tracked(name): value for name, value in finite.items() if value is not None}
             self.tracker.log_numbers(sent, engine.state.iteration)

@@ -102,11 +102,11 @@ class ConsoleLog:
             return
         terms = " ".join(f"{_short(name)} {numbers[name]:.4f}" for name in numbers if "_level" in name)
         logger.info(
-            "step %d/%d: loss %.4f (%s), gradient norm %.3g, learning rate %.3g, %.2f samples/s, %.0f %% data wait",
+            "step %d/%d: loss %.4f%s, gradient norm %.3g, learning rate %.3g, %.2f samples/s, %.0f %% data wait",
             engine.state.iteration,
             engine.state.epoch_length,
             numbers["loss"],
-            terms,
+            f" ({terms})" if terms else "",
             numbers["gradient_norm"],
             numbers["learning_rate"],
             numbers["samples_per_second"],
