@@ -18,7 +18,7 @@ from .volumes import VolumeError
 MAX_VOXELS = 2**31
 
 # HU of air is -1000: a volume whose brightest voxel is below this contains no tissue.
-_AIR_ONLY = -500
+AIR_ONLY = -500
 # A CT clipped to 12 bits ends here; metal goes higher, half of a body does not.
 _BONE_AND_METAL = 3071
 # More voxels than this share beyond the range of int16 are no HU.
@@ -117,8 +117,8 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
     total = int(histogram.sum())
     if low == high:
         raise VolumeError(f"constant: every voxel is {low:g}")
-    if high < _AIR_ONLY:
-        raise VolumeError(f"air only: values from {low:g} to {high:g} HU, tissue is above {_AIR_ONLY}")
+    if high < AIR_ONLY:
+        raise VolumeError(f"air only: values from {low:g} to {high:g} HU, tissue is above {AIR_ONLY}")
     if clipped > _CLIPPED_SHARE * total:
         raise VolumeError(f"not HU: {clipped:,} of {total:,} voxels are beyond int16, values {low:g} to {high:g}")
     if low >= -1.5 and high <= 1.5:

@@ -88,7 +88,7 @@ def _text_header(path: Path, text: TextHeader) -> VolumeHeader:
 
 
 def _nifti_header(path: Path) -> VolumeHeader:
-    block, compressed = _first_bytes(path)
+    block, compressed = first_bytes(path)
     order, length = next(
         ((order, n) for order in ("little", "big") for n in _NIFTI_HEADERS if int.from_bytes(block[:4], order) == n),
         ("", 0),
@@ -129,7 +129,13 @@ def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool) -> Volum
     return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes)
 
 
-def _first_bytes(path: Path) -> tuple[bytes, bool]:
+def first_bytes(path: Path) -> tuple[bytes, bool]:
+    """First 540 bytes of a file, as long as a header can be, after decompression; and whether it is compressed.
+
+    Raises:
+        VolumeError: empty, or damaged compressed data.
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         block = file.read(540)
     if not block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,47 @@ def inference_items(
     Raises:
         DataError: nothing is given, no volume was found, or headers are bad.
     """
+    root = given_path(dataset_dir, on_bad)
+    sources = list(find_volumes(root)) if root.is_dir() else [as_source(root)]
+    return items_of(sources, root, output_dir, lambda source: inspect_source(source, max_voxels), on_bad)
+
+
+def given_path(dataset_dir: str | Path | None, on_bad: str) -> Path:
+    """Where the volumes are, once the settings are known to be right.
+
+    Raises:
+        DataError: nothing is given, or `on_bad` is none of its values.
+    """
     if on_bad not in ON_BAD:
         raise DataError(f"on_bad must be one of {', '.join(ON_BAD)}, got {on_bad!r}.")
     if not dataset_dir:
-        raise DataError("Give the volumes: --dataset_dir, a folder with CT volumes or one file.")
-    root = Path(dataset_dir)
-    sources = list(find_volumes(root)) if root.is_dir() else [as_source(root)]
+        raise DataError("Give the volumes: --dataset_dir, a folder with volumes or one file.")
+    return Path(dataset_dir)
+
+
+def items_of(
+    sources: Sequence[VolumeSource],
+    root: Path,
+    output_dir: str | Path,
+    check: Callable[[VolumeSource], object],
+    on_bad: str,
+) -> list[dict[str, Any]]:
+    """Check the headers of volumes that were found, and name the volumes; see `inference_items`.
+
+    Args:
+        sources: the volumes.
+        root: where they were searched.
+        output_dir: volumes inside it are passed over.
+        check: raises `DataError` or `OSError` for a volume that is unfit.
+        on_bad: "stop" or "exclude".
+    """
     results = Path(output_dir).resolve()
     kept = [source for source in sources if results not in source.path.resolve().parents]
     if passed := len(sources) - len(kept):
         logger.info("%d volumes in %s are results of an earlier run and are passed over.", passed, results)
     if not kept:
         raise NoVolumesError(f"{root}: holds no volumes but the results in {results}.")
-    bad = [BadVolume(str(source), cause) for source in kept if (cause := _cause(source, max_voxels))]
+    bad = [BadVolume(str(source), cause) for source in kept if (cause := _cause(source, check))]
     if bad and (on_bad == "stop" or len(bad) == len(kept)):
         raise BadVolumesError(bad, len(kept))
     for item in bad:
@@ -63,9 +91,9 @@ def inference_items(
     return [{"image": s, "source": str(s), "name": name} for s, name in zip(kept, names, strict=True)]
 
 
-def _cause(source: VolumeSource, max_voxels: int) -> str:
+def _cause(source: VolumeSource, check: Callable[[VolumeSource], object]) -> str:
     try:
-        inspect_source(source, max_voxels)
+        check(source)
     except (DataError, OSError) as error:
         return cause_of(error)
     return ""

@@ -1,0 +1,147 @@
+"""Write predicted label maps on the grid of their scans, and what belongs to them."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from mim_components.data.volumes import BadVolume, suffix_of
+from mim_components.datasets.grids import grid_fault
+from mim_components.datasets.labels import LabelSet
+from mim_components.safe_write import write_safely, write_text_safely
+from mim_components.segmentation.label_files import write_label_files
+from mim_components.segmentation.transforms import RegionsToLabel
+from mim_components.segmentation.volumes import WRITTEN_BY
+from mim_components.tables import csv_table
+
+logger = logging.getLogger(__name__)
+
+# what places voxels in the world, in a NIfTI header
+_QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
+_PLACE = ("pixdim", "xyzt_units", *_QFORM, *_SFORM)
+
+
+class SaveSegmentation:
+    """Write `<name>_seg.nii.gz` of every scan as soon as it is done.
+
+    A label map holds the number of the class per voxel in uint8, in the voxels of the scan. The qform and sform of a
+    NIfTI scan are taken over as they are, so that every program shows both in one place; for other formats both are set.
+    Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer) and `volumes.csv`: ml per class and region.
+
+    The evaluator's output, or the batch it belongs to, holds lists of dictionaries, one per scan: `pred`, a MetaTensor
+    `(1, H, W, D)` of classes or `(R, H, W, D)` of regions on the scan's grid; `name`, `source`, and `cause`, which says
+    why the scan could not be read.
+
+    Args:
+        output_dir: folder for the files; made when missing.
+        labels: what the classes or regions are.
+
+    Attributes:
+        bad: scans that were left out.
+
+    Raises:
+        ValueError: when called, a prediction that does not lie on its scan.
+    """
+
+    def __init__(self, output_dir: str | Path, labels: LabelSet) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = labels
+        self.to_label = RegionsToLabel(labels.regions)
+        self.bad: list[BadVolume] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.summarize)
+
+    def start(self, engine: Engine) -> None:
+        """Write names and colours of the classes."""
+        write_label_files(self.output_dir, self.labels)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the label maps of a batch."""
+        state: Any = engine.state
+        for batch, output in zip(state.batch, state.output, strict=True):
+            scan = {**batch, **output}
+            if scan.get("cause"):
+                self.bad.append(BadVolume(scan["source"], scan["cause"]))
+                logger.warning("left out: %s", self.bad[-1])
+                continue
+            path, volumes = self.save(scan)
+            self.rows.append({"case": scan["name"], **{name: f"{ml:.3f}" for name, ml in volumes.items()}})
+            write_text_safely(self.output_dir / "volumes.csv", csv_table(self.rows))
+            found = ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items() if ml)
+            logger.info("%d/%s %s: %s: %s", state.iteration, state.epoch_length, scan["source"], path.name, found)
+            if not found:
+                logger.warning("%s: nothing but background was found", scan["source"])
+
+    def summarize(self, engine: Engine) -> None:
+        """Log how many scans were done, and what was left out."""
+        logger.info("%d label maps: %s", len(self.rows), self.output_dir)
+        if self.bad:
+            logger.warning("%d scans left out:\n%s", len(self.bad), "\n".join(f"  {each}" for each in self.bad))
+
+    def save(self, scan: Mapping[str, Any]) -> tuple[Path, dict[str, float]]:
+        """Write the label map of one scan; returns the file, and ml of every class and region."""
+        pred = scan["pred"]
+        if not isinstance(pred, MetaTensor) or pred.ndim != 4 or "original_affine" not in pred.meta:
+            raise ValueError(f"{scan['name']}: pred must be a MetaTensor (C, H, W, D) brought back to its scan.")
+        affine = _numbers(pred.meta["original_affine"])
+        shape = tuple(int(side) for side in pred.meta["spatial_shape"][:3])
+        if tuple(pred.shape[1:]) != shape:
+            raise ValueError(f"{scan['name']}: pred has {tuple(pred.shape[1:])} voxels, its scan {shape}; use Invertd.")
+        if fault := grid_fault(shape, affine, _numbers(pred.affine)):
+            raise ValueError(f"{scan['name']}: pred does not lie on its scan, {fault}; use Invertd.")
+        label = self.to_label(pred.as_tensor())[0].to("cpu", torch.uint8).numpy()
+        image = _placed(label, affine, Path(pred.meta["filename_or_obj"]))
+        path = write_safely(self.output_dir / f"{scan['name']}_seg.nii.gz", lambda partial: _write(image, partial))
+        return path, self._volumes(label, pred, affine)
+
+    def _volumes(self, label: np.ndarray, pred: MetaTensor, affine: np.ndarray) -> dict[str, float]:
+        ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+        # plane by plane: bincount makes 8 bytes a voxel
+        counts = sum(np.bincount(plane.ravel(), minlength=len(self.labels.names)) for plane in label)
+        volumes = {name: ml * int(counts[number]) for number, name in enumerate(self.labels.names) if number}
+        regions = zip(self.labels.regions, pred.as_tensor(), strict=False)
+        return {**volumes, **{name: ml * int((region > 0.5).sum()) for name, region in regions}}
+
+
+def _numbers(affine: Any) -> np.ndarray:
+    return torch.as_tensor(affine).to("cpu", torch.float64).numpy()
+
+
+def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Image:
+    """The label map in the place of its scan."""
+    if suffix_of(scan).lower().startswith(".nii"):
+        source: Any = nib.load(scan).header
+        header = type(source)()  # Nifti1Header or Nifti2Header
+        for name in _PLACE:
+            header[name] = source[name]
+        header.set_data_dtype(np.uint8)
+        image = (nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image)(label, affine, header)
+    else:
+        image = nib.Nifti1Image(label, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_qform(affine, "scanner")
+        image.set_sform(affine, "scanner")
+    image.header.set_intent("label")
+    image.header["descrip"] = WRITTEN_BY
+    return image
+
+
+def _write(image: nib.Nifti1Image, path: Path) -> None:
+    # without name and time: equal label maps are equal files
+    with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+        image.to_stream(stream)
