@@ -61,12 +61,12 @@ def count_rows(
         expected: labelled cases of the complete dataset.
     """
     if expected is not None:
-        yield "labelled, in the complete dataset", expected
-    yield "labelled, found", len(found.cases)
-    yield "unfit, left out", bad
+        yield "labelled in the complete dataset", expected
+    yield "labelled and found", len(found.cases)
+    yield "unfit and left out", bad
     yield "training", len(training)
     if unused := len(division.training) - len(training):
-        yield "training, not used by the label ratio", unused
+        yield "not used because of the label ratio", unused
     yield "validation", len(division.validation)
     yield "without label", len(found.unlabelled)
 
