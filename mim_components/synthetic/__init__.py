@@ -1,8 +1,9 @@
-"""Synthetic CT of a trunk with labels, for demos, tests and studies; not a patient, and it says so everywhere."""
+"""Synthetic CT of a trunk and MRI of a brain, with labels, for demos and tests; not a patient, as they say everywhere."""
 
 from mim_components.synthetic.dataset import write_synthetic_dataset
 from mim_components.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct
 from mim_components.synthetic.labels import SYNTHETIC_LABELS
+from mim_components.synthetic.layouts import write_synthetic_layout
 
 __all__ = [
     "DESCRIPTION",
@@ -11,4 +12,5 @@ __all__ = [
     "SyntheticCT",
     "synthetic_ct",
     "write_synthetic_dataset",
+    "write_synthetic_layout",
 ]

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import math
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
 
+from mim_components.synthetic.files import is_complete, rename, write_nifti
 from mim_components.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, check_grid, synthetic_ct
 from mim_components.synthetic.labels import SYNTHETIC_LABELS
 
 logger = logging.getLogger(__name__)
-
-_COMMENT = 6  # NIfTI extension code for a comment
-_CHUNK = 1 << 20
-_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True)
@@ -120,52 +109,13 @@ def _recipe(
 def _write_volume(recipe: _Recipe, image: Path, label: Path | None) -> bool:
     """Write what is missing of one volume; False if nothing was."""
     wanted = {"image": image} if label is None else {"image": image, "label": label}
-    missing = {kind: path for kind, path in wanted.items() if not _is_complete(path, recipe.text(kind))}
+    missing = {kind: path for kind, path in wanted.items() if not is_complete(path, recipe.text(kind))}
     if not missing:
         return False
     ct = synthetic_ct(recipe.seed, recipe.spatial_size, recipe.spacing)
     for kind, path in missing.items():
-        _write_nifti(path, ct.image if kind == "image" else ct.label, ct.affine, recipe.text(kind))
+        write_nifti(path, ct.image if kind == "image" else ct.label, ct.affine, recipe.text(kind), DESCRIPTION)
     return True
-
-
-def _is_complete(path: Path, recipe: str) -> bool:
-    """Whether a file was made by this recipe and decodes to its end, checksum included."""
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-        stored = [extension.text for extension in image.header.extensions if extension.get_code() == _COMMENT]
-        if stored != [recipe] or not isinstance(image.dataobj, ArrayProxy):
-            return False
-        size = 0
-        with gzip.open(path) as stream:
-            while chunk := stream.read(_CHUNK):
-                size += len(chunk)
-    except _UNREADABLE:
-        return False
-    return size == image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-
-
-def _write_nifti(path: Path, array: NDArray, affine: NDArray[np.float64], recipe: str) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm", "sec")
-    image.header["descrip"] = DESCRIPTION.encode()
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", recipe.encode()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
-    try:
-        nib.save(image, beside)
-        _rename(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _rename(beside: Path, path: Path) -> None:
-    """Put a file that is written to the disk under its name."""
-    with beside.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
 
 
 def _write_list(path: Path, items: list[dict[str, str]], with_labels: bool) -> None:
@@ -182,4 +132,4 @@ def _write_list(path: Path, items: list[dict[str, str]], with_labels: bool) -> N
     }
     beside = path.with_name(".dataset.partial.json")
     beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _rename(beside, path)
+    rename(beside, path)

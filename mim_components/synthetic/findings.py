@@ -10,7 +10,7 @@ from mim_components.synthetic.chest import LUNGS, Heart, lung
 from mim_components.synthetic.gut import colon_line
 from mim_components.synthetic.parts import Part, confined, stream
 from mim_components.synthetic.shapes import Array, Piece, Points, ellipsoid
-from mim_components.synthetic.solid_organs import liver, pancreas_axis
+from mim_components.synthetic.solid_organs import kidney, liver, pancreas_axis
 from mim_components.synthetic.trunk import Trunk
 from mim_components.synthetic.vessels import points_inside
 
@@ -44,7 +44,12 @@ def _lung_tumour(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Part
 
 def _liver_tumours(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Part]:
     """One to four tumours, darker than the liver; the first has a radius of 16 to 30 mm."""
-    organ = liver(seed)
+    outline, right_kidney = liver(seed), kidney(seed, 1)[0]
+
+    def off_the_kidney(points: Points) -> Array:
+        return np.maximum(outline.distance(points), 12 - right_kidney.distance(points))
+
+    organ = Piece(outline.bounds, off_the_kidney)
     parts = []
     for number in range(rng.integers(1, 5)):
         radius = rng.uniform(16, 30) if number == 0 else rng.uniform(6, 18)
@@ -62,12 +67,15 @@ def _pancreas_tumour(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[
 
 
 def _colon_tumour(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Part]:
-    """One mass of 14 to 24 mm radius that grows from the wall of the colon into its lumen."""
+    """One mass of 18 to 28 mm radius that grows from the wall of the colon into its lumen."""
     line = colon_line(stream(seed, "colon"))
-    center = line[rng.integers(6, len(line) - 12)]
+    x, y, z = np.ascontiguousarray(line[:, :3].T, dtype=np.float32)
+    room = -Points(x, y, z, trunk.functions()).field("cavity")  # to the wall of the abdomen
+    candidates = np.flatnonzero((room > np.minimum(16, np.sort(room)[-12])) & (z > -235))
+    center = line[rng.choice(candidates)]
     shift = rng.standard_normal(3)
     place = center[:3] + 0.5 * center[3] * shift / np.linalg.norm(shift)
-    shape = confined(_mass(rng, place, rng.uniform(14, 24)), 3, 4)
+    shape = confined(_mass(rng, place, rng.uniform(18, 28)), 3, 4)
     return [Part("colon_tumour", (shape,), ((0.0, "colon_tumour"),), ("bowel", "body"), roughness=3.0)]
 
 

@@ -56,10 +56,10 @@ class RandomField:
 
     def at(self, places: Vector) -> Vector:
         """Return the functions at scattered places `(N, 3)` in mm: `(N, channels)`."""
-        indices, taps = zip(*(self._taps(places[:, axis]) for axis in range(3)), strict=True)
-        i, j, k = indices
+        (i, x), (j, y), (k, z) = (self._taps(places[:, axis]) for axis in range(3))
         near = self.values[:, i[:, :, None, None], j[:, None, :, None], k[:, None, None, :]]  # (channels, N, 4, 4, 4)
-        return np.einsum("cnijk,ni,nj,nk->nc", near, *taps, optimize=False).astype(float)
+        weights = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
+        return np.einsum("cnp,np->nc", near.reshape(*near.shape[:2], -1), weights.reshape(len(weights), -1))
 
 
 class Pose:

@@ -116,7 +116,7 @@ def texture_table(seed: int) -> NDArray[np.float32]:
 
 
 def gravity_table(seed: int) -> NDArray[np.float32]:
-    """Change in HU per mm towards the front, by number of `FINE_LABELS`: the lungs of a lying patient are denser behind."""
+    """Change in HU per mm towards the front, by number of `FINE_LABELS`: lungs are denser behind."""
     slope = np.zeros(len(FINE_LABELS), dtype=np.float32)
     for name in ("right_lung", "left_lung"):
         slope[LABEL_NUMBERS[name]] = -stream(seed, "gravity").uniform(0.2, 0.6)

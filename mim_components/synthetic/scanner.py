@@ -74,7 +74,7 @@ class Scanner:
         """Blur along all axes, in place; the outermost `passes` planes are valid at the volume's own border only."""
         for _ in range(self.passes):
             for axis, sigma in enumerate(self.sigmas):
-                _blur_axis(np.moveaxis(image, axis, 0), np.float32(self._side(sigma)))
+                blur_axis(np.moveaxis(image, axis, 0), np.float32(self._side(sigma)))
 
     def digitise(self, image: Array, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int16]:
         """Round to int16 HU within the scanner's range; fill what lies outside the circle of reconstruction."""
@@ -84,7 +84,7 @@ class Scanner:
         return out
 
 
-def _blur_axis(image: Array, side: np.float32) -> None:
+def blur_axis(image: Array, side: np.float32) -> None:
     """Three taps along the first axis, in place; the border repeats."""
     if len(image) < 2:
         return
