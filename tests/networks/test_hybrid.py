@@ -288,3 +288,20 @@ def test_bfloat16_autocast_is_close():
         with torch.autocast("cpu", torch.bfloat16):
             rough = encoder()(image, masked=masked)
     assert (exact - rough).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_dense_only_leaves_out_what_masked_input_uses():
+    torch.manual_seed(0)
+    net, full = HybridEncoder(2, "nano", dense_only=True), HybridEncoder(2, "nano")
+    kept = [key for key in full.state_dict() if not key.startswith(HybridEncoder.MASKED_ONLY)]
+    assert list(net.state_dict()) == kept
+    assert sorted(full.state_dict().keys() - set(kept))[:2] == ["norm.bias", "norm.weight"]
+    net.load_state_dict({key: full.state_dict()[key] for key in kept})
+    image = torch.rand(1, 2, 16, 16, 16)
+    maps = net(image)
+    assert all(torch.equal(a, b) for a, b in zip(maps, full(image), strict=True))
+    weights = torch.rand(48, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+    (maps[-1].square() * weights).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    with pytest.raises(ValueError, match="made with dense_only=True and cannot take masked input"):
+        net(image, masked=torch.arange(8).unsqueeze(0) < 4)

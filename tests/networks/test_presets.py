@@ -16,6 +16,7 @@ def test_base_is_the_design():
     assert base.hybrid.num_heads == 12
     assert (base.vit.hidden_size, base.vit.depth, base.vit.num_heads) == (768, 12, 12)
     assert (base.decoder.hidden_size, base.decoder.depth, base.decoder.num_heads) == (576, 8, 16)
+    assert base.feature_size == 48
 
 
 @pytest.mark.parametrize(("name", "patch_size"), [("nano", 8), ("tiny", 16), ("small", 16), ("base", 16)])
@@ -31,6 +32,7 @@ def test_widths_divide(name):
     for width, heads in stacks:
         assert width % 6 == 0, "three axes, sine and cosine each"
         assert width % heads == 0
+    assert preset.feature_size % 12 == 0, "MONAI's Swin UNETR"
     assert len(preset.hybrid.channels) == len(preset.hybrid.depths)
     assert preset.vit.depth % 4 == 0, "hidden states at a quarter, a half and three quarters of the depth"
 
