@@ -1,0 +1,229 @@
+"""Which scans a segmentation finds, what it refuses, and what it reads."""
+
+import logging
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from monai.transforms import EnsureChannelFirst, LoadImage
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
+from mim_components.datasets.labels import LabelSet
+from mim_components.segmentation.saving import SaveSegmentation
+from mim_components.segmentation.volumes import LoadScand, segmentation_items
+
+SHAPE = (10, 12, 14)
+AFFINE = np.array([[0, -2.0, 0, 5], [-3.0, 0, 0, 6], [0, 0, 4.0, 7], [0, 0, 0, 1]])  # PLS axes
+CHANNELS = ("flair", "t1", "t1ce", "t2")
+
+
+def scan(seed=0, shape=SHAPE):
+    return np.random.default_rng(seed).integers(-1000, 1000, shape).astype(np.int16)
+
+
+def write(path, voxels=None, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(scan() if voxels is None else voxels, affine), path)
+    return path
+
+
+def write_case(folder, channels=CHANNELS, **changes):
+    for number, channel in enumerate(channels):
+        write(folder / f"{folder.name}_{channel}.nii.gz", **{"voxels": scan(number), **changes.get(channel, {})})
+
+
+def write_series(folder, volume, uid="1.2.3"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for z in range(volume.shape[2]):
+        data = pydicom.Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+        data.SeriesInstanceUID, data.Modality, data.ImageType = uid, "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+        data.Rows, data.Columns = volume.shape[1], volume.shape[0]
+        data.PixelSpacing, data.ImageOrientationPatient = [1.5, 2.5], [1, 0, 0, 0, 1, 0]
+        data.ImagePositionPatient = [-20.0, -30.0, 10.0 + 3.0 * z]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 0
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        data.RescaleSlope, data.RescaleIntercept = 1, -1024
+        data.PixelData = (volume[:, :, z].T + 1024).astype(np.uint16).tobytes()
+        # neither name nor order of the files tells the order of the slices
+        data.save_as(folder / f"{uid}_{(7 * z) % 31:02d}.dcm", enforce_file_format=True)
+
+
+def items(root, in_channels=1, **options):
+    return segmentation_items(root, Path(root) / "out", in_channels, **options)
+
+
+def load(source, **options):
+    return LoadScand("image", **options)({"image": source, "name": "x"})
+
+
+# finding
+
+
+def test_all_formats_at_any_depth(tmp_path):
+    write(tmp_path / "a" / "ct.nii.gz")
+    write(tmp_path / "b" / "c" / "ct.nii")
+    for suffix in ("mha", "nrrd"):
+        itk.imwrite(itk.image_from_array(scan()), str(tmp_path / f"{suffix}.{suffix}"))
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(tmp_path / "dicom", scan(), uid)
+    found = items(tmp_path)
+    assert [item["name"] for item in found] == ["a_ct", "b_c_ct", "1.2.3", "1.2.4", "mha", "nrrd"]
+    assert found[0]["source"] == str(tmp_path / "a" / "ct.nii.gz")
+    assert [len(item["image"].files) for item in found] == [1, 1, 14, 14, 1, 1]
+    assert [item["name"] for item in items(tmp_path / "a" / "ct.nii.gz")] == ["ct"]
+
+
+def test_saved_label_maps_are_no_scans(tmp_path, caplog):
+    path = write(tmp_path / "ct.nii.gz")
+    pred = torch.ones_like(load(path)["image"])
+    SaveSegmentation(tmp_path / "earlier", LabelSet(("background", "x"), {}, {})).save({"name": "ct", "pred": pred})
+    with caplog.at_level(logging.INFO):
+        assert [item["name"] for item in items(tmp_path)] == ["ct"]
+    assert "1 label maps that an earlier run saved are passed over" in caplog.text
+    with pytest.raises(NoVolumesError, match="holds no volumes"):
+        items(tmp_path / "earlier" / "ct_seg.nii.gz")
+
+
+def test_all_bad_headers_are_named_before_the_start(tmp_path):
+    write(tmp_path / "good.nii.gz")
+    write(tmp_path / "four.nii.gz", scan(shape=(4, 4, 4, 2)))
+    (tmp_path / "page.nii.gz").write_text("<html>")
+    (tmp_path / "empty.nii").touch()
+    with pytest.raises(BadVolumesError) as caught:
+        items(tmp_path)
+    causes = {Path(bad.path).name: bad.cause for bad in caught.value.bad}
+    assert set(causes) == {"four.nii.gz", "page.nii.gz", "empty.nii"}
+    assert causes["four.nii.gz"] == "4D, shape (4, 4, 4, 2); expected one 3D volume per file"
+    assert [item["name"] for item in items(tmp_path, on_bad="exclude")] == ["good"]
+
+
+def test_wrong_settings():
+    with pytest.raises(DataError, match="on_bad must be one of .*, got 'skip'"):
+        segmentation_items("x", "y", on_bad="skip")
+    with pytest.raises(DataError, match="Give the volumes: --dataset_dir"):
+        segmentation_items(None, "y")
+
+
+def test_four_channels_in_one_file_or_four(tmp_path):
+    write(tmp_path / "BRATS_001.nii.gz", scan(shape=(*SHAPE, 4)))
+    for case in ("BraTS2021_00000", "BraTS2021_00002"):
+        write_case(tmp_path / "train" / case, (*CHANNELS, "seg"))
+    found = items(tmp_path, in_channels=4)
+    assert [item["name"] for item in found] == ["BRATS_001", "BraTS2021_00000", "BraTS2021_00002"]
+    files = [path.name for path in found[1]["image"].files]
+    assert files == [f"BraTS2021_00000_{channel}.nii.gz" for channel in CHANNELS]
+
+
+def test_four_channels_that_do_not_fit(tmp_path):
+    write(tmp_path / "three.nii.gz")
+    write(tmp_path / "five.nii.gz", scan(shape=(*SHAPE, 5)))
+    write(tmp_path / "alone_seg.nii.gz")
+    write_case(tmp_path / "a", ("t1", "t2"))
+    write_case(tmp_path / "b", t1={"voxels": scan(shape=(4, 5, 6))})
+    write_case(tmp_path / "c", t2={"voxels": scan(shape=(4, 5))})
+    with pytest.raises(BadVolumesError) as caught:
+        items(tmp_path, in_channels=4)
+    causes = {Path(bad.path).name: bad.cause for bad in caught.value.bad}
+    assert causes == {
+        "three.nii.gz": "3D, shape (10, 12, 14); expected a 4D volume of 4 channels, or one file per channel: "
+        "*_flair, *_t1, *_t1ce, *_t2",
+        "alone_seg.nii.gz": causes["three.nii.gz"],
+        "five.nii.gz": "4D, shape (10, 12, 14, 5); expected one 4D volume of 4 channels",
+        "a": "the files of channels flair, t1ce are missing",
+        "b": "b_t1.nii.gz: shape (4, 5, 6), b_flair.nii.gz has (10, 12, 14)",
+        "c": "c_t2.nii.gz: 2D, shape (4, 5); expected a 3D volume",
+    }
+
+
+# reading
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_reads_what_monai_reads(tmp_path, dtype):
+    image = nib.Nifti1Image(scan().astype(dtype), AFFINE)
+    image.header.set_slope_inter(2.0, -5.0)
+    nib.save(image, tmp_path / "x.nii.gz")
+    ours, monai = load(tmp_path / "x.nii.gz")["image"], EnsureChannelFirst()(LoadImage()(tmp_path / "x.nii.gz"))
+    assert ours.dtype == monai.dtype == torch.float32 and torch.equal(ours.as_tensor(), monai.as_tensor())
+    torch.testing.assert_close(ours.affine, monai.affine, rtol=0, atol=0)
+    assert EnsureChannelFirst()(ours).shape == ours.shape == (1, *SHAPE)
+    assert ours.meta["filename_or_obj"] == str(tmp_path / "x.nii.gz")
+
+
+def test_series_keeps_its_own_axes(tmp_path):
+    voxels = scan()
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(tmp_path, voxels if uid == "1.2.4" else voxels[::-1], uid)
+    image = load(items(tmp_path)[1]["image"])["image"]
+    assert torch.equal(image[0].as_tensor(), torch.from_numpy(voxels.astype(np.float32)))
+    # LPS becomes RAS: x and y change sign
+    expected = [[-2.5, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 3, 10], [0, 0, 0, 1]]
+    np.testing.assert_allclose(image.affine, expected, atol=1e-9)
+
+
+def test_channels_are_in_the_order_of_the_network(tmp_path):
+    write_case(tmp_path / "x")
+    joined = load(items(tmp_path, 4)[0]["image"], in_channels=4, modality="MR")["image"]
+    assert joined.shape == (4, *SHAPE)
+    assert all(torch.equal(joined[n].as_tensor(), torch.from_numpy(scan(n).astype(np.float32))) for n in range(4))
+    voxels = np.stack([scan(n) for n in range(4)], -1)
+    single = load(write(tmp_path / "y.nii.gz", voxels), in_channels=4, modality="MR")["image"]
+    assert torch.equal(single.as_tensor(), joined.as_tensor())
+
+
+def test_channels_that_do_not_lie_on_each_other(tmp_path):
+    moved = AFFINE.copy()
+    moved[2, 3] += 4
+    write_case(tmp_path / "x", t1ce={"affine": moved})
+    with pytest.raises(BadVolumesError, match=r"x_t1ce.nii.gz: its position differs by 0 x 0 x 4 mm"):
+        load(items(tmp_path, 4)[0]["image"], in_channels=4, modality="MR")
+
+
+def damaged(path):
+    data = bytearray(write(path).read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_unreadable_scans_stop_or_are_left_out(tmp_path):
+    path = damaged(tmp_path / "x.nii.gz")
+    with pytest.raises(BadVolumesError, match="x.nii.gz: damaged compressed data"):
+        load(path)
+    out = load(path, in_channels=1, on_bad="exclude")
+    assert out["cause"].startswith("damaged compressed data") and out["image"].shape == (1, 1, 1, 1)
+    assert load(write(tmp_path / "y.nii.gz"), on_bad="exclude")["cause"] == ""
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.where(scan() > 900, np.nan, 1.0).astype(np.float32), "are NaN or infinite"),
+        ((scan() > 0).astype(np.int16), "normalised, or a mask"),
+    ],
+)
+def test_what_is_no_ct(tmp_path, voxels, message):
+    with pytest.raises(BadVolumesError, match=message):
+        load(write(tmp_path / "x.nii.gz", voxels))
+
+
+@pytest.mark.parametrize("voxels", [np.full(SHAPE, -1000), scan() // 100 - 1000])
+def test_air_is_read_with_a_warning(tmp_path, caplog, voxels):
+    image = load(write(tmp_path / "x.nii.gz", voxels.astype(np.int16)))["image"]
+    assert torch.equal(image[0].as_tensor(), torch.from_numpy(voxels.astype(np.float32)))
+    assert "nothing to be seen there" in caplog.text
+
+
+def test_paths_and_sources_are_alike(tmp_path):
+    path = write(tmp_path / "x.nii.gz")
+    assert torch.equal(load(path)["image"].as_tensor(), load(VolumeSource(path, (path,)))["image"].as_tensor())
