@@ -24,7 +24,7 @@ from mim_components.classification.report import (
     probability_text,
     summary_table,
 )
-from mim_components.classification.scores import ClassScores
+from mim_components.classification.scores import ClassScores, decollated
 from mim_components.pictures.confusion import confusion_figure
 from mim_components.pictures.panels import save_figure
 from mim_components.safe_write import write_text_safely
@@ -91,7 +91,7 @@ class SavePredictions:
 
     The table is written anew after every scan, so that an interrupted run leaves those that are done.
 
-    Reads the decollated output of an evaluator, after softmax: `pred` `(K,)` and `source`.
+    Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)` and `source`.
 
     Args:
         class_names: of the classes.
@@ -113,8 +113,7 @@ class SavePredictions:
 
     def __call__(self, engine: Engine) -> None:
         """Add the scans of a batch."""
-        output: Any = engine.state.output
-        for item in output:
+        for item in decollated(engine):
             probabilities = torch.as_tensor(item["pred"]).double().flatten()
             if not bool(torch.isfinite(probabilities).all()):
                 raise ValueError(f"{item['source']}: the network's output is not finite: {probabilities.tolist()}.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import ignite.distributed as idist
 import torch
+from ignite.engine import Engine
 from ignite.metrics import Metric, MetricsLambda
 from torch import Tensor
 
@@ -40,11 +41,17 @@ class ScoredScan:
         return self.probabilities.index(max(self.probabilities))
 
 
+def decollated(engine: Engine) -> list[dict[str, Any]]:
+    """What an evaluator knows of every scan of the batch that is done: what was loaded, and `pred`."""
+    state: Any = engine.state
+    return [{**batch, **output} for batch, output in zip(state.batch, state.output, strict=True)]
+
+
 class ClassScores(Metric):
     """The scans of a validation with their probabilities; its value are `summary_figures`.
 
-    Reads the decollated output of an evaluator, after softmax: `pred` `(K,)`, `label`, `name`, `source`, and `group`
-    where there is one. The processes of a run put their scans together.
+    Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)`, `label`, `name`, `group`
+    (patient) and `source`. The processes of a run put their scans together.
 
     Attributes:
         scans: in the order of their names, when the value was computed.
@@ -52,8 +59,6 @@ class ClassScores(Metric):
     Raises:
         ValueError: when updated, a probability that is not finite; names the scan.
     """
-
-    _skip_unrolling = True
 
     def __init__(self) -> None:
         self._own: list[ScoredScan] = []
@@ -64,15 +69,18 @@ class ClassScores(Metric):
         """Forget everything."""
         self._own, self.scans = [], []
 
-    def update(self, output: Sequence[dict[str, Any]]) -> None:
+    def iteration_completed(self, engine: Engine) -> None:
+        """Take the scans of the batch that is done."""
+        self.update(decollated(engine))
+
+    def update(self, output: Sequence[Mapping[str, Any]]) -> None:
         """Take the scans of a batch."""
         for item in output:
             probabilities = tuple(torch.as_tensor(item["pred"]).double().flatten().tolist())
             if not all(map(math.isfinite, probabilities)):
                 raise ValueError(f"{item['name']}: the network's output is not finite: {list(probabilities)}.")
-            name, source = str(item["name"]), str(item["source"])
-            group = str(item.get("group", name))
-            self._own.append(ScoredScan(name, group, source, int(item["label"]), probabilities))
+            texts = (str(item[key]) for key in ("name", "group", "source"))
+            self._own.append(ScoredScan(*texts, int(item["label"]), probabilities))
 
     def compute(self) -> dict[str, float]:
         """`summary_figures` over the scans of all processes."""
