@@ -147,4 +147,6 @@ def _cut(volume: np.ndarray, plane: Plane, voxel: np.ndarray) -> np.ndarray:
 
 
 def _grey(image: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    return np.rint(255 * np.clip((image - limits[0]) / (limits[1] - limits[0]), 0, 1)).astype(np.uint8)
+    grey = np.rint(255 * np.clip((image - limits[0]) / (limits[1] - limits[0]), 0, 1)).astype(np.uint8)
+    grey[image == 0] = 0  # outside of the head, where the mean of what is inside was subtracted
+    return grey

@@ -47,7 +47,7 @@ def case_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """Per case: its means, then scores and volumes of every target; None where the label does not have it."""
     rows = []
     for result in results:
-        row = {"case": result.name, "dice": known(result.dice), "nsd": known(result.nsd)}
+        row = {"case": result.name, "mean_dice": known(result.dice), "mean_nsd": known(result.nsd)}
         for field in ("dice", "nsd", "label_ml", "pred_ml"):
             row |= {f"{field}_{target}": known(getattr(score, field)) for target, score in result.scores.items()}
         rows.append(row)
