@@ -286,7 +286,7 @@ def test_numbers_of_the_classification() -> None:
     meta = METADATA["mim_ccccii_classification"]
     data, formats = meta["dataset"], meta["network_data_format"]
     assert data["class_names"] == ["Normal", "CP", "NCP"]
-    assert (data["num_cases"], data["min_slices"], data["num_slices"]) == (4178, 16, 32)
+    assert (data["num_cases"], data["min_slices"]) == (4178, 16)
     assert data["input_size"] == formats["inputs"]["image"]["spatial_shape"] == [384, 384, 32]
     assert data["split"] == {"rule": "grouped_stratified", "validation_share": 0.4, "seed": 0}
     assert formats["outputs"]["pred"]["num_channels"] == 3
