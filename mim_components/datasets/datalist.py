@@ -85,7 +85,7 @@ def datalist_of(found: FoundCases, division: Division, facts: Mapping[str, Any])
     }
     if not by_fold:
         content["validation"] = [_item_of(case, found.root, {}) for case in division.validation]
-    content["test"] = [_relative(case.image, found.root) for case in found.unlabelled]
+    content["test"] = [{"name": case.name, "image": _relative(case.image, found.root)} for case in found.unlabelled]
     if found.label_set is not None:
         content["label_set"] = found.label_set
     return content

@@ -37,8 +37,8 @@ class PreparedCases:
     """Cases that are fit, divided.
 
     Args:
-        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group` (patient),
-            `source` (path for messages) and `digest` (sha256 of the files).
+        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group`
+            (patient), `source` (path for messages) and `digest` (sha256 of the files).
         validation: the same.
         unlabelled: items without `label` and `digest`; they are not checked.
         bad: what was left out.

@@ -192,7 +192,9 @@ def test_list_that_was_written_divides_as_before_in_every_fold(read, tmp_path):
     assert content["training"][0] == {
         "fold": 1, "name": "c3", "image": ["3_0.nii.gz", "3_1.nii.gz"], "label": "3.nii", "group": "p3"
     }  # fmt: skip
-    assert (content["name"], content["numTraining"], content["numTest"], content["test"]) == ("X", 12, 1, ["t.nii"])
+    assert (content["name"], content["numTraining"], content["numTest"], content["test"]) == (
+        "X", 12, 1, [{"name": "t", "image": "t.nii"}]
+    )  # fmt: skip
     for fold in range(5):
         one, two = divide(found, split, fold), divide(again, split, fold)
         for part in ("training", "validation"):
