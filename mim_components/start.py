@@ -166,7 +166,7 @@ def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:
 def _describe(contract: InputContract, source: Path, intensity: object) -> str:
     text = (
         f"input contract, from {source.name}: {contract.encoder} encoder, preset {contract.preset}, "
-        f"{contract.in_channels} channels, tokens of {contract.patch_size} voxels, {contract.orientation}, "
+        f"in_channels {contract.in_channels}, tokens of {contract.patch_size} voxels, {contract.orientation}, "
         f"HU window {list(contract.hu_window)}, {contract.step} steps"
     )
     kind, window = _intensity(intensity)

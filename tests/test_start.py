@@ -82,7 +82,7 @@ def test_the_log_is_a_load_report(models: Path, caplog: pytest.LogCaptureFixture
     path = models / "model.pt"
     assert first == f"Pre-trained weights from {path}: {count} tensors loaded, 100.0% of the encoder's parameters"
     assert lines[0] == (
-        "  input contract, from encoder.safetensors: hybrid encoder, preset nano, 1 channels, tokens of 8 voxels, RAS, "
+        "  input contract, from encoder.safetensors: hybrid encoder, preset nano, in_channels 1, tokens of 8 voxels, RAS, "
         "HU window [-1000.0, 1000.0], 7 steps; the window here is [-175.0, 250.0], the same in kind"
     )
     # `down` has a convolution and a norm, `out` a convolution; every block three kernels at most, no norm has weights
