@@ -82,8 +82,8 @@ def test_the_log_is_a_load_report(models: Path, caplog: pytest.LogCaptureFixture
     path = models / "model.pt"
     assert first == f"Pre-trained weights from {path}: {count} tensors loaded, 100.0% of the encoder's parameters"
     assert lines[0] == (
-        "  input contract, from encoder.safetensors: hybrid encoder, preset nano, in_channels 1, tokens of 8 voxels, RAS, "
-        "HU window [-1000.0, 1000.0], 7 steps; the window here is [-175.0, 250.0], the same in kind"
+        "  input contract, from encoder.safetensors: hybrid encoder, preset nano, in_channels 1, tokens of 8 voxels, "
+        "RAS, HU window [-1000.0, 1000.0], 7 steps; the window here is [-175.0, 250.0], the same in kind"
     )
     # `down` has a convolution and a norm, `out` a convolution; every block three kernels at most, no norm has weights
     counts = {"down": 4, "bottleneck": 2, "skips": 3 + 2 + 2, "ups": 4 * 4, "out": 2}
