@@ -82,9 +82,9 @@ class SaveSegmentation:
             path, volumes = self.save(scan)
             self.rows.append({"case": scan["name"], **{name: f"{ml:.3f}" for name, ml in volumes.items()}})
             write_text_safely(self.output_dir / "volumes.csv", csv_table(self.rows))
-            found = ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items() if ml)
+            found = ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items() if ml) or "background"
             logger.info("%d/%s %s: %s: %s", state.iteration, state.epoch_length, scan["source"], path.name, found)
-            if not found:
+            if not any(volumes.values()):
                 logger.warning("%s: nothing but background was found", scan["source"])
 
     def summarize(self, engine: Engine) -> None:
