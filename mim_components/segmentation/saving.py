@@ -35,8 +35,9 @@ class SaveSegmentation:
     """Write `<name>_seg.nii.gz` of every scan as soon as it is done.
 
     A label map holds the number of the class per voxel in uint8, in the voxels of the scan. The qform and sform of a
-    NIfTI scan are taken over as they are, so that every program shows both in one place; for other formats both are set.
-    Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer) and `volumes.csv`: ml per class and region.
+    NIfTI scan are taken over as they are, so that every program shows both in one place; scans of other formats get
+    both. Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer) and `volumes.csv`: ml per class and
+    region.
 
     The evaluator's output, or the batch it belongs to, holds lists of dictionaries, one per scan: `pred`, a MetaTensor
     `(1, H, W, D)` of classes or `(R, H, W, D)` of regions on the scan's grid; `name`, `source`, and `cause`, which says
