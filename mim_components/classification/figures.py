@@ -61,8 +61,7 @@ def class_figures(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[s
         labels: int64 `(N,)`.
         num_classes: K.
     """
-    one_hot = (F.one_hot(each, num_classes) for each in (predicted, labels))
-    counts = get_confusion_matrix(*one_hot).sum(0)
+    counts = get_confusion_matrix(F.one_hot(predicted, num_classes), F.one_hot(labels, num_classes)).sum(0)
     return {name: compute_confusion_matrix_metric(monai, counts).tolist() for name, monai in CLASS_FIGURES.items()}
 
 

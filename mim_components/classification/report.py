@@ -25,7 +25,7 @@ SUMMARY = {
 READING = (
     "AUC is the area under the ROC curve of a class's probability, for this class against the rest. A class without a "
     "scan, or to which all scans belong, has none; the macro average is then that of the other classes.",
-    "The best model was chosen on these same validation scans, as for the published figures.",
+    "No test labels are public: the best model is chosen on these same validation scans, here as in the authors' code.",
 )
 
 
@@ -107,7 +107,9 @@ def summary_table(report: Mapping[str, Any]) -> str:
     lines = [["", "this run", *(f"paper: {name}" for name in columns)]]
     for key, text in SUMMARY.items():
         theirs = published.get(key.partition("_")[0], {})
-        lines.append([text, _percent(report[key]), *(f"{theirs[name]:.2f}" if name in theirs else "" for name in columns)])
+        lines.append(
+            [text, _percent(report[key]), *(f"{theirs[name]:.2f}" if name in theirs else "" for name in columns)]
+        )
     return _table(lines)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from monai.transforms import SpatialPad
 
 from mim_components.data.reading import load_volume
@@ -67,7 +68,7 @@ def stack_slices(slices: Sequence[np.ndarray]) -> np.ndarray:
     size = np.max([each.shape for each in slices], axis=0)
     if any(each.shape != tuple(size) for each in slices):
         pad = SpatialPad(size)
-        slices = [np.asarray(pad(each[None]))[0] for each in slices]
+        slices = [np.asarray(pad(torch.from_numpy(each[None])))[0] for each in slices]
     return np.ascontiguousarray(np.stack([each.T[::-1, ::-1] for each in slices], axis=-1))
 
 

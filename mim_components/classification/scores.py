@@ -79,8 +79,8 @@ class ClassScores(Metric):
             probabilities = tuple(torch.as_tensor(item["pred"]).double().flatten().tolist())
             if not all(map(math.isfinite, probabilities)):
                 raise ValueError(f"{item['name']}: the network's output is not finite: {list(probabilities)}.")
-            texts = (str(item[key]) for key in ("name", "group", "source"))
-            self._own.append(ScoredScan(*texts, int(item["label"]), probabilities))
+            name, group, source = (str(item[key]) for key in ("name", "group", "source"))
+            self._own.append(ScoredScan(name, group, source, int(item["label"]), probabilities))
 
     def compute(self) -> dict[str, float]:
         """`summary_figures` over the scans of all processes."""

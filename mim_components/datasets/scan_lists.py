@@ -59,6 +59,4 @@ def _listed(path: Path, line: int, row: dict[str, str | None]) -> ListedScan:
             numbers[name] = int(texts[name]) if texts.get(name) else None
         except ValueError as error:
             raise DataError(f"{path}, line {line}: {name} is {texts[name]!r}, expected a whole number") from error
-    return ListedScan(
-        texts["label"], texts["patient_id"], texts["scan_id"], numbers["n_slice"], numbers["target"]
-    )
+    return ListedScan(texts["label"], texts["patient_id"], texts["scan_id"], numbers["n_slice"], numbers["target"])
