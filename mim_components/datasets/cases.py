@@ -48,6 +48,7 @@ class FoundCases:
         unlabelled: scans without a label, such as a challenge's test set.
         notes: lines for log and report, such as an image whose label is missing.
         label_set: name of the label set that the files of this layout need; None = the default.
+        num_cases: labelled cases of the complete dataset where this layout's differ; None = as the bundle says.
     """
 
     root: Path
@@ -56,6 +57,7 @@ class FoundCases:
     unlabelled: list[Case] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     label_set: str | None = None
+    num_cases: int | None = None
 
     def __len__(self) -> int:
         return len(self.cases)

@@ -14,7 +14,7 @@ from .datalist import load_cases
 from .layouts import LAYOUTS, Folder, Layout, all_layouts
 
 # what an entry of a bundle's metadata says beside the arguments of the layout
-_OWN_KEYS = ("name", "label_set")
+_OWN_KEYS = ("name", "label_set", "num_cases")
 
 
 def find_cases(
@@ -28,8 +28,9 @@ def find_cases(
         dataset_dir: folder of the dataset, or one up to two levels above it; with `datalist` the folder its paths are
             relative to.
         datalist: JSON list in the Decathlon's form, which is used instead of a layout.
-        layouts: section `dataset.layouts` of a bundle's metadata: `name` of a layout, options of it, and `label_set`,
-            the label set that its files need. The first that recognises the folder is used.
+        layouts: section `dataset.layouts` of a bundle's metadata: `name` of a layout, options of it, and optionally
+            `label_set`, the label set that its files need, and `num_cases`, how many it has when it is complete. The
+            first that recognises the folder is used.
 
     Raises:
         DataError: nothing is given, the list is wrong, or no layout recognises the folder; says what was expected and
@@ -50,6 +51,7 @@ def find_cases(
         if layout.recognises(folder):
             found = layout.find(folder)
             found.layout, found.label_set = entry["name"], entry.get("label_set")
+            found.num_cases = entry.get("num_cases")
             return found
     raise NoVolumesError(f"{path}: expected {wanted}; found {_what_is(folder)}.")
 

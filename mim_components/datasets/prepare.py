@@ -97,7 +97,7 @@ def prepare_cases(
         split: section `dataset.split` of a bundle's metadata.
         fold: the fold that validates.
         label_ratio: share of the training cases that is used, in (0, 1].
-        num_cases: labelled cases of the complete dataset, for the report.
+        num_cases: labelled cases of the complete dataset, for the report; what the layout says goes first.
         cache_dir: folder in which results of checks are kept.
         on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
         num_workers: processes that check.
@@ -112,6 +112,7 @@ def prepare_cases(
     # whatever is wrong with the settings shows before hours of checks
     planned = divide(found, split, fold)
     take_share(planned.training, split, fold, label_ratio)
+    expected = num_cases if found.num_cases is None else found.num_cases
 
     def prepare(first: bool) -> PreparedCases:
         memory = CheckMemory(Path(cache_dir) / MEMORY, checker)
@@ -121,13 +122,10 @@ def prepare_cases(
             raise BadVolumesError(checked.bad, len(found.cases))
         division = _without_bad(planned, checked)
         training = take_share(division.training, split, fold, label_ratio)
-        prepared = _prepared(found, division, training, checked, num_cases)
+        prepared = _prepared(found, division, training, checked, expected)
         if output_dir is not None and idist.get_rank() == 0:
             facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
-            content = json.dumps(datalist_of(found, division, facts), indent=1)
-            report = data_report(name, found, division, training, prepared.counts, prepared.bad, prepared.notes)
-            write_text_safely(Path(output_dir) / DATALIST, content + "\n")
-            write_text_safely(Path(output_dir) / REPORT, report)
+            _write(Path(output_dir), found, division, training, prepared, facts)
         return prepared
 
     prepared = first_on_each_node(prepare)
@@ -136,6 +134,20 @@ def prepare_cases(
         for note in prepared.notes:
             logger.warning("%s", note)
     return prepared
+
+
+def _write(
+    folder: Path,
+    found: FoundCases,
+    division: Division,
+    training: list[Case],
+    prepared: PreparedCases,
+    facts: dict[str, Any],
+) -> None:
+    content = json.dumps(datalist_of(found, division, facts), indent=1)
+    report = data_report(facts["name"], found, division, training, prepared.counts, prepared.bad, prepared.notes)
+    write_text_safely(folder / DATALIST, content + "\n")
+    write_text_safely(folder / REPORT, report)
 
 
 def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int) -> _Checked:

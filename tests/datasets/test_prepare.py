@@ -102,6 +102,12 @@ def test_subset_is_a_note(prepare, caplog):
     assert "30 labelled cases expected, 10 found" in caplog.text
 
 
+def test_layout_says_how_many_cases_it_has(tmp_path, dataset):
+    found = find_cases(dataset, None, [{"name": "btcv", "num_cases": 12}])
+    prepared = prepare_cases(found, CHECKER, SPLIT, num_cases=30, cache_dir=tmp_path / "cache")
+    assert prepared.notes == ["12 labelled cases expected, 10 found"]
+
+
 def test_second_start_reads_no_file(prepare, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     first = prepare()
