@@ -1,4 +1,4 @@
-"""Synthetic CT of a trunk and MRI of a brain, with labels, for demos and tests; not a patient, as they say everywhere."""
+"""Synthetic CT of a trunk and MRI of a brain, with labels, for demos and tests; not a patient, and they say so."""
 
 from mim_components.synthetic.dataset import write_synthetic_dataset
 from mim_components.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct

@@ -66,7 +66,8 @@ def synthetic_brain(seed: int, spatial_size: Sequence[int], spacing: Sequence[fl
         ((24, 28, 22, 4), [0, 1, 2, 3])
     """
     axes: list[NDArray[np.float64]] = [
-        float(step) * (np.arange(side) - (side - 1) / 2) for side, step in zip(spatial_size, spacing, strict=True)
+        step * np.arange((1 - side) / 2, side / 2, dtype=np.float64)
+        for side, step in zip(spatial_size, spacing, strict=True)
     ]
     rng = stream(seed, "brain")
     bend, folds = RandomField(rng, 40.0, 16, channels=3), RandomField(rng, 9.0, 32)

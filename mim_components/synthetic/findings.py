@@ -34,9 +34,9 @@ def _place(rng: np.random.Generator, trunk: Trunk, organ: Piece, depth: float) -
 
 
 def _lung_tumour(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Part]:
-    """One tumour of 10 to 24 mm radius in one lung."""
+    """One tumour of 14 to 26 mm radius in one lung."""
     organ = lung(int(rng.choice([1, -1])), Heart(seed))
-    radius = rng.uniform(10, 24)
+    radius = rng.uniform(14, 26)
     shape = _mass(rng, _place(rng, trunk, organ, 0.8 * radius), radius)
     within = (*LUNGS, "lung_vessels", "airways")
     return [Part("lung_tumour", (shape,), ((0.0, "lung_lesion"),), within, roughness=3.0)]

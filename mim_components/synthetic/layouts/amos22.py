@@ -74,7 +74,7 @@ def _write_mr(writer: CaseWriter, name: str, index: int, image: Path, label: Pat
         ct = writer.draw_ct(_SCENE, name, index)
         return {"image": as_mr(ct), "label": _SCENE.label(ct.label)}, ct.affine
 
-    facts = writer.facts(name, BELLY.field, index) | {"modality": "MR"}
+    facts = writer.ct_facts(_SCENE, name, index) | {"modality": "MR"}
     writer.write({"image": image, "label": label}, facts, DESCRIPTION.replace("CT", "MR"), draw)
 
 

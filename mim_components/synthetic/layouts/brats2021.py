@@ -21,10 +21,10 @@ def write_brats2021(writer: CaseWriter, output_dir: Path, num_cases: int) -> Pat
     """Write labelled cases."""
     check_count(num_cases, _MOST, "brats2021")
     root = output_dir / "BraTS2021_Training_Data"
-    for index, number in enumerate(_NUMBERS[:num_cases]):
+    for number in _NUMBERS[:num_cases]:
         name = f"BraTS2021_{number:05d}"
         files = {kind: root / name / f"{name}_{kind}.nii.gz" for kind in (*_SUFFIXES, "seg")}
-        writer.brain(name, index, files, _arrays)
+        writer.brain(name, files, _arrays)
     return root
 
 

@@ -25,6 +25,7 @@ _MOST = 2742  # patients
 _CLASSES = {"CP": (1070, "CP", ("pneumonia",)), "NCP": (12, "COVID19", ("covid",)), "Normal": (1690, "Normal", ())}
 _SCENES = {name: Scene(CHEST, {0: ()}, "none", findings) for name, (_, _, findings) in _CLASSES.items()}
 _WINDOW = (-1350.0, 150.0)  # HU that are black and white
+_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # Pillow does not miss them
 _SHORT = 9  # slices of a scan that is too short to be used
 
 
@@ -49,7 +50,7 @@ class Scan:
     @property
     def suffix(self) -> str:
         """Image format; one patient in seven has JPEG."""
-        return ".jpg" if self.index % 7 == 4 else ".png"
+        return ".jpg" if self.index % 7 == 3 else ".png"
 
     @property
     def folder(self) -> str:
@@ -62,16 +63,14 @@ class Scan:
 
 
 def scans(num_patients: int) -> Iterator[Scan]:
-    """List the scans of so many patients, whose class goes round; the fourth of every five patients has a second scan,
-    the third a short one beside the first.
-    """  # noqa: D205
+    """List the scans of so many patients, whose class goes round; of five, one has a second scan, one a short one."""
     number = 3000
     for index in range(num_patients):
         label = tuple(_CLASSES)[index % 3]
-        patient = _CLASSES[label][0] + index
-        for short in (False, *((False,) if index % 5 == 3 else ()), *((True,) if index % 5 == 2 else ())):
+        further = {2: [True], 3: [False]}.get(index % 5, [])
+        for short in [False, *further]:
             number += 1
-            yield Scan(label, patient, number, index, short)
+            yield Scan(label, _CLASSES[label][0] + index, number, index, short)
 
 
 def write_ccccii(writer: CaseWriter, output_dir: Path, num_cases: int) -> Path:
@@ -92,7 +91,7 @@ def write_ccccii(writer: CaseWriter, output_dir: Path, num_cases: int) -> Path:
 def _write_scan(writer: CaseWriter, root: Path, scan: Scan) -> tuple[int, list[int]]:
     """Write the slices that are missing; return their number and those with lesions."""
     folder = root / scan.folder
-    facts = writer.facts(scan.folder, CHEST.field, scan.index)
+    facts = writer.ct_facts(_SCENES[scan.label], scan.folder, scan.index)
     count = min(_SHORT, facts["spatial_size"][2]) if scan.short else facts["spatial_size"][2]
     paths = [folder / scan.file_name(number) for number in range(count)]
     ill = _lesions_if_complete(paths, facts)
@@ -112,7 +111,7 @@ def _draw(writer: CaseWriter, scan: Scan, count: int) -> tuple[NDArray[np.uint8]
     low, high = _WINDOW
     grey = np.rint(np.clip((ct.image - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
     first = (grey.shape[2] - count) // 2
-    if scan.index % 6 == 5:  # not all scans have the same size
+    if scan.index % 5 == 4:  # not all scans have the same size
         grey = np.pad(grey, ((8, 8), (8, 8), (0, 0)))
     # the patient's right is on the left of the picture, the front on top
     slices = grey[::-1, ::-1, ::-1].transpose(2, 1, 0)[first : first + count]
@@ -144,6 +143,8 @@ def _lesions_if_complete(paths: list[Path], facts: dict[str, Any]) -> list[int] 
     ill: list[int] = []
     for number, path in enumerate(paths):
         try:
+            if not path.read_bytes().endswith(_ENDS[path.suffix]):
+                return None
             with Image.open(path) as image:
                 image.load()
                 comment = image.info.get("comment", "")

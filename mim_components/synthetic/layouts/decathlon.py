@@ -111,12 +111,12 @@ def _write_case(task: Task, writer: CaseWriter, name: str, index: int, image: Pa
         writer.ct(task.scene, name, index, image, label)
         return
     files = {"image": image} if label is None else {"image": image, "label": label}
-    writer.brain(name, index, files, lambda brain: {"image": brain.image, "label": brain.label})
+    writer.brain(name, files, lambda brain: {"image": brain.image, "label": brain.label})
 
 
 def _list(task: Task, labelled: list[int], unlabelled: list[int]) -> dict[str, Any]:
     # the Decathlon's own lists are in no order, so nothing should rely on one
-    names = [f"{task.name(number)}.nii.gz" for number in labelled[1::2] + labelled[::-2]]
+    names = [f"{task.name(number)}.nii.gz" for number in labelled[1::2] + labelled[::2]]
     return {
         "name": task.folder.partition("_")[2].upper(),
         "description": DESCRIPTION if task.scene else DESCRIPTION.replace("CT", "MRI"),

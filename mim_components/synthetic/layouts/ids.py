@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def numbers(first: Sequence[int], count: int) -> list[int]:
-    """Return `count` numbers: the first ones as they are in the dataset, then consecutive ones."""
+    """Return `count` numbers: the first ones with gaps as the dataset has them, then consecutive ones."""
     return [*first, *range(first[-1] + 1, first[-1] + 1 + count - len(first))][:count]
 
 

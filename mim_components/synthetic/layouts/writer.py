@@ -88,12 +88,12 @@ class CaseWriter:
 
         Args:
             scene: what it shows.
-            name: of the case; decides the person.
-            index: place of the case in the dataset; decides centre and orientation.
+            name: of the case; decides the person and the orientation.
+            index: place of the case in the dataset; decides which centre is taken.
             image: file to write.
             label: file to write; None for a case without label.
         """
-        facts = self.facts(name, scene.view.field, index) | {"phase": scene.phase, "findings": scene.findings}
+        facts = self.ct_facts(scene, name, index)
 
         def draw() -> tuple[dict[str, NDArray], NDArray]:
             ct = self.draw_ct(scene, name, index)
@@ -109,13 +109,12 @@ class CaseWriter:
         )
 
     def brain(
-        self, name: str, index: int, files: Mapping[str, Path], arrays: Callable[[SyntheticBrain], dict[str, NDArray]]
+        self, name: str, files: Mapping[str, Path], arrays: Callable[[SyntheticBrain], dict[str, NDArray]]
     ) -> None:
         """Write one brain MRI.
 
         Args:
-            name: of the case; decides the person.
-            index: place of the case in the dataset; decides the orientation.
+            name: of the case; decides the person and the orientation.
             files: file to write by kind.
             arrays: what each kind of file holds.
         """
@@ -124,7 +123,7 @@ class CaseWriter:
             brain = synthetic_brain(self.case_seed(name), self.size, self._spacing(_BRAIN_FIELD))
             return arrays(brain), brain.affine
 
-        self.write(files, self.facts(name, _BRAIN_FIELD, index), BRAIN_DESCRIPTION, draw)
+        self.write(files, self._facts(name, _BRAIN_FIELD), BRAIN_DESCRIPTION, draw)
 
     def write(
         self,
@@ -155,16 +154,21 @@ class CaseWriter:
         if self.progress:
             logger.info("%s %s", "wrote" if made else "kept", path)
 
-    def facts(self, name: str, field: Sequence[float], index: int) -> dict[str, Any]:
-        """Return what decides a case; it stands in its files, so that a later run knows them."""
+    def ct_facts(self, scene: Scene, name: str, index: int) -> dict[str, Any]:
+        """Return what decides a CT; it stands in its files, so that a later run knows them."""
+        center = scene.view.centers[index % len(scene.view.centers)]
+        own = {"center": center, "phase": scene.phase, "findings": scene.findings}
+        return self._facts(name, scene.view.field) | own
+
+    def _facts(self, name: str, field: Sequence[float]) -> dict[str, Any]:
+        own_seed = self.case_seed(name)
         return {
             "layout": self.layout,
             "case": name,
-            "index": index,
-            "seed": self.case_seed(name),
+            "seed": own_seed,
             "spatial_size": self.size,
             "spacing": self._spacing(field),
-            "orientation": _ORIENTATIONS[index % len(_ORIENTATIONS)],
+            "orientation": _ORIENTATIONS[own_seed % len(_ORIENTATIONS)],
             "version": SYNTHETIC_VERSION,
         }
 
