@@ -1,18 +1,22 @@
 """Hybrid (convolution + transformer) encoder: the masked convolutional auto-encoder's, in 3D (docs/method.md, 3.1).
 
 Axes: image (B, C, H, W, D); inside the convolutional stages (B, H, W, D, C), so that norms, 1x1x1 convolutions and MLPs
-act on the last axis and the convolutions see the channels-last layout; tokens (B, N, E); n visible tokens.
+act on the last axis and the convolutions see the channels-last layout; tokens (B, N, E); n visible tokens; blocks
+(B, n, s, s, s, C) of the visible tokens alone, s = edge of a token at the stage.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 
 from mim_components.networks.presets import get_preset
+from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, depthwise_blocks, neighbour_rows
 from mim_components.networks.tokens import (
+    Grid,
     check_mask,
     gather_tokens,
     sincos_positions,
@@ -21,6 +25,8 @@ from mim_components.networks.tokens import (
     visible_and_masked_ids,
 )
 from mim_components.networks.transformer import init_linear, transformer_block
+
+KERNEL_SIZE = 5  # of the depth-wise convolutions
 
 
 class PatchEmbedding(nn.Module):
@@ -32,8 +38,8 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, H, W, D, C)` to `(B, H/2, W/2, D/2, C')`."""
-        return self.norm(_conv(self.conv, x))
+        """`(B, H, W, D, C)` to `(B, H/2, W/2, D/2, C')`; blocks `(B, n, s, s, s, C)` likewise, s to s/2."""
+        return self.norm(_conv(self.conv, x) if x.dim() == 5 else conv_blocks(self.conv, x))
 
 
 class ConvBlock(nn.Module):
@@ -43,7 +49,7 @@ class ConvBlock(nn.Module):
     masked voxel reaches a visible position.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 5, mlp_ratio: int = 4) -> None:
+    def __init__(self, channels: int, kernel_size: int = KERNEL_SIZE, mlp_ratio: int = 4) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.conv1 = nn.Linear(channels, channels)  # 1x1x1 convolutions, on the last axis
@@ -52,12 +58,20 @@ class ConvBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLPBlock(channels, mlp_ratio * channels)
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """`x` `(B, H, W, D, C)`; `hidden` bool `(B, H, W, D, 1)`, True = masked, None = all visible."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Mix positions, then channels.
+
+        Args:
+            x: `(B, H, W, D, C)`, or blocks `(B, n, s, s, s, C)`.
+            hidden: with the whole grid: bool `(B, H, W, D, 1)`, True = masked, None = all visible.
+            rows: with blocks: where their neighbours are, from `neighbour_rows`.
+        """
         y = self.conv1(self.norm1(x))
-        if hidden is not None:
-            y = y.masked_fill(hidden, 0.0)
-        x = x + self.conv2(_conv(self.depthwise, y))
+        if rows is not None:
+            y = depthwise_blocks(self.depthwise, y, rows)
+        else:
+            y = _conv(self.depthwise, y if hidden is None else y.masked_fill(hidden, 0.0))
+        x = x + self.conv2(y)
         return x + self.mlp(self.norm2(x))
 
 
@@ -72,6 +86,8 @@ class HybridEncoder(nn.Module):
         preset: name of the sizes, see `mim_components.networks.PRESETS`; its strides give the patch size p.
         dense_only: leave out what only masked input uses, `MASKED_ONLY`: fine-tuning has no use for it, and under DDP
             a parameter without gradient is an error. The other keys stay what they are.
+        sparse: compute the convolutional stages of masked input on visible tokens alone; False computes the whole grid
+            and throws the masked part away, the same numbers but for rounding.
 
     Raises:
         ValueError: unknown preset; in `forward`, a side that is not a multiple of p, or masked input to a network that
@@ -89,7 +105,9 @@ class HybridEncoder(nn.Module):
 
     MASKED_ONLY = ("stage_outputs.", "norm.")
 
-    def __init__(self, in_channels: int = 1, preset: str = "base", dense_only: bool = False) -> None:
+    def __init__(
+        self, in_channels: int = 1, preset: str = "base", dense_only: bool = False, sparse: bool = True
+    ) -> None:
         super().__init__()
         sizes = get_preset(preset).hybrid
         widths = (in_channels, *sizes.channels)
@@ -105,13 +123,15 @@ class HybridEncoder(nn.Module):
         if not dense_only:
             # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
             self.stage_outputs = nn.ModuleList(
-                nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
+                # channels last: no copy where the weight is used as a matrix
+                nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k).to(memory_format=torch.channels_last_3d)
                 for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
             )
         self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
         if not dense_only:
             self.norm = nn.LayerNorm(self.embed_dim)
         self.dense_only = dense_only
+        self.sparse = sparse
         self.apply(init_linear)
 
     def _stage_edges(self) -> list[int]:
@@ -138,6 +158,8 @@ class HybridEncoder(nn.Module):
             if self.dense_only:
                 raise ValueError("the encoder was made with dense_only=True and cannot take masked input.")
             check_mask(masked, len(image), grid)
+            if self.sparse:
+                return self._encode_visible(image, visible_and_masked_ids(masked, num_visible)[0], grid)
         x = image.permute(0, 2, 3, 4, 1)  # (B, H, W, D, C)
         stages = []
         for embedding, blocks, edge in zip(self.embeddings, self.stages, self._stage_edges(), strict=False):
@@ -155,6 +177,23 @@ class HybridEncoder(nn.Module):
         tokens = self._transform(gather_tokens(tokens, ids))  # (B, n, E)
         for stage, conv in zip(stages, self.stage_outputs, strict=True):
             tokens = tokens + gather_tokens(_conv(conv, stage).flatten(1, 3), ids)
+        return self.norm(tokens)
+
+    def _encode_visible(self, image: Tensor, ids: Tensor, grid: Grid) -> Tensor:
+        """Visible tokens `(B, n, E)`, `ids` `(B, n)`, without ever computing a masked one."""
+        x = cut_blocks(image, ids, self.patch_size)  # (B, n, p, p, p, C)
+        outputs = []
+        for embedding, blocks, conv in zip(self.embeddings, self.stages, self.stage_outputs, strict=False):
+            x = embedding(x)  # (B, n, s, s, s, C)
+            rows = neighbour_rows(ids, grid, x.shape[2], KERNEL_SIZE // 2)
+            for block in cast(nn.ModuleList, blocks):
+                x = block(x, rows=rows)
+            outputs.append(conv_blocks(cast(nn.Conv3d, conv), x).flatten(1, 4))  # (B, n, E)
+        tokens = self.embeddings[-1](x).flatten(1, 4)
+        positions = sincos_positions(grid, self.embed_dim, tokens).expand(len(ids), -1, -1)
+        tokens = self._transform(tokens + gather_tokens(positions, ids))
+        for output in outputs:
+            tokens = tokens + output
         return self.norm(tokens)
 
     def _transform(self, tokens: Tensor) -> Tensor:

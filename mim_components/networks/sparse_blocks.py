@@ -1,0 +1,134 @@
+"""Convolutions on visible tokens only: the blocks of voxels that tokens cover, without the masked ones in between.
+
+Axes: image (B, C, H, W, D); token grid (h, w, d), N = h * w * d, n visible; blocks (B, n, s, s, s, C), s = edge of a
+token at a stage, token numbers `ids` (B, n) in ascending order. Rows (B * n * s^3, C) are the voxels of all blocks. The
+neighbourhood of a block is itself with a margin of r voxels, edge k = s + 2r, where a masked voxel is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim_components.networks.tokens import Grid, gather_tokens, token_grid
+
+_CPU_CHUNK = 8  # blocks per call in the gradient of the weights: more do not fit the caches, several times slower
+
+
+def cut_blocks(image: Tensor, ids: Tensor, edge: int) -> Tensor:
+    """Cut the tokens `ids` `(B, n)` from an image `(B, C, H, W, D)`: blocks `(B, n, s, s, s, C)`, s = `edge`."""
+    b, c = image.shape[:2]
+    h, w, d = token_grid(image.shape[2:], edge)
+    blocks = image.reshape(b, c, h, edge, w, edge, d, edge).permute(0, 2, 4, 6, 3, 5, 7, 1)  # (B, h, w, d, s, s, s, C)
+    return gather_tokens(blocks.reshape(b, h * w * d, -1), ids).unflatten(2, (edge, edge, edge, c))
+
+
+def conv_blocks(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Apply a convolution with kernel = stride = f to blocks: `(B, n, s, s, s, C)` to `(B, n, s/f, s/f, s/f, C')`."""
+    f = conv.kernel_size[0]
+    x = x.unflatten(4, (-1, f)).unflatten(3, (-1, f)).unflatten(2, (-1, f))  # (B, n, s/f, f, s/f, f, s/f, f, C)
+    x = x.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).flatten(5)  # a view where s = f
+    return F.linear(x, conv.weight.permute(0, 2, 3, 4, 1).flatten(1), conv.bias)
+
+
+def neighbour_rows(ids: Tensor, grid: Grid, edge: int, margin: int) -> Tensor:
+    """Where the voxels of every block's neighbourhood are found.
+
+    Args:
+        ids: visible token numbers `(B, n)`.
+        grid: token grid.
+        edge: edge s of a block.
+        margin: r.
+
+    Returns:
+        `(B * n, k^3)`: row numbers; B * n * s^3, one past the last row, for what is masked or outside the image.
+    """
+    b, n = ids.shape
+    reach = math.ceil(margin / edge)  # in tokens
+    blocks = torch.full((b, math.prod(grid)), -1, device=ids.device)
+    blocks = blocks.scatter(1, ids, torch.arange(b * n, device=ids.device).view(b, n))
+    blocks = F.pad(
+        blocks.view(b, *grid), (reach, reach) * 3, value=-1
+    )  # (B, h + 2 reach, ...): block number, -1 = none
+
+    offset = torch.arange(-margin, edge + margin, device=ids.device)
+    token, inside = offset.div(edge, rounding_mode="floor") + reach, offset % edge  # (k): which token, where in it
+    h, w, d = ids // (grid[1] * grid[2]), ids // grid[2] % grid[1], ids % grid[2]
+    around = _number(*(axis.view(b, n, 1) + token for axis in (h, w, d)), blocks.shape[2:])  # (B, n, k, k, k)
+    block = blocks.flatten(1).gather(1, around.flatten(1)).view(b * n, -1)
+    row = block * edge**3 + _number(inside, inside, inside, (edge, edge)).flatten()
+    return row.masked_fill(block < 0, b * n * edge**3)
+
+
+def _number(h: Tensor, w: Tensor, d: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Row-major numbers `(..., k, k, k)` of positions in a grid with the last two `sides`; h, w, d `(..., k)`."""
+    plane = h[..., :, None] * sides[-2] + w[..., None, :]
+    return plane[..., None] * sides[-1] + d[..., None, None, :]
+
+
+def depthwise_blocks(conv: nn.Conv3d, x: Tensor, rows: Tensor) -> Tensor:
+    """Apply a depth-wise convolution to blocks `(B, n, s, s, s, C)`, what is masked being zero.
+
+    Args:
+        conv: the convolution, kernel 2r + 1 with padding r.
+        x: the blocks.
+        rows: from `neighbour_rows`.
+    """
+    bias = None if conv.bias is None else conv.bias.to(x.dtype)
+    return _DepthwiseBlocks.apply(x, conv.weight.to(x.dtype), bias, rows)
+
+
+class _DepthwiseBlocks(torch.autograd.Function):
+    """Convolution of neighbourhoods, gathered anew for the backward pass: kept, they were (k / s)^3 times the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, rows)
+        ctx.has_bias = bias is not None
+        return _correlate(x, weight, bias, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rows = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            # the same sum over the same neighbours, mirrored: several times faster than PyTorch's backward on CPU
+            grad_x = _correlate(grad, weight.flip(2, 3, 4), None, rows)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(x, grad, weight, rows)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 1, 2, 3, 4))
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _with_zero(x: Tensor) -> Tensor:
+    """Rows of blocks and a row of zeros: `(B * n * s^3 + 1, C)`."""
+    return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
+
+
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    k, c = x.shape[2] + weight.shape[2] - 1, x.shape[-1]
+    around = _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, c)
+    return F.conv3d(around.permute(0, 4, 1, 2, 3), weight, bias, groups=c).permute(0, 2, 3, 4, 1).view(x.shape)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Sum over blocks of neighbourhood times gradient, `(C, 1, 5, 5, 5)`."""
+    s, c = x.shape[2], x.shape[-1]
+    k = s + weight.shape[2] - 1
+    x, grad = _with_zero(x), grad.reshape(-1, s**3, c)
+    # each channel of each block as a channel of its own, with the gradient as kernel: a fast forward convolution, where
+    # PyTorch's own gradient on CPU multiplies 16 channels with 16 for the sake of the 16 on the diagonal
+    chunk = _CPU_CHUNK if x.device.type == "cpu" else len(rows)
+    total = weight.new_zeros(c, *weight.shape[2:])
+    for near, g in zip(rows.split(chunk), grad.split(chunk), strict=True):
+        m = len(near)
+        around = x.index_select(0, near.t().flatten()).view(1, k, k, k, m * c).permute(0, 4, 1, 2, 3)
+        kernel = g.transpose(0, 1).reshape(s, s, s, m * c, 1).permute(3, 4, 0, 1, 2)
+        product = F.conv3d(around, kernel, groups=m * c)  # (1, m * C, 5, 5, 5)
+        total = total + product.view(m, c, *weight.shape[2:]).sum(0)
+    return total.unsqueeze(1)
