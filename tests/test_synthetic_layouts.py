@@ -300,8 +300,8 @@ def test_slices_of_ccccii(tmp_path, quick):
 
 
 def test_slices_show_the_head_first_and_the_front_on_top(tmp_path):
-    root = write_synthetic_layout(tmp_path, "ccccii", 3, spatial_size=(32, 28, 24))
-    paths = sorted((root / "Normal").rglob("*.png"))[:24]
+    root = write_synthetic_layout(tmp_path, "ccccii", 2, spatial_size=(32, 28, 24))
+    paths = sorted((root / "CP").rglob("*.png"))
     stack = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)  # (slices, rows, columns)
     dark = (stack < 110) & (stack > 70)  # lung, between air and tissue in the window
     inner = dark[:, 6:22, 8:24]
