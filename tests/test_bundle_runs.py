@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,8 @@ from mim_components.contract import InputContract
 from mim_components.datasets.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.pretrained import save_encoder
-from mim_components.synthetic import write_synthetic_layout
+from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
+from mim_components.synthetic.labels import LABEL_NUMBERS
 
 pytestmark = pytest.mark.slow
 
@@ -321,3 +326,79 @@ def test_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:
     place = at(btcv, tmp_path / "run")
     run(place.train(label_ratio=0.25, max_steps=1, validation_steps=1))
     assert "## Training\n\n0001\n\n## Validation\n\n0035\n" in (place.output / "data_report.md").read_text()
+
+
+# by the command line
+
+
+def command(*words: str, cwd: Path = ROOT) -> str:
+    """Run Python in a new process; its output, which must be a success."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["mim_btcv_segmentation", "mim_ccccii_classification"])
+def test_two_processes_train_like_one(name: str, encoder: Path, tmp_path: Path) -> None:
+    one = place_of(ROOT / "bundles" / name, encoder, tmp_path)
+    two = at(one, tmp_path / "two")
+    run(one.train(global_batch_size=2))
+    task = SEGMENTATION if one.is_segmentation else CLASSIFICATION
+    options = {**SHORT, **task, "preset": "nano", "num_workers": 0, "global_batch_size": 2, "dataset_dir": two.data,
+               "output_dir": two.output, "cache_dir": two.output / "cache", "pretrained": encoder,
+               "tracking_uri": f"sqlite:///{encoder.parent / 'mlruns.db'}"}  # fmt: skip
+    if one.is_segmentation:
+        options["num_samples"] = 1
+    files = ",".join(f"'{one.bundle / 'configs' / each}.json'" for each in ("train", "multi_gpu_train"))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    command(*words, "--config_file", f"[{files}]", *(f"--{key}={value}" for key, value in options.items()))
+    rows = [
+        [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()] for place in (one, two)
+    ]
+    for first, second in zip(*rows, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+    facts = [json.loads((place.output / "models" / "model.json").read_text()) for place in (one, two)]
+    assert facts[1]["metric_value"] == pytest.approx(facts[0]["metric_value"], abs=1e-3)
+    first, second = weights_of(one.output), weights_of(two.output)
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-3)
+
+
+def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
+    """The page's commands and metadata, word for word; only sizes are added to its trainings."""
+    page = (ROOT / "docs" / "add_a_dataset.md").read_text()
+    (metadata,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    listing, copies, runs = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    scans = write_synthetic_dataset(tmp_path / "made", 5, spatial_size=(40, 36, 32), spacing=(9, 9, 9))
+    classes = {"right_kidney": 1, "left_kidney": 1, "kidney_lesion": 2}
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "kidneys" / folder).mkdir(parents=True)
+    for scan in scans:
+        label = nib.load(scan.parents[1] / "labels" / scan.name.replace(".nii", "_label.nii"))  # type: ignore[attr-defined]
+        values = np.asarray(label.dataobj)
+        kidneys = sum(
+            (number * (values == LABEL_NUMBERS[name]) for name, number in classes.items()), np.zeros_like(values)
+        )
+        shutil.copy(scan, tmp_path / "kidneys" / "imagesTr")
+        nib.save(nib.Nifti1Image(kidneys.astype(np.uint8), label.affine), tmp_path / "kidneys" / "labelsTr" / scan.name)
+    configs = tmp_path / "bundles" / "mim_kidney_segmentation" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "metadata.json").write_text(metadata)
+    sizes = {**SEGMENTATION, "preset": "nano", "num_workers": 0}
+    shown = " ".join(f"--{key} '{value}'" for key, value in sizes.items())
+    short = " ".join(f"--{key} '{value}'" for key, value in {**SHORT, "num_samples": 1}.items())
+    runs = re.sub(r"(--pretrained none)$", rf"\1 {short}", runs, flags=re.MULTILINE)
+    runs = re.sub(r"^(python -m monai.bundle run .*)$", rf"\1 {shown}", runs, flags=re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = f"set -euo pipefail\n{listing}\n{copies}\n{runs}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    bundle = configs.parent
+    assert "5 scans listed" in done.stdout
+    assert len(list((bundle / "inference").glob("*_seg.nii.gz"))) == 5
+    assert "cyst" in (bundle / "evaluation" / "report.md").read_text()
