@@ -1,0 +1,182 @@
+"""What the benchmarks share: interleaved repetitions, tables in Markdown, and JSON that says how it was made.
+
+Cases that are compared run in turn, round after round, so that a slow minute of the machine hits all of them alike;
+ratios are taken between medians of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "monai", "numpy", "nibabel")
+
+
+class Timing(NamedTuple):
+    """Seconds of every repetition of one case."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def low(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def high(self) -> float:
+        return max(self.seconds)
+
+    def milliseconds(self) -> dict[str, float]:
+        """Columns of a table."""
+        return {"median ms": self.median * 1e3, "min ms": self.low * 1e3, "max ms": self.high * 1e3}
+
+
+def measure(
+    cases: Mapping[str, Callable[[], object]], repetitions: int = 5, warmup: int = 1,
+    before: Callable[[], object] | None = None,
+) -> dict[str, Timing]:  # fmt: skip
+    """Time cases in turn, each once a round.
+
+    Args:
+        cases: by name; what they return is dropped before the clock of the next one starts.
+        repetitions: rounds that count.
+        warmup: rounds before them that do not.
+        before: called before every case, outside its time.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in range(-warmup, repetitions):
+        for name, case in cases.items():
+            if before is not None:
+                before()
+            _synchronize()
+            start = perf_counter()
+            case()
+            _synchronize()
+            if round_ >= 0:
+                seconds[name].append(perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as Markdown; the columns are those of the first row, numbers get three digits and stand right."""
+    columns = list(rows[0])
+    number = [all(isinstance(row[column], (int, float, type(None))) for row in rows) for column in columns]
+    lines = [columns, ["---:" if each else "---" for each in number]]
+    lines += [[_cell(row[column]) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Machine, versions and commit; neither names nor paths of the machine.
+
+    Args:
+        packages: more packages whose version matters; None stands for one that is not installed.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
+        "commit": commit(),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """Short hash of the commit, with "+changes" where tracked code differs from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "mim_components", "benchmarks", "bundles")
+        return git("rev-parse", "--short", "HEAD").strip() + ("+changes" if changed.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def command() -> str:
+    """The call that is running, with paths shortened to their last part."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return " ".join(["python -m", module, *(Path(each).name if os.sep in each else each for each in sys.argv[1:])])
+
+
+def add_report_options(parser: argparse.ArgumentParser, repetitions: int = 5) -> None:
+    """Options that all benchmarks have: `--repetitions` and `--json`."""
+    parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds that are timed")
+    parser.add_argument("--json", type=Path, default=None, help="write the numbers to this file, too")
+
+
+def report(
+    tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | None = None, packages: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Print tables with what they were made on; write all of it to a JSON file where a path is given.
+
+    Args:
+        tables: rows by title.
+        path: JSON file.
+        packages: see `environment`.
+        settings: what was measured, for the file.
+    """
+    where = environment(packages)
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items() if number)
+    print(f"`{command()}`\n")
+    print(
+        f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores, {where['threads']} "
+        f"threads, {where['memory_gib']} GiB; Python {where['python']}, {versions}; commit {where['commit']}."
+    )
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{markdown_table(rows)}")
+    if path is not None:
+        content = {"command": command(), "environment": where, "settings": dict(settings or {}), "tables": dict(tables)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
