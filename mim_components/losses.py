@@ -27,7 +27,7 @@ def masked_targets(image: Tensor, masked_ids: Tensor, patch_size: int, normalize
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean over masked tokens of the mean squared error over the token's voxels; both `(B, M, P)` (Equation 2)."""
-    return F.mse_loss(prediction.float(), target.float())
+    return F.mse_loss(_precise(prediction), _precise(target))
 
 
 def alignment_loss(
@@ -60,8 +60,8 @@ def alignment_loss(
     if children % parents:
         raise ValueError(f"children must be a multiple of parents, got {children=}, {parents=}.")
     with torch.autocast(context.device.type, enabled=False):
-        context = F.normalize(context.float(), dim=-1).view(parents, children // parents, -1)
-        patches = F.normalize(patches.float(), dim=-1)
+        context = F.normalize(_precise(context), dim=-1).view(parents, children // parents, -1)
+        patches = F.normalize(_precise(patches), dim=-1)
         cosine = (context @ patches.transpose(1, 2)).flatten(0, 1)  # (children, N)
     if kind == "byol":
         return (2 - 2 * cosine.gather(1, parent_token.unsqueeze(1))).mean()
@@ -139,13 +139,17 @@ class MiMLoss(nn.Module):
         self.normalize_target = normalize_target
         self.schedule = schedule
 
-    def forward(self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0) -> dict[str, Tensor]:
+    def forward(
+        self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0, sizes: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """All terms by name, and their weighted sum as `loss`, in float32.
 
         Args:
             output: of the network, for the volumes of `batch`.
             batch: volumes, masks and parents of all levels.
             progress: share of the training done, for the schedule.
+            sizes: number of volumes of each level that the means are over, where `batch` is a part of them: the terms
+                of all parts add up to those of the whole. None = those of `batch`.
 
         Returns:
             `loss`, `reconstruction_level1` ..., `alignment_level1_2` ...; every term unweighted, scalar.
@@ -159,20 +163,33 @@ class MiMLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         total = output.prediction[0].new_zeros((), dtype=torch.float32)
         weights = level_weights(self.reconstruction_weights, self.schedule, progress)
+        shares = [len(x) / size for x, size in zip(output.prediction, sizes or batch.sizes, strict=True)]
         for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
-            image, masked = batch.images[level - 1], batch.masked[level - 1]
-            _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
-            target = masked_targets(image, ids, self.patch_size, self.normalize_target)
-            terms[f"reconstruction_level{level}"] = term = reconstruction_loss(prediction, target)
+            term = self._reconstruction(prediction, batch.images[level - 1], batch.masked[level - 1])
+            terms[f"reconstruction_level{level}"] = term = shares[level - 1] * term
             total = total + weight * term
         for pair, weight in enumerate(self.alignment_weights):
-            terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = alignment_loss(
-                output.context[pair],
-                output.patches[pair],
-                batch.parent_token[pair],
-                batch.parent_overlap[pair],
-                self.temperature,
-                self.kind,
-            )
+            term = self._alignment(output, batch, pair)
+            terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = shares[pair + 1] * term
             total = total + weight * term
         return {"loss": total, **terms}
+
+    def _reconstruction(self, prediction: Tensor, image: Tensor, masked: Tensor) -> Tensor:
+        if not len(prediction):  # 0, and in the graph of its heads
+            return prediction.sum()
+        _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
+        target = masked_targets(image, ids, self.patch_size, self.normalize_target)
+        return reconstruction_loss(prediction, target)
+
+    def _alignment(self, output: MiMOutput, batch: LevelBatch, pair: int) -> Tensor:
+        context, patches = output.context[pair], output.patches[pair]
+        if not len(context):
+            return context.sum() + patches.sum()
+        return alignment_loss(
+            context, patches, batch.parent_token[pair], batch.parent_overlap[pair], self.temperature, self.kind
+        )
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32, or float64 where it was."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

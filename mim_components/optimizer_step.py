@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -43,6 +44,10 @@ class OptimizerStep(ABC):
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Scalars of one micro-batch by name; `loss` is the one to minimise."""
 
+    def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
+        """What makes the terms of a micro-batch; those of several passes add up, and each pass has its own backward."""
+        return [partial(self.terms, engine, batch)]
+
     def __call__(self, engine: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Run one step on its micro-batches."""
         network, optimizer = engine.network, engine.optimizer
@@ -52,9 +57,10 @@ class OptimizerStep(ABC):
         names: list[str] = []
         for number, batch in enumerate(batches, start=1):
             names += dict.fromkeys(batch.get("name", []))  # several crops of a volume name it once
-            with _no_sync(network, unless=number == self.accumulation):
-                for name, value in self._backward(engine, batch).items():
-                    terms[name] = terms[name] + value if name in terms else value
+            *others, last = self.passes(engine, batch)
+            for make in others:
+                self._backward(network, make, terms, is_last=False)
+            self._backward(network, last, terms, is_last=number == self.accumulation)
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.max_norm or torch.inf)
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(self._describe(engine, terms, names))
@@ -65,10 +71,16 @@ class OptimizerStep(ABC):
         """The context in which the network runs."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
 
-    def _backward(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        terms = self.terms(engine, batch)
-        (terms["loss"] / self.accumulation).backward()
-        return {name: value.detach() / self.accumulation for name, value in terms.items()}
+    def _backward(
+        self, network: nn.Module, make: Callable[[], dict[str, Tensor]], terms: dict[str, Tensor], is_last: bool
+    ) -> None:
+        """Add a pass to the gradients and to `terms`; DDP exchanges gradients in the last pass of a step only."""
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
+            made = make()
+            (made["loss"] / self.accumulation).backward()
+        for name, value in made.items():
+            value = value.detach() / self.accumulation
+            terms[name] = terms[name] + value if name in terms else value
 
     def _describe(self, engine: Engine, terms: Mapping[str, Tensor], names: list[str]) -> str:
         every: Any = idist.all_gather(names) if idist.get_world_size() > 1 else [names]
@@ -78,8 +90,3 @@ class OptimizerStep(ABC):
             f"the gradient of step {engine.state.iteration} is not finite ({values}); the weights were not updated. "
             f"Volumes of this step:\n  {files}"
         )
-
-
-def _no_sync(network: nn.Module, unless: bool) -> Any:
-    """Let DDP exchange gradients in the last micro-batch only."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) and not unless else nullcontext()

@@ -36,11 +36,13 @@ class MiMOutput(NamedTuple):
         prediction: voxels of the masked tokens in ascending token order, `(B_l, M, P)`.
         context: for each pair (l, l+1), the context vector of every child, `(B_(l+1), D)`.
         patches: for each pair (l, l+1), the projected tokens of every parent, `(B_l, N, D)`.
+        latent: latent features of all tokens, `(B_l, N, E_d)`, detached: parents for passes to come.
     """
 
     prediction: tuple[Tensor, ...]
     context: tuple[Tensor, ...]
     patches: tuple[Tensor, ...]
+    latent: tuple[Tensor, ...] = ()
 
 
 class Decoder(nn.Module):
@@ -99,6 +101,7 @@ class MiM(nn.Module):
         num_levels: number of levels L; 1 has no alignment (MCMAE with the hybrid encoder, MAE3D with the ViT).
         projection_dim: width D of the alignment space.
         stop_gradient: detach the parent's latent features before its patch head, so that alignment teaches the child.
+        sparse: see `HybridEncoder`; the ViT never computes masked tokens.
 
     Raises:
         ValueError: unknown preset or encoder, no level, or `input_size` is not divisible by the patch size.
@@ -113,6 +116,7 @@ class MiM(nn.Module):
         num_levels: int = 3,
         projection_dim: int = 2048,
         stop_gradient: bool = True,
+        sparse: bool = True,
     ) -> None:
         super().__init__()
         sizes = get_preset(preset)
@@ -126,7 +130,7 @@ class MiM(nn.Module):
         self.stop_gradient = stop_gradient
         self.encoder: HybridEncoder | ViTEncoder
         if encoder == "hybrid":
-            self.encoder = HybridEncoder(in_channels, preset)
+            self.encoder = HybridEncoder(in_channels, preset, sparse=sparse)
         else:
             self.encoder = ViTEncoder(in_channels, preset, input_size)
         self.decoder = Decoder(self.encoder.embed_dim, sizes.decoder)
@@ -137,32 +141,52 @@ class MiM(nn.Module):
         )
         init_linear(self.prediction_head)
 
-    def forward(self, images: Sequence[Tensor], masked: Sequence[Tensor], num_visible: int | None = None) -> MiMOutput:
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        masked: Sequence[Tensor],
+        num_visible: int | None = None,
+        parents: Sequence[Tensor | None] | None = None,
+    ) -> MiMOutput:
         """Encode, decode and project the volumes of all levels.
 
         Args:
             images: one `(B_l, C, *input_size)` per level.
             masked: one bool `(B_l, N)` per level, True = hidden, the same number in every row of every level.
             num_visible: number of visible tokens per volume where the caller knows it.
+            parents: where volumes go through the network in several passes, for each pair (l, l+1) the latent features
+                `(P, N, E_d)` of the parents of this pass's children, from a pass before; None = a pair that has no
+                children in this pass. Levels may then be empty.
 
         Raises:
-            ValueError: the number of levels, or the size of the volumes, is not the one the network was made for.
+            ValueError: the number of levels, or the size of the volumes, is not the one the network was made for; or
+                `parents` are given to a network that teaches them.
         """
         if len(images) != len(masked) or len(images) != len(self.alignment_heads) + 1:
             raise ValueError(
                 f"this network has {len(self.alignment_heads) + 1} levels, got {len(images)} images "
                 f"and {len(masked)} masks."
             )
+        if parents is not None and not self.stop_gradient:
+            raise ValueError(
+                "max_volumes_per_pass needs stop_gradient=True: with stop_gradient=False the alignment of a child also "
+                "teaches its parent, and both must go through the network in one pass."
+            )
         latent, masked_ids = self._latent(torch.cat(list(images)), torch.cat(list(masked)), num_visible)
         prediction = self.prediction_head(gather_tokens(latent, masked_ids))  # (sum B_l, M, P)
         sizes = [len(image) for image in images]
         q = latent.split(sizes)
         context, patches = [], []
-        for heads, parent, child in zip(self.alignment_heads, q, q[1:], strict=False):
-            c, p = heads(child, parent.detach() if self.stop_gradient else parent)
+        detached = tuple(each.detach() for each in q)
+        for pair, heads in enumerate(self.alignment_heads):
+            parent: Tensor | None = detached[pair] if self.stop_gradient else q[pair]
+            if parents is not None:
+                parent = parents[pair]
+            # heads without children in this pass project nothing, and stay in the graph, as DDP wants it
+            c, p = heads(q[pair + 1], detached[pair][:0] if parent is None else parent)
             context.append(c)
             patches.append(p)
-        return MiMOutput(prediction.split(sizes), tuple(context), tuple(patches))
+        return MiMOutput(prediction.split(sizes), tuple(context), tuple(patches), detached)
 
     def reconstruct(self, image: Tensor, masked: Tensor, standardized: bool = False) -> Tensor:
         """Fill the masked tokens of `image` with the prediction; visible voxels stay as they are.
