@@ -123,10 +123,11 @@ class HybridEncoder(nn.Module):
         if not dense_only:
             # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
             self.stage_outputs = nn.ModuleList(
-                # channels last: no copy where the weight is used as a matrix
-                nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k).to(memory_format=torch.channels_last_3d)
+                nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
                 for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
             )
+            # 12 M weights of base, used as matrices with the channels last: no copy in forward and backward
+            nn.utils.convert_conv3d_weight_memory_format(self.stage_outputs, torch.channels_last_3d)
         self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
         if not dense_only:
             self.norm = nn.LayerNorm(self.embed_dim)

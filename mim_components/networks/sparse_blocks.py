@@ -8,6 +8,7 @@ neighbourhood of a block is itself with a margin of r voxels, edge k = s + 2r, w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,22 +50,21 @@ def neighbour_rows(ids: Tensor, grid: Grid, edge: int, margin: int) -> Tensor:
     """
     b, n = ids.shape
     reach = math.ceil(margin / edge)  # in tokens
-    blocks = torch.full((b, math.prod(grid)), -1, device=ids.device)
-    blocks = blocks.scatter(1, ids, torch.arange(b * n, device=ids.device).view(b, n))
-    blocks = F.pad(
-        blocks.view(b, *grid), (reach, reach) * 3, value=-1
-    )  # (B, h + 2 reach, ...): block number, -1 = none
+    numbers = torch.arange(b * n, device=ids.device).view(b, n)
+    blocks = torch.full((b, math.prod(grid)), -1, device=ids.device).scatter(1, ids, numbers)
+    blocks = F.pad(blocks.view(b, *grid), (reach, reach) * 3, value=-1)  # (B, h + 2 reach, ...), -1 = no block
 
     offset = torch.arange(-margin, edge + margin, device=ids.device)
     token, inside = offset.div(edge, rounding_mode="floor") + reach, offset % edge  # (k): which token, where in it
-    h, w, d = ids // (grid[1] * grid[2]), ids // grid[2] % grid[1], ids % grid[2]
-    around = _number(*(axis.view(b, n, 1) + token for axis in (h, w, d)), blocks.shape[2:])  # (B, n, k, k, k)
+    axes = ids // (grid[1] * grid[2]), ids // grid[2] % grid[1], ids % grid[2]
+    h, w, d = (axis.unsqueeze(-1) + token for axis in axes)  # (B, n, k)
+    around = _number(h, w, d, blocks.shape[2:])  # (B, n, k, k, k)
     block = blocks.flatten(1).gather(1, around.flatten(1)).view(b * n, -1)
     row = block * edge**3 + _number(inside, inside, inside, (edge, edge)).flatten()
     return row.masked_fill(block < 0, b * n * edge**3)
 
 
-def _number(h: Tensor, w: Tensor, d: Tensor, sides: tuple[int, ...]) -> Tensor:
+def _number(h: Tensor, w: Tensor, d: Tensor, sides: Sequence[int]) -> Tensor:
     """Row-major numbers `(..., k, k, k)` of positions in a grid with the last two `sides`; h, w, d `(..., k)`."""
     plane = h[..., :, None] * sides[-2] + w[..., None, :]
     return plane[..., None] * sides[-1] + d[..., None, None, :]
@@ -78,18 +78,16 @@ def depthwise_blocks(conv: nn.Conv3d, x: Tensor, rows: Tensor) -> Tensor:
         x: the blocks.
         rows: from `neighbour_rows`.
     """
-    bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    return _DepthwiseBlocks.apply(x, conv.weight.to(x.dtype), bias, rows)
+    return _DepthwiseBlocks.apply(x, conv.weight, conv.bias, rows)
 
 
 class _DepthwiseBlocks(torch.autograd.Function):
     """Convolution of neighbourhoods, gathered anew for the backward pass: kept, they were (k / s)^3 times the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, rows)
-        ctx.has_bias = bias is not None
-        return _correlate(x, weight, bias, rows)
+        return _correlate(x, weight.to(x.dtype), bias.to(x.dtype), rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,11 +95,11 @@ class _DepthwiseBlocks(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             # the same sum over the same neighbours, mirrored: several times faster than PyTorch's backward on CPU
-            grad_x = _correlate(grad, weight.flip(2, 3, 4), None, rows)
+            grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(x, grad, weight, rows)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 1, 2, 3, 4))
+            grad_bias = grad.sum((0, 1, 2, 3, 4), dtype=weight.dtype)
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -130,5 +128,5 @@ def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> T
         around = x.index_select(0, near.t().flatten()).view(1, k, k, k, m * c).permute(0, 4, 1, 2, 3)
         kernel = g.transpose(0, 1).reshape(s, s, s, m * c, 1).permute(3, 4, 0, 1, 2)
         product = F.conv3d(around, kernel, groups=m * c)  # (1, m * C, 5, 5, 5)
-        total = total + product.view(m, c, *weight.shape[2:]).sum(0)
+        total = total + product.view(m, c, *weight.shape[2:]).sum(0, dtype=weight.dtype)
     return total.unsqueeze(1)

@@ -47,8 +47,13 @@ def nearest_multiples(spatial_size: Sequence[int], multiple: int) -> str:
     return f"{below}, {above}"
 
 
-@functools.lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # not traced when compiled
 def _sincos(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
+    return _make_sincos(grid, embed_dim, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_sincos(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
     with warnings.catch_warnings(), torch.device("cpu"):  # kept for all devices, also when one is set as default
         # MONAI calls meshgrid without `indexing`, about which PyTorch warns
         warnings.simplefilter("ignore", UserWarning)
