@@ -113,7 +113,7 @@ class SaveSegmentation:
     def _volumes(self, label: np.ndarray, pred: MetaTensor, affine: np.ndarray) -> dict[str, float]:
         ml = abs(np.linalg.det(affine[:3, :3])) / 1000
         # plane by plane: bincount makes 8 bytes a voxel
-        counts = sum(np.bincount(plane.ravel(), minlength=len(self.labels.names)) for plane in label)
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(self.labels.names)) for plane in label], axis=0)
         volumes = {name: ml * int(counts[number]) for number, name in enumerate(self.labels.names) if number}
         regions = zip(self.labels.regions, pred.as_tensor(), strict=False)
         return {**volumes, **{name: ml * int((region > 0.5).sum()) for name, region in regions}}
