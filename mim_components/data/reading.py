@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)
 _PART = 2**22  # voxels that are scaled at a time
+_BLOCK = (64, 64, 16)  # voxels that are turned at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
     raw, affine = read_stored(source, header, digest)
     voxels, notes = to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
-    voxels = np.ascontiguousarray(np.asanyarray(turned.dataobj))
+    voxels = _in_c_order(np.asanyarray(turned.dataobj))
     spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
     return DecodedVolume(
         voxels=voxels,
@@ -150,6 +152,15 @@ def _read_file(header: VolumeHeader, payload: Payload, digest: hashlib._Hash) ->
         if path != payload.path:
             hash_file(path, digest)
     return np.frombuffer(read_payload(payload, digest), dtype=header.dtype).reshape(header.shape, order="F")
+
+
+def _in_c_order(voxels: np.ndarray) -> np.ndarray:
+    """Copy `(H, W, D)` to C order; in blocks that fit the processor's cache, since files hold the opposite order."""
+    out = np.empty(voxels.shape, dtype=voxels.dtype)
+    for corner in product(*(range(0, n, step) for n, step in zip(voxels.shape, _BLOCK, strict=True))):
+        block = tuple(slice(first, first + step) for first, step in zip(corner, _BLOCK, strict=True))
+        out[block] = voxels[block]
+    return out
 
 
 def _affine_by_itk(path: Path) -> np.ndarray:

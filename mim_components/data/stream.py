@@ -1,6 +1,8 @@
 """Read a file once, to its end: hash every byte, check the compression's own checksum, count what comes out.
 
-Memory grows with what the file really holds, never with what its header claims.
+Memory grows with what the file really holds, never with what its header claims. Deflated data go through ISA-L where
+python-isal is installed (`pip install "mim-components[fast]"`), which is several times faster than the standard library
+and checks as much.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .volumes import VolumeError
 
@@ -22,6 +24,35 @@ if TYPE_CHECKING:
 _CHUNK = 2**20
 # A deflate stream cannot expand by more than this factor.
 MAX_DEFLATE_RATIO = 1032
+
+
+class Decoder(NamedTuple):
+    """One implementation of the standard library's interface to deflated data.
+
+    Attributes:
+        name: of the package.
+        gzip_file: as `gzip.GzipFile`.
+        decompressobj: as `zlib.decompressobj`.
+        error: as `zlib.error`.
+    """
+
+    name: str
+    gzip_file: Callable[..., gzip.GzipFile]
+    decompressobj: Callable[[], Any]
+    error: Any  # python-isal's stub calls this class an instance
+
+
+def installed_decoders() -> list[Decoder]:
+    """Decoders that can be imported, the fastest first; the standard library's is always there."""
+    standard = Decoder("zlib", gzip.GzipFile, zlib.decompressobj, zlib.error)
+    try:
+        from isal import igzip, isal_zlib
+    except ImportError:
+        return [standard]
+    return [Decoder("isal", igzip.GzipFile, isal_zlib.decompressobj, isal_zlib.IsalError), standard]
+
+
+DECODER = installed_decoders()[0]
 
 
 @dataclass(frozen=True)
@@ -128,17 +159,17 @@ def _checked_chunks(file: io.BufferedReader[HashingFile], compressed: bool) -> I
         yield from _inflated(file)
     except EOFError as error:
         raise VolumeError("truncated: the compressed data end before their end marker and checksum") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
+    except (DECODER.error, gzip.BadGzipFile) as error:
         raise VolumeError(f"damaged compressed data: {error}") from error
 
 
 def _inflated(file: io.BufferedReader[HashingFile]) -> Iterator[bytes]:
     if file.peek(2)[:2] == b"\x1f\x8b":
-        with gzip.GzipFile(fileobj=file) as stream:
+        with DECODER.gzip_file(fileobj=file, mode="rb") as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
         return
-    inflater = zlib.decompressobj()
+    inflater = DECODER.decompressobj()
     while not inflater.eof:
         data = inflater.unconsumed_tail or file.read(_CHUNK)
         # bounded output: a few bytes can expand a thousandfold

@@ -12,8 +12,20 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from mim_components.data import stream
+
 SHAPE = (10, 12, 14)
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> stream.Decoder:
+    """Reads deflated files with each implementation that is installed."""
+    installed = {each.name: each for each in stream.installed_decoders()}
+    if request.param not in installed:
+        pytest.skip(f"{request.param} is not installed")
+    monkeypatch.setattr(stream, "DECODER", installed[request.param])
+    return installed[request.param]
 
 
 @pytest.fixture

@@ -34,18 +34,21 @@ def patched(path, offset, data):
 # --- damaged bytes
 
 
+@pytest.mark.usefixtures("decoder")
 def test_truncated_gzip(write_nifti):
     path = write_nifti("a.nii.gz")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "truncated: the compressed data end before" in cause(path)
 
 
+@pytest.mark.usefixtures("decoder")
 def test_gzip_without_its_trailer(write_nifti):
     path = write_nifti("a.nii.gz")
     path.write_bytes(path.read_bytes()[:-8])
     assert "truncated: the compressed data end before their end marker and checksum" in cause(path)
 
 
+@pytest.mark.usefixtures("decoder")
 def test_every_bit_flip_in_compressed_voxels_is_noticed(write_nifti):
     path = write_nifti("a.nii.gz")
     content = path.read_bytes()
@@ -56,6 +59,7 @@ def test_every_bit_flip_in_compressed_voxels_is_noticed(write_nifti):
         assert cause(path), position
 
 
+@pytest.mark.usefixtures("decoder")
 def test_bit_flip_in_compressed_metaimage_is_noticed(tmp_path, ct):
     header = b"ObjectType = Image\nNDims = 3\nDimSize = 10 12 14\nElementType = MET_SHORT\nCompressedData = True\n"
     body = bytearray(zlib.compress(ct.tobytes(order="F")))
@@ -69,6 +73,7 @@ def test_bit_flip_in_compressed_metaimage_is_noticed(tmp_path, ct):
     assert "damaged compressed data" in cause(path)
 
 
+@pytest.mark.usefixtures("decoder")
 def test_truncated_metaimage_and_nrrd(tmp_path, ct):
     meta = b"NDims = 3\nDimSize = 10 12 14\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     (tmp_path / "a.mha").write_bytes(meta + ct.tobytes()[:-2])
@@ -84,6 +89,7 @@ def test_more_voxels_than_the_header_claims(write_nifti):
     assert "the header claims 16,000 bytes, but there are 16,000 more (damaged header?)" in cause(path)
 
 
+@pytest.mark.usefixtures("decoder")
 def test_truncated_zlib_of_metaimage(tmp_path, ct):
     header = b"NDims = 3\nDimSize = 10 12 14\nElementType = MET_SHORT\nCompressedData = True\n"
     header += b"ElementDataFile = LOCAL\n"
@@ -106,6 +112,7 @@ def test_truncated_zlib_of_metaimage(tmp_path, ct):
     ],
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.usefixtures("decoder")
 def test_content_of_another_kind(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     assert message in cause(tmp_path / name)
@@ -157,6 +164,7 @@ def test_absurd_sizes_are_refused_without_allocating(write_nifti, name, dims, me
         tracemalloc.stop()
 
 
+@pytest.mark.usefixtures("decoder")
 def test_small_gzip_that_claims_more_than_it_holds_is_read_only_as_far_as_it_goes(write_nifti):
     path = patched(write_nifti("a.nii.gz"), 40, struct.pack("<4h", 3, 100, 120, 70))  # 1.7 MB of 3 kB: possible
     assert "truncated: the header claims 1,680,352 bytes, the data end after 3,712" in cause(path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage, Orientation
 
-from mim_components.data import DataError
+from mim_components.data import DataError, reading
 from mim_components.data.finding import find_volumes
 from mim_components.data.reading import load_volume
 
@@ -45,6 +45,7 @@ def test_a_voxel_stays_at_its_place_in_the_world(tmp_path, ct, suffix, affine):
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".mhd"])
+@pytest.mark.usefixtures("decoder")
 def test_compressed_formats_equal_uncompressed_ones(tmp_path, ct, suffix):
     path = write_itk(tmp_path / f"a{suffix}", ct, PIR, compressed=True)
     voxels, affine = load_volume(path)
@@ -54,6 +55,7 @@ def test_compressed_formats_equal_uncompressed_ones(tmp_path, ct, suffix):
 
 
 @pytest.mark.parametrize("affine", [LPS, PIR, OBLIQUE], ids=["LPS", "PIR", "oblique"])
+@pytest.mark.usefixtures("decoder")
 def test_same_as_monai(write_nifti, affine):
     path = write_nifti("a.nii.gz", affine=affine)
     reference = Orientation("RAS", labels=None)(LoadImage(ensure_channel_first=True)(path))
@@ -114,6 +116,7 @@ def test_slope_of_zero_means_no_scaling(tmp_path, write_nifti, ct):
     np.testing.assert_array_equal(load_volume(tmp_path / "b.nii")[0], ct)
 
 
+@pytest.mark.usefixtures("decoder")
 def test_nifti2_and_4d_with_one_volume(tmp_path, ct):
     nib.save(nib.Nifti2Image(ct[..., None], np.eye(4)), tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(load_volume(tmp_path / "a.nii.gz")[0], ct)
@@ -148,12 +151,20 @@ def test_single_dicom_file_is_no_volume(write_dicom, ct):
         load_volume(write_dicom("scan", ct)[0])
 
 
+@pytest.mark.usefixtures("decoder")
 def test_gzip_of_several_members_and_wrong_extension(tmp_path, write_nifti, ct):
     data = write_nifti("a.nii").read_bytes()
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))
     (tmp_path / "c.nii.gz").write_bytes(data)
     for name in ("b.nii.gz", "c.nii.gz"):
         np.testing.assert_array_equal(load_volume(tmp_path / name)[0], ct)
+
+
+def test_voxels_are_turned_in_whole_blocks_and_rests():
+    voxels = np.arange(65 * 130 * 17, dtype=np.int32).reshape(65, 130, 17, order="F")[::-1, :, ::-1]
+    turned = reading._in_c_order(voxels)
+    assert turned.flags.c_contiguous and turned.dtype == voxels.dtype
+    np.testing.assert_array_equal(turned, voxels)
 
 
 def test_rounding_to_the_nearest_and_clipping(write_nifti):
