@@ -215,7 +215,7 @@ def test_split_and_layouts(meta: dict[str, Any]) -> None:
         assert 0 < float(ratio) < 1
         assert isinstance(part, int) or not set(part) & set(split["folds"][0])
     for entry in data["layouts"]:
-        options = {key: value for key, value in entry.items() if key not in ("name", "label_set")}
+        options = {key: value for key, value in entry.items() if key not in ("name", "label_set", "num_cases")}
         assert LAYOUTS[entry["name"]](**options).bundle == meta["bundle"]
         assert entry.get("label_set", "default") in data["label_sets"]
 
