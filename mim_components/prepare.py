@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s")
     try:
         found = find_sources(
-            options.dataset_dir, options.datalist, options.collection, options.data_root, options.datalist_key
+            options.dataset_dir,
+            options.datalist,
+            options.collection,
+            options.data_root,
+            options.datalist_key,
+            options.allow_outside,
         )
         _announce(found)
         dataset = prepare_volumes(
@@ -53,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset_dir", nargs="?", help="folder that is searched for CT volumes")
     parser.add_argument("--datalist", help="JSON list of volumes; its paths are relative to dataset_dir or to itself")
     parser.add_argument("--datalist_key", default="training", help="section of the list (default: %(default)s)")
+    parser.add_argument("--allow_outside", action="store_true", help="paths of the list may lead out of their folder")
     parser.add_argument("--collection", choices=sorted(COLLECTIONS), help="the paper's sets, found below --data_root")
     parser.add_argument("--data_root", help="folder that holds the unpacked sets of the collection")
     parser.add_argument("--cache_dir", default="mim_cache", help="folder of the cache (default: ./%(default)s)")

@@ -23,6 +23,7 @@ def find_scans(
     min_slices: int = 16,
     train_csv: str | Path | None = None,
     valid_csv: str | Path | None = None,
+    allow_outside: bool = False,
 ) -> FoundCases:
     """Find the scans of a dataset; opens no pictures.
 
@@ -34,6 +35,7 @@ def find_scans(
         min_slices: scans with fewer slices are left out.
         train_csv: list of the training scans, with columns label, patient_id and scan_id, and optionally target.
         valid_csv: list of the validation scans.
+        allow_outside: accept paths of the `datalist` that lead out of the folder.
 
     Raises:
         DataError: nothing is given or found; a list is wrong, or names no scan that is there; only one list is given,
@@ -45,7 +47,7 @@ def find_scans(
             f"got {train_csv=}, {valid_csv=}, {datalist=}."
         )
     options = {"class_names": tuple(class_names), "min_slices": min_slices}
-    found = find_cases(dataset_dir, datalist, [{**layout, **options} for layout in layouts])
+    found = find_cases(dataset_dir, datalist, [{**layout, **options} for layout in layouts], allow_outside)
     if train_csv and valid_csv:
         _take_sections(found, {"training": Path(train_csv), "validation": Path(valid_csv)}, class_names)
     return found

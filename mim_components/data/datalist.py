@@ -14,13 +14,16 @@ from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 KEY = "image"
 
 
-def load_datalist(path: str | Path, dataset_dir: str | Path | None = None, key: str = "training") -> FoundVolumes:
+def load_datalist(
+    path: str | Path, dataset_dir: str | Path | None = None, key: str = "training", allow_outside: bool = False
+) -> FoundVolumes:
     """Read the volumes of one section of a list.
 
     Args:
         path: JSON file such as `{"training": [{"image": "a.nii.gz"}, ...]}`.
         dataset_dir: folder the paths are relative to and must lie in; the folder of the list when None.
         key: section; `test` may hold plain paths, as in the Decathlon's lists.
+        allow_outside: accept paths that lead out of the folder.
 
     Returns:
         The volumes in the order of the list. Missing files are handed on, for the checks to name with the rest.
@@ -37,7 +40,7 @@ def load_datalist(path: str | Path, dataset_dir: str | Path | None = None, key: 
     for index, item in enumerate(items):
         try:
             image = _image_of(item, plain_allowed=key == "test")
-            found.sources.extend(_sources(inside(image, root, KEY), found.notes))
+            found.sources.extend(_sources(inside(image, root, KEY, allow_outside), found.notes))
         except DataError as error:
             faults.append(f"  item {index}: {error}")
     if faults:
@@ -102,21 +105,26 @@ def _image_of(item: Any, plain_allowed: bool) -> str:
     return image
 
 
-def inside(text: str, root: Path, key: str) -> Path:
+def inside(text: str, root: Path, key: str, allow_outside: bool = False) -> Path:
     """Path of an item below the folder of the data, links followed.
 
     Args:
         text: path relative to `root`.
         root: folder of the data.
         key: of the item, for the message.
+        allow_outside: accept a path that leads out of the folder.
 
     Raises:
         DataError: it leads out of the folder.
     """
     path = root / text
     real_root, real = os.path.realpath(root), os.path.realpath(path)
-    if os.path.commonpath([real_root, real]) != real_root:
-        raise DataError(f"key '{key}': {text!r} leads out of {root}; give the folder of the data as dataset_dir")
+    # a command line's "false" is a text, and true
+    if allow_outside is not True and os.path.commonpath([real_root, real]) != real_root:
+        raise DataError(
+            f"key '{key}': {text!r} leads out of {root}; give the folder of the data as dataset_dir, or, for a list "
+            "that you trust, --allow_outside True"
+        )
     return path
 
 

@@ -58,6 +58,7 @@ def find_sources(
     collection: str | None = None,
     data_root: str | Path | None = None,
     datalist_key: str = "training",
+    allow_outside: bool = False,
 ) -> FoundVolumes:
     """Find the volumes by the one way that is given.
 
@@ -67,6 +68,7 @@ def find_sources(
         collection: "1k" or "10k", the paper's sets.
         data_root: folder that holds the sets of the collection.
         datalist_key: section of the list.
+        allow_outside: accept paths of the list that lead out of its folder.
 
     Raises:
         DataError: none or more than one way is given, or nothing was found.
@@ -84,7 +86,7 @@ def find_sources(
         logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
         return found
     if datalist:
-        return load_datalist(datalist, dataset_dir or None, datalist_key)
+        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside)
     return find_volumes(Path(str(dataset_dir)))
 
 

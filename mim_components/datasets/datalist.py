@@ -31,13 +31,14 @@ class _Reading:
     faults: list[str] = field(default_factory=list)
 
 
-def load_cases(path: str | Path, dataset_dir: str | Path | None = None) -> FoundCases:
+def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_outside: bool = False) -> FoundCases:
     """Read a list of labelled cases.
 
     Args:
         path: JSON file: `training`, and optionally `validation`, with items of `image` (a path, or one per channel),
             `label` (a path, or the number of a class), and optionally `fold`, `name`, `group`; `test` with images.
         dataset_dir: folder the paths are relative to and must lie in; the folder of the list when None.
+        allow_outside: accept paths that lead out of the folder.
 
     Raises:
         DataError: the list or items of it are wrong, or a file is listed twice; names all of them.
@@ -54,7 +55,7 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None) -> Found
     reading = _Reading()
     for section, items in parts.items():
         kind = section if section == "test" or "validation" in parts else None
-        _read_items(reading, section, items, partial(_case_of, root=root, section=kind))
+        _read_items(reading, section, items, partial(_case_of, root=root, section=kind, allow_outside=allow_outside))
     if not reading.faults:
         _name(reading, root)
         _check_repeats(reading)
@@ -99,7 +100,7 @@ def _item_of(case: Case, root: Path, folds: Mapping[str, int]) -> dict[str, Any]
 
 
 def _relative(files: tuple[Path, ...], root: Path) -> str | list[str]:
-    paths = [file.relative_to(root).as_posix() for file in files]
+    paths = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files]
     return paths[0] if len(paths) == 1 else paths
 
 
@@ -113,7 +114,7 @@ def _read_items(reading: _Reading, section: str, items: list[Any], read: Callabl
             reading.faults.append(f"  {place}: {error}")
 
 
-def _case_of(item: Any, root: Path, section: str | None) -> Case:
+def _case_of(item: Any, root: Path, section: str | None, allow_outside: bool) -> Case:
     if section == "test" and isinstance(item, (str, list)):
         item = {"image": item}
     if not isinstance(item, dict):
@@ -125,24 +126,24 @@ def _case_of(item: Any, root: Path, section: str | None) -> Case:
         raise DataError("key 'image' is [], expected a path or one path per channel")
     return Case(
         name=_text_of(item, "name"),
-        image=tuple(_path_of(image, root, "image") for image in images),
-        label=None if section == "test" else _label_of(item["label"], root),
+        image=tuple(_path_of(image, root, "image", allow_outside) for image in images),
+        label=None if section == "test" else _label_of(item["label"], root, allow_outside),
         group=_text_of(item, "group"),
         fold=None if section else _fold_of(item),
         section=section,
     )
 
 
-def _path_of(value: Any, root: Path, key: str) -> Path:
+def _path_of(value: Any, root: Path, key: str, allow_outside: bool) -> Path:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"key '{key}' is {shown(value)}, expected a path")
-    return inside(value, root, key)
+    return inside(value, root, key, allow_outside)
 
 
-def _label_of(value: Any, root: Path) -> Path | int:
+def _label_of(value: Any, root: Path, allow_outside: bool) -> Path | int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    return _path_of(value, root, "label")
+    return _path_of(value, root, "label", allow_outside)
 
 
 def _fold_of(item: dict[str, Any]) -> int | None:

@@ -21,6 +21,7 @@ def find_cases(
     dataset_dir: str | Path | None,
     datalist: str | Path | None = None,
     layouts: Sequence[Mapping[str, Any]] = (),
+    allow_outside: bool = False,
 ) -> FoundCases:
     """Find the cases of a dataset; opens no images.
 
@@ -31,13 +32,14 @@ def find_cases(
         layouts: section `dataset.layouts` of a bundle's metadata: `name` of a layout, options of it, and optionally
             `label_set`, the label set that its files need, and `num_cases`, how many it has when it is complete. The
             first that recognises the folder is used.
+        allow_outside: accept paths of the list that lead out of the folder.
 
     Raises:
         DataError: nothing is given, the list is wrong, or no layout recognises the folder; says what was expected and
             which dataset it looks like.
     """
     if datalist:
-        return load_cases(datalist, dataset_dir or None)
+        return load_cases(datalist, dataset_dir or None, allow_outside)
     if not dataset_dir:
         raise DataError("Give the dataset: dataset_dir, the folder that its archive unpacks to, or a datalist.")
     path = Path(dataset_dir).absolute()

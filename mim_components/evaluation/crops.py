@@ -22,6 +22,7 @@ def find_validation(
     datalist_key: str = "training",
     collection: str | None = None,
     data_root: str | Path | None = None,
+    allow_outside: bool = False,
 ) -> FoundVolumes:
     """Find the validation volumes, or the training's where neither folder nor list of validation volumes is given.
 
@@ -34,18 +35,21 @@ def find_validation(
         datalist_key: of the training.
         collection: of the training.
         data_root: of the training.
+        allow_outside: accept paths of a list that lead out of its folder.
 
     Raises:
         DataError: nothing was found, or nothing is given.
     """
     if validation_datalist or validation_dir:
-        return find_sources(validation_dir, validation_datalist, datalist_key=validation_key)
+        return find_sources(
+            validation_dir, validation_datalist, datalist_key=validation_key, allow_outside=allow_outside
+        )
     if not any((dataset_dir, datalist, collection, data_root)):
         raise DataError(
             "Give the volumes to evaluate on: --validation_dir (a folder) or --validation_datalist (a JSON list); or "
             "--dataset_dir as in the training, to evaluate on its data."
         )
-    return find_sources(dataset_dir, datalist, collection, data_root, datalist_key)
+    return find_sources(dataset_dir, datalist, collection, data_root, datalist_key, allow_outside)
 
 
 class EvaluationCrops(Dataset):
