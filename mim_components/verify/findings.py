@@ -1,0 +1,48 @@
+"""What is wrong with a bundle, one line per place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason not to run a bundle.
+
+    Attributes:
+        file: path inside the bundle; "command line" for an override.
+        key: place in the file, such as `train::handlers::2::_target_`; "" = the file itself.
+        what: what stands there.
+        why: why it is not accepted.
+    """
+
+    file: str
+    key: str
+    what: str
+    why: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Text with one column per attribute; control characters of a hostile file do not reach the terminal.
+
+    Example:
+        >>> print(table([Finding("configs/train.json", "x", "$exec('y')", "exec is not allowed")]))
+        file                key  what        why
+        configs/train.json  x    $exec('y')  exec is not allowed
+    """
+    rows = [("file", "key", "what", "why")]
+    rows += [(shown(each.file), shown(each.key), shown(each.what), shown(each.why, 300)) for each in findings]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    cells = ([text.ljust(width) for text, width in zip(row[:3], widths, strict=True)] + [row[3]] for row in rows)
+    return "\n".join("  ".join(row) for row in cells)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """One printable line of at most `most` characters."""
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))
+    return text if len(text) <= most else text[: most - 3] + "..."
