@@ -7,8 +7,9 @@ which it runs in PyTorch's plain form: the counter does not know the fused one o
 "meta" device, which has shapes and no numbers, so that `base` takes seconds.
 
 Two costs stand side by side: one 96^3 volume at mask ratio 0.6 (encoder, decoder and prediction head), and one whole
-sample of 1 + 4 + 16 = 21 volumes, which adds the alignment heads. The convolutional stages of the hybrid encoder run on
-the whole grid, so their cost does not depend on the mask ratio.
+sample of 1 + 4 + 16 = 21 volumes, which adds the alignment heads. The convolutional stages of the hybrid encoder are
+counted on the whole grid, where their cost does not depend on the mask ratio; with `--sparse` on visible tokens only,
+as training computes them by default.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def count_macs(network: MiM, volumes: Sequence[int], input_size: Sequence[int], 
 
 def measure(
     preset: str, encoder: str, input_size: Sequence[int] = INPUT_SIZE, mask_ratio: float = MASK_RATIO,
-    num_levels: int = 3,
+    num_levels: int = 3, sparse: bool = False,
 ) -> NetworkCost:  # fmt: skip
     """Count parameters and multiply-accumulates of one preset.
 
@@ -90,9 +91,10 @@ def measure(
         input_size: size of every volume, voxels.
         mask_ratio: share of masked tokens.
         num_levels: levels of a sample, with 4 volumes cut from each volume of the level above.
+        sparse: form of the hybrid encoder.
     """
-    network = MiM(1, input_size, preset, encoder, num_levels).to("meta")
-    single = MiM(1, input_size, preset, encoder, num_levels=1).to("meta")
+    network = MiM(1, input_size, preset, encoder, num_levels, sparse=sparse).to("meta")
+    single = MiM(1, input_size, preset, encoder, num_levels=1, sparse=sparse).to("meta")
     stage_outputs = _parameters(network.encoder.stage_outputs) if isinstance(network.encoder, HybridEncoder) else 0
     return NetworkCost(
         _parameters(network.encoder) - stage_outputs,
@@ -105,7 +107,7 @@ def measure(
     )
 
 
-def table(presets: Sequence[str], encoders: Sequence[str]) -> str:
+def table(presets: Sequence[str], encoders: Sequence[str], sparse: bool = False) -> str:
     """Markdown table with one row per preset and encoder."""
     head = (
         "preset", "encoder", "encoder (M)", "stage outputs (M)", "decoder (M)", "prediction head (M)",
@@ -114,7 +116,7 @@ def table(presets: Sequence[str], encoders: Sequence[str]) -> str:
     rows = [head, ("---",) * 2 + ("---:",) * (len(head) - 2)]
     for preset in presets:
         for encoder in encoders:
-            cost = measure(preset, encoder)
+            cost = measure(preset, encoder, sparse=sparse)
             millions = [f"{count / 1e6:.2f}" for count in (*cost[:5], cost.parameters)]
             costs = [f"{f * m / 1e9:.1f}" for m in (cost.volume_macs, cost.sample_macs) for f in (1, FLOPS_PER_MAC)]
             rows.append((preset, encoder, *millions, *costs))
@@ -130,10 +132,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Parameters and forward cost of the presets, as Markdown.")
     parser.add_argument("--preset", choices=list(PRESETS), nargs="+", default=list(PRESETS), dest="presets")
     parser.add_argument("--encoder", choices=ENCODERS, nargs="+", default=list(ENCODERS), dest="encoders")
+    parser.add_argument("--sparse", action="store_true", help="convolutional stages on visible tokens only")
     arguments = parser.parse_args()
     size = "x".join(map(str, INPUT_SIZE))
     print(f"Forward of {size} volumes, mask ratio {MASK_RATIO}; 1 MAC = {FLOPS_PER_MAC} FLOPs.\n")
-    print(table(arguments.presets, arguments.encoders))
+    print(table(arguments.presets, arguments.encoders, arguments.sparse))
 
 
 if __name__ == "__main__":
