@@ -77,7 +77,7 @@ class PretrainStep(OptimizerStep):
             parents[part.level - 1] = torch.cat(latent[part.level - 1])[part.parents]
         with self.autocast(engine.state.device):
             output = engine.network(volumes.images, volumes.masked, self.num_visible, parents)
-        latent[part.level].append(output.latent[part.level])
+        latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs write their outputs again
         return engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
 
     def _progress(self, engine: Any) -> float:

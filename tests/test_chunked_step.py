@@ -184,6 +184,7 @@ def one_process() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of a weight with one channel, a few numbers
 def test_ddp_exchanges_every_gradient_once_a_step(one_process: None) -> None:
     network, loss = make_network(2, torch.float32), make_loss(2)
     batches = [make_batch(2, 2, seed=seed) for seed in (0, 1)]

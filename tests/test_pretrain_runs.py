@@ -408,6 +408,7 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
         {"alignment_weights": [0, 0.1]},
         {"normalize_target": True},
         {"stop_gradient": False},
+        {"max_volumes_per_pass": 2, "checkpoint_activations": True},
     ],
     ids=lambda options: "-".join(options),
 )

@@ -6,6 +6,7 @@ from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.mim import MiM, MiMOutput
 from mim_components.networks.presets import PRESETS, Preset, get_patch_size, get_preset
 from mim_components.networks.segmentation import HybridSwinUNETR
+from mim_components.networks.training_modes import for_training
 from mim_components.networks.vit import ViTEncoder
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "SwinViTClassifier",
     "ViTEncoder",
     "classification_network",
+    "for_training",
     "get_patch_size",
     "get_preset",
     "segmentation_network",

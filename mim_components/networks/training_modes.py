@@ -1,0 +1,47 @@
+"""A network made ready for training: on its device, with less memory or compiled; weights and keys stay the same."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TypeVar
+
+import torch
+from monai.networks.blocks.transformerblock import TransformerBlock
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mim_components.networks.hybrid import ConvBlock
+
+Network = TypeVar("Network", bound=nn.Module)
+BLOCKS = (ConvBlock, TransformerBlock)
+
+
+def for_training(
+    network: Network,
+    device: torch.device | str,
+    checkpoint_activations: bool = False,
+    compile: bool | str = False,
+) -> Network:
+    """Move a network to its device and set how it computes; returns the network itself.
+
+    Args:
+        network: changed in place.
+        device: to train on.
+        checkpoint_activations: keep only the input of every block and compute its inside again in the backward pass:
+            less memory, more time, the same gradients.
+        compile: compile the network with `torch.compile`, once for every shape it meets; a text is the mode.
+
+    Raises:
+        RuntimeError: `compile` is not one of PyTorch's modes; names them.
+    """
+    network.to(device)
+    if checkpoint_activations:
+        for module in network.modules():
+            if isinstance(module, BLOCKS):
+                # no random numbers inside: nothing drops out
+                module.forward = partial(  # type: ignore[method-assign]
+                    checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+                )
+    if compile:
+        network.compile(dynamic=False, mode=compile if isinstance(compile, str) else None)
+    return network
