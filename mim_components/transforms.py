@@ -148,11 +148,15 @@ class MultiLevelCropMask(Randomizable, Transform):
             boxes = [tuple(slice(s, s + n) for s, n in zip(start, native, strict=True)) for start in geometry.start]
             volumes = torch.stack([image[(slice(None), *box)] for box in boxes])  # (V, C, *native)
             out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize)
-            out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device)
+            out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device, non_blocking=True)
             out[f"start_level{level}"] = torch.from_numpy(geometry.start)
             if level > 1:
-                out[f"parent_token_level{level}"] = torch.from_numpy(geometry.parent_token).to(image.device)
-                out[f"parent_overlap_level{level}"] = torch.from_numpy(geometry.parent_overlap).to(image.device)
+                out[f"parent_token_level{level}"] = torch.from_numpy(geometry.parent_token).to(
+                    image.device, non_blocking=True
+                )
+                out[f"parent_overlap_level{level}"] = torch.from_numpy(geometry.parent_overlap).to(
+                    image.device, non_blocking=True
+                )
         return out
 
 

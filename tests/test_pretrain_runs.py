@@ -152,10 +152,11 @@ def test_mlflow_run_is_whole(finished: Path, shared: dict[str, Any]) -> None:
     assert {"configuration.json", "metrics.jsonl", "pictures"} <= artifacts
 
 
-def test_same_seed_same_numbers_for_any_number_of_workers(
-    finished: Path, shared: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("num_workers", "crop_on"), [(2, "worker"), (0, "device"), (2, "device")])
+def test_same_seed_same_numbers_for_any_number_of_workers_and_place_of_the_crop(
+    num_workers: int, crop_on: str, finished: Path, shared: dict[str, Any], tmp_path: Path
 ) -> None:
-    again = pretrain(shared, tmp_path / "workers", num_workers=2)
+    again = pretrain(shared, tmp_path / "workers", num_workers=num_workers, crop_on=crop_on)
     assert losses(again) == losses(finished)
     # bit for bit, also as a file; safetensors writes its metadata in any order
     assert (again / "models" / "model.pt").read_bytes() == (finished / "models" / "model.pt").read_bytes()

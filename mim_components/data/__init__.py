@@ -1,5 +1,6 @@
 """From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
 
+from .crop_place import CropPlace
 from .dataset import KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
 from .distributed import prepare_on_nodes
 from .prepare import find_sources, open_cached, prepare_volumes
@@ -22,6 +23,7 @@ __all__ = [
     "BadVolume",
     "BadVolumesError",
     "CacheError",
+    "CropPlace",
     "DataError",
     "FoundVolumes",
     "KeyedDataset",

@@ -66,11 +66,18 @@ class KeyedDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Any:  # type: ignore[override]
         """The item of `(epoch, index)`; a plain index means epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.run(self.transform, self.data[index], epoch, index)
+
+    def run(self, transform: Callable[[Any], Any], item: Any, epoch: int, index: int) -> Any:
+        """Run the dataset's transform, or a part of it, with the draws of `(epoch, index)`.
+
+        Raises:
+            ItemError: names the volume and the cause.
+        """
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
-        item = self.data[index]
         try:
-            return self.transform(item)
+            return transform(item)
         except Exception as error:  # a worker hands on the text only: it must name the volume and the cause
             name = item.get("name", f"item {index}") if isinstance(item, Mapping) else f"item {index}"
             raise ItemError(f"{name}: {root_cause(error)}") from error
@@ -93,15 +100,17 @@ class StepLoader:
 
     Args:
         data_loader: with a `StepSampler`.
+        finish: what is done to a micro-batch after it was loaded; its time does not count as waiting.
 
     Attributes:
         waited: seconds spent waiting for data since the last `reset_clock`.
     """
 
-    def __init__(self, data_loader: DataLoader) -> None:
+    def __init__(self, data_loader: DataLoader, finish: Callable[[Any], Any] | None = None) -> None:
         if not isinstance(data_loader.sampler, StepSampler):
             raise ValueError(f"data_loader needs a StepSampler, got {type(data_loader.sampler).__name__}.")
         self.data_loader = data_loader
+        self.finish = finish
         self.sampler: StepSampler = data_loader.sampler
         self.waited = 0.0
 
@@ -120,7 +129,7 @@ class StepLoader:
             start = perf_counter()
             batch = next(batches)
             self.waited += perf_counter() - start
-            yield batch
+            yield batch if self.finish is None else self.finish(batch)
 
     def reset_clock(self) -> float:
         """Seconds waited since the last call."""

@@ -19,7 +19,7 @@ FREE_KEYS = frozenset(
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key allow_outside collection data_root synthetic_ct
     resume device device_network backend start_processes stop_processes batch_size num_workers worker_timeout
     prepare_workers on_bad max_voxels verify_cache checkpoint imports
-    max_volumes_per_pass checkpoint_activations compile
+    max_volumes_per_pass checkpoint_activations compile crop_on
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
     """.split()
