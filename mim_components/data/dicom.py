@@ -1,11 +1,14 @@
 """Sort DICOM files into series and tell which of them are CT volumes.
 
-Only the tags named here are parsed: names, dates and other personal data of a header are never read. The pixels are
+Only the tags named here are parsed: names, dates and other personal data of a header are never read. Of these one is an
+identifier, SeriesInstanceUID: it names a series in logs and files, and tells series in one folder apart. The pixels are
 read later by ITK, slice by slice in the order found here.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -41,7 +44,7 @@ class Slice:
 
     Args:
         path: the file.
-        series_uid: SeriesInstanceUID.
+        series_uid: SeriesInstanceUID, or a digest where it is none by its form.
         modality: such as CT.
         image_type: values of ImageType.
         size: (columns, rows) in voxels.
@@ -88,7 +91,7 @@ def read_slice(path: Path) -> Slice:
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
             return Slice(
                 path=path,
-                series_uid=str(tags.get("SeriesInstanceUID") or ""),
+                series_uid=_uid(str(tags.get("SeriesInstanceUID") or "")),
                 modality=str(tags.get("Modality") or ""),
                 image_type=tuple(str(value).upper() for value in _several(tags.get("ImageType"))),
                 size=(int(tags.get("Columns") or 0), int(tags.get("Rows") or 0)),
@@ -100,6 +103,13 @@ def read_slice(path: Path) -> Slice:
             )
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise DataError(f"{path}: the DICOM header cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _uid(text: str) -> str:
+    """A UID as the standard has it; of any other text, which may say anything, a digest."""
+    if not text or re.fullmatch(r"[0-9.]{1,64}", text):
+        return text
+    return "uid_" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes:
