@@ -85,8 +85,8 @@ def read_slice(path: Path) -> Slice:
     import pydicom
 
     try:
-        with warnings.catch_warnings():
-            # pydicom warns about values that break the standard; what matters here is checked below
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            # pydicom warns of values that break the standard, and logs them; what matters here is checked below
             warnings.simplefilter("ignore")
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
             return Slice(
