@@ -115,9 +115,13 @@ class ConsoleLog:
 
 
 class ProgressHandler:
-    """A progress bar over all steps with the losses beside it; log lines appear above it until it is closed."""
+    """A progress bar over all steps, beside it the losses collected last; log lines appear above it until it is closed.
+
+    Losses of the step itself would have to be waited for.
+    """
 
     def __init__(self) -> None:
+        self._losses: dict[str, str] = {}
         self._stack = ExitStack()
         self._bar = ProgressBar(persist=True, desc="steps", dynamic_ncols=True)
 
@@ -126,11 +130,17 @@ class ProgressHandler:
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self.start)
-        self._bar.attach(engine, output_transform=_shown)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.read)
+        self._bar.attach(engine, output_transform=lambda output: self._losses)
 
     def start(self, engine: Engine) -> None:
         """Send log lines through the bar."""
         self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
+
+    def read(self, engine: Any) -> None:
+        """Keep the losses where they were collected."""
+        if engine.state.step_metrics is not None:
+            self._losses = _shown(engine.state.step_metrics)
 
     def close(self) -> None:
         """End the bar and give the console back; also after an error."""
@@ -156,8 +166,8 @@ def _is_console(handler: logging.Handler) -> bool:
     return type(handler) is logging.StreamHandler  # not the kinds that write files
 
 
-def _shown(output: dict[str, Any]) -> dict[str, Any]:
-    return {_short(k): f"{float(v):.4f}" for k, v in output.items() if k == "loss" or k.startswith("reconstruction")}
+def _shown(numbers: dict[str, float]) -> dict[str, str]:
+    return {_short(k): f"{v:.4f}" for k, v in numbers.items() if k == "loss" or k.startswith("reconstruction")}
 
 
 def _short(name: str) -> str:
