@@ -1,0 +1,281 @@
+"""From .nii.gz to a sample, as tables: `python -m benchmarks.data_path [--data CT.nii.gz ...]`.
+
+1. Decoding: a file read, checked and turned to RAS, with every decoder that is installed.
+2. Caches: time of a level-1 crop (voxels in memory), of a level-1 volume (resized, scaled) and of a whole sample of
+   1 + 4 + 16 volumes; bytes read for the last two; disk. Files are in the page cache, as in every epoch but the first
+   of a set that fits in memory; "cold" is a level-1 volume after the kernel was asked to drop the files.
+3. Parts of a sample: copy, scale, resize (area average, which does not alias, against trilinear), the whole crop.
+
+Everything runs in one process with `--threads` threads, as in a loader's worker; cases that are compared run in turn.
+Packages: isal, deflate (libdeflate, whole files in memory, for comparison only) and blosc2 are used where installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import ScaleIntensityRange
+
+from benchmarks.data_stores import WINDOW, Store, blosc_store, from_hu, map_store, monai_store, noisy_ct
+from benchmarks.report import add_report_options, measure, report
+from mim_components.data import find_sources, open_cached, prepare_volumes, stream
+from mim_components.data.reading import load_volume
+from mim_components.transforms import MultiLevelCropMask, resize_volumes
+
+LEVELS = ((384, 384, 192), (96, 96, 96), (16, 16, 16))
+INPUT = (96, 96, 96)
+MIB = 2**20
+
+
+def cut(array: Any, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """A copy of a box, shorter where the array ends."""
+    return np.array(array[tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))])
+
+
+def padded(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`(H, W, D)` filled up with air to `size`."""
+    missing = [want - have for want, have in zip(size, volume.shape, strict=True)]
+    return torch.nn.functional.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else volume
+
+
+def factor(levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> tuple[int, ...]:
+    """By how much level 1 is down-sampled."""
+    return tuple(max(n // m, 1) for n, m in zip(levels[0], input_size, strict=True))
+
+
+class Sampler:
+    """Samples of one volume by the geometry of a crop; every call draws anew.
+
+    Args:
+        shape: of the volume.
+        levels: native sizes.
+        input_size: of a volume.
+    """
+
+    def __init__(self, shape: Sequence[int], levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> None:
+        self.levels, self.input_size = levels, tuple(input_size)
+        self.size = tuple(max(n, m) for n, m in zip(shape, levels[0], strict=True))
+        self.crop = MultiLevelCropMask(levels, input_size).set_random_state(0)
+        self.inner = MultiLevelCropMask(levels, input_size).set_random_state(0)
+        self.factor = factor(levels, input_size)
+
+    def draw(self) -> np.ndarray:
+        self.crop.randomize(self.size)
+        return self.crop.geometry[0].start[0]
+
+    def native(self, store: Store) -> np.ndarray:
+        """A level-1 crop as it is stored."""
+        return cut(store.open()[0], self.draw(), self.levels[0])
+
+    def level1(self, store: Store) -> torch.Tensor:
+        """A level-1 volume."""
+        start = self.draw()
+        full, low = store.open()
+        return self._low(store, low, start) if store.has_low else self._resized(store, full, start)
+
+    def sample(self, store: Store) -> list[torch.Tensor]:
+        """The volumes of all levels."""
+        start = self.draw()
+        full, low = store.open()
+        if not store.has_low:
+            region = padded(store.unit(cut(full, start, self.levels[0])), self.levels[0])
+            out = self.inner(region[None])
+            return [out[f"image_level{level}"] for level in range(1, len(self.levels) + 1)]
+        volumes = [self._low(store, low, start)]
+        size = self.levels[1]
+        parents = [padded(store.unit(cut(full, s, size)), size) for s in self.crop.geometry[1].start]
+        volumes.append(resize_volumes(torch.stack(parents)[:, None], self.input_size))
+        inner = []
+        for number, s in enumerate(self.crop.geometry[2].start):
+            parent = number // self.crop.num_children
+            inside = s - self.crop.geometry[1].start[parent]
+            box = tuple(slice(int(a), int(a) + n) for a, n in zip(inside, self.levels[2], strict=True))
+            inner.append(parents[parent][box])
+        return [*volumes, resize_volumes(torch.stack(inner)[:, None], self.input_size)]
+
+    def _low(self, store: Store, low: Any, start: np.ndarray) -> torch.Tensor:
+        unit = store.unit(cut(low, start // self.factor, self.input_size))
+        return padded(unit, self.input_size)[None, None]
+
+    def _resized(self, store: Store, full: Any, start: np.ndarray) -> torch.Tensor:
+        unit = padded(store.unit(cut(full, start, self.levels[0])), self.levels[0])
+        return resize_volumes(unit[None, None], self.input_size)
+
+    def bytes_read(self, store: Store, shape: Sequence[int]) -> tuple[int, int]:
+        """Of a level-1 volume and of a sample, for one draw."""
+        start = self.draw()
+
+        def touched(which: str, first: Sequence[int], size: Sequence[int], limit: Sequence[int]) -> int:
+            first = [min(int(f), n - 1) for f, n in zip(first, limit, strict=True)]
+            return store.touched(which, first, [min(s, n - f) for s, n, f in zip(size, limit, first, strict=True)])
+
+        if "Persistent" in store.name:
+            return store.disk, store.disk
+        if not store.has_low:
+            crop = touched("full", start, self.levels[0], shape)
+            return crop, crop
+        small = [n // f for n, f in zip(shape, self.factor, strict=True)]
+        level1 = touched("low", start // self.factor, self.input_size, small)
+        return level1, level1 + sum(touched("full", s, self.levels[1], shape) for s in self.crop.geometry[1].start)
+
+
+def drop_files(folder: Path) -> Callable[[], None]:
+    """Ask the kernel to forget what it keeps of the files in a folder."""
+
+    def drop() -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    return drop
+
+
+def cache_table(
+    path: Path, repetitions: int, levels: Sequence[Sequence[int]], input_size: Sequence[int]
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Rows of the caches of one file, and its voxels."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        (folder / "in" / path.name).symlink_to(path.resolve())
+        sources = find_sources(dataset_dir=folder / "in")
+        volume = prepare_volumes(sources, folder / "cache", progress=False).volumes[0]
+        stores = [
+            make(source, folder, factor(levels, input_size), low)
+            for make, source in _makers(path, volume)
+            for low in (False, True)
+        ]
+        os.sync()  # only what is written can be dropped
+        sampler = Sampler(volume.shape, levels, input_size)
+        warm = [
+            measure({store.name: (lambda f=f, s=store: f(s)) for store in stores}, repetitions)
+            for f in (sampler.native, sampler.level1, sampler.sample)
+        ]
+        cold = measure(
+            {store.name: (lambda s=store: sampler.level1(s)) for store in stores}, max(repetitions // 2, 1), 0,
+            drop_files(folder),
+        )  # fmt: skip
+        first = stores[0].name
+        rows = []
+        for store in stores:
+            crop, level1, sample = (timing[store.name].median for timing in warm)
+            read = sampler.bytes_read(store, volume.shape)
+            rows.append({
+                "cache": store.name, "crop ms": crop * 1e3, "times faster": warm[0][first].median / crop,
+                "level-1 ms": level1 * 1e3, "level-1 times faster": warm[1][first].median / level1,
+                "MiM sample ms": sample * 1e3, "level-1 cold ms": cold[store.name].median * 1e3,
+                "level-1 MiB read": read[0] / MIB, "MiM MiB read": read[1] / MIB, "disk MiB": store.disk / MIB,
+                "needs": store.needs,
+            })  # fmt: skip
+        return rows, np.array(open_cached(volume))
+
+
+def _makers(path: Path, volume: Any) -> list[tuple[Callable[..., Store], Any]]:
+    makers: list[tuple[Callable[..., Store], Any]] = [(monai_store, path), (map_store, volume)]
+    try:
+        import blosc2  # noqa: F401
+    except ImportError:
+        print("blosc2 is not installed: its rows are left out.")
+        return makers
+    return [*makers, (blosc_store, volume)]
+
+
+def decoding_table(path: Path, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of the decoders: the deflated stream alone, and the whole first read of a volume."""
+    content = path.read_bytes()
+    size = len(gzip.decompress(content))
+    payload = stream.Payload(path, 0, 0, size, compressed=True)
+    decoders = {decoder.name: decoder for decoder in stream.installed_decoders()[::-1]}
+
+    def use(name: str, function: Callable[[], object]) -> Callable[[], object]:
+        def case() -> object:
+            stream.DECODER = decoders[name]
+            return function()
+
+        return case
+
+    alone = {name: use(name, lambda: stream.read_payload(payload, hashlib.sha256())) for name in decoders}
+    whole = {name: use(name, lambda: load_volume(path)) for name in decoders}
+    try:
+        import deflate
+
+        alone["libdeflate, in memory, no sha256"] = lambda: deflate.gzip_decompress(path.read_bytes(), size)
+    except ImportError:
+        print("deflate is not installed: the row of libdeflate is left out.")
+    streams, volumes = measure(alone, repetitions), measure(whole, repetitions)
+    stream.DECODER = stream.installed_decoders()[0]
+    return [
+        {
+            "decoder": name, "stream ms": timing.median * 1e3,
+            "times faster": streams["zlib"].median / timing.median,
+            "whole volume ms": volumes[name].median * 1e3 if name in volumes else None,
+            "whole times faster": volumes["zlib"].median / volumes[name].median if name in volumes else None,
+            "MiB": size / MIB, "packed MiB": len(content) / MIB,
+        }
+        for name, timing in streams.items()
+    ]  # fmt: skip
+
+
+def parts_table(
+    voxels: np.ndarray, repetitions: int, levels: Sequence[Sequence[int]], input_size: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Rows of the steps between a cached volume and a sample."""
+    box = tuple(slice(min(n, m)) for n, m in zip(voxels.shape, levels[0], strict=True))
+    crop = torch.from_numpy(voxels[box])
+    unit = padded(from_hu(voxels[box]), levels[0])[None]
+    monai = ScaleIntensityRange(*WINDOW, 0.0, 1.0, clip=True)
+    mim = MultiLevelCropMask(levels, input_size).set_random_state(0)
+    inner = torch.stack([unit[:, :16, :16, :16]] * 16)
+    timings = measure(
+        {
+            "copy int16 crop": crop.clone,
+            "scale, MONAI": lambda: monai(crop),
+            "scale, in place": lambda: from_hu(voxels[box]),
+            "level 1 resized, area": lambda: resize_volumes(unit[None], input_size, "area"),
+            "level 1 resized, trilinear (aliases)": lambda: resize_volumes(unit[None], input_size, "trilinear"),
+            "16 volumes of level 3 resized": lambda: resize_volumes(inner, input_size),
+            "MultiLevelCropMask": lambda: mim(unit),
+        },
+        repetitions,
+    )
+    return [{"part": name, **timing.milliseconds()} for name, timing in timings.items()]
+
+
+def main(
+    arguments: Sequence[str] | None = None, levels: Sequence[Sequence[int]] = LEVELS,
+    input_size: Sequence[int] = INPUT,
+) -> None:  # fmt: skip
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description="From .nii.gz to a sample: decoders, caches, parts.")
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="CT files, besides the synthetic one")
+    parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 300), help="of the synthetic CT, voxels")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    add_report_options(parser)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    tables: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        made = noisy_ct(Path(folder) / "noisy.nii.gz", options.size)
+        names = {made: f"noisy synthetic CT {'x'.join(map(str, options.size))}", **{p: p.name for p in options.data}}
+        for path, name in names.items():
+            tables[f"First decode, {name}"] = decoding_table(path, options.repetitions)
+            rows, voxels = cache_table(path, options.repetitions, levels, input_size)
+            tables[f"Caches, {name}"] = rows
+            if path == made:
+                tables[f"Parts of a sample, {name}"] = parts_table(voxels, options.repetitions, levels, input_size)
+    settings = {"levels": levels, "input_size": input_size, "repetitions": options.repetitions}
+    report(tables, options.json, ("blosc2", "isal", "deflate"), settings)
+
+
+if __name__ == "__main__":
+    main()
