@@ -67,7 +67,7 @@ def alignment_loss(
         return (2 - 2 * cosine.gather(1, parent_token.unsqueeze(1))).mean()
     logits = cosine / temperature
     if parent_overlap is not None:
-        positive = F.one_hot(parent_token, logits.shape[1]).bool()
+        positive = torch.arange(logits.shape[1], device=logits.device) == parent_token.unsqueeze(1)
         logits = logits.masked_fill(parent_overlap & ~positive, -math.inf)
     return F.cross_entropy(logits, parent_token)
 

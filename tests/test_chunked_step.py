@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.data import list_data_collate
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim_components.levels import level_batch, split_levels
 from mim_components.losses import MiMLoss
@@ -46,7 +48,7 @@ def make_engine(network: torch.nn.Module, loss: MiMLoss, iteration: int = 1) -> 
 def run_step(
     network: MiM, loss: MiMLoss, batches: list[dict[str, Any]], limit: int | None, iteration: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Numbers of a step and gradients by name."""
+    """Losses of a step with the norm of its gradient, and gradients by name."""
     dtype = next(network.parameters()).dtype
     batches = [
         {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
@@ -55,8 +57,8 @@ def run_step(
     levels = len(network.alignment_heads) + 1
     step = PretrainStep(levels, len(batches), VISIBLE, num_steps=10, max_volumes_per_pass=limit)
     output = step(make_engine(network, loss, iteration), batches)
-    output.pop("names")
-    return output, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    losses = {name: value for name, value in output.items() if name.startswith(("loss", "recon", "align", "gradient"))}
+    return losses, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
 def make_loss(num_levels: int = 3, **options: Any) -> MiMLoss:
@@ -174,14 +176,39 @@ def test_limit_below_one_is_refused() -> None:
         PretrainStep(3, 1, max_volumes_per_pass=0)
 
 
+# --- waiting for the device ------------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose result Python has to have: on a CUDA device they wait for everything before them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waiting = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        self.count += function.overloadpacket in waiting
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("batches", "limit"), [(1, None), (2, None), (2, 2)])
+def test_a_step_waits_once_to_see_that_all_is_finite(batches: int, limit: int | None) -> None:
+    network, loss = make_network(dtype=torch.float32), make_loss(normalize_target=True)
+    step = PretrainStep(3, batches, VISIBLE, max_norm=1.0, max_volumes_per_pass=limit)
+    made = [make_batch(seed=seed) for seed in range(batches)]
+    with Waits() as waits:
+        step(make_engine(network, loss), made)
+    assert waits.count == 1
+
+
 # --- several devices --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def one_process() -> Iterator[None]:
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LOCAL_RANK", "0")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
-    torch.distributed.destroy_process_group()
+    idist.finalize()  # destroys the group, and Ignite's memory of it
 
 
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of a weight with one channel, a few numbers
