@@ -8,15 +8,13 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mim_components.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
 
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not finite; the weights were not updated. Names the step, terms and volumes."""
+__all__ = ["NonFiniteError", "OptimizerStep"]
 
 
 class OptimizerStep(ABC):
@@ -26,19 +24,24 @@ class OptimizerStep(ABC):
         accumulation: micro-batches per step.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in bfloat16 autocast; the losses stay in float32.
+        guard: decides what is done when loss or gradient is not finite; None = stop.
 
     Returns:
-        When called, every term of the loss (mean over micro-batches) and `gradient_norm` before clipping, as detached
-        scalars on the device; `names` lists the volumes of this process.
+        When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
+        clipping, as detached scalars on the device; `names` lists the volumes of this process. Where the guard may skip
+        steps, `skipped_steps` counts them.
 
     Raises:
         NonFiniteError: when called, instead of updating the weights.
     """
 
-    def __init__(self, accumulation: int, max_norm: float = 0.0, amp: bool = False) -> None:
+    def __init__(
+        self, accumulation: int, max_norm: float = 0.0, amp: bool = False, guard: NonFiniteGuard | None = None
+    ) -> None:
         self.accumulation = accumulation
         self.max_norm = max_norm
         self.amp = amp
+        self.guard = guard or NonFiniteGuard()
 
     @abstractmethod
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -48,24 +51,36 @@ class OptimizerStep(ABC):
         """What makes the terms of a micro-batch; those of several passes add up, and each pass has its own backward."""
         return [partial(self.terms, engine, batch)]
 
+    def measured(self) -> dict[str, Tensor]:
+        """Further numbers of the step whose passes are done."""
+        return {}
+
     def __call__(self, engine: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Run one step on its micro-batches."""
         network, optimizer = engine.network, engine.optimizer
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        terms: dict[str, Tensor] = {}
-        names: list[str] = []
+        seen: list[MicroBatch] = []
         for number, batch in enumerate(batches, start=1):
-            names += dict.fromkeys(batch.get("name", []))  # several crops of a volume name it once
+            names = dict.fromkeys(batch.get("name", []))  # several crops of a volume name it once
+            seen.append(MicroBatch(list(names), {}))
             *others, last = self.passes(engine, batch)
             for make in others:
-                self._backward(network, make, terms, is_last=False)
-            self._backward(network, last, terms, is_last=number == self.accumulation)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.max_norm or torch.inf)
-        if not bool(torch.isfinite(norm)):
-            raise NonFiniteError(self._describe(engine, terms, names))
+                self._backward(network, make, seen[-1].terms, is_last=False)
+            self._backward(network, last, seen[-1].terms, is_last=number == self.accumulation)
+        numbers = {name: sum((each.terms[name] for each in seen[1:]), value) for name, value in seen[0].terms.items()}
+        norm = nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
+        engine.state.skipped = not self.guard.accepts(norm, numbers["loss"])
+        if engine.state.skipped:
+            self.guard.refuse(engine.state.iteration, network, norm, seen)
+            optimizer.zero_grad(set_to_none=True)  # a step without gradients changes neither weights nor momentum
+        elif self.max_norm:
+            nn.utils.clip_grads_with_norm_(network.parameters(), self.max_norm, norm)
         optimizer.step()
-        return {**terms, "gradient_norm": norm.detach(), "names": names}
+        numbers |= {**self.measured(), "gradient_norm": norm.detach()}
+        if self.guard.action == "skip":
+            numbers["skipped_steps"] = norm.new_full((), float(self.guard.skipped))
+        return {**numbers, "names": [name for each in seen for name in each.names]}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the network runs."""
@@ -81,12 +96,3 @@ class OptimizerStep(ABC):
         for name, value in made.items():
             value = value.detach() / self.accumulation
             terms[name] = terms[name] + value if name in terms else value
-
-    def _describe(self, engine: Engine, terms: Mapping[str, Tensor], names: list[str]) -> str:
-        every: Any = idist.all_gather(names) if idist.get_world_size() > 1 else [names]
-        values = ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
-        files = "\n  ".join(name for part in every for name in part)
-        return (
-            f"the gradient of step {engine.state.iteration} is not finite ({values}); the weights were not updated. "
-            f"Volumes of this step:\n  {files}"
-        )

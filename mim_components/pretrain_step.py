@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mim_components.collapse import ContextSpread
 from mim_components.levels import LevelBatch, LevelPart, level_batch, split_levels
-from mim_components.optimizer_step import NonFiniteError, OptimizerStep
+from mim_components.nonfinite import NonFiniteError, NonFiniteGuard
+from mim_components.optimizer_step import OptimizerStep
 
 __all__ = ["NonFiniteError", "PretrainStep"]
 
@@ -25,6 +27,7 @@ class PretrainStep(OptimizerStep):
         num_steps: steps of the whole run, for schedules of the loss.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in bfloat16 autocast; the losses stay in float32.
+        guard: decides what is done when loss or gradient is not finite; None = stop.
         max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
             add up to those of one pass, which keeps the activations of all volumes. None = no limit.
 
@@ -40,9 +43,10 @@ class PretrainStep(OptimizerStep):
         num_steps: int = 1,
         max_norm: float = 0.0,
         amp: bool = False,
+        guard: NonFiniteGuard | None = None,
         max_volumes_per_pass: int | None = None,
     ) -> None:
-        super().__init__(accumulation, max_norm, amp)
+        super().__init__(accumulation, max_norm, amp, guard)
         if max_volumes_per_pass is not None and max_volumes_per_pass < 1:
             raise ValueError(
                 f"max_volumes_per_pass must be at least 1, or null for no limit, got {max_volumes_per_pass}."
@@ -51,6 +55,11 @@ class PretrainStep(OptimizerStep):
         self.num_visible = num_visible
         self.num_steps = num_steps
         self.max_volumes_per_pass = max_volumes_per_pass
+        self.spread = ContextSpread()
+
+    def measured(self) -> dict[str, Tensor]:
+        """How far the context vectors of the step's volumes differ, `context_std_level1_2` ..."""
+        return self.spread.take()
 
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Every term of the loss for one micro-batch."""
@@ -58,6 +67,7 @@ class PretrainStep(OptimizerStep):
         levels = level_batch(batch, self.num_levels, device)
         with self.autocast(device):
             output = engine.network(levels.images, levels.masked, self.num_visible)
+        self.spread.add(output.context)
         return engine.loss_function(output, levels, self._progress(engine))
 
     def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
@@ -77,6 +87,7 @@ class PretrainStep(OptimizerStep):
             parents[part.level - 1] = torch.cat(latent[part.level - 1])[part.parents]
         with self.autocast(engine.state.device):
             output = engine.network(volumes.images, volumes.masked, self.num_visible, parents)
+        self.spread.add(output.context)
         latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs write their outputs again
         return engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
 

@@ -21,10 +21,10 @@ class OneWeight(nn.Module):
         nn.init.ones_(self.linear.weight)
         self.seen: list[Any] = []
 
-    def forward(self, images: tuple[Tensor, ...], masked: tuple[Tensor, ...], num_visible: int | None) -> Tensor:
+    def forward(self, images: tuple[Tensor, ...], masked: tuple[Tensor, ...], num_visible: int | None) -> Any:
         output = self.linear(images[0].flatten(1).mean(1, keepdim=True))  # (B, 1)
         self.seen.append((tuple(images[0].shape), tuple(masked[0].shape), num_visible, output.dtype, self.training))
-        return output
+        return SimpleNamespace(prediction=output, context=())
 
 
 class MeanLoss:
@@ -33,9 +33,9 @@ class MeanLoss:
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    def __call__(self, output: Tensor, levels: Any, progress: float) -> dict[str, Tensor]:
+    def __call__(self, output: Any, levels: Any, progress: float) -> dict[str, Tensor]:
         self.seen.append((progress, torch.is_autocast_enabled("cpu")))
-        return {"reconstruction_level1": 2 * output.float().mean(), "loss": output.float().mean()}
+        return {"reconstruction_level1": 2 * output.prediction.float().mean(), "loss": output.prediction.float().mean()}
 
 
 def batch_of(*values: float) -> dict[str, Any]:

@@ -87,12 +87,16 @@ class StepSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (epoch, index)."""
-        together = self.batch_size * self.num_devices
         for step in range(self.start_step, self.num_steps):
-            for micro_batch in range(self.accumulation):
-                first = step * self.global_batch_size + micro_batch * together + self.rank * self.batch_size
-                for sample in range(first, first + self.batch_size):
-                    yield self.item(sample)
+            for micro_batch in self.samples_of(step):
+                yield from micro_batch
+
+    def samples_of(self, step: int) -> list[list[tuple[int, int]]]:
+        """(epoch, index) of every sample of this process in a step, counted from 0, by micro-batch."""
+        together = self.batch_size * self.num_devices
+        starts = range(self.accumulation)
+        firsts = [step * self.global_batch_size + each * together + self.rank * self.batch_size for each in starts]
+        return [[self.item(sample) for sample in range(first, first + self.batch_size)] for first in firsts]
 
     def item(self, sample: int) -> tuple[int, int]:
         """Epoch and volume of a sample of the stream."""

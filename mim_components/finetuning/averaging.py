@@ -44,6 +44,7 @@ class UpdateAverage:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Update."""
+        """Update, unless the step was skipped."""
         assert self.averaged is not None
-        self.averaged.update_parameters(self.network)
+        if not getattr(engine.state, "skipped", False):
+            self.averaged.update_parameters(self.network)

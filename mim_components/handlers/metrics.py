@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 class StepMetrics:
     """Every `interval` steps, collect the step's numbers in `engine.state.step_metrics` and append them to a file.
 
-    The numbers: every term of the loss, `gradient_norm`, `learning_rate` of the step, `samples_per_second` and
-    `data_wait_share` since the last time, `epoch` (passes over the volumes so far) and, on CUDA, `device_memory_gib`
-    (peak so far). The file has one JSON object per line; continuing a run removes lines of steps that are done again.
+    The numbers: every term of the loss and what else the step returns, `gradient_norm`, `learning_rate` of the step,
+    `samples_per_second` and `data_wait_share` since the last time, `epoch` (passes over the volumes so far) and, on
+    CUDA, `device_memory_gib` (peak so far). The file has one JSON object per line; continuing a run removes lines of
+    steps that are done again.
 
     Args:
         path: file for the numbers; the first process writes it.
@@ -171,5 +172,6 @@ def _shown(numbers: dict[str, float]) -> dict[str, str]:
 
 
 def _short(name: str) -> str:
-    """`reconstruction_level1` to `rec1`, `alignment_level1_2` to `align12`."""
-    return name.replace("reconstruction_level", "rec").replace("alignment_level", "align").replace("_", "")
+    """`reconstruction_level1` to `rec1`, `alignment_level1_2` to `align12`, `context_std_level1_2` to `std12`."""
+    short = name.replace("reconstruction_level", "rec").replace("alignment_level", "align")
+    return short.replace("context_std_level", "std").replace("_", "")

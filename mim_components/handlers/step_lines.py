@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ class StepLines:
             write_text_safely(self.path, "".join(f"{line}\n" for line in kept))
 
     def append(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Add a line.
+        """Add a line; numbers that are not finite, which JSON does not have, become null.
 
         Raises:
             OSError: the file cannot be written; names it.
         """
         if idist.get_rank() != 0:
             return
+        plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in numbers.items()}
         try:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+                file.write(json.dumps({"step": step, **plain}) + "\n")
         except OSError as error:
             raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
