@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mim_components.verify import Finding, expressions, judge_bundle, targets, weights
+from mim_components.verify import Finding, archives, expressions, judge_bundle, targets, weights
 from mim_components.verify.__main__ import main
 
 BUNDLES = sorted(path.parent.parent for path in Path(__file__).parents[1].glob("bundles/*/configs/metadata.json"))
@@ -418,6 +418,27 @@ def test_archive_that_does_more_than_unpack(bundle: Path, extra: Callable[[zipfi
     findings = judge_bundle(zipped(bundle, extra))
     assert any(why in f"{found.what} {found.why}" for found in findings), findings
     assert sorted(bundle.parent.rglob("*")) == sorted([*before, bundle.parent / "bundle.zip"])
+
+
+def test_archive_that_cannot_be_judged(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(bundle)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1  # in the list at the end: encrypted
+    path.write_bytes(content)
+    assert only(judge_bundle(path)).why == "is encrypted and cannot be judged"
+    monkeypatch.setattr(archives, "MOST_FILES", 2)
+    monkeypatch.setattr(archives, "MOST_BYTES", 10)
+    monkeypatch.setattr(archives, "_SMALL", 10)
+    monkeypatch.setattr(archives, "MOST_RATIO", 0)
+    found = [found.what for found in judge_bundle(zipped(bundle)) if not found.key]
+    assert found[0] == "3 members" and len(found) == 3
+
+
+def test_archive_for_which_there_is_no_room(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(bundle)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(ValueError, match="unpacks to .* bytes, 10 are free"):
+        judge_bundle(zipped(bundle))
 
 
 def listed(bundle: Path, **change: Any) -> list[Finding]:
