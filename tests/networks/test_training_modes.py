@@ -95,6 +95,7 @@ def test_it_is_the_same_network_with_the_same_keys(options: dict[str, bool | str
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_the_network_is_one_graph(checkpoint_activations: bool) -> None:
