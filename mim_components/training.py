@@ -113,6 +113,7 @@ def train(
     """
     if folder.finished:
         logger.info("The run in %s is finished; use --resume never for a new one.\n%s", folder.path, _outputs(folder))
+        tracker.send_rest(trainer)
         folder.release()
         return
     step = checkpoints.restore(trainer)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic, time
 from typing import Any
 
 import ignite
@@ -20,20 +22,23 @@ from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
-from sqlalchemy.exc import SQLAlchemyError
 
 from mim_components import __version__
+from mim_components.handlers.spool import Record, Spool
 from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
+RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
+MOST_METRICS = 1000  # in one request to MLflow
 
 
 class RunTracker:
     """Track a run in MLflow: parameters, configuration, every collected number, pictures; FAILED when it crashes.
 
-    A continued run goes on in its MLflow run. Only the first process tracks. A store that fails
-    never stops the training: it is noted, and tracking ends.
+    A continued run goes on in its MLflow run. Only the first process tracks. A store that refuses, hangs or fails never
+    stops the training: numbers wait in `tracking_spool.jsonl` of the run's folder and are sent when it answers again.
+    It is asked at intervals so that asking takes at most a twentieth of the time.
 
     Args:
         folder: of the run; its name names the MLflow run.
@@ -56,6 +61,10 @@ class RunTracker:
         self.experiment_name = experiment_name
         self.tracking_uri = tracking_uri or f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
         self.handler: MLFlowHandler | None = None
+        self.spool = Spool(folder.path / "tracking_spool.jsonl")
+        self._engine: Any = None  # while the run is tracked
+        self._waiting = False  # records in the spool
+        self._next = 0.0  # time of the next attempt
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after `StepMetrics`; whoever runs the trainer closes the run."""
@@ -65,14 +74,32 @@ class RunTracker:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.log_step)
 
     def start(self, engine: Engine) -> None:
-        """Open the MLflow run: the one of this folder, or a new one."""
+        """Open the MLflow run: the one of this folder, or a new one; send what an interrupted part left."""
+        self.spool.rewind(engine.state.iteration)
+        self._begin(engine)
+        self._connect()
+
+    def send_rest(self, engine: Engine) -> None:
+        """Send what a run that is finished could not send."""
+        if idist.get_rank() == 0 and self.spool.records():
+            self._begin(engine)
+            self.close("FINISHED")
+
+    def _begin(self, engine: Engine) -> None:
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
         _set_defaults()
-        self._attempt(lambda: self._open(engine))
+        self._engine, self._next, self._waiting = engine, 0.0, self.spool.path.exists()
 
-    def _open(self, engine: Engine) -> None:
-        self.handler = MLFlowHandler(
+    def _connect(self, seconds: float = 10.0) -> None:
+        """Open the run where it is not, then send what waits, for at most so long."""
+        if self.handler is None and not self._attempt(self._open):
+            return
+        if self._waiting:
+            self._attempt(lambda: self._empty_spool(monotonic() + seconds))
+
+    def _open(self) -> None:
+        handler = self.handler = MLFlowHandler(
             self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=self.experiment_name,
             run_name=self.folder.name,
         )  # fmt: skip
@@ -80,25 +107,34 @@ class RunTracker:
         if earlier and not self._reopen(earlier):
             logger.warning("MLflow run %s is not in %s: the run goes on in a new one.", earlier, self.tracking_uri)
             earlier = None
-        self.handler.start(engine)
+        handler.start(self._engine)
         if not earlier:
             parameters = {name: _text(value) for name, value in (self.parameters | _surroundings()).items()}
-            self.handler._log_params(parameters)
+            handler._delete_exist_param_in_dict(parameters)  # an attempt before this one may have sent them
+            handler._log_params(parameters)
             self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
             self.folder.update(mlflow_run_id=self.run_id)
         logger.info("MLflow run %s in %s", self.folder.name, self.tracking_uri)
 
-    def _attempt(self, action: Callable[[], object]) -> None:
-        """Do it; when the store fails, say so and train on without: `metrics.jsonl` has every number."""
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Do it; when that fails, for whatever reason, say so and train on without the store for a while."""
+        start = monotonic()
         try:
             action()
-        except (MlflowException, OSError, SQLAlchemyError) as error:
+        except Exception as error:  # MLflow's, SQLAlchemy's, alembic's, sqlite's, of the network: none stops a training
             self.handler = None
+            self._next = monotonic() + max(RETRY_SECONDS, 19 * (monotonic() - start))
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.folder.note(
-                f"Tracking stopped, the training goes on: {self.tracking_uri}: {first} "
-                f"All numbers are in {self.folder.path / 'metrics.jsonl'}."
+            level = logging.DEBUG if self._waiting else logging.WARNING  # once per failure
+            logger.log(
+                level,
+                "Tracking stopped, the training goes on: %s: %s Numbers wait in %s until it answers.",
+                self.tracking_uri,
+                first,
+                self.spool.path,
             )
+            return False
+        return True
 
     def _reopen(self, run_id: str) -> bool:
         """Go on in an earlier MLflow run; False where the store does not have it."""
@@ -131,28 +167,81 @@ class RunTracker:
             self.log_numbers(engine.state.step_metrics, engine.state.iteration)
 
     def log_numbers(self, numbers: Mapping[str, float], step: int) -> None:
-        """Send numbers of a step; does nothing in other processes than the first."""
-        handler = self.handler
-        if handler is not None:
-            self._attempt(lambda: handler._log_metrics(dict(numbers), step=step))
+        """Send numbers of a step, those that are finite; does nothing in other processes than the first."""
+        finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+        self._send({"step": step, "time": int(time() * 1000), "numbers": finite})
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Keep a file with the run; does nothing in other processes than the first."""
-        if self.handler is not None:
-            self._attempt(lambda: self.client.log_artifact(self.run_id, str(path), folder))
+        step = 0 if self._engine is None else self._engine.state.iteration
+        self._send({"step": step, "file": str(path), "folder": folder})
 
     def close(self, status: str = "FINISHED") -> None:
-        """Close the run with an MLflow status."""
+        """Try once more to send what waits, close the run with an MLflow status, and name what could not be sent."""
+        if self._engine is None:
+            return
+        if self.handler is None or self._waiting:
+            self._connect(seconds=60.0)
         if self.handler is not None:
             self.handler.run_finish_status = status
             self._attempt(self.handler.close)
-            self.handler = None
+        count = len(self.spool.records())
+        if count:
+            self.folder.note(
+                f"{self.tracking_uri} did not answer: {count} records wait in {self.spool.path}, the same command "
+                f"sends them. All numbers are in {self.folder.path / 'metrics.jsonl'}."
+            )
+        self.handler = self._engine = None
+
+    def _send(self, record: Record) -> None:
+        if self._engine is None:
+            return
+        if (self.handler is None or self._waiting) and monotonic() >= self._next:
+            self._connect()
+        if self.handler is None or not self._attempt(lambda: self._deliver([record])):
+            self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        self._waiting = True
+        try:
+            self.spool.append(record)
+        except OSError as error:
+            logger.error("%s: a record for MLflow is lost: %s", self.spool.path, error.strerror)
+
+    def _deliver(self, records: Sequence[Record]) -> None:
+        """Send; a record that was sent before is not doubled, since it keeps its time."""
+        metrics = [
+            mlflow.entities.Metric(name, value, record["time"], record["step"])
+            for record in records
+            for name, value in record.get("numbers", {}).items()
+        ]
+        for first in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self.run_id, metrics=metrics[first : first + MOST_METRICS])
+        for record in records:
+            if Path(record.get("file", "")).is_file():
+                self.client.log_artifact(self.run_id, record["file"], record["folder"])
+
+    def _empty_spool(self, until: float) -> None:
+        """Send what waits, numbers first, until the time is over; what is left stays."""
+        waiting = sorted(self.spool.records(), key=lambda record: "file" in record)
+        count = len(waiting)
+        try:
+            while waiting and monotonic() < until:
+                few = 1 if "file" in waiting[0] else 50
+                self._deliver(waiting[:few])
+                del waiting[:few]
+        finally:
+            self._waiting = bool(waiting)
+            self._next = monotonic() + RETRY_SECONDS
+            if len(waiting) < count:
+                self.spool.replace(waiting)
+                logger.info("Tracking: %d of %d records that waited are sent.", count - len(waiting), count)
 
 
 def _set_defaults() -> None:
     """Ask a dead server briefly, and report nothing to MLflow's makers, unless the environment says otherwise."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # we ask again ourselves
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
