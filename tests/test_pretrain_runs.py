@@ -421,7 +421,7 @@ def test_ablations_run(options: dict[str, Any], shared: dict[str, Any], tmp_path
     levels = len(options.get("level_sizes", SMALL["level_sizes"]))
     names = {name for name in losses(tmp_path / "run")[1] if "_level" in name}
     assert names == {f"reconstruction_level{level}" for level in range(1, levels + 1)} | {
-        f"alignment_level{level}_{level + 1}" for level in range(1, levels)
+        f"{name}_level{level}_{level + 1}" for level in range(1, levels) for name in ("alignment", "context_std")
     }
     drawn = {path.name for path in (tmp_path / "run" / "pictures").glob("step_*")}
     assert drawn == {f"step_00000002_level{level}.png" for level in range(1, levels + 1)}
