@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mim_components.disk import as_full_disk, tensor_bytes
 from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,19 @@ def save_to(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
+def save_safely(path: Path, state: dict[str, Any]) -> Path:
+    """`save_to` beside the path, then rename.
+
+    Raises:
+        FullDiskError: the disk is full; says what is missing. What was at `path` before is still there.
+        OSError: it cannot be written for another reason.
+    """
+    try:
+        return write_safely(path, lambda partial: save_to(partial, state))
+    except OSError as error:
+        raise as_full_disk(error, path, tensor_bytes(state)) from error
+
+
 def what_it_is(path: str | Path) -> str:
     """What a file that holds no weights looks like, if it is one of the usual mistakes; else empty."""
     if Path(path).is_dir():
@@ -95,7 +109,7 @@ class CheckpointStore:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete what is older than the last `keep`."""
-        path = write_safely(self.directory / f"step_{step:08d}.pt", lambda partial: save_to(partial, state))
+        path = save_safely(self.directory / f"step_{step:08d}.pt", state)
         self._damaged.discard(path)
         whole = [each for each in self.paths() if each not in self._damaged]
         killed_saves = self.directory.glob(".step_*.partial")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,6 +16,7 @@ from torch import nn
 
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
+from mim_components.data.worker_errors import explain_worker_error, kill_workers
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.runs.folder import RunFolder
@@ -125,12 +127,17 @@ def train(
         else:
             trainer.run()
     except BaseException as error:
+        explained = explain_worker_error(error, checkpoints.loader.awaited_names())
+        if explained is not None:
+            kill_workers()
         stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
         tracker.close("KILLED" if stopped else "FAILED")
         try:
             folder.update(status="interrupted" if stopped else "failed")
         except OSError as second:  # a full disk, say; the first error matters more
             logger.error("%s", second)
+        if explained is not None:
+            raise explained from error
         raise
     finally:
         for handler in closing:
@@ -142,7 +149,7 @@ def train(
             if (folder.path / name).exists():
                 tracker.log_artifact(folder.path / name)
         tracker.close("FINISHED")
-        logger.info("%s", summary(folder, tracker, [each.summary for each in results]))
+        logger.info("%s", summary(folder, tracker, [each.summary for each in results if each.summary]))
 
 
 def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ()) -> str:
@@ -156,12 +163,18 @@ def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ())
     lines = [f"Finished at step {rows[-1]['step']}. Losses, {what}:"]
     names = ["loss", *(name for name in rows[-1] if "_level" in name)]
     for name in names:
-        first, last = (sum(row[name] for row in part) / few for part in (rows[:few], rows[-few:]))
+        first, last = (_mean(row.get(name) for row in part) for part in (rows[:few], rows[-few:]))
         lines.append(f"  {name:<24} {first:.4f} -> {last:.4f}")
     lines += [*results, *(f"Warning: {note}" for note in folder.notes)]
     return "\n".join(
         [*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.tracking_uri}"]
     )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Of the values that are there: a skipped step has none."""
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else math.nan
 
 
 def _outputs(folder: RunFolder) -> str:

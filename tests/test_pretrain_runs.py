@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from mim_components.contract import read_contract
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.pretrained import load_pretrained
+from mim_components.rebuild_batch import main
 from mim_components.runs.errors import root_cause
 from mim_components.runs.folder import FolderInUseError, SettingsChangedError
 
@@ -367,7 +368,7 @@ def test_global_batch_that_does_not_divide_is_refused(shared: dict[str, Any], tm
 
 
 def test_gradient_that_is_not_finite_stops_before_the_update(
-    shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mim_components.losses import MiMLoss
 
@@ -382,8 +383,16 @@ def test_gradient_that_is_not_finite_stops_before_the_update(
         pretrain(shared, tmp_path / "run")
     message = str(root_cause(failed.value))
     assert "the gradient of step 4 is not finite" in message and "weights were not updated" in message
-    assert message.count("scan_") == 2  # both volumes of the step
+    assert message.count("\n  ") == 2  # both volumes of the step
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002.pt"]
+    report = tmp_path / "run" / "nonfinite_step_00000004.json"
+    assert main([str(report)]) == 0  # makes the batch from the report and the configuration that was kept
+    printed = capsys.readouterr().out
+    assert printed.count("image_level1 ") == 2 and "step 4, first: loss of " in printed
+    pretrain(shared, tmp_path / "run", on_nonfinite="skip")  # the same run, from step 2 on
+    rows = losses(tmp_path / "run")
+    assert [row.get("skipped_steps") for row in rows] == [None, None, 0, 1, 2, 3]
+    assert [row["loss"] is None for row in rows] == [False, False, False, True, True, True]
 
 
 def test_volume_smaller_than_level_1_is_padded_and_counted(

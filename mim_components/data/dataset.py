@@ -104,6 +104,7 @@ class StepLoader:
 
     Attributes:
         waited: seconds spent waiting for data since the last `reset_clock`.
+        awaited: (epoch, index) of the samples of the micro-batch that is waited for.
     """
 
     def __init__(self, data_loader: DataLoader, finish: Callable[[Any], Any] | None = None) -> None:
@@ -113,6 +114,7 @@ class StepLoader:
         self.finish = finish
         self.sampler: StepSampler = data_loader.sampler
         self.waited = 0.0
+        self.awaited: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         """Optimizer steps that are left."""
@@ -121,15 +123,24 @@ class StepLoader:
     def __iter__(self) -> Iterator[Iterator[Any]]:
         """Yield the micro-batches of each step."""
         batches = iter(self.data_loader)
-        for _ in range(len(self)):
-            yield self._timed(batches)
+        for step in range(self.sampler.start_step, self.sampler.num_steps):
+            yield self._timed(batches, step)
 
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for _ in range(self.sampler.accumulation):
+    def _timed(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
+        for samples in self.sampler.samples_of(step):
             start = perf_counter()
+            self.awaited = samples
             batch = next(batches)
+            self.awaited = []
             self.waited += perf_counter() - start
             yield batch if self.finish is None else self.finish(batch)
+
+    def awaited_names(self) -> list[str]:
+        """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
+        items: Any = self.data_loader.dataset
+        while hasattr(items, "data"):  # datasets around datasets; their items would be loaded
+            items = items.data
+        return list(dict.fromkeys(str(items[index].get("name", index)) for _, index in self.awaited))
 
     def reset_clock(self) -> float:
         """Seconds waited since the last call."""

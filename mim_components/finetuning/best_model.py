@@ -12,10 +12,10 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from mim_components.checkpoints import save_to
+from mim_components.checkpoints import save_safely
 from mim_components.finetuning.trained import ModelSettings
 from mim_components.runs.folder import RunFolder
-from mim_components.safe_write import write_safely, write_text_safely
+from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class BestModel:
         self.best, self.step = value, engine.state.iteration
         if idist.get_rank() == 0:
             state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-            write_safely(self.path, lambda partial: save_to(partial, state))
+            save_safely(self.path, state)
             facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": value, "step": self.step}
             write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
             logger.info("best model so far: %s %.4f at step %d", self.metric, value, self.step)

@@ -14,9 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mim_components.checkpoints import CheckpointStore
 from mim_components.data.dataset import StepLoader
+from mim_components.disk import FullDiskError
 from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+ON_FULL_DISK = ("stop", "continue")
 
 
 class CheckpointHandler:
@@ -33,6 +36,11 @@ class CheckpointHandler:
         interval: steps between two checkpoints.
         keep: number of checkpoints kept.
         extra: further parts by name, each with `state_dict` and `load_state_dict`; None among them are passed over.
+        on_full_disk: "stop" raises when a checkpoint finds no room; "continue" trains on without it, and tries again
+            at the next one.
+
+    Raises:
+        ValueError: unknown `on_full_disk`.
     """
 
     def __init__(
@@ -45,13 +53,17 @@ class CheckpointHandler:
         interval: int = 500,
         keep: int = 2,
         extra: Mapping[str, Any] | None = None,
+        on_full_disk: str = "stop",
     ) -> None:
+        if on_full_disk not in ON_FULL_DISK:
+            raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
         self.folder = folder
         self.store = CheckpointStore(folder.path / "checkpoints", keep)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.parts |= {name: part for name, part in (extra or {}).items() if part is not None}
         self.loader = loader
         self.interval = interval
+        self.on_full_disk = on_full_disk
         self._saved = -1
 
     def attach(self, engine: Engine) -> None:
@@ -60,12 +72,28 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        """Save the state after the current step; the first process writes."""
+        """Save the state after the current step; the first process writes.
+
+        Raises:
+            FullDiskError: there is no room; the checkpoints before it are whole, and the newest is named.
+        """
         step = engine.state.iteration
-        if idist.get_rank() == 0 and step != self._saved:
-            state = {name: part.state_dict() for name, part in self.parts.items()}
+        if idist.get_rank() != 0 or step == self._saved:
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        try:
             self.store.save(step, {"step": step, **state})
-            self._saved = step
+        except FullDiskError as error:
+            text = f"{error.strerror}. {self._newest()}"
+            if self.on_full_disk == "stop":
+                raise FullDiskError(error.errno, f"{text} Make room; the same command continues from it.") from error
+            self.folder.note(f"{text} The training goes on without this checkpoint.")
+            return
+        self._saved = step
+
+    def _newest(self) -> str:
+        paths = self.store.paths()
+        return f"Newest checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
 
     def restore(self, engine: Engine) -> int:
         """Put the newest whole checkpoint of the folder into the trainer; returns its step, 0 where there is none.

@@ -8,12 +8,11 @@ from dataclasses import replace
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from mim_components.checkpoints import save_to
+from mim_components.checkpoints import save_safely
 from mim_components.contract import InputContract
 from mim_components.networks.mim import MiM
 from mim_components.pretrained import save_encoder
 from mim_components.runs.folder import RunFolder
-from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,6 @@ class ExportHandler:
             return
         models = self.folder.path / "models"
         state = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
-        write_safely(models / "model.pt", lambda partial: save_to(partial, state))
+        save_safely(models / "model.pt", state)
         contract = replace(self.contract, step=engine.state.iteration)
         save_encoder(self.network.encoder, models / "encoder.safetensors", contract)

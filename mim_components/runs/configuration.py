@@ -20,6 +20,7 @@ FREE_KEYS = frozenset(
     resume device device_network backend start_processes stop_processes batch_size num_workers worker_timeout
     prepare_workers on_bad max_voxels verify_cache checkpoint imports
     max_volumes_per_pass checkpoint_activations compile crop_on
+    on_nonfinite max_skipped on_full_disk collapse_bound
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
     """.split()
