@@ -20,12 +20,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.disk import as_size
 from mim_components.safe_write import PARTIAL, write_safely
 
 from .headers import VolumeHeader
 from .reading import DecodedVolume
 from .stream import hash_file
-from .volumes import GIB, CacheError, PreparedVolume, VolumeSource
+from .volumes import CacheError, PreparedVolume, VolumeSource
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
 FORMAT = 1
@@ -96,8 +97,8 @@ class VolumeCache:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CacheError(
-                f"{self.folder}: the cache needs {needed / GIB:.2f} GiB, {free / GIB:.2f} GiB are free there. "
-                "Choose another cache_dir or make room."
+                f"{self.folder}: the cache needs {as_size(needed)}, {as_size(free)} are free there, "
+                f"{as_size(needed - free)} are missing. Set another --cache_dir, or make room."
             )
 
     def voxel_file(self, source: VolumeSource) -> Path:

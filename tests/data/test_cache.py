@@ -170,7 +170,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(write_nifti, prepar
     write_nifti("data/a.nii.gz")
     monkeypatch.setattr("mim_components.data.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=2**29))
     monkeypatch.setattr("mim_components.data.prepare.cache_bytes", lambda header: 3 * 2**30)
-    with pytest.raises(CacheError, match=r"cache: the cache needs 3.00 GiB, 0.50 GiB are free there"):
+    with pytest.raises(CacheError, match=r"cache: the cache needs 3.2 GB, 536.9 MB are free there, 2.7 GB are missing"):
         prepare()
     assert decoded == []
 
