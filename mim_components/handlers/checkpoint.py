@@ -86,7 +86,7 @@ class CheckpointHandler:
         except FullDiskError as error:
             text = f"{error.strerror}. {self._newest()}"
             if self.on_full_disk == "stop":
-                raise FullDiskError(error.errno, f"{text} Make room; the same command continues from it.") from error
+                raise FullDiskError(error.errno, f"{text} Make room; the same command continues.") from error
             self.folder.note(f"{text} The training goes on without this checkpoint.")
             return
         self._saved = step
