@@ -245,6 +245,8 @@ def slow_or_dead(item: dict[str, Any]) -> dict[str, Any]:
     return {"image": torch.zeros(1), "name": item["name"]}
 
 
+# PyTorch's loader asks after its workers when it is thrown away, and stumbles over one that was killed just before
+@pytest.mark.filterwarnings("ignore:.*_MultiProcessingDataLoaderIter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "said"), [("hangs", "hangs: no batch for 2.* s .*loading: hangs"), ("dies", "killed")]
