@@ -13,8 +13,9 @@ import torch
 from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 
+from mim_components.networks.depthwise import depthwise
 from mim_components.networks.presets import get_preset
-from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, depthwise_blocks, neighbour_rows
+from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neighbour_rows
 from mim_components.networks.tokens import (
     Grid,
     check_mask,
@@ -67,10 +68,7 @@ class ConvBlock(nn.Module):
             rows: with blocks: where their neighbours are, from `neighbour_rows`.
         """
         y = self.conv1(self.norm1(x))
-        if rows is not None:
-            y = depthwise_blocks(self.depthwise, y, rows)
-        else:
-            y = _conv(self.depthwise, y if hidden is None else y.masked_fill(hidden, 0.0))
+        y = depthwise(self.depthwise, y if hidden is None else y.masked_fill(hidden, 0.0), rows)
         x = x + self.conv2(y)
         return x + self.mlp(self.norm2(x))
 

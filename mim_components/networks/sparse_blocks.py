@@ -1,4 +1,4 @@
-"""Convolutions on visible tokens only: the blocks of voxels that tokens cover, without the masked ones in between.
+"""Visible tokens only: the blocks of voxels that tokens cover, without the masked ones in between.
 
 Axes: image (B, C, H, W, D); token grid (h, w, d), N = h * w * d, n visible; blocks (B, n, s, s, s, C), s = edge of a
 token at a stage, token numbers `ids` (B, n) in ascending order. Rows (B * n * s^3, C) are the voxels of all blocks. The
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim_components.networks.tokens import Grid, gather_tokens, token_grid
-
-_CPU_CHUNK = 8  # blocks per call in the gradient of the weights: more do not fit the caches, several times slower
 
 
 def cut_blocks(image: Tensor, ids: Tensor, edge: int) -> Tensor:
@@ -68,65 +65,3 @@ def _number(h: Tensor, w: Tensor, d: Tensor, sides: Sequence[int]) -> Tensor:
     """Row-major numbers `(..., k, k, k)` of positions in a grid with the last two `sides`; h, w, d `(..., k)`."""
     plane = h[..., :, None] * sides[-2] + w[..., None, :]
     return plane[..., None] * sides[-1] + d[..., None, None, :]
-
-
-def depthwise_blocks(conv: nn.Conv3d, x: Tensor, rows: Tensor) -> Tensor:
-    """Apply a depth-wise convolution to blocks `(B, n, s, s, s, C)`, what is masked being zero.
-
-    Args:
-        conv: the convolution, kernel 2r + 1 with padding r.
-        x: the blocks.
-        rows: from `neighbour_rows`.
-    """
-    return _DepthwiseBlocks.apply(x, conv.weight, conv.bias, rows)
-
-
-class _DepthwiseBlocks(torch.autograd.Function):
-    """Convolution of neighbourhoods, gathered anew for the backward pass: kept, they were (k / s)^3 times the input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, rows)
-        return _correlate(x, weight.to(x.dtype), bias.to(x.dtype), rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, rows = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            # the same sum over the same neighbours, mirrored: several times faster than PyTorch's backward on CPU
-            grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad, weight, rows)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 1, 2, 3, 4), dtype=weight.dtype)
-        return grad_x, grad_weight, grad_bias, None
-
-
-def _with_zero(x: Tensor) -> Tensor:
-    """Rows of blocks and a row of zeros: `(B * n * s^3 + 1, C)`."""
-    return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
-
-
-def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    k, c = x.shape[2] + weight.shape[2] - 1, x.shape[-1]
-    around = _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, c)
-    return F.conv3d(around.permute(0, 4, 1, 2, 3), weight, bias, groups=c).permute(0, 2, 3, 4, 1).view(x.shape)
-
-
-def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """Sum over blocks of neighbourhood times gradient, `(C, 1, 5, 5, 5)`."""
-    s, c = x.shape[2], x.shape[-1]
-    k = s + weight.shape[2] - 1
-    x, grad = _with_zero(x), grad.reshape(-1, s**3, c)
-    # each channel of each block as a channel of its own, with the gradient as kernel: a fast forward convolution, where
-    # PyTorch's own gradient on CPU multiplies 16 channels with 16 for the sake of the 16 on the diagonal
-    chunk = _CPU_CHUNK if x.device.type == "cpu" else len(rows)
-    total = weight.new_zeros(c, *weight.shape[2:])
-    for near, g in zip(rows.split(chunk), grad.split(chunk), strict=True):
-        m = len(near)
-        around = x.index_select(0, near.t().flatten()).view(1, k, k, k, m * c).permute(0, 4, 1, 2, 3)
-        kernel = g.transpose(0, 1).reshape(s, s, s, m * c, 1).permute(3, 4, 0, 1, 2)
-        product = F.conv3d(around, kernel, groups=m * c)  # (1, m * C, 5, 5, 5)
-        total = total + product.view(m, c, *weight.shape[2:]).sum(0, dtype=weight.dtype)
-    return total.unsqueeze(1)

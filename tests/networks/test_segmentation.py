@@ -28,13 +28,14 @@ def test_the_decoder_of_base_has_the_parameters_of_swin_unetr() -> None:
 def test_the_decoder_computes_what_swin_unetr_does() -> None:
     # the same maps and the same weights give the same logits: MONAI's forward is the reference
     torch.manual_seed(0)
-    ours, theirs = HybridSwinUNETR(1, 3, "tiny"), SwinUNETR(1, 3, feature_size=12)
+    ours, theirs = HybridSwinUNETR(1, 3, "tiny").double(), SwinUNETR(1, 3, feature_size=12).double()
     pairs = {"bottleneck": "encoder10", "out": "out"}
     pairs |= {f"skips.{i}": f"encoder{i + 1}" for i in range(4)} | {f"ups.{i}": f"decoder{5 - i}" for i in range(5)}
     for mine, name in pairs.items():
         ours.get_submodule(mine).load_state_dict(theirs.get_submodule(name).state_dict())
-    image = torch.rand(1, 1, 64, 32, 32)
-    maps = [torch.rand(1, width, *(side // 2 ** (i + 1) for side in (64, 32, 32))) for i, width in enumerate(WIDTHS)]
+    image = torch.rand(1, 1, 64, 32, 32).double()
+    sides = [tuple(side // 2 ** (i + 1) for side in (64, 32, 32)) for i in range(len(WIDTHS))]
+    maps = [torch.rand(1, width, *size).double() for width, size in zip(WIDTHS, sides, strict=True)]
     ours.encoder.forward = lambda image: maps[:4]
     with torch.no_grad():
         deepest = torch.nn.functional.gelu(ours.down(maps[3].permute(0, 2, 3, 4, 1))).permute(0, 4, 1, 2, 3)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mim_components.networks import PRESETS, HybridEncoder, MiM
-from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, depthwise_blocks, neighbour_rows
+from mim_components.networks.depthwise import depthwise
+from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neighbour_rows
 from mim_components.networks.tokens import upsample_mask, visible_and_masked_ids
 
 SIZES = {"nano": (32, 16, 40), "tiny": (48, 32, 32), "small": (48, 32, 32), "base": (32, 32, 48)}  # no cubes
@@ -177,7 +178,7 @@ def test_depthwise_is_the_convolution_of_the_volume_with_zeros(edge, kernel_size
     hidden = torch.ones(2, 24, dtype=torch.bool).scatter(1, ids, False)
     expected = cut_blocks(conv(volume.masked_fill(upsample_mask(hidden, grid, edge).unsqueeze(1), 0)), ids, edge)
     rows = neighbour_rows(ids, grid, edge, kernel_size // 2)
-    got = depthwise_blocks(conv, cut_blocks(volume, ids, edge), rows)
+    got = depthwise(conv, cut_blocks(volume, ids, edge), rows)
     torch.testing.assert_close(got, expected)
     weights = torch.rand_like(got)
     wanted = [volume, *conv.parameters()]
@@ -192,7 +193,7 @@ def test_gradients_in_many_chunks_and_of_one_input_alone():
     rows = neighbour_rows(torch.arange(20).unsqueeze(0), (4, 5, 1), 2, 1)
 
     def operation(x, weight, bias):
-        return depthwise_blocks(_Weights(weight, bias), x, rows)
+        return depthwise(_Weights(weight, bias), x, rows)
 
     assert torch.autograd.gradcheck(operation, (x, conv.weight, conv.bias), fast_mode=True)
     for wanted in (x, conv.weight, conv.bias):

@@ -1,0 +1,103 @@
+"""Depth-wise convolution of a whole grid, or of the blocks of visible tokens, with a backward pass that is fast on CPU.
+
+Axes: grid (B, H, W, D, C); blocks (B, n, s, s, s, C) and `rows`, see `sparse_blocks`: the neighbourhood of a block is
+itself with a margin of r voxels, edge k = s + 2r, where a masked voxel is zero. r is half of the kernel's edge K.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# In the gradient of the weights, what goes into one call on CPU: more does not fit the caches, several times slower
+_CPU_BLOCKS = 8
+_CPU_PLANES = 8
+
+
+def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Apply a depth-wise convolution to a grid `(B, H, W, D, C)` or to blocks `(B, n, s, s, s, C)`; same shape.
+
+    Args:
+        conv: the convolution, kernel 2r + 1 with padding r.
+        x: the grid or the blocks.
+        rows: with blocks: from `neighbour_rows`; what is masked is zero.
+    """
+    if rows is None and x.device.type != "cpu":
+        return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    return _Depthwise.apply(x, conv.weight, conv.bias, rows)
+
+
+class _Depthwise(torch.autograd.Function):
+    """The gradients as forward convolutions: PyTorch's own backward takes several times as long on CPU.
+
+    Neighbourhoods of blocks are gathered anew for the backward pass: kept, they were (k / s)^3 times the input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, rows)
+        return _correlate(x, weight.to(x.dtype), bias.to(x.dtype), rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rows = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            # the same sum over the same neighbours, mirrored
+            grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
+        if ctx.needs_input_grad[1]:
+            # a channel's gradient is the channel correlated with a kernel that is as large as itself
+            product = _products_of_grid(x, grad, weight) if rows is None else _products_of_blocks(x, grad, weight, rows)
+            grad_weight = product.view(weight.shape)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.flatten(0, -2).sum(0, dtype=weight.dtype)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _with_zero(x: Tensor) -> Tensor:
+    """Rows of blocks and a row of zeros: `(B * n * s^3 + 1, C)`."""
+    return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
+
+
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+    c = x.shape[-1]
+    if rows is None:
+        padding = weight.shape[2] // 2
+        return F.conv3d(x.permute(0, 4, 1, 2, 3), weight, bias, padding=padding, groups=c).permute(0, 2, 3, 4, 1)
+    k = x.shape[2] + weight.shape[2] - 1
+    around = _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, c)
+    return F.conv3d(around.permute(0, 4, 1, 2, 3), weight, bias, groups=c).permute(0, 2, 3, 4, 1).view(x.shape)
+
+
+def _products_of_grid(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Sum over positions of neighbourhood times gradient, `(1, C, K, K, K)`; a few planes at a time."""
+    c, r = x.shape[-1], weight.shape[2] // 2
+    x = F.pad(x, (0, 0, 0, 0, 0, 0, r, r)).permute(0, 4, 1, 2, 3)  # (B, C, H + 2r, W, D)
+    total = weight.new_zeros(1, c, *weight.shape[2:])
+    for image, g in zip(x, grad.permute(0, 4, 1, 2, 3), strict=True):
+        for start in range(0, g.shape[1], _CPU_PLANES):
+            kernel = g[:, None, start : start + _CPU_PLANES]
+            around = image[None, :, start : start + kernel.shape[2] + 2 * r]
+            total = total + F.conv3d(around, kernel, padding=(0, r, r), groups=c).to(weight.dtype)
+    return total
+
+
+def _products_of_blocks(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Sum over blocks of neighbourhood times gradient, `(C, K, K, K)`."""
+    s, c = x.shape[2], x.shape[-1]
+    k = s + weight.shape[2] - 1
+    x, grad = _with_zero(x), grad.reshape(-1, s**3, c)
+    # each channel of each block as a channel of its own, with the gradient as kernel: a fast forward convolution, where
+    # PyTorch's own gradient on CPU multiplies 16 channels with 16 for the sake of the 16 on the diagonal
+    chunk = _CPU_BLOCKS if x.device.type == "cpu" else len(rows)
+    total = weight.new_zeros(c, *weight.shape[2:])
+    for near, g in zip(rows.split(chunk), grad.split(chunk), strict=True):
+        m = len(near)
+        around = x.index_select(0, near.t().flatten()).view(1, k, k, k, m * c).permute(0, 4, 1, 2, 3)
+        kernel = g.transpose(0, 1).reshape(s, s, s, m * c, 1).permute(3, 4, 0, 1, 2)
+        product = F.conv3d(around, kernel, groups=m * c)  # (1, m * C, K, K, K)
+        total = total + product.view(m, c, *weight.shape[2:]).sum(0, dtype=weight.dtype)
+    return total
