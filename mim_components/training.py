@@ -55,26 +55,25 @@ def log_plan(
         return
     padded = prepared.count_smaller_than(level_sizes[0])
     logger.info("%s", prepared.summary())
-    logger.info(
-        "%s, device %s%s: global batch %d = %d per device x %d devices x %d accumulated; %.1f M parameters; %d steps, "
-        "%.1f passes over the volumes",
-        folder.path,
-        device,
-        f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "",
-        sampler.global_batch_size,
-        sampler.batch_size,
-        sampler.num_devices,
-        sampler.accumulation,
-        sum(parameter.numel() for parameter in network.parameters()) / 1e6,
-        sampler.num_steps,
-        sampler.num_steps * sampler.global_batch_size / len(prepared),
-    )
+    logger.info("%s", size_of_run(folder, sampler, network, device))
     if padded:
         size = "x".join(str(side) for side in level_sizes[0])
         folder.note(
             f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
         )
     keep_remarks(folder, prepared)
+
+
+def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, device: torch.device) -> str:
+    """Where a run works, what makes up an optimizer step, and how many there are, in one line."""
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    passes = sampler.num_steps * sampler.global_batch_size / sampler.num_items
+    return (
+        f"{folder.path}, device {device}{name}: global batch {sampler.global_batch_size} = {sampler.batch_size} per "
+        f"device x {sampler.num_devices} devices x {sampler.accumulation} accumulated; {parameters:.1f} M parameters; "
+        f"{sampler.num_steps} steps, {passes:.1f} passes over the volumes"
+    )
 
 
 def keep_remarks(folder: RunFolder, prepared: Any) -> None:

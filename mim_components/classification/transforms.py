@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Resize, Transform
 from torch import Tensor
 
 from mim_components.classification.scans import read_scan
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError
+from mim_components.tensors import without_meta
 
 
 class LoadScand(MapTransform):
@@ -71,7 +71,7 @@ class UniformSlices(Transform):
 
     def __call__(self, volume: Tensor) -> Tensor:
         """Sample one volume."""
-        volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+        volume = without_meta(volume)
         depth = volume.shape[-1]
         if depth >= self.num_slices:
             positions = np.linspace(0, depth - 1, self.num_slices)

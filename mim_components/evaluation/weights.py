@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import InputContract, read_contract
@@ -117,6 +118,16 @@ def _compare(path: Path, found: InputContract, expected: InputContract, same_lev
 
 
 def _check_tensors(path: Path, state: dict[str, Tensor], network: MiM, expected: InputContract) -> None:
+    if misfit := describe_misfit(state, network):
+        raise WrongWeightsError(
+            f"{path} does not fit preset {expected.preset!r} with encoder {expected.encoder!r} and "
+            f"{len(expected.level_sizes)} levels: {misfit}. Set --preset, --encoder, --level_sizes "
+            "and --projection_dim as in the training, or add its overlay, such as demo.json, to --config_file."
+        )
+
+
+def describe_misfit(state: Mapping[str, Any], network: nn.Module) -> str:
+    """The first three tensors that differ in name or shape between a file and a network, and how many more; else ""."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     wrong = [
@@ -124,13 +135,8 @@ def _check_tensors(path: Path, state: dict[str, Tensor], network: MiM, expected:
         for name in sorted(own.keys() | found.keys())
         if own.get(name) != found.get(name)
     ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WrongWeightsError(
-            f"{path} does not fit preset {expected.preset!r} with encoder {expected.encoder!r} and "
-            f"{len(expected.level_sizes)} levels: {'; '.join(wrong[:3])}{more}. Set --preset, --encoder, --level_sizes "
-            "and --projection_dim as in the training, or add its overlay, such as demo.json, to --config_file."
-        )
+    more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mim_components.data.sampler import StepSampler
 from mim_components.runs.folder import RunFolder
-from mim_components.training import keep_remarks
+from mim_components.training import keep_remarks, size_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +62,6 @@ def log_plan(
     """
     if idist.get_rank() != 0:
         return
-    logger.info(
-        "%s, device %s%s: %d scans per step = %d per device x %d devices x %d accumulated, %d crops each; "
-        "%.1f M parameters; %d steps, %.1f passes over the scans, validation every %d steps",
-        folder.path,
-        device,
-        f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "",
-        sampler.global_batch_size,
-        sampler.batch_size,
-        sampler.num_devices,
-        sampler.accumulation,
-        num_samples,
-        sum(parameter.numel() for parameter in network.parameters()) / 1e6,
-        sampler.num_steps,
-        sampler.num_steps * sampler.global_batch_size / sampler.num_items,
-        validation_interval,
-    )
+    text = size_of_run(folder, sampler, network, device)
+    logger.info("%s; %d crops of each, validation every %d steps", text, num_samples, validation_interval)
     keep_remarks(folder, prepared)

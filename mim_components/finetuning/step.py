@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monai.data import MetaTensor
 from torch import Tensor
 
 from mim_components.optimizer_step import OptimizerStep
+from mim_components.tensors import without_meta
 
 
 class FinetuneStep(OptimizerStep):
@@ -21,12 +21,7 @@ class FinetuneStep(OptimizerStep):
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """`loss` of one micro-batch."""
         device = engine.state.device
-        image, label = (_plain(batch[name]).to(device, non_blocking=True) for name in ("image", "label"))
+        image, label = (without_meta(batch[name]).to(device, non_blocking=True) for name in ("image", "label"))
         with self.autocast(device):
             output = engine.inferer(image, engine.network)
         return {"loss": engine.loss_function(output.float(), label)}
-
-
-def _plain(value: Tensor) -> Tensor:
-    """Without the meta data, which cost time in every operation and which no loss needs."""
-    return value.as_tensor() if isinstance(value, MetaTensor) else value

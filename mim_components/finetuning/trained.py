@@ -14,7 +14,7 @@ from torch import nn
 
 from mim_components import __version__
 from mim_components.checkpoints import read_checkpoint
-from mim_components.evaluation.weights import WrongWeightsError, find_checkpoint
+from mim_components.evaluation.weights import WrongWeightsError, describe_misfit, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,11 @@ def load_model(
         _compare(path, facts, expected.as_dict())
     state = read_checkpoint(path)
     state = state.get("network", state)
-    _check_tensors(path, state, network)
+    if misfit := describe_misfit(state, network):
+        raise WrongWeightsError(
+            f"{path} does not fit the network of this configuration: {misfit}. Set --network, --preset and "
+            "--label_set as in the training."
+        )
     network.load_state_dict(state)
     network.eval()
     trained = TrainedModel(network, path, facts)
@@ -124,20 +128,4 @@ def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) 
         raise WrongWeightsError(
             f"{path} (bundle {found.get('bundle')}) was trained with other settings than this configuration has:\n"
             f"{rows}\nSet {options or 'the bundle it was trained with'}"
-        )
-
-
-def _check_tensors(path: Path, state: Mapping[str, Any], network: nn.Module) -> None:
-    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    wrong = [name for name in sorted(own.keys() | found.keys()) if own.get(name) != found.get(name)]
-    if wrong:
-        few = "; ".join(
-            f"{name} is {found.get(name, 'absent')} in the file, {own.get(name, 'absent')} in the network"
-            for name in wrong[:3]
-        )
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WrongWeightsError(
-            f"{path} does not fit the network of this configuration: {few}{more}. Set --network, --preset and "
-            "--label_set as in the training."
         )

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
+from mim_components.tensors import without_meta
+
 MAX_CLASSES = 256  # a class is one byte
 
 Window = tuple[slice, ...]
@@ -106,7 +108,7 @@ class ClassMapInferer(Inferer):
         """
         if inputs.dim() != len(self.roi_size) + 2:
             raise ValueError(f"roi_size {self.roi_size} needs a volume (B, C, H, W, D), got {tuple(inputs.shape)}.")
-        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        plain = without_meta(inputs)
         reuse = self.reuse_constant_windows and not getattr(network, "training", False)
         maps = torch.stack([self._predict(volume, lambda x: network(x, *args, **kwargs), reuse) for volume in plain])
         return MetaTensor(maps).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else maps

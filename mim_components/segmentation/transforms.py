@@ -14,6 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
+from mim_components.tensors import without_meta
+
 
 class LabelToRegions(Transform):
     """Unite the classes of a class map to regions.
@@ -36,7 +38,7 @@ class LabelToRegions(Transform):
             return label
         if label.shape[0] != 1:
             raise ValueError(f"a class map must be (1, H, W, D), got {tuple(label.shape)}.")
-        plain = _plain(label)[0]
+        plain = without_meta(label)[0]
         regions = torch.zeros(len(self.regions), *plain.shape, dtype=torch.uint8, device=plain.device)
         for region, classes in zip(regions, self.regions.values(), strict=True):
             for each in classes:  # not torch.isin: it makes 8 bytes a voxel of small integers
@@ -71,7 +73,7 @@ class RegionsToLabel(Transform):
         """Turn `(R, H, W, D)` into uint8 `(1, H, W, D)`; a MetaTensor keeps its meta data."""
         if not self.regions:
             return regions
-        plain = _plain(regions)
+        plain = without_meta(regions)
         if len(plain) != len(self.regions):
             raise ValueError(f"expected the {len(self.regions)} regions {', '.join(self.regions)}, got {len(plain)}.")
         label = torch.zeros(1, *plain.shape[1:], dtype=torch.uint8, device=plain.device)
@@ -122,10 +124,6 @@ class RegionsToLabeld(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Convert the items."""
         return {**data, **{key: self.convert(data[key]) for key in self.key_iterator(dict(data))}}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def _like(tensor: Tensor, source: Tensor) -> Tensor:
