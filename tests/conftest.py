@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # before torch is imported: threads that spin while they wait take the few cores from each other
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -29,6 +32,22 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder}; set MIM_TEST_DATA to a folder of CT volumes")
     return folder
+
+
+@pytest.fixture(scope="session")
+def in_two_processes() -> Callable[[str, Path, int], list[dict[str, Any]]]:
+    """Start a test file as a program in two processes (torchrun, gloo), which write RANK.json to a folder."""
+
+    def start(file: str, folder: Path, timeout: int) -> list[dict[str, Any]]:
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [*command, file, str(folder)], env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, done.stderr[:6000]
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+    return start
 
 
 @pytest.fixture(autouse=True)

@@ -185,14 +185,20 @@ def test_inference(trained: Place, tmp_path: Path) -> None:
         check_classification(trained, tmp_path)
 
 
-def check_segmentation(place: Place, tmp_path: Path) -> None:
+def predict(place: Place, output: Path) -> Path:
+    """Predict the first scan of the list; returns the scan."""
     split = json.loads((place.output / "datalist.json").read_text())
     scan = place.data / split["training"][0]["image"]
-    workflow = place.workflow("inference", kind="inference", dataset_dir=str(scan), output_dir=str(tmp_path),
+    workflow = place.workflow("inference", kind="inference", dataset_dir=str(scan), output_dir=str(output),
                               checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
     workflow.initialize()
     assert workflow.check_properties() == []
     workflow.run()
+    return scan
+
+
+def check_segmentation(place: Place, tmp_path: Path) -> None:
+    scan = predict(place, tmp_path)
     (path,) = (tmp_path / "inference").glob("*_seg.nii.gz")
     source, label = nib.load(scan), nib.load(path)  # type: ignore[attr-defined]
     assert label.shape == source.shape[:3] and np.array_equal(label.affine, source.affine)
@@ -203,13 +209,7 @@ def check_segmentation(place: Place, tmp_path: Path) -> None:
 
 
 def check_classification(place: Place, tmp_path: Path) -> None:
-    split = json.loads((place.output / "datalist.json").read_text())
-    scan = place.data / split["training"][0]["image"]
-    workflow = place.workflow("inference", kind="inference", dataset_dir=str(scan), output_dir=str(tmp_path),
-                              checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    workflow.run()
+    predict(place, tmp_path)
     with (tmp_path / "inference" / "predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
     classes = place.meta["dataset"]["class_names"]

@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
+TwoProcesses = Callable[[str, Path, int], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesses) -> list[dict[str, Any]]:
     """What process 0 and process 1 wrote down."""
     folder = tmp_path_factory.mktemp("processes")
     for name in ("good", "bad"):
@@ -35,14 +36,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     damaged.write_bytes(damaged.read_bytes()[:300])
     (folder / "out").mkdir()
     (folder / "out" / "run.json").write_text(json.dumps({"status": "running", "config": {}, "data_digest": ""}))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [*command, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[:6000]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return in_two_processes(__file__, folder, 120)
 
 
 def test_first_process_prepares_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:

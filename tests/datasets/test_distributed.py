@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
+TwoProcesses = Callable[[str, Path, int], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesses) -> list[dict[str, Any]]:
     """What process 0 and process 1 wrote down."""
     folder = tmp_path_factory.mktemp("processes")
     for name in ("good", "bad"):
@@ -32,14 +33,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
                 nib.save(nib.Nifti1Image(array, np.eye(4)), path)
     damaged = folder / "bad" / "label" / "label0003.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-4])
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [*command, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[:6000]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return in_two_processes(__file__, folder, 180)
 
 
 def test_first_process_checks_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:
