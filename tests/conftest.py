@@ -19,6 +19,8 @@ import monai
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 torch.set_num_threads(2)
 
@@ -48,6 +50,22 @@ def in_two_processes() -> Callable[[str, Path, int], list[dict[str, Any]]]:
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def rendered() -> Callable[[Axes], np.ndarray]:
+    """RGB `(rows, columns, 3)` of what the reader sees inside a panel, in 0..255."""
+
+    def render(axes: Axes) -> np.ndarray:
+        canvas = axes.figure.canvas
+        assert isinstance(canvas, FigureCanvasAgg)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+        box = axes.get_window_extent()
+        rows = slice(round(len(pixels) - box.y1) + 2, round(len(pixels) - box.y0) - 2)  # 2: inside the frame
+        return pixels[rows, round(box.x0) + 2 : round(box.x1) - 2]
+
+    return render
 
 
 @pytest.fixture(autouse=True)

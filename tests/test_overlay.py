@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mim_components.pictures.overlay import LegendEntry, difference, overlay_figure
@@ -18,6 +18,7 @@ from mim_components.pictures.slices import display_limits, fullest_voxel, overla
 LEGEND = [LegendEntry("spleen", (255, 0, 0), "Dice 91.2 %"), LegendEntry("liver", (0, 0, 255), "not in the label")]
 SHAPE = (20, 24, 16)
 AFFINE = np.array([[2.0, 0, 0, -10], [0, 3, 0, 20], [0, 0, 5, 100], [0, 0, 0, 1]])  # RAS
+Rendered = Callable[[Axes], np.ndarray]
 
 
 def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,17 +32,6 @@ def case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def panels(figure: Figure) -> dict[str, Axes]:
     return {axes.get_label(): axes for axes in figure.axes}
-
-
-def rendered(axes: Axes) -> np.ndarray:
-    """RGB `(rows, columns, 3)` of what the reader sees inside a panel."""
-    canvas = axes.figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-    box = axes.get_window_extent()
-    rows = slice(round(len(pixels) - box.y1) + 2, round(len(pixels) - box.y0) - 2)  # 2: inside the frame
-    return pixels[rows, round(box.x0) + 2 : round(box.x1) - 2]
 
 
 def test_planes_pass_where_the_label_is_largest() -> None:
@@ -117,7 +107,7 @@ def test_mr_background_is_black() -> None:
     assert (axial[:3] == 0).all() and axial[3:].max() == 255
 
 
-def test_right_of_the_patient_is_left_in_the_picture() -> None:
+def test_right_of_the_patient_is_left_in_the_picture(rendered: Rendered) -> None:
     """The prediction lies one voxel further to the right: what it adds is left of what it misses."""
     figure = overlay_figure(overlay_picture(*case(), AFFINE), "case", LEGEND)
     assert [text.get_text() for text in panels(figure)["axial-difference"].texts] == ["R", "L", "A", "P"]
@@ -128,7 +118,7 @@ def test_right_of_the_patient_is_left_in_the_picture() -> None:
     assert orange[1][~letters].mean() < blue.mean()
 
 
-def test_label_and_prediction_are_tinted_where_they_are() -> None:
+def test_label_and_prediction_are_tinted_where_they_are(rendered: Rendered) -> None:
     image, label, pred = case()
     label[label == 1] = 2
     figure = overlay_figure(overlay_picture(np.zeros_like(image), label, pred, AFFINE), "case", LEGEND)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -45,17 +44,6 @@ def panels(figure: Figure) -> dict[str, Axes]:
 
 def rectangle(axes: Axes, name: str) -> Rectangle:
     return next(patch for patch in axes.patches if patch.get_gid() == name)
-
-
-def rendered(axes: Axes) -> np.ndarray:
-    """RGB `(rows, columns, 3)` of what the reader sees inside a panel, in 0..255."""
-    canvas = axes.figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-    box = axes.get_window_extent()
-    rows = slice(round(len(pixels) - box.y1) + 2, round(len(pixels) - box.y0) - 2)  # 2: inside the frame
-    return pixels[rows, round(box.x0) + 2 : round(box.x1) - 2]
 
 
 # --- intensities
@@ -124,7 +112,7 @@ def test_error_counts_hidden_voxels_only():
     assert any("RMSE 282.8 HU, PSNR 17.0 dB" in text.get_text() for text in reconstruction_figure([level], "").texts)
 
 
-def test_perfect_and_broken_reconstructions_have_a_picture_too():
+def test_perfect_and_broken_reconstructions_have_a_picture_too(rendered):
     perfect = picture(reconstruction=picture().image)
     assert perfect.masked_rmse() == 0 and perfect.masked_psnr() == math.inf
     broken = picture(reconstruction=np.full(SHAPE, np.nan))
@@ -173,7 +161,7 @@ def test_every_panel_has_the_proportions_of_the_body():
 
 
 @pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
-def test_marker_at_right_anterior_superior_is_drawn_top_left(plane):
+def test_marker_at_right_anterior_superior_is_drawn_top_left(plane, rendered):
     image = np.full((6, 6, 6), -1000.0)
     image[3:, 3:, 3:] = 1000.0  # the right, anterior, superior eighth, one token
     masked = np.zeros((2, 2, 2), dtype=bool)
