@@ -1,0 +1,111 @@
+"""What the rows of the fault table share, and the page that is made of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mim_components.synthetic import write_synthetic_layout
+
+from tests.faults.page import PAGE_OPTION, Row, rows_of_item, write_page
+from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, server, start
+
+RESULTS: dict[str, Row] = {}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store with its tables, which take seconds to make."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
+    mlflow.MlflowClient(uri).search_experiments()
+    return uri
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory, store: str) -> dict[str, str]:
+    """Options of a pre-training: three small scans, their cache and an MLflow store."""
+    folder = tmp_path_factory.mktemp("scans")
+    (folder / "scans").mkdir()
+    random = np.random.RandomState(0)
+    for number in range(3):
+        x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (44, 42, 36)), indexing="ij")
+        body = np.where(x**2 + y**2 < 0.7, 40.0, -1000.0) + np.where((x - 0.2 * number) ** 2 + z**2 < 0.1, 300.0, 0)
+        voxels = (body + random.randn(*body.shape) * 20).astype(np.int16)
+        path = folder / "scans" / f"scan_{number}.nii.gz"
+        nib.save(nib.Nifti1Image(voxels, np.diag([1.5, 1.5, 3.0, 1.0])), path)
+    return {"dataset_dir": str(folder / "scans"), "cache_dir": str(folder / "cache"), "tracking_uri": store}
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory, store: str) -> dict[str, str]:
+    """Options of a fine-tuning: five small synthetic cases of the spleen, their cache and an MLflow store."""
+    folder = tmp_path_factory.mktemp("labelled")
+    data = write_synthetic_layout(folder / "data", "msd_spleen", 5, spatial_size=(40, 40, 36))
+    return {"dataset_dir": str(data), "cache_dir": str(folder / "cache"), "tracking_uri": store}
+
+
+@pytest.fixture(scope="session")
+def data_of(request: pytest.FixtureRequest) -> Callable[[Bundle], dict[str, str]]:
+    """Options of the data of a bundle: `scans` or `labelled`."""
+    names = {PRETRAIN: "scans", SEGMENTATION: "labelled"}
+    return lambda bundle: dict(request.getfixturevalue(names[bundle]))
+
+
+@pytest.fixture(scope="session")
+def reference(
+    data_of: Callable[[Bundle], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Bundle], Path]:
+    """Output folder of the undisturbed run of a bundle, which is run when first asked for."""
+    outputs: dict[str, Path] = {}
+
+    def run(bundle: Bundle) -> Path:
+        if bundle.name not in outputs:
+            output = tmp_path_factory.mktemp("reference") / bundle.name
+            outputs[bundle.name] = finish(start(bundle, output, **data_of(bundle))).output
+        return outputs[bundle.name]
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_server() -> Iterator[None]:
+    """End the fork server with the tests."""
+    yield
+    if server.cache_info().currsize:
+        server().close()
+        server.cache_clear()
+
+
+# the page
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the page goes."""
+    parser.addoption(PAGE_OPTION, type=Path, help="write the table of faults and results to this page")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep what became of a row."""
+    report: Any = yield
+    for row in rows_of_item(item):
+        if report.failed:
+            RESULTS[row.id] = row.with_result("failed")
+        elif report.skipped:
+            RESULTS[row.id] = row.with_result(f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}")
+        elif report.when == "call":
+            RESULTS[row.id] = row.with_result("passed")
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the page when every row was run."""
+    path = config.getoption(PAGE_OPTION, None)
+    if path is not None:
+        terminalreporter.write_line(write_page(path, list(RESULTS.values())))

@@ -1,0 +1,83 @@
+"""Start `python -m monai.bundle` without the seconds that imports take: a process that has them, and forks.
+
+Reads requests from stdin, one JSON object a line: `argv` (after the module's name), `environment` (added), `cwd`,
+`log` (file for stdout and stderr). Answers with the process id. When that process ends, the exit code (negative: the
+signal that ended it) is written to `log` + ".exit".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import sys
+from pathlib import Path
+from typing import Any
+
+import ignite.engine
+import mlflow
+import monai.bundle
+import monai.engines
+import monai.networks.nets
+import monai.transforms
+
+import mim_components.datasets
+import mim_components.finetuning
+import mim_components.handlers
+import mim_components.networks
+import mim_components.pretrain_step
+import mim_components.segmentation
+import mim_components.training
+
+POLL = 0.02  # seconds
+
+
+def serve() -> list[str]:
+    """Fork for every request until stdin closes; returns in a child only, with its arguments."""
+    logs: dict[int, Path] = {}
+    pending = b""
+    while True:
+        if select.select([0], [], [], POLL)[0]:
+            got = os.read(0, 1 << 20)
+            if not got:
+                os._exit(0)
+            pending += got
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            request = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                return become(request)
+            logs[pid] = Path(request["log"])
+            os.write(1, f"{pid}\n".encode())
+        write_exits(logs)
+
+
+def write_exits(logs: dict[int, Path]) -> None:
+    """Keep the exit codes of the children that have ended."""
+    for pid in list(logs):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            log = logs.pop(pid)
+            partial = log.with_suffix(".partial")
+            partial.write_text(str(os.waitstatus_to_exitcode(status)))
+            partial.replace(f"{log}.exit")
+
+
+def become(request: dict[str, Any]) -> list[str]:
+    """Make a child what a new process would be: its own session, files, environment and folder."""
+    os.setsid()
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    return list(request["argv"])
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = serve()
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
