@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +17,14 @@ from mim_components.collapse import CollapseWarning, ContextSpread
 from mim_components.handlers import metrics
 from mim_components.runs import RunFolder
 
+NAME = "context_std_level1_2"
+
 
 def spread_of(*passes: torch.Tensor) -> float:
     spread = ContextSpread()
     for context in passes:
         spread.add([context])
-    return float(spread.take()["context_std_level1_2"])
+    return float(spread.take()[NAME])
 
 
 def test_equal_vectors_have_none_whatever_their_length() -> None:
@@ -53,7 +57,7 @@ def spread_of_twice(vectors: torch.Tensor) -> float:
     return math.sqrt(unit.var(0).sum())
 
 
-def test_a_single_vector_has_no_spread_and_a_step_forgets_the_one_before() -> None:
+def test_a_single_vector_has_no_spread() -> None:
     assert math.isnan(spread_of(torch.ones(1, 3)))
     spread = ContextSpread()
     spread.add([torch.eye(2), torch.ones(2, 2)])
@@ -61,24 +65,125 @@ def test_a_single_vector_has_no_spread_and_a_step_forgets_the_one_before() -> No
         "context_std_level1_2": 1.0,
         "context_std_level2_3": 0.0,
     }
-    assert spread.take() == {}
+    assert ContextSpread().take() == {}
 
 
-def test_warns_once_below_the_bound_and_not_at_the_start(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    warning = CollapseWarning(folder, bound=0.05, after=10)
+def test_steps_add_up_until_a_window_is_full() -> None:
+    spread, numbers = ContextSpread(size=4), []
+    # unit vectors along x and y: 4 of one window, then 4 equal ones, then 2 more unrelated ones
+    for vectors in (torch.eye(2), torch.eye(2), torch.ones(2, 2), torch.ones(2, 2), torch.eye(2)):
+        spread.add([vectors])
+        numbers.append(float(spread.take()[NAME]))
+    # 2 of 6 pairs are equal: mean cosine 1/3
+    full = math.sqrt(1 - 1 / 3)
+    assert numbers == pytest.approx([1.0, full, full, 0.0, 0.0], abs=1e-7) and spread.full == {NAME: 2}
 
-    def at(step: int, numbers: dict[str, float] | None) -> Any:
-        return SimpleNamespace(state=SimpleNamespace(iteration=step, step_metrics=numbers))
 
-    name = "context_std_level1_2"
-    for step, value in ((10, 0.01), (20, 0.06), (30, math.nan), (40, 0.04), (50, 0.03)):
-        warning(at(step, {name: value, "loss": 0.0}))
-    warning(at(60, None))
-    assert len(folder.notes) == 1 and folder.notes[0].startswith(f"{name} is 0.0400 at step 40, below 0.05: ")
-    folder.release()
+def test_vectors_that_are_not_finite_are_left_out() -> None:
+    spread = ContextSpread()
+    spread.add([torch.tensor([[1.0, 0.0], [math.nan, 1.0], [0.0, 1.0]])])
+    assert float(spread.take()[NAME]) == pytest.approx(1.0)
+
+
+def test_continued_run_has_the_same_numbers() -> None:
+    vectors = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0))
+    one, first, second = ContextSpread(size=5), ContextSpread(size=5), ContextSpread(size=5)
+    numbers = [[], []]
+    for step, pair in enumerate(vectors):
+        if step == 7:  # in the middle of a window
+            second.load_state_dict(torch.load(saved(first.state_dict()), weights_only=True))
+        for spread, seen in zip((one, second if step >= 7 else first), numbers, strict=True):
+            spread.add([pair])
+            seen.append(float(spread.take()[NAME]))
+    assert numbers[0] == numbers[1] and one.full == second.full == {NAME: 6}
+
+
+def saved(state: dict[str, Any]) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+# the warning
+
+
+class Run:
+    """Steps with vectors, judged at every tenth."""
+
+    def __init__(self, folder: RunFolder, **options: Any) -> None:
+        self.spread = ContextSpread()
+        self.warning = CollapseWarning(folder, self.spread, **options)
+        self.engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=0, step_metrics=None))
+        self.warning.start(self.engine)
+
+    def step(self, vectors: torch.Tensor) -> None:
+        self.engine.state.iteration += 1
+        self.spread.add([vectors])
+        numbers = {name: float(value) for name, value in self.spread.take().items()}
+        self.engine.state.step_metrics = None if self.engine.state.iteration % 10 else numbers | {"loss": 0.0}
+        self.warning(self.engine)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    made = RunFolder(tmp_path)
+    yield made
+    made.release()
+
+
+def test_noisy_steps_of_two_unrelated_vectors_never_warn(folder: RunFolder) -> None:
+    random = torch.Generator().manual_seed(0)
+    run, lowest = Run(folder, bound=0.3), 1.0
+    for _ in range(1000):
+        vectors = torch.randn(2, 2, generator=random)  # in a plane, so that two are often nearly parallel
+        lowest = min(lowest, spread_of(vectors))
+        run.step(vectors)
+    assert lowest < 0.01 and folder.notes == []
+
+
+def test_equal_crops_of_one_volume_in_a_step_are_no_collapse(folder: RunFolder) -> None:
+    random = torch.Generator().manual_seed(0)
+    run = Run(folder, bound=0.3)
+    for _ in range(200):
+        run.step(torch.randn(1, 8, generator=random).expand(2, 8))
+    assert folder.notes == []
+
+
+def test_equal_vectors_warn_once_and_within_two_windows(folder: RunFolder) -> None:
+    random = torch.Generator().manual_seed(0)
+    run = Run(folder, bound=0.01, after=20)
+    for _ in range(101):
+        run.step(torch.randn(2, 8, generator=random))
+    assert folder.notes == []
+    count = 0
+    while not folder.notes and count < 200:
+        run.step(torch.ones(2, 8))
+        count += 1
+    assert 2 * count <= 2 * 64 + 20  # two windows, and the steps to the next judgement
+    assert folder.notes[0].startswith(f"{NAME} is 0.0000 at step ") and "below 0.01: the alignment" in folder.notes[0]
+    for _ in range(100):
+        run.step(torch.ones(2, 8))
+    assert len(folder.notes) == 1
+
+
+def test_what_began_in_the_first_steps_or_before_a_resume_is_not_judged(folder: RunFolder) -> None:
+    random = torch.Generator().manual_seed(0)
+    run = Run(folder, bound=0.01, after=60)
+    for _ in range(60):
+        run.step(torch.ones(2, 8))  # a new network
+    again = Run(folder, bound=0.01)
+    again.spread.load_state_dict(run.spread.state_dict())
+    again.warning.start(again.engine)
+    for each in (run, again):
+        for _ in range(100):
+            each.step(torch.randn(2, 8, generator=random))
+    assert folder.notes == []
+
+
+def test_bound_is_checked(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match=r"collapse_bound must be in \[0, 1\), 0 = no warning, got 1"):
-        CollapseWarning(folder, 1)
+        CollapseWarning(folder, ContextSpread(), 1)
 
 
 def test_short_name_in_the_log() -> None:

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 ON_FULL_DISK = ("stop", "continue")
 
 
+class DifferentStepsError(RuntimeError):
+    """The processes of a run would continue from different steps."""
+
+
 class CheckpointHandler:
     """Save network, optimizer, schedule and step every n steps; continue from the newest that is whole.
 
@@ -36,6 +40,7 @@ class CheckpointHandler:
         interval: steps between two checkpoints.
         keep: number of checkpoints kept.
         extra: further parts by name, each with `state_dict` and `load_state_dict`; None among them are passed over.
+        optional: further parts that checkpoints of an older version lack; they begin anew then.
         on_full_disk: "stop" raises when a checkpoint finds no room; "continue" trains on without it, and tries again
             at the next one.
 
@@ -53,6 +58,7 @@ class CheckpointHandler:
         interval: int = 500,
         keep: int = 2,
         extra: Mapping[str, Any] | None = None,
+        optional: Mapping[str, Any] | None = None,
         on_full_disk: str = "stop",
     ) -> None:
         if on_full_disk not in ON_FULL_DISK:
@@ -61,6 +67,7 @@ class CheckpointHandler:
         self.store = CheckpointStore(folder.path / "checkpoints", keep)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.parts |= {name: part for name, part in (extra or {}).items() if part is not None}
+        self.optional = dict(optional or {})
         self.loader = loader
         self.interval = interval
         self.on_full_disk = on_full_disk
@@ -80,7 +87,7 @@ class CheckpointHandler:
         step = engine.state.iteration
         if idist.get_rank() != 0 or step == self._saved:
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {name: part.state_dict() for name, part in (self.parts | self.optional).items()}
         try:
             self.store.save(step, {"step": step, **state})
         except FullDiskError as error:
@@ -100,16 +107,29 @@ class CheckpointHandler:
 
         Raises:
             DamagedCheckpointError: there are checkpoints, and all are damaged.
+            DifferentStepsError: the processes of the run found different ones.
         """
         state = self.store.newest([*self.parts, "step"])
+        self._check_same(0 if state is None else int(state["step"]))
         if state is None:
             if self.folder.state.get("status") == "interrupted":
                 logger.info("%s has no checkpoint yet: the run starts from step 0.", self.folder.path)
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for name, part in self.optional.items():
+            if name in state:
+                part.load_state_dict(state[name])
         step = self._saved = int(state["step"])
         engine.state.iteration = step
         self.loader.sampler.start_step = step
         logger.info("Continuing the run in %s from step %d of %s.", self.folder.path, step, engine.state.epoch_length)
         return step
+
+    def _check_same(self, step: int) -> None:
+        steps = idist.all_gather(step) if idist.get_world_size() > 1 else [step]
+        if len(set(map(int, steps))) > 1:
+            raise DifferentStepsError(
+                f"processes of this run found different checkpoints in {self.store.directory}, of steps "
+                f"{', '.join(str(int(each)) for each in steps)}: --output_dir must be on a disk that all machines share."
+            )
