@@ -6,6 +6,7 @@ odd spacings get through.
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -27,13 +28,18 @@ _CLIPPED_SHARE = 0.01
 _LABEL_VALUES = 64
 _LABEL_MAX = 255
 _ODD_SPACING = (0.05, 20.0)
+# Beyond this no scanner's numbers lie, damaged floats do; sums of squares in float32 overflow soon after.
+LARGEST = 1e12
+# No room is so large, in mm; float32 no longer tells voxels apart from here on.
+_FARTHEST = 1e6
 
 
 def check_file(path: Path) -> None:
     """Make sure that a path is a regular file with something in it, without opening it.
 
     Raises:
-        VolumeError: missing, dangling or circular link, folder, FIFO or other special file, 0 bytes.
+        VolumeError: missing, dangling or circular link, folder, FIFO or other special file, 0 bytes, or a folder that
+            cannot be looked into.
     """
     try:
         info = path.stat()
@@ -43,6 +49,10 @@ def check_file(path: Path) -> None:
         looped = path.is_symlink()
         raise VolumeError("a link that leads in a circle" if looped else f"cannot be read: {error}") from error
     if stat.S_ISDIR(info.st_mode):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise VolumeError(f"the folder cannot be read: {error.strerror}") from error
         raise VolumeError("is a folder, expected a file")
     if not stat.S_ISREG(info.st_mode):
         raise VolumeError("is not a regular file (FIFO, socket or device)")
@@ -89,7 +99,7 @@ def check_affine(affine: np.ndarray) -> None:
     """Refuse a 4x4 affine that does not map voxels to distinct places in space.
 
     Raises:
-        VolumeError: NaN, infinite or not invertible.
+        VolumeError: NaN, infinite, not invertible, or so far away that rounding moves voxels.
     """
     if not np.isfinite(affine).all():
         raise VolumeError(f"the affine is not finite: {affine[:3].tolist()}")
@@ -97,6 +107,18 @@ def check_affine(affine: np.ndarray) -> None:
     # the determinant is compared with that of orthogonal axes, so that the unit of length does not matter
     if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise VolumeError(f"the affine is singular (axes in one plane or of length 0): {affine[:3].tolist()}")
+    if np.abs(affine[:3, 3]).max() > _FARTHEST:
+        raise VolumeError(f"the affine places the volume {np.abs(affine[:3, 3]).max():.3g} mm away (damaged header?)")
+
+
+def check_range(low: float, high: float) -> None:
+    """Refuse intensities that only a damaged file holds.
+
+    Raises:
+        VolumeError: the range is beyond `LARGEST`.
+    """
+    if max(-low, high) > LARGEST:
+        raise VolumeError(f"values from {low:g} to {high:g} are no intensities (damaged voxels?)")
 
 
 def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: int) -> list[str]:
@@ -114,6 +136,7 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
     Raises:
         VolumeError: constant, air only, normalised, a label map, or far from any HU.
     """
+    check_range(low, high)
     total = int(histogram.sum())
     if low == high:
         raise VolumeError(f"constant: every voxel is {low:g}")

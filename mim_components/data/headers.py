@@ -18,6 +18,8 @@ from .volumes import VolumeError, VolumeSource, suffix_of
 
 _NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _GZIP_MAGIC = b"\x1f\x8b"
+# of the shortest edge of a voxel
+_FORM_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,19 @@ def _nifti_header(path: Path) -> VolumeHeader:
         raise VolumeError(f"truncated: {len(block)} bytes, the header alone has {length}")
     try:
         with LoggingOutputSuppressor():
-            header = _NIFTI_HEADERS[length](block[:length], endianness="<" if order == "little" else ">")
-            return _from_nifti(path, header, compressed)
+            stored = _NIFTI_HEADERS[length](block[:length], "<" if order == "little" else ">", check=False)
+            header = stored.copy()
+            header.check_fix()
+            return _from_nifti(path, header, compressed, tuple(stored["pixdim"][1:4].tolist()))
     except (HeaderDataError, ValueError, OverflowError) as error:
         if isinstance(error, VolumeError):
             raise
         raise VolumeError(f"damaged NIfTI header: {error}") from error
 
 
-def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool) -> VolumeHeader:
+def _from_nifti(
+    path: Path, header: nib.Nifti1Header, compressed: bool, pixdim: tuple[float, float, float]
+) -> VolumeHeader:
     if bytes(header["magic"].item()) not in (b"n+1", b"n+2"):
         raise VolumeError("a NIfTI header without voxels (.hdr/.img pair), expected one .nii file")
     axes = int(header["dim"][0])
@@ -122,11 +128,32 @@ def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool) -> Volum
     payload = Payload(path, 0, offset, size, True) if compressed else Payload(path, offset, 0, size, False)
     slope, intercept = header.get_slope_inter()
     scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
-    notes: tuple[str, ...] = ()
-    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-        notes = ("neither qform nor sform is set: position and orientation are guessed from the spacing",)
+    # nibabel takes 1 mm for an edge of 0
+    if int(header["sform_code"]) == 0 and any(n > 1 and edge == 0 for n, edge in zip(shape, pixdim, strict=False)):
+        raise VolumeError(f"the spacing is not known: pixdim {_text(pixdim)} mm, and there is no sform")
+    notes = _notes_on_place(header)
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes)
+
+
+def _notes_on_place(header: nib.Nifti1Header) -> tuple[str, ...]:
+    with_qform, with_sform = int(header["qform_code"]) != 0, int(header["sform_code"]) != 0
+    if not (with_qform or with_sform):
+        return ("neither qform nor sform is set: position and orientation are guessed from the spacing",)
+    if with_qform and with_sform:
+        try:
+            sform, qform = header.get_sform(), header.get_qform()
+        except (ValueError, HeaderDataError):
+            return ("the qform is damaged; the sform is used",)
+        spacing = nib.affines.voxel_sizes(sform)
+        if not np.allclose(sform, qform, rtol=1e-3, atol=_FORM_TOLERANCE * spacing.min()):
+            edges = _text(tuple(nib.affines.voxel_sizes(qform)))
+            return (f"sform and qform differ: spacing {_text(tuple(spacing))} and {edges} mm; the sform is used",)
+    return ()
+
+
+def _text(edges: tuple[float, ...]) -> str:
+    return " x ".join(f"{edge:.4g}" for edge in edges)
 
 
 def first_bytes(path: Path) -> tuple[bytes, bool]:

@@ -19,6 +19,7 @@ from mim_components.data.volumes import VolumeError, VolumeSource
 from .cases import Case, CaseFacts
 from .grids import grid_fault
 from .labels import LabelSet
+from .reader import check_extent, check_name, reader_affine
 from .voxels import LabelValues, check_channel, count_labels, holds_only
 
 MODALITIES = ("CT", "MR")
@@ -107,6 +108,7 @@ class SegmentationChecker:
                 check_file(path)
                 headers.append(read_header(_source(path)))
                 check_header(headers[-1], channels=1 if path is label else axis)
+                check_name(path)
             except (VolumeError, OSError) as error:
                 faults.append(cause_of(error) if path == case.image[0] else f"{_named(path)}: {cause_of(error)}")
         if not faults:
@@ -164,7 +166,7 @@ class SegmentationChecker:
             return f"{values.unfit:,} voxels are NaN or infinite"
         if values.fractions:
             return (
-                f"label values must be whole numbers, {values.fractions:,} voxels are not, such as {values.example:g}"
+                f"label values must be whole numbers, {values.fractions:,} voxels are not, such as {values.example:.7g}"
             )
         unknown = {
             value: count for value, count in sorted(values.counts.items()) if value not in self.labels.raw_values
@@ -188,7 +190,10 @@ def _source(path: Path) -> VolumeSource:
 
 def _read(path: Path, header: VolumeHeader, digest: hashlib._Hash, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        return read_stored(_source(path), header, digest)
+        raw, affine = read_stored(_source(path), header, digest)
+        affine = reader_affine(path, affine)
+        check_extent(header, affine)
+        return raw, affine
     except (VolumeError, OSError) as error:
         raise VolumeError(f"{where}{cause_of(error)}") from error
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mim_components.data.checks import check_range
 from mim_components.data.reading import scaled_parts
 from mim_components.data.volumes import VolumeError
 
@@ -59,7 +60,7 @@ def check_channel(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, f
     """Lowest and highest intensity of a channel (H, W, D).
 
     Raises:
-        VolumeError: NaN or infinite voxels.
+        VolumeError: NaN or infinite voxels, or intensities that only a damaged file holds.
     """
     low, high, unfit = np.inf, -np.inf, 0
     for _, part in scaled_parts(raw, scale):
@@ -68,6 +69,7 @@ def check_channel(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, f
         low, high = min(low, float(part.min())), max(high, float(part.max()))
     if unfit:
         raise VolumeError(f"{unfit:,} of {raw.size:,} voxels are NaN or infinite")
+    check_range(low, high)
     return low, high
 
 

@@ -1,5 +1,6 @@
 import gzip
 import os
+import shutil
 import struct
 import tracemalloc
 import zlib
@@ -265,6 +266,21 @@ def test_header_in_front_of_its_voxels(write_nifti):
     assert "without voxels" in cause(patched(write_nifti("a.nii"), 344, b"ni1\0"))
 
 
+def test_affine_of_a_volume_far_away(write_nifti):
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[0, 3] = 1e30
+    assert cause(write_nifti("a.nii.gz", affine=affine)) == (
+        "the affine places the volume 1e+30 mm away (damaged header?)"
+    )
+
+
+def test_spacing_of_zero_needs_a_sform(write_nifti):
+    zero = struct.pack("<3f", 2, 0, 4)  # pixdim
+    load_volume(patched(write_nifti("a.nii"), 80, zero))
+    path = patched(patched(write_nifti("b.nii"), 80, zero), 252, struct.pack("<2h", 1, 0))  # qform_code, sform_code
+    assert cause(path) == "the spacing is not known: pixdim 2 x 0 x 4 mm, and there is no sform"
+
+
 # --- voxels
 
 
@@ -289,6 +305,7 @@ def test_all_voxels_nan(write_nifti, ct):
         (0, 14, "u1", "not HU: 14 different values from 0 to 13 (a label map?)"),
         (10000, 20000, "i2", "not HU: half of the voxels are above"),
         (-(2**20), 2**20, "i4", "are beyond int16"),
+        (-(2**40), 2**40, "f8", "values from -1.09951e+12 to 1.09951e+12 are no intensities (damaged voxels?)"),
     ],
 )
 def test_intensities_that_are_no_hu(write_nifti, low, high, dtype, message):
@@ -318,8 +335,17 @@ def test_notes_of_odd_geometry(tmp_path, ct, write_nifti):
     image = nib.Nifti1Image(ct, None)
     image.header["qform_code"] = image.header["sform_code"] = 0
     nib.save(image, tmp_path / "lost.nii")
-    sources = [VolumeSource(path, (path,)) for path in (*paths, tmp_path / "lost.nii")]
+    image.set_sform(np.diag([2, 3, 4, 1]), 1)
+    image.set_qform(np.diag([2, 3, 5, 1]), 1)
+    nib.save(image, tmp_path / "two.nii")
+    shutil.copy(tmp_path / "two.nii", tmp_path / "turn.nii")
+    patched(tmp_path / "turn.nii", 256, struct.pack("<f", 7))  # a quaternion of no rotation
+    names = ("lost.nii", "two.nii", "turn.nii")
+    sources = [VolumeSource(path, (path,)) for path in (*paths, *(tmp_path / name for name in names))]
     dataset = prepare_volumes(FoundVolumes(sources), tmp_path / "cache", progress=False)
     assert "slice.nii: a single slice, shape (10, 12, 1)" in dataset.notes[0]
     assert "metres.nii: unusual spacing of 0.001 x 0.001 x 0.002 mm" in dataset.notes[1]
     assert "lost.nii: neither qform nor sform is set" in dataset.notes[2]
+    text = "two.nii: sform and qform differ: spacing 2 x 3 x 4 and 2 x 3 x 5 mm; the sform is used"
+    assert text in dataset.notes[3]
+    assert "turn.nii: the qform is damaged; the sform is used" in dataset.notes[4]

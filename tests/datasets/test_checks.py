@@ -180,6 +180,38 @@ def test_unknown_modality():
         SegmentationChecker(LABELS, 1, "PET")
 
 
+# --- what MONAI's reader would make of it
+
+
+@pytest.mark.parametrize("which", ["image", "label"])
+def test_name_that_the_reader_would_take_at_its_word(tmp_path, pair, which):
+    case = pair()
+    where = "" if which == "image" else "label/"
+    content = gzip.decompress((case.image[0] if which == "image" else case.label).read_bytes())
+    for name, data, text in (
+        ("x.nii.gz", content, "the file is not compressed, but its name ends in .nii.gz; rename it to .nii"),
+        ("x.nii", gzip.compress(content), "the file is compressed, but its name ends in .nii; rename it to .nii.gz"),
+    ):
+        path = tmp_path / "label" / name
+        path.write_bytes(data)
+        assert cause(pair(**{which: path})) == (f"{where}{name}: {text}" if where else text)
+
+
+def test_grid_is_that_of_the_reader(pair):
+    # the sform says 1 x 1 x 2 mm, pixdim and qform 1 x 1 x 1: MONAI takes the qform
+    case = pair()
+    content = bytearray(gzip.decompress(case.label.read_bytes()))
+    content[80:92] = struct.pack("<3f", 1, 1, 1)
+    content[252:254] = struct.pack("<h", 1)
+    case.label.write_bytes(gzip.compress(content))
+    assert cause(case) == "label/a.nii.gz: its spacing is 1 x 1 x 1 mm, expected 1 x 1 x 2"
+
+
+def test_volume_of_many_metres_is_refused_before_it_is_resampled(pair):
+    affine = np.diag([1000.0, 1000.0, 2000.0, 1.0])  # micrometres, say
+    assert cause(pair(affine=affine)) == "the volume is 3 x 4 x 10 m large; expected mm"
+
+
 # --- intensities
 
 
@@ -194,6 +226,14 @@ def test_unknown_modality():
 )
 def test_image_that_is_no_ct(pair, image, message):
     assert message in cause(pair(image=image))
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_voxel_that_only_a_damaged_float_holds(pair, modality):
+    image = mr()
+    image[1, 2, 3] = 1e30
+    text = "to 1e+30 are no intensities (damaged voxels?)"
+    assert cause(pair(image=image), SegmentationChecker(LABELS, 1, modality)).endswith(text)
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])
@@ -335,6 +375,7 @@ def with_values(*values, dtype=np.float32):
         (with_values(7, 7), "label values 7 (2 voxels) are unknown; known: 0 to 2"),
         (with_values(-1, 3, dtype=np.int16), "label values -1 (1 voxels), 3 (1 voxels) are unknown; known: 0 to 2"),
         (with_values(0.5, 0.5), "label values must be whole numbers, 2 voxels are not, such as 0.5"),
+        (with_values(0.9999999), "label values must be whole numbers, 1 voxels are not, such as 0.9999999"),
         (with_values(np.nan), "1 voxels are NaN or infinite"),
         (with_values(np.inf, 0.5), "1 voxels are NaN or infinite"),
         (with_values(70000, dtype=np.int32), "label values 70000 (1 voxels) are unknown; known: 0 to 2"),
