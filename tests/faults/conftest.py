@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ import numpy as np
 import pytest
 
 from mim_components.synthetic import write_synthetic_layout
-
 from tests.faults.page import PAGE_OPTION, Row, rows_of_item, write_page
-from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, server, start
+from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, server, start
 
 RESULTS: dict[str, Row] = {}
 
@@ -60,17 +60,39 @@ def data_of(request: pytest.FixtureRequest) -> Callable[[Bundle], dict[str, str]
 @pytest.fixture(scope="session")
 def reference(
     data_of: Callable[[Bundle], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Bundle], Path]:
+) -> Callable[..., Path]:
     """Output folder of the undisturbed run of a bundle, which is run when first asked for."""
     outputs: dict[str, Path] = {}
 
-    def run(bundle: Bundle) -> Path:
-        if bundle.name not in outputs:
+    def run(bundle: Bundle, **options: Any) -> Path:
+        key = f"{bundle.name} {options}"
+        if key not in outputs:
             output = tmp_path_factory.mktemp("reference") / bundle.name
-            outputs[bundle.name] = finish(start(bundle, output, **data_of(bundle))).output
-        return outputs[bundle.name]
+            outputs[key] = finish(start(bundle, output, **{**data_of(bundle), **options})).output
+        return outputs[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def interrupted(
+    data_of: Callable[[Bundle], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Bundle, Path], Path]:
+    """Give an output the state of a run that was killed in step 5 and has checkpoints of steps 2 and 4."""
+    outputs: dict[str, Path] = {}
+
+    def copy(bundle: Bundle, output: Path) -> Path:
+        if bundle.name not in outputs:
+            folder = tmp_path_factory.mktemp("interrupted")
+            held = {"train::progress": hold(5, folder / "held")}
+            run = start(bundle, folder / "run", **data_of(bundle), **held)
+            run.wait_held(folder / "held")
+            run.kill()
+            assert run.wait() == -9
+            outputs[bundle.name] = run.output
+        return Path(shutil.copytree(outputs[bundle.name], output))
+
+    return copy
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,7 @@ signal that ended it) is written to `log` + ".exit".
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -15,22 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ignite.engine
-import mlflow
-import monai.bundle
-import monai.engines
-import monai.networks.nets
-import monai.transforms
-
-import mim_components.datasets
-import mim_components.finetuning
-import mim_components.handlers
-import mim_components.networks
-import mim_components.pretrain_step
-import mim_components.segmentation
-import mim_components.training
-
 POLL = 0.02  # seconds
+# what a training imports
+PRELOADED = """
+ignite.engine fire mlflow.store.tracking.sqlalchemy_store monai.bundle monai.engines monai.networks.nets
+monai.transforms matplotlib.pyplot
+mim_components.datasets mim_components.finetuning mim_components.handlers mim_components.networks
+mim_components.pretrain_step mim_components.segmentation mim_components.training
+""".split()
 
 
 def serve() -> list[str]:
@@ -79,5 +72,7 @@ def become(request: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for name in PRELOADED:
+        importlib.import_module(name)
     sys.argv[1:] = serve()
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)

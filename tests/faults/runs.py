@@ -27,6 +27,7 @@ POLL = 0.01  # seconds
 TIMES = ("samples_per_second", "data_wait_share")
 # warnings are not what these runs test; telemetry stays off; one thread: two runs at once share few cores
 ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
     "PYTHONWARNINGS": "ignore",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -54,6 +55,7 @@ class Bundle:
         return int(self.options["max_steps"])
 
 
+NOTHING = {"_target_": "tests.faults.hold.Hold"}  # in place of handlers that draw
 COMMON: dict[str, Any] = {
     "preset": "nano",
     "num_workers": 0,
@@ -63,6 +65,7 @@ COMMON: dict[str, Any] = {
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
     "device": "$torch.device('cpu')",
+    "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(
     "mim_pretrain",
@@ -74,7 +77,7 @@ PRETRAIN = Bundle(
         "global_batch_size": 2,
         "batch_size": 1,
         "warmup_steps": 2,
-        "picture_interval": 100,
+        "train::pictures": NOTHING,
         "keep_checkpoints": 2,
     },
 )
@@ -145,13 +148,18 @@ class Run:
         self._until(lambda: any(self.output.glob(pattern)), timeout, f"has not made {pattern}", ended=True)
         return sorted(self.output.glob(pattern))[0]
 
+    def wait_held(self, file: Path, timeout: float = 120) -> None:
+        """Until it waits at a step, see `hold`; it goes on when the file is removed."""
+        self._until(file.exists, timeout, f"has not come to {file.name}", ended=True)
+
     def _until(self, condition: Any, timeout: float, text: str, ended: bool = False) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline or (ended and self.code is not None and not condition()):
                 code = self.code
                 self.kill()
-                raise AssertionError(f"the run {text} after at most {timeout} s, exit code {code}:\n{self.text[-3000:]}")
+                said = self.text[-3000:]
+                raise AssertionError(f"the run {text} after at most {timeout} s, exit code {code}:\n{said}")
             time.sleep(POLL)
 
     def send(self, number: int) -> None:
@@ -185,6 +193,11 @@ class Server:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the server; its children go on."""
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -207,6 +220,14 @@ def command_of(bundle: Bundle, output: Path, *arguments: str, **options: Any) ->
     return ["run", *config, *arguments, *pairs]
 
 
+def hold(step: int, file: Path, event: str = "ITERATION_STARTED") -> dict[str, Any]:
+    """Value of the option `train::progress`: wait at a step (before validation and checkpoint) while a file is there.
+
+    As `train::pictures` (pre-training only) it comes after the checkpoint.
+    """
+    return {**NOTHING, "event": event, "step": step, "file": str(file)}
+
+
 def start(
     bundle: Bundle,
     output: Path,
@@ -214,6 +235,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     plain: bool = False,
+    forked_by: Server | None = None,
     **options: Any,
 ) -> Run:
     """Start a training of a bundle.
@@ -225,13 +247,14 @@ def start(
         environment: added to the environment.
         prefix: what the command is given to, such as `unshare -rm sh -c "...; exec $@" sh`.
         plain: start the interpreter anew, as a user does; with a prefix always.
+        forked_by: another fork server than the one that all share.
         options: of the bundle, beside those of `bundle`.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     log = output.parent / f"{output.name}_{uuid.uuid4().hex[:6]}.log"
     argv = command_of(bundle, output, *arguments, **options)
     if not (prefix or plain):
-        return Run(output, log, None, server().fork(argv, environment or {}, log))
+        return Run(output, log, None, (forked_by or server()).fork(argv, environment or {}, log))
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "monai.bundle", *argv],
