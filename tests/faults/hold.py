@@ -1,0 +1,58 @@
+"""Handlers that the runs get through their configuration: one that waits at a step, and one that makes files large."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+
+class Hold:
+    """At a step make a file and wait until it is gone: the place of a fault is exact, whatever the machine's speed.
+
+    It stands for a bundle's progress bar or pictures, whose drawing takes longer than these runs.
+
+    Args:
+        event: name of ignite's event.
+        step: at which; 0 = never.
+        file: that is made.
+    """
+
+    def __init__(self, event: str = "ITERATION_STARTED", step: int = 0, file: str = "") -> None:
+        self.event, self.step, self.file = event, step, Path(file)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if self.step:
+            engine.add_event_handler(Events[self.event], self.hold)
+
+    def hold(self, engine: Engine) -> None:
+        """Wait, if this is the step."""
+        if engine.state.iteration == self.step:
+            self.file.touch()
+            while self.file.exists():
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class Ballast:
+    """A part of a checkpoint, so large that writing it takes a while.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Zeros."""
+        return {"zeros": torch.zeros(self.size, dtype=torch.uint8)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take."""
