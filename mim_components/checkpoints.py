@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from mim_components.digests import WrongDigestError, check_digest, digest_file, write_with_digest
 from mim_components.disk import as_full_disk, tensor_bytes
-from mim_components.safe_write import write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +21,16 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint that is cut short, altered, not a checkpoint, or not finite; the message names the file."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, Any]:
     """Read a file written by `torch.save`, without unpickling code, after checking it byte by byte.
 
+    Args:
+        path: of the file.
+        parts: names that it must have.
+
     Raises:
-        DamagedCheckpointError: the file is not whole (CRC of every part), not a checkpoint, or holds values that are
-            not finite.
+        DamagedCheckpointError: the file is not whole (CRC of every part), not a checkpoint, lacks a part, holds values
+            that are not finite, or is not the one whose digest stands beside it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -46,6 +50,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(network, dict):
         raise DamagedCheckpointError(f"{path}: its network is a {type(network).__name__}, expected a dictionary.")
     check_finite(network, path)
+    missing = [part for part in parts if part not in state]
+    if missing:
+        raise DamagedCheckpointError(f"{path}: has no {', '.join(missing)}.")
+    try:
+        check_digest(Path(path))  # last: the others say better what is wrong
+    except WrongDigestError as error:
+        raise DamagedCheckpointError(str(error)) from error
     return state
 
 
@@ -56,14 +67,14 @@ def save_to(path: Path, state: dict[str, Any]) -> None:
 
 
 def save_safely(path: Path, state: dict[str, Any]) -> Path:
-    """`save_to` beside the path, then rename.
+    """`save_to` beside the path, then rename, with a digest beside.
 
     Raises:
         FullDiskError: the disk is full; says what is missing. What was at `path` before is still there.
         OSError: it cannot be written for another reason.
     """
     try:
-        return write_safely(path, lambda partial: save_to(partial, state))
+        return write_with_digest(path, lambda partial: save_to(partial, state))
     except OSError as error:
         raise as_full_disk(error, path, tensor_bytes(state)) from error
 
@@ -115,6 +126,7 @@ class CheckpointStore:
         killed_saves = self.directory.glob(".step_*.partial")
         for old in [*whole[: -self.keep], *self._damaged, *killed_saves]:
             old.unlink(missing_ok=True)
+            digest_file(old).unlink(missing_ok=True)
         return path
 
     def newest(self, parts: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -130,15 +142,15 @@ class CheckpointStore:
         causes: list[str] = []
         for path in reversed(paths):
             try:
-                state = read_checkpoint(path)
-                missing = [part for part in parts if part not in state]
-                if missing:
-                    raise DamagedCheckpointError(f"{path}: has no {', '.join(missing)}.")
-                return state
+                state = read_checkpoint(path, parts)
             except DamagedCheckpointError as error:
                 logger.warning("Checkpoint passed over: %s", error)
                 causes.append(str(error))
                 self._damaged.add(path)
+            else:
+                if not digest_file(path).exists():
+                    logger.info("%s has no digest (%s) to compare it with.", path, digest_file(path).name)
+                return state
         if paths:
             raise DamagedCheckpointError(
                 f"all {len(paths)} checkpoints in {self.directory} are damaged, use --resume never for a new run; "

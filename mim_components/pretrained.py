@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
 from mim_components.contract import InputContract
+from mim_components.digests import WrongDigestError, check_digest, write_with_digest
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.tokens import sincos_positions
-from mim_components.safe_write import write_tensors_safely
+from mim_components.safe_write import tensors_writer
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,9 @@ def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
 
 
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
-    """Write an encoder's weights as safetensors with the input contract as metadata."""
+    """Write an encoder's weights as safetensors with the input contract as metadata, and a digest beside."""
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    return write_tensors_safely(Path(path), state, contract.to_metadata())
+    return write_with_digest(Path(path), tensors_writer(state, contract.to_metadata()))
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
@@ -163,6 +164,9 @@ def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]
     if path.suffix == ".safetensors":
         try:
             weights = load_file(path)
+            check_digest(path)
+        except WrongDigestError as error:
+            raise PretrainedError(str(error)) from error
         except SafetensorError as error:
             raise PretrainedError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
         check_finite(weights, path)

@@ -46,6 +46,11 @@ def write_text_safely(path: Path, text: str) -> Path:
     return write_safely(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
+def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], object]:
+    """What writes a safetensors file; its own `save_file` makes a file that others may not read."""
+    return lambda path: path.write_bytes(save(tensors, metadata))
+
+
 def write_tensors_safely(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """`write_safely` of a safetensors file; its own `save_file` makes a file that others may not read."""
-    return write_safely(path, lambda partial: partial.write_bytes(save(tensors, metadata)))
+    """`write_safely` of a safetensors file."""
+    return write_safely(path, tensors_writer(tensors, metadata))

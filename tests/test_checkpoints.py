@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -167,9 +170,92 @@ def test_failed_save_leaves_the_others_and_no_part(tmp_path: Path, monkeypatch: 
         with pytest.raises(OSError, match=f"cannot write .*step_0000000{step}.pt: No space left on device"):
             store.save(step, STATE)
     monkeypatch.undo()
-    assert sorted(os.listdir(tmp_path)) == ["step_00000001.pt", "step_00000002.pt"]
+    assert [name for name in sorted(os.listdir(tmp_path)) if not name.endswith(".pt.sha256")] == [
+        "step_00000001.pt",
+        "step_00000002.pt",
+    ]
     state = store.newest()
     assert state is not None and state["step"] == 2
+
+
+# digests
+
+
+def altered(path: Path) -> None:
+    """Another weight, and checksums that fit: nothing but the digest tells."""
+    state = torch.load(path, weights_only=True)
+    state["network"]["weight"][3] += 1
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def swapped(path: Path) -> None:
+    shutil.copy(path.with_name("step_00000002.pt"), path)
+
+
+@pytest.mark.parametrize("change", [altered, swapped])
+def test_another_whole_checkpoint_is_noticed(
+    change: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(2, {**STATE, "step": 2, "loss": 0.5})
+    path = store.save(4, STATE)
+    before, digest = path.read_bytes(), path.with_name("step_00000004.pt.sha256")
+    assert digest.read_text() == f"{hashlib.sha256(before).hexdigest()}  step_00000004.pt\n"  # as sha256sum has it
+    change(path)
+    with caplog.at_level(logging.WARNING, "mim_components"):
+        assert (store.newest() or {})["step"] == 2
+    assert f"{path}: not the file that was written: its sha256 is" in caplog.text
+    path.write_bytes(before)
+    assert (store.newest() or {})["step"] == 4
+
+
+def test_checkpoint_alone_is_read_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = CheckpointStore(tmp_path / "old").save(4, STATE)
+    (tmp_path / "new").mkdir()
+    shutil.copy(path, tmp_path / "new")
+    with caplog.at_level(logging.INFO, "mim_components"):
+        assert (CheckpointStore(tmp_path / "new").newest() or {})["step"] == 4
+    assert f"{tmp_path / 'new' / path.name} has no digest (step_00000004.pt.sha256) to compare it with" in caplog.text
+    caplog.clear()
+    shutil.copytree(tmp_path / "old", tmp_path / "both")  # with its digest
+    with caplog.at_level(logging.INFO, "mim_components"):
+        assert (CheckpointStore(tmp_path / "both").newest() or {})["step"] == 4 and caplog.text == ""
+
+
+def test_digest_goes_with_its_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3, 3):
+        store.save(step, {**STATE, "step": step})
+    names = [f"step_0000000{step}.pt{ending}" for step in (2, 3) for ending in ("", ".sha256")]
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_killed_between_checkpoint_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, {**STATE, "step": 1})
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mim_components.digests.write_text_safely", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(1, {**STATE, "step": 1, "other": 0})
+    assert os.listdir(tmp_path) == ["step_00000001.pt"] and (store.newest() or {})["other"] == 0
+
+
+def test_failed_save_leaves_the_digest_of_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path)
+    path = store.save(1, {**STATE, "step": 1})
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(torch, "save", raise_full)
+        store.save(1, STATE)
+    assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.sha256"]
+    assert (store.newest() or {})["step"] == 1
+
+
+def raise_full(state: Any, file: BinaryIO) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_file_that_a_killed_save_left_is_not_a_checkpoint(tmp_path: Path) -> None:

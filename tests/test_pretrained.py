@@ -265,3 +265,14 @@ def test_safetensors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.full((2, 3), torch.nan)}, tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match="encoder.safetensors: weights are not finite: weight"):
         load_pretrained(Small(), tmp_path / "encoder.safetensors")
+
+
+def test_safetensors_that_were_altered_are_refused_where_a_digest_stands_beside(network: MiM, tmp_path: Path) -> None:
+    path = save_encoder(network.encoder, tmp_path / "encoder.safetensors", CONTRACT)
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # the last weight, still finite: safetensors has no checksum
+    path.write_bytes(content)
+    with pytest.raises(PretrainedError, match=f"{path}: not the file that was written: its sha256 is"):
+        load_pretrained(HybridEncoder(preset="nano"), path)
+    path.with_name("encoder.safetensors.sha256").unlink()
+    assert load_pretrained(HybridEncoder(preset="nano"), path).share == 1.0

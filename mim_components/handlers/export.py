@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 class ExportHandler:
     """At the end, write `models/model.pt` (plain state dict) and `models/encoder.safetensors` (with its contract).
 
+    Beside each stands its digest, `.sha256`.
+
     Args:
         folder: of the run.
         network: without the wrapper for several devices.

@@ -34,7 +34,12 @@ def test_files_at_the_end_hold_the_weights_and_the_contract(tmp_path: Path, netw
     engine = Engine(step)
     make_handler(tmp_path, network).attach(engine)
     engine.run([None] * 3)
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["encoder.safetensors", "model.pt"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        "encoder.safetensors",
+        "encoder.safetensors.sha256",
+        "model.pt",
+        "model.pt.sha256",
+    ]
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert state.keys() == network.state_dict().keys()
     assert all(

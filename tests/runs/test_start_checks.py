@@ -150,7 +150,7 @@ def at(step: int) -> Any:
 
 
 def files(folder: RunFolder) -> list[str]:
-    return sorted(path.name for path in (folder.path / "checkpoints").iterdir())
+    return sorted(path.name for path in (folder.path / "checkpoints").glob("*.pt"))
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
