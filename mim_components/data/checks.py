@@ -95,6 +95,16 @@ def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS, channels: i
         check_affine(header.affine)
 
 
+def check_placed(header: VolumeHeader) -> None:
+    """Refuse to learn from a volume that may be mirrored.
+
+    Raises:
+        VolumeError: the file does not say where its voxels lie.
+    """
+    if not header.placed:
+        raise VolumeError("the affine is missing (neither qform nor sform is set): left and right are not known")
+
+
 def check_affine(affine: np.ndarray) -> None:
     """Refuse a 4x4 affine that does not map voxels to distinct places in space.
 

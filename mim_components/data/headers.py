@@ -34,6 +34,7 @@ class VolumeHeader:
         affine: 4x4, voxel index to RAS world in mm; None where ITK computes it.
         scale: slope and intercept from stored value to HU that are still to be applied.
         notes: what is odd.
+        placed: the file says where its voxels lie; False: `affine` is a guess.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +44,7 @@ class VolumeHeader:
     affine: np.ndarray | None = None
     scale: tuple[float, float] = (1.0, 0.0)
     notes: tuple[str, ...] = ()
+    placed: bool = True
 
 
 def read_header(source: VolumeSource) -> VolumeHeader:
@@ -133,7 +135,8 @@ def _from_nifti(
         raise VolumeError(f"the spacing is not known: pixdim {_text(pixdim)} mm, and there is no sform")
     notes = _notes_on_place(header)
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes)
+    placed = int(header["sform_code"]) != 0 or int(header["qform_code"]) != 0
+    return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes, placed)
 
 
 def _notes_on_place(header: nib.Nifti1Header) -> tuple[str, ...]:

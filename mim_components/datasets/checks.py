@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.checks import check_file, check_header, note_geometry
+from mim_components.data.checks import check_file, check_header, check_placed, note_geometry
 from mim_components.data.headers import VolumeHeader, read_header
 from mim_components.data.reading import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
@@ -108,6 +108,7 @@ class SegmentationChecker:
                 check_file(path)
                 headers.append(read_header(_source(path)))
                 check_header(headers[-1], channels=1 if path is label else axis)
+                check_placed(headers[-1])
                 check_name(path)
             except (VolumeError, OSError) as error:
                 faults.append(cause_of(error) if path == case.image[0] else f"{_named(path)}: {cause_of(error)}")

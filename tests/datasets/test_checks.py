@@ -160,9 +160,13 @@ def test_absurd_headers_are_refused_without_allocating(pair, dims, message):
         tracemalloc.stop()
 
 
-def test_affine_that_is_singular_or_not_finite(pair):
+def test_affine_that_is_missing_singular_or_not_finite(pair):
     case = pair()
     content = bytearray(gzip.decompress(case.label.read_bytes()))
+    content[252:256] = struct.pack("<2h", 0, 0)  # qform_code, sform_code
+    case.label.write_bytes(gzip.compress(content))
+    assert "label/a.nii.gz: the affine is missing" in cause(case)
+    content[252:256] = struct.pack("<2h", 0, 2)
     for row, message in (((0, 0, 0, 0), "singular"), ((np.nan, 0, 0, 0), "not finite")):
         content[280:296] = struct.pack("<4f", *row)
         case.label.write_bytes(gzip.compress(content))
