@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import re
 from collections.abc import Sequence
+from traceback import walk_tb
+
+from torch.utils.data import DataLoader
 
 LOWER = "Lower --num_workers, --batch_size or the size of the crops"
 AGAIN = "The same command continues from the last checkpoint."
@@ -22,7 +25,8 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
         awaited: names of the volumes of the batch that was waited for.
     """
     text = str(error)
-    if not isinstance(error, RuntimeError) or isinstance(error, WorkerError):
+    lost = isinstance(error, (ConnectionError, EOFError)) and _is_of_loader(error)
+    if not (isinstance(error, RuntimeError) or lost) or isinstance(error, WorkerError):
         return None
     names = f" It was loading: {', '.join(awaited)}." if awaited else ""
     if "shared memory" in text or "Bus error" in text or ("unable to" in text and "/torch_" in text):
@@ -37,11 +41,16 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
             f"a data worker hangs: no batch for {found[1]} s (worker_timeout).{names} If reading is only slow, raise "
             f"--worker_timeout or lower --num_workers. {AGAIN}"
         )
-    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+    if lost or ("DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text)):
         return WorkerError(
             f"a data worker was killed, most likely because memory ran out.{names} {LOWER}. {AGAIN} ({text.strip()})"
         )
     return None
+
+
+def _is_of_loader(error: BaseException) -> bool:
+    """Whether PyTorch's loader met it: a batch that a worker had ready went with the worker."""
+    return any(frame.f_globals.get("__name__") == DataLoader.__module__ for frame, _ in walk_tb(error.__traceback__))
 
 
 def kill_workers() -> None:
