@@ -26,7 +26,7 @@ import torch
 from monai.transforms import ScaleIntensityRange
 
 from benchmarks.data_stores import WINDOW, Store, blosc_store, from_hu, map_store, monai_store, noisy_ct
-from benchmarks.report import add_report_options, measure, report
+from benchmarks.report import add_report_options, measure, report, size_option
 from mim_components.data import find_sources, open_cached, prepare_volumes, stream
 from mim_components.data.reading import load_volume
 from mim_components.transforms import MultiLevelCropMask, resize_volumes
@@ -251,17 +251,17 @@ def parts_table(
     return [{"part": name, **timing.milliseconds()} for name, timing in timings.items()]
 
 
-def main(
-    arguments: Sequence[str] | None = None, levels: Sequence[Sequence[int]] = LEVELS,
-    input_size: Sequence[int] = INPUT,
-) -> None:  # fmt: skip
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="From .nii.gz to a sample: decoders, caches, parts.")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="CT files, besides the synthetic one")
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 300), help="of the synthetic CT, voxels")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--levels", type=size_option, nargs="+", default=LEVELS, help="native sizes, voxels: 96,96,96")
+    parser.add_argument("--input_size", type=size_option, default=INPUT, help="of a volume, voxels: 96,96,96")
     add_report_options(parser)
     options = parser.parse_args(arguments)
+    levels, input_size = options.levels, options.input_size
     torch.set_num_threads(options.threads)
     tables: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

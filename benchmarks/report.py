@@ -64,16 +64,17 @@ def measure(
         for name, case in cases.items():
             if before is not None:
                 before()
-            _synchronize()
+            synchronize()
             start = perf_counter()
             case()
-            _synchronize()
+            synchronize()
             if round_ >= 0:
                 seconds[name].append(perf_counter() - start)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for what CUDA has in its queue, where it is used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -149,10 +150,32 @@ def command() -> str:
     return " ".join(["python -m", module, *(Path(each).name if os.sep in each else each for each in sys.argv[1:])])
 
 
+def size_option(text: str) -> tuple[int, ...]:
+    """`96,96,96` on the command line."""
+    return tuple(int(side) for side in text.split(","))
+
+
 def add_report_options(parser: argparse.ArgumentParser, repetitions: int = 5) -> None:
     """Options that all benchmarks have: `--repetitions` and `--json`."""
     parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds that are timed")
     parser.add_argument("--json", type=Path, default=None, help="write the numbers to this file, too")
+
+
+def describe(where: Mapping[str, Any]) -> str:
+    """An environment as one sentence."""
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items() if number)
+    return (
+        f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores, {where['threads']} "
+        f"threads, {where['memory_gib']} GiB; Python {where['python']}, {versions}; commit {where['commit']}."
+    )
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """What a benchmark's file holds, for people."""
+    parts = [f"`{content['command']}`", describe(content["environment"])]
+    for title, rows in content["tables"].items():
+        parts += [title, markdown_table(rows)]
+    return "\n\n".join(parts)
 
 
 def report(
@@ -167,16 +190,15 @@ def report(
         packages: see `environment`.
         settings: what was measured, for the file.
     """
-    where = environment(packages)
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items() if number)
-    print(f"`{command()}`\n")
-    print(
-        f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores, {where['threads']} "
-        f"threads, {where['memory_gib']} GiB; Python {where['python']}, {versions}; commit {where['commit']}."
-    )
-    for title, rows in tables.items():
-        print(f"\n{title}\n\n{markdown_table(rows)}")
+    content = {
+        "command": command(), "environment": environment(packages), "settings": dict(settings or {}),
+        "tables": dict(tables),
+    }  # fmt: skip
+    print(markdown(content))
     if path is not None:
-        content = {"command": command(), "environment": where, "settings": dict(settings or {}), "tables": dict(tables)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        write_json(path, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -22,20 +23,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import torch
-
 from benchmarks.encoder import kept_bytes
+from benchmarks.pretraining import FORMS, Settings, Training, make_batch, make_network
 from benchmarks.report import add_report_options, report
-from mim_components.losses import MiMLoss
-from mim_components.networks import MiM, for_training
-from mim_components.networks.hybrid import HybridEncoder
-from mim_components.optimizer import weight_decay_groups
-from mim_components.pretrain_step import PretrainStep
+from mim_components.crop_geometry import num_visible_tokens
 
-CHILDREN = 4
 GIB = 2**30
 
 
@@ -56,58 +50,43 @@ CASES = [
     Case("sparse", 4, True),
     Case("sparse", 1, True),
     Case("dense", 4, False),
+    Case("dense", 1, False),
 ]
 
 
-def make_network(preset: str, size: int, form: str, num_levels: int, checkpoint: bool) -> MiM:
-    torch.manual_seed(0)
-    network = MiM(1, (size,) * 3, preset, num_levels=num_levels)
-    assert isinstance(network.encoder, HybridEncoder)
-    network.encoder.sparse = form == "sparse"
-    return for_training(network, "cpu", checkpoint_activations=checkpoint)
+def settings_of(case: Case, preset: str, size: int, levels: int) -> Settings:
+    return Settings(preset, size, levels, form=case.form, limit=case.limit, checkpoint=case.checkpoint)
 
 
-def make_batch(volumes: list[int], size: int, tokens: int, visible: int) -> dict[str, Any]:
-    """One sample with `volumes[l]` volumes at level l + 1, as the data loader collates it."""
-    batch: dict[str, Any] = {"name": ["random"]}
-    for level, count in enumerate(volumes, start=1):
-        batch[f"image_level{level}"] = torch.rand(1, count, 1, size, size, size)
-        batch[f"masked_level{level}"] = torch.rand(1, count, tokens).argsort(-1) >= visible
-        batch[f"parent_token_level{level}"] = torch.randint(tokens, (1, count))
-        batch[f"parent_overlap_level{level}"] = torch.zeros(1, count, tokens, dtype=torch.bool)
-    return batch
+def timed(training: Training) -> tuple[float, float]:
+    """Seconds of a step, by the clock and of all threads."""
+    start, cpu_start = perf_counter(), process_time()
+    training()
+    return perf_counter() - start, process_time() - cpu_start
+
+
+def peak() -> float:
+    """Peak of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def run_case(case: Case, preset: str, size: int, levels: int, steps: int) -> dict[str, float]:
     """Seconds of a step, by the clock and of all threads, medians, and peak of this process in GiB."""
-    network = make_network(preset, size, case.form, levels, case.checkpoint)
-    tokens = network.grid[0] ** 3
-    visible = int(tokens * 0.4)
-    batch = make_batch([CHILDREN**level for level in range(levels)], size, tokens, visible)
-    engine = SimpleNamespace(
-        network=network,
-        optimizer=torch.optim.AdamW(weight_decay_groups(network, 0.01), lr=1e-4, betas=(0.9, 0.95)),
-        loss_function=MiMLoss(network.patch_size, (1.0,) * levels, (0.1,) * (levels - 1)),
-        state=SimpleNamespace(device=torch.device("cpu"), iteration=1),
-    )
-    step = PretrainStep(levels, 1, visible, max_norm=1.0, max_volumes_per_pass=case.limit or None)
-    seconds, cpu_seconds = [], []
-    for _ in range(steps + 1):
-        start, cpu_start = perf_counter(), process_time()
-        step(engine, [batch])
-        seconds.append(perf_counter() - start)
-        cpu_seconds.append(process_time() - cpu_start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    return {"seconds": statistics.median(seconds[1:]), "cpu": statistics.median(cpu_seconds[1:]), "peak": peak}
+    training = Training(settings_of(case, preset, size, levels))
+    training()
+    seconds, cpu_seconds = zip(*(timed(training) for _ in range(steps)), strict=True)
+    return {"seconds": statistics.median(seconds), "cpu": statistics.median(cpu_seconds), "peak": peak()}
 
 
 def kept_by_volume(form: str, checkpoint: bool, preset: str, size: int) -> int:
     """Bytes that one volume keeps for the backward pass."""
-    network = make_network(preset, size, form, 1, checkpoint)
-    tokens = network.grid[0] ** 3
-    batch = make_batch([1], size, tokens, int(tokens * 0.4))
+    settings = settings_of(Case(form, 0, checkpoint), preset, size, levels=1)
+    network = make_network(settings)
+    tokens = math.prod(network.grid)
+    visible = num_visible_tokens(tokens, settings.mask_ratio)
+    batch = make_batch(settings, tokens, visible)
     images, masked = [batch["image_level1"][0]], [batch["masked_level1"][0]]
-    return kept_bytes(lambda: network(images, masked, int(tokens * 0.4)).prediction[0], network)
+    return kept_bytes(lambda: network(images, masked, visible).prediction[0], network)
 
 
 def in_process(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
@@ -144,9 +123,9 @@ def step_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def activation_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    total = sum(CHILDREN**level for level in range(arguments.levels))
+    total = sum(Settings(levels=arguments.levels).volumes)
     rows = []
-    for form in ("dense", "sparse"):
+    for form in FORMS:
         for checkpoint in (False, True):
             size = kept_by_volume(form, checkpoint, arguments.preset, arguments.size)
             rows.append({

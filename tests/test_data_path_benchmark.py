@@ -55,8 +55,9 @@ def test_stores_give_the_same_volumes(tmp_path: Path):
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     threads = str(torch.get_num_threads())
-    size = ["--size", "64", "64", "64", "--threads", threads]
-    data_path.main([*size, "--repetitions", "1", "--json", str(tmp_path / "a.json")], LEVELS, INPUT)
+    size = ["--size", "64", "64", "64", "--threads", threads, "--input_size", "32,32,32"]
+    levels = ["--levels", "64,64,32", "16,16,16", "8,8,8"]
+    data_path.main([*size, *levels, "--repetitions", "1", "--json", str(tmp_path / "a.json")])
     tables = json.loads((tmp_path / "a.json").read_text())["tables"]
     decode, caches, parts = tables.values()
     assert decode[0]["decoder"] == "zlib" and decode[0]["times faster"] == 1

@@ -1,0 +1,151 @@
+"""All benchmarks in one call: `python -m benchmarks [--only encoder,step] [--output FOLDER]`.
+
+Every part runs in a process of its own, so that the peak of one does not count for another, one after the other.
+Numbers go to `benchmarks.json`, tables to `benchmarks.md`, both in `--output`. A part that fails is named in both and
+at the end, the others still run, and the exit status is 1.
+
+`--device cpu` (default) runs all parts but `gpu`, `--device cuda` runs `gpu` alone. `--quick` runs each part in its
+smallest size and once: it shows that the command works, its numbers say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from benchmarks.report import ROOT, command, describe, environment, markdown_table, write_json
+
+# threads that spin while they wait take the few cores from each other
+THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
+class Part(NamedTuple):
+    """A module of `benchmarks` and the options it is run with."""
+
+    title: str
+    full: str
+    quick: str
+
+
+PARTS = {
+    "encoder": Part(
+        "Encoder, dense against sparse",
+        "--batch 1 4 --repetitions 3",
+        "--preset nano --size 32 --repetitions 1",
+    ),
+    "step": Part(
+        "Step",
+        "--repetitions 3",
+        "--preset nano --size 32 --repetitions 1 --batch 1 --levels 64,64,32 32,32,32 --ct_size 80 80 48",
+    ),
+    "step_memory": Part("Memory of a step", "", "--preset nano --size 32 --levels 2"),
+    "scaling": Part(
+        "Scaling",
+        "--repetitions 3",
+        "--preset nano --levels_preset nano --size 32 --repetitions 1",
+    ),
+    "processes": Part(
+        "Two processes",
+        "--repetitions 2",
+        "--preset nano --size 32 --levels 1 --repetitions 1",
+    ),
+    "data_path": Part(
+        "Data path",
+        "--repetitions 3",
+        "--size 80 80 48 --levels 64,64,32 32,32,32 16,16,16 --input_size 32,32,32 --repetitions 1",
+    ),
+    "gpu": Part(
+        "On a GPU",
+        "",
+        "--preset nano --size 32 --repetitions 1 --batch 1 --eager --matmul 64 --levels 64,64,32 32,32,32 "
+        "--ct_size 80 80 48 --workers 0",
+    ),
+}  # fmt: skip
+
+
+def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a part; what its file holds, with `seconds`, or with `failed` instead of tables."""
+    part = PARTS[name]
+    words = (part.quick if options.quick else part.full).split()
+    if name == "gpu":
+        words += ["--device", options.device]
+    start = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "part.json"
+        print(f"\n## {part.title}\n", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *words, "--json", str(path)],
+            cwd=ROOT, env={**THREADS, **os.environ}, check=False,
+        )  # fmt: skip
+        ended = {"seconds": perf_counter() - start}
+        if done.returncode:
+            return {**ended, "failed": f"exit status {done.returncode}", "command": _command(name, words)}
+        return {**json.loads(path.read_text()), **ended, "command": _command(name, words)}
+
+
+def _command(name: str, words: Sequence[str]) -> str:
+    return " ".join(["python -m", f"benchmarks.{name}", *words])
+
+
+def document(content: Mapping[str, Any]) -> str:
+    """The tables of all parts, in Markdown."""
+    lines = [f"`{content['command']}`: {describe(content['environment'])}"]
+    for name, part in content["parts"].items():
+        lines += [f"## {PARTS[name].title}", f"```bash\n{part['command']}\n```"]
+        if "failed" in part:
+            lines.append(f"Failed: {part['failed']}.")
+        for title, rows in part.get("tables", {}).items():
+            lines += [f"{title}:", markdown_table(rows)]
+    return "\n\n".join(lines) + "\n"
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """Names of the parts to run.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if options.only is None:
+        return [name for name in PARTS if (name == "gpu") == (options.device == "cuda")]
+    names: list[str] = options.only.split(",")
+    unknown = sorted(set(names) - set(PARTS))
+    if unknown:
+        raise ValueError(f"--only: no part {', '.join(unknown)}; there are {', '.join(PARTS)}.")
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts; 0 when all of them did."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, once")
+    parser.add_argument("--output", type=Path, default=Path("benchmark_results"), help="folder for the two files")
+    options = parser.parse_args(arguments)
+    try:
+        names = chosen(options)
+    except ValueError as error:
+        parser.error(str(error))
+    content: dict[str, Any] = {"command": command(), "environment": environment(), "parts": {}}
+    for name in names:
+        content["parts"][name] = run_part(name, options)
+        write_json(options.output / "benchmarks.json", content)  # what is done is not lost when the next one hangs
+        (options.output / "benchmarks.md").write_text(document(content), encoding="utf-8")
+    failed = [name for name, part in content["parts"].items() if "failed" in part]
+    print(f"\n{len(names) - len(failed)} of {len(names)} parts ran: {options.output / 'benchmarks.md'}")
+    for name in failed:
+        print(f"failed: {name}, {content['parts'][name]['failed']}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""One optimizer step of the pre-training on random voxels and masks, as the other benchmarks run it.
+
+The step is that of a training, with AdamW and clipping; no data path is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mim_components.crop_geometry import num_visible_tokens
+from mim_components.losses import MiMLoss
+from mim_components.networks import MiM, for_training
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.optimizer import weight_decay_groups
+from mim_components.pretrain_step import PretrainStep
+
+CHILDREN = 4
+FORMS = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step is made of.
+
+    Attributes:
+        preset: sizes of the network.
+        size: edge of a volume, voxels.
+        levels: number of levels; a volume has 4 children.
+        samples: volumes of level 1.
+        mask_ratio: share of masked tokens.
+        encoder: "hybrid" or "vit".
+        form: "sparse", or "dense" for the hybrid encoder on the whole grid.
+        limit: `max_volumes_per_pass`, 0 = no limit.
+        checkpoint: `checkpoint_activations`.
+        compile: compile the network.
+        device: of network and volumes.
+        amp: run the network in bfloat16 autocast.
+    """
+
+    preset: str = "base"
+    size: int = 96
+    levels: int = 3
+    samples: int = 1
+    mask_ratio: float = 0.6
+    encoder: str = "hybrid"
+    form: str = "sparse"
+    limit: int = 0
+    checkpoint: bool = False
+    compile: bool = False
+    device: str = "cpu"
+    amp: bool = False
+
+    @property
+    def volumes(self) -> list[int]:
+        """Volumes of every level."""
+        return [self.samples * CHILDREN**level for level in range(self.levels)]
+
+
+class Training:
+    """A network with its optimizer and one batch; a call is one step.
+
+    Attributes:
+        network: the network itself, before DDP.
+        engine: what a step takes from MONAI's trainer; `wrap` may put another network there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.network = make_network(settings)
+        tokens = math.prod(self.network.grid)
+        visible = num_visible_tokens(tokens, settings.mask_ratio)
+        self.batch = make_batch(settings, tokens, visible)
+        levels = settings.levels
+        self.engine = SimpleNamespace(
+            network=self.network,
+            optimizer=make_optimizer(self.network),
+            loss_function=MiMLoss(self.network.patch_size, (1.0,) * levels, (0.1,) * (levels - 1)),
+            state=SimpleNamespace(device=torch.device(settings.device), iteration=1),
+        )
+        limit = settings.limit or None
+        self.step = PretrainStep(levels, 1, visible, max_norm=1.0, amp=settings.amp, max_volumes_per_pass=limit)
+
+    def wrap(self, network: nn.Module) -> None:
+        """Train through another module, DDP."""
+        self.engine.network = network
+
+    def __call__(self, batch: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One step, on a batch of a loader or on the random one."""
+        return self.step(self.engine, [self.batch if batch is None else batch])
+
+
+def make_network(settings: Settings) -> MiM:
+    torch.manual_seed(0)
+    network = MiM(1, (settings.size,) * 3, settings.preset, settings.encoder, settings.levels)
+    if isinstance(network.encoder, HybridEncoder):
+        network.encoder.sparse = settings.form == "sparse"
+    return for_training(network, settings.device, settings.checkpoint, settings.compile)
+
+
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(weight_decay_groups(network, 0.01), lr=1e-4, betas=(0.9, 0.95))
+
+
+def make_batch(settings: Settings, tokens: int, visible: int) -> dict[str, Any]:
+    """A batch as the data loader collates it, on the device."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(settings.device)
+
+    batch: dict[str, Any] = {"name": ["random"]}
+    for level in range(settings.levels):
+        shape = settings.samples, CHILDREN**level
+        batch[f"image_level{level + 1}"] = moved(torch.rand(*shape, 1, *(settings.size,) * 3))
+        batch[f"masked_level{level + 1}"] = moved(torch.rand(*shape, tokens).argsort(-1) >= visible)
+        batch[f"parent_token_level{level + 1}"] = moved(torch.randint(tokens, shape))
+        batch[f"parent_overlap_level{level + 1}"] = moved(torch.zeros(*shape, tokens, dtype=torch.bool))
+    return batch
