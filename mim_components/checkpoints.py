@@ -129,6 +129,11 @@ class CheckpointStore:
             digest_file(old).unlink(missing_ok=True)
         return path
 
+    def newest_named(self) -> str:
+        """A sentence that names the newest checkpoint."""
+        paths = self.paths()
+        return f"Newest checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
+
     def newest(self, parts: Sequence[str] = ()) -> dict[str, Any] | None:
         """The newest checkpoint that is whole; names in the log what it passed over. None when there is none at all.
 

@@ -64,10 +64,11 @@ def as_full_disk(error: OSError, path: Path, needed: int) -> OSError:
         return error
     free = free_bytes(path.parent)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY and limit < needed:
+    if limit != resource.RLIM_INFINITY and (limit < needed or error.errno == errno.EFBIG):
         reason = f"files are limited to {as_size(limit)} (ulimit -f)"
     elif free < needed:
         reason = f"disk full: {as_size(free)} are free, {as_size(needed - free)} are missing"
     else:
-        reason = f"{error.strerror or error}; {as_size(free)} are free"
+        cause = (error.strerror or str(error)).removeprefix(f"cannot write {path}: ")
+        reason = f"{cause}; {as_size(free)} are free"
     return FullDiskError(error.errno, f"cannot write {path}, which needs {as_size(needed)}: {reason}")

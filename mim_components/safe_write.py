@@ -6,10 +6,13 @@ import errno
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
+
+from mim_components.disk import FULL, as_full_disk
 
 PARTIAL = ".partial"  # ending of files that are being written
 
@@ -42,8 +45,47 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text_safely(path: Path, text: str) -> Path:
-    """`write_safely` of a text in UTF-8; file names that are not UTF-8 keep their bytes."""
-    return write_safely(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="surrogateescape"))
+    """`write_bytes_safely` of a text in UTF-8; file names that are not UTF-8 keep their bytes."""
+    return write_bytes_safely(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes_safely(path: Path, content: bytes) -> Path:
+    """`write_safely` of what is at hand.
+
+    Raises:
+        FullDiskError: the disk is full; says what is missing.
+        OSError: it cannot be written for another reason.
+    """
+    try:
+        return write_safely(path, lambda partial: partial.write_bytes(content))
+    except OSError as error:
+        if error.errno in FULL:
+            raise as_full_disk(error, path, len(content)) from error
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, whole or not at all: on a full disk, what was written of it is taken back.
+
+    Raises:
+        FullDiskError: the disk is full; says what is missing.
+        OSError: it cannot be written for another reason; names the file.
+    """
+    content = f"{line}\n".encode()
+    left = memoryview(content)
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                with suppress(OSError):  # a device, say
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        named = OSError(error.errno, f"cannot write {path}: {error.strerror}")
+        raise as_full_disk(named, path, len(content)) from error
 
 
 def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], object]:

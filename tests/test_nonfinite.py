@@ -214,9 +214,9 @@ def test_wrong_settings_are_refused() -> None:
         NonFiniteGuard("skip", 0)
 
 
-def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
-    StepLines(tmp_path / "lines").append(1, {"loss": math.nan, "norm": math.inf, "rate": 0.5})
-    assert json.loads((tmp_path / "lines").read_text()) == {"step": 1, "loss": None, "norm": None, "rate": 0.5}
+def test_numbers_that_are_not_finite_are_null_in_the_file(folder: RunFolder) -> None:
+    StepLines(folder, "lines").append(1, {"loss": math.nan, "norm": math.inf, "rate": 0.5})
+    assert json.loads((folder.path / "lines").read_text()) == {"step": 1, "loss": None, "norm": None, "rate": 0.5}
 
 
 # the batch again

@@ -25,7 +25,8 @@ class BestModel:
 
     `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
     every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that
-    model until a better one comes.
+    model until a better one comes. Where a checkpoint was copied into a new folder without the model, the next
+    validation is kept.
 
     Args:
         folder: of the run.
@@ -55,7 +56,12 @@ class BestModel:
     def start(self, engine: Engine) -> None:
         """Take note of a model that an interrupted part of this run has written after its last checkpoint."""
         beside = self.path.with_suffix(".json")
-        if engine.state.iteration == 0 or not beside.exists() or not self.path.exists():
+        if not self.path.exists():
+            if self.step:
+                self.folder.note(f"{self.path}, the model of step {self.step}, is not there: the next is kept instead.")
+                self.best, self.step = -math.inf, 0
+            return
+        if not beside.exists() or (engine.state.iteration == 0 and not self.folder.continued):
             return
         try:
             kept = json.loads(beside.read_text())
@@ -75,13 +81,15 @@ class BestModel:
             self.folder.note(f"{self.metric} of step {engine.state.iteration} is not a number: no scan has any target.")
         if not value > self.best:
             return
-        self.best, self.step = value, engine.state.iteration
-        if idist.get_rank() == 0:
-            state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-            save_safely(self.path, state)
-            facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": value, "step": self.step}
-            write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
-            logger.info("best model so far: %s %.4f at step %d", self.metric, value, self.step)
+        with self.folder.unless_full("better models"):
+            if idist.get_rank() == 0:
+                state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+                save_safely(self.path, state)
+            self.best, self.step = value, engine.state.iteration  # of what was written: the next one tries again
+            if idist.get_rank() == 0:
+                facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": value, "step": self.step}
+                write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
+                logger.info("best model so far: %s %.4f at step %d", self.metric, value, self.step)
 
     @property
     def summary(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -16,6 +15,7 @@ from monai.handlers import ValidationHandler
 
 from mim_components.handlers.step_lines import StepLines
 from mim_components.handlers.tracking import RunTracker
+from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ class ValidationLog:
     """Write every validation to a file of JSON lines, to the log and to the tracker.
 
     Args:
-        path: of the file; continuing a run removes lines of steps that are done again.
+        folder: of the run, for `validation.jsonl`; continuing a run removes lines of steps that are done again.
         metric: name of the metric that is shown in the log.
         tracker: that gets the numbers.
     """
 
-    def __init__(self, path: str | Path, metric: str, tracker: RunTracker | None = None) -> None:
-        self.lines = StepLines(path)
+    def __init__(self, folder: RunFolder, metric: str, tracker: RunTracker | None = None) -> None:
+        self.lines = StepLines(folder, "validation.jsonl")
         self.metric = metric
         self.tracker = tracker
 

@@ -19,8 +19,6 @@ from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-ON_FULL_DISK = ("stop", "continue")
-
 
 class DifferentStepsError(RuntimeError):
     """The processes of a run would continue from different steps."""
@@ -32,7 +30,8 @@ class CheckpointHandler:
     Randomness is keyed by step and sample and needs no saving.
 
     Args:
-        folder: of the run.
+        folder: of the run; its `on_full_disk` "stop" raises when a checkpoint finds no room, "continue" trains on
+            without it, and tries again at the next one.
         network: without the wrapper for several devices.
         optimizer: of the run.
         lr_scheduler: by step.
@@ -41,11 +40,6 @@ class CheckpointHandler:
         keep: number of checkpoints kept.
         extra: further parts by name, each with `state_dict` and `load_state_dict`; None among them are passed over.
         optional: further parts that checkpoints of an older version lack; they begin anew then.
-        on_full_disk: "stop" raises when a checkpoint finds no room; "continue" trains on without it, and tries again
-            at the next one.
-
-    Raises:
-        ValueError: unknown `on_full_disk`.
     """
 
     def __init__(
@@ -59,10 +53,7 @@ class CheckpointHandler:
         keep: int = 2,
         extra: Mapping[str, Any] | None = None,
         optional: Mapping[str, Any] | None = None,
-        on_full_disk: str = "stop",
     ) -> None:
-        if on_full_disk not in ON_FULL_DISK:
-            raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
         self.folder = folder
         self.store = CheckpointStore(folder.path / "checkpoints", keep)
         self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
@@ -70,7 +61,6 @@ class CheckpointHandler:
         self.optional = dict(optional or {})
         self.loader = loader
         self.interval = interval
-        self.on_full_disk = on_full_disk
         self._saved = -1
 
     def attach(self, engine: Engine) -> None:
@@ -91,16 +81,12 @@ class CheckpointHandler:
         try:
             self.store.save(step, {"step": step, **state})
         except FullDiskError as error:
-            text = f"{error.strerror}. {self._newest()}"
-            if self.on_full_disk == "stop":
+            text = f"{error.strerror}. {self.store.newest_named()}"
+            if self.folder.on_full_disk == "stop":
                 raise FullDiskError(error.errno, f"{text} Make room; the same command continues.") from error
             self.folder.note(f"{text} The training goes on without this checkpoint.")
             return
         self._saved = step
-
-    def _newest(self) -> str:
-        paths = self.store.paths()
-        return f"Newest checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
 
     def restore(self, engine: Engine) -> int:
         """Put the newest whole checkpoint of the folder into the trainer; returns its step, 0 where there is none.

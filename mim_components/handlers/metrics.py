@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.dataset import StepLoader
 from mim_components.handlers.step_lines import StepLines
+from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ class StepMetrics:
     steps that are done again.
 
     Args:
-        path: file for the numbers; the first process writes it.
+        folder: of the run; the first process writes `metrics.jsonl` there.
         loader: that feeds the trainer.
         interval: steps between two collections; the first and the last step are always collected.
     """
 
-    def __init__(self, path: str | Path, loader: StepLoader, interval: int = 10) -> None:
-        self.lines = StepLines(path)
+    def __init__(self, folder: RunFolder, loader: StepLoader, interval: int = 10) -> None:
+        self.lines = StepLines(folder, "metrics.jsonl")
         self.loader = loader
         self.interval = interval
         self._since = (0, 0.0)

@@ -19,6 +19,7 @@ from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM
 from mim_components.pictures import LevelPicture, boxes_figure, save_figure, save_reconstruction_pictures, unit_to_hu
 from mim_components.pictures.intensity import AIR_HU
+from mim_components.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class PictureHandler:
     """Draw input, masked input, reconstruction and error of every level, and once where the volumes were cut.
 
     Args:
-        output_dir: folder for the PNG files.
+        folder: of the run; the PNG files are written into its folder `pictures`.
         network: without the wrapper for several devices.
         dataset: of the training; the pictures' crop is drawn from it with a key of its own, so it stays the same.
         level_sizes: native sizes of the levels, voxels.
@@ -44,7 +45,7 @@ class PictureHandler:
 
     def __init__(
         self,
-        output_dir: str | Path,
+        folder: RunFolder,
         network: MiM,
         dataset: KeyedDataset,
         level_sizes: Sequence[Sequence[int]],
@@ -56,7 +57,8 @@ class PictureHandler:
         tracker: RunTracker | None = None,
         error_range: float = 200.0,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.folder = folder
+        self.output_dir = folder.path / "pictures"
         self.network = network
         self.dataset = dataset
         self.level_sizes = [tuple(size) for size in level_sizes]
@@ -98,7 +100,7 @@ class PictureHandler:
         return self.dataset.data[self.volume % len(self.dataset)]["image"]
 
     def draw(self, engine: Engine) -> list[Path]:
-        """Reconstruct and draw the first volume of every level; returns the files."""
+        """Reconstruct and draw the first volume of every level; returns the files, none where they find no room."""
         prefix = self.output_dir / f"step_{engine.state.iteration:08d}"
         if self._drawn == engine.state.iteration:  # the last step may also be one of the interval
             return []
@@ -113,8 +115,10 @@ class PictureHandler:
         self.network.train(was_training)
         pictures = [self._picture(level, images[level - 1], filled[level - 1]) for level in self._levels()]
         title = f"{self.scan.name}, step {engine.state.iteration} of {engine.state.epoch_length}"
-        files = save_reconstruction_pictures(pictures, prefix, title, self.picture_window, self.error_range)
-        return self._keep(files)
+        with self.folder.unless_full("pictures"):
+            files = save_reconstruction_pictures(pictures, prefix, title, self.picture_window, self.error_range)
+            return self._keep(files)
+        return []
 
     def draw_boxes(self, engine: Engine) -> list[Path]:
         """Draw where the volumes of the inner levels lie in level 1; returns the file, none where it is there."""
@@ -140,8 +144,9 @@ class PictureHandler:
             window=self.picture_window,
             start=picture.start,
         )
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        return self._keep([save_figure(figure, path)])
+        with self.folder.unless_full("pictures"):
+            return self._keep([save_figure(figure, path)])
+        return []
 
     def _levels(self) -> range:
         return range(1, len(self.level_sizes) + 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_components.safe_write import write_text_safely
+from mim_components.safe_write import append_line, write_text_safely
 
 Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
 
@@ -28,8 +28,7 @@ class Spool:
         Raises:
             OSError: the file cannot be written.
         """
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
 
     def records(self) -> list[Record]:
         """All records; half a line of a run that was killed is none."""

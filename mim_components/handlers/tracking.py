@@ -64,6 +64,7 @@ class RunTracker:
         self.spool = Spool(folder.path / "tracking_spool.jsonl")
         self._engine: Any = None  # while the run is tracked
         self._waiting = False  # records in the spool
+        self._lost = 0  # records that found no room there
         self._next = 0.0  # time of the next attempt
 
     def attach(self, engine: Engine) -> None:
@@ -75,7 +76,10 @@ class RunTracker:
 
     def start(self, engine: Engine) -> None:
         """Open the MLflow run: the one of this folder, or a new one; send what an interrupted part left."""
-        self.spool.rewind(engine.state.iteration)
+        try:
+            self.spool.rewind(engine.state.iteration)
+        except OSError as error:  # a full disk, say: steps that are done again are sent twice
+            logger.warning("%s", error.strerror)
         self._begin(engine)
         self._connect()
 
@@ -191,6 +195,8 @@ class RunTracker:
                 f"{self.tracking_uri} did not answer: {count} records wait in {self.spool.path}, the same command "
                 f"sends them. All numbers are in {self.folder.path / 'metrics.jsonl'}."
             )
+        if self._lost:
+            self.folder.note(f"{self._lost} records for MLflow are lost: {self.spool.path} found no room.")
         self.handler = self._engine = None
 
     def _send(self, record: Record) -> None:
@@ -206,7 +212,9 @@ class RunTracker:
         try:
             self.spool.append(record)
         except OSError as error:
-            logger.error("%s: a record for MLflow is lost: %s", self.spool.path, error.strerror)
+            self._lost += 1
+            if self._lost == 1:  # it comes again at every step
+                logger.error("%s: a record for MLflow is lost: %s", self.spool.path, error.strerror)
 
     def _deliver(self, records: Sequence[Record]) -> None:
         """Send; a record that was sent before is not doubled, since it keeps its time."""

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from mim_components.pictures.planes import PLANES, Plane, panel_of
-from mim_components.safe_write import write_safely
+from mim_components.safe_write import write_bytes_safely
 
 DPI = 100
 LETTER_COLOUR = "#ffe14d"
@@ -228,4 +228,4 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return write_safely(path, lambda partial: partial.write_bytes(buffer.getvalue()))
+    return write_bytes_safely(path, buffer.getvalue())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 from mim_components import __version__
+from mim_components.checkpoints import CheckpointStore
+from mim_components.disk import FullDiskError
 from mim_components.runs.configuration import current_config, differences
 from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
 RESUME_MODES = ("auto", "never")
+ON_FULL_DISK = ("stop", "continue")
 
 
 class SettingsChangedError(ValueError):
@@ -38,18 +43,22 @@ class RunFolder:
         output_dir: the folder.
         resume: "auto" continues the run in `output_dir`, or starts one where there is none; "never" starts in a new
             folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
+        on_full_disk: "stop" ends the run when something finds no room; "continue" goes on without it.
 
     Attributes:
         path: the folder of this run.
+        continued: whether a run was in it.
         notes: warnings that the summary at the end repeats.
 
     Raises:
-        ValueError: unknown `resume`.
+        ValueError: unknown `resume` or `on_full_disk`.
         OSError: the folder cannot be written.
         FolderInUseError: another process is running in the folder.
     """
 
-    def __init__(self, output_dir: str | Path, resume: str = "auto") -> None:
+    def __init__(self, output_dir: str | Path, resume: str = "auto", on_full_disk: str = "stop") -> None:
+        if on_full_disk not in ON_FULL_DISK:
+            raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
         if resume not in RESUME_MODES:
             raise ValueError(f"resume must be one of {', '.join(RESUME_MODES)}, got {resume!r}.")
         wanted = Path(output_dir).absolute()
@@ -58,7 +67,10 @@ class RunFolder:
             wanted = wanted / f"run_{next(numbers):03d}"
         self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
         self.notes: list[str] = []
+        self.on_full_disk = on_full_disk
+        self._incomplete: set[str] = set()  # what `unless_full` has said
         self.state: dict[str, Any] = self._read()
+        self.continued = bool(self.state)
         if idist.get_rank() == 0:
             self._check_writable()
             self._lock = self._take_lock()
@@ -138,7 +150,8 @@ class RunFolder:
         """Set values of `run.json`, e.g. `status`."""
         self.state |= values
         if idist.get_rank() == 0:
-            self._write()
+            with self.unless_full("the state in run.json"):
+                self._write()
 
     def _write(self) -> None:
         text = json.dumps(self.state, indent=1, default=str)
@@ -148,6 +161,27 @@ class RunFolder:
         """Let another run use the folder."""
         if idist.get_rank() == 0:
             self._lock.release()
+
+    @contextmanager
+    def unless_full(self, what: str) -> Iterator[None]:
+        """Around writing that the training does not need; on a full disk, stop or go on as `on_full_disk` says.
+
+        Args:
+            what: is missing then; said once, and again in the summary at the end.
+
+        Raises:
+            FullDiskError: names the file, the missing room and the newest checkpoint.
+        """
+        try:
+            yield
+        except FullDiskError as error:
+            if self.on_full_disk == "stop":
+                newest = CheckpointStore(self.path / "checkpoints").newest_named()
+                text = f"{error.strerror}. {newest} Make room; the same command continues."
+                raise FullDiskError(error.errno, text) from error
+            if what not in self._incomplete:
+                self._incomplete.add(what)
+                self.note(f"{error.strerror}. The training goes on; {what} may be missing from now on.")
 
     def note(self, text: str) -> None:
         """Log a warning now and again in the summary at the end."""

@@ -16,7 +16,8 @@ from monai.engines import Evaluator
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from mim_components.checkpoints import read_checkpoint
+from mim_components.checkpoints import read_checkpoint, save_safely
+from mim_components.disk import FullDiskError
 from mim_components.evaluation.weights import WrongWeightsError
 from mim_components.finetuning import (
     BestModel,
@@ -169,13 +170,13 @@ def test_dice_of_a_target_is_its_mean_over_the_scans_that_have_it() -> None:
     assert engine.state.validation == pytest.approx({"val_mean_dice": 0.5, "dice_spleen": 0.6, "dice_liver": 0.5})
 
 
-def test_log_is_valid_json_and_rewinds(tmp_path: Path) -> None:
-    path = tmp_path / "validation.jsonl"
+def test_log_is_valid_json_and_rewinds(folder: RunFolder) -> None:
+    path = folder.path / "validation.jsonl"
     evaluator = FakeEvaluator([0.1, math.nan, 0.3])
-    trainer_with(Validation(evaluator, 1), ValidationLog(path, "val_mean_dice"), steps=3)
+    trainer_with(Validation(evaluator, 1), ValidationLog(folder, "val_mean_dice"), steps=3)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"step": n, "val_mean_dice": v} for n, v in ((1, 0.1), (2, None), (3, 0.3))]
-    ValidationLog(path, "val_mean_dice").start(SimpleNamespace(state=SimpleNamespace(iteration=1)))  # type: ignore[arg-type]
+    ValidationLog(folder, "val_mean_dice").start(SimpleNamespace(state=SimpleNamespace(iteration=1)))  # type: ignore[arg-type]
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
 
 
@@ -268,6 +269,68 @@ def test_a_worse_model_after_a_resume_does_not_replace_a_better_one(folder: RunF
     worse.best.load_state_dict({"best": 0.2, "step": 1})
     trainer_with(worse, steps=3, start=2)
     assert weight_of(folder.path / "models" / "model.pt") == 3.0
+
+
+@pytest.mark.parametrize("values", [[math.nan, 0.3, 0.2], [-math.inf, 0.3, 0.2]])
+def test_first_validation_that_is_no_number_blocks_no_later_best(folder: RunFolder, values: list[float]) -> None:
+    training, stop = Training(folder, values), EarlyStop("val_mean_dice", patience=2)
+    engine = trainer_with(training, stop, steps=3)
+    assert weight_of(folder.path / "models" / "model.pt") == 2.0 and training.best.best == 0.3
+    assert engine.state.iteration == 3  # the early stop counts from the first number
+
+
+def test_count_before_the_first_number_survives_a_resume(folder: RunFolder) -> None:
+    first = Training(folder, [math.nan])
+    trainer_with(first, steps=1)
+    path = save_safely(folder.path / "step.pt", {"best": first.best.state_dict()})
+    again = Training(folder, [0.1])
+    again.best.load_state_dict(read_checkpoint(path)["best"])
+    trainer_with(again, steps=2, start=1)
+    assert weight_of(folder.path / "models" / "model.pt") == 2.0
+
+
+def test_run_without_a_checkpoint_keeps_its_best_too(folder: RunFolder) -> None:
+    trainer_with(Training(folder, [0.2, 0.9]), steps=2)
+    folder.release()
+    again = RunFolder(folder.path)  # killed before its first checkpoint: begins at step 0
+    trainer_with(Training(again, [0.5]), steps=1)
+    assert weight_of(folder.path / "models" / "model.pt") == 2.0
+    (folder.path / "run.json").unlink()
+    again.release()
+    new = RunFolder(folder.path)  # another run: what lies there is not its own
+    trainer_with(Training(new, [0.5]), steps=1)
+    assert weight_of(folder.path / "models" / "model.pt") == 1.0
+    new.release()
+
+
+def test_checkpoint_alone_in_a_new_folder_keeps_the_next_model(folder: RunFolder) -> None:
+    training = Training(folder, [0.3])
+    training.best.load_state_dict({"best": 0.9, "step": 1})
+    trainer_with(training, steps=2, start=1)
+    assert weight_of(folder.path / "models" / "model.pt") == 2.0 and training.best.best == 0.3
+    assert "model of step 1, is not there: the next is kept instead" in folder.notes[0]
+
+
+def test_full_disk_leaves_the_best_model_and_the_next_one_tries_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, state: Any) -> Path:
+        raise FullDiskError(28, f"cannot write {path}: disk full")
+
+    training = Training(folder, [0.2, 0.5, 0.4])
+    with monkeypatch.context() as patched:
+        trainer_with(training, steps=1)
+        patched.setattr("mim_components.finetuning.best_model.save_safely", full)
+        worse = Training(folder, [0.5])
+        with pytest.raises(FullDiskError, match=r"model.pt: disk full. There is no checkpoint yet. Make room"):
+            trainer_with(worse, steps=2, start=1)
+        folder.on_full_disk = "continue"
+        worse = Training(folder, [0.5])
+        trainer_with(worse, steps=2, start=1)
+        assert weight_of(training.best.path) == 1.0 and worse.best.best == 0.2  # what the file holds
+        assert "better models may be missing from now on" in folder.notes[0]
+    trainer_with(Training(folder, [0.4]), steps=3, start=2)
+    assert weight_of(training.best.path) == 3.0
 
 
 def test_damaged_facts_fall_back_to_the_checkpoint(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

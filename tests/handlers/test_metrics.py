@@ -16,8 +16,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components.data.sampler import StepSampler
+from mim_components.disk import FullDiskError
 from mim_components.handlers import metrics as module
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
+from mim_components.runs.folder import RunFolder
 
 
 class Clock:
@@ -34,6 +36,13 @@ class Clock:
     def reset_clock(self) -> float:
         waited, self.waited = self.waited, 0.0
         return waited
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    made = RunFolder(tmp_path)
+    yield made
+    made.release()
 
 
 @pytest.fixture
@@ -60,10 +69,10 @@ def rows(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_first_last_and_every_third_step(tmp_path: Path, clock: Clock) -> None:
+def test_first_last_and_every_third_step(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
     engine = make_trainer(clock)
     collected = {}
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=3).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=3).attach(engine)  # type: ignore[arg-type]
 
     @engine.on(Events.ITERATION_COMPLETED)
     def after() -> None:
@@ -83,18 +92,18 @@ def test_first_last_and_every_third_step(tmp_path: Path, clock: Clock) -> None:
     assert [line["epoch"] for line in lines] == pytest.approx([0.8, 2.4, 4.8, 5.6])
 
 
-def test_collected_numbers_are_the_step_s_own_not_a_mean(tmp_path: Path, clock: Clock) -> None:
+def test_collected_numbers_are_the_step_s_own_not_a_mean(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
     engine = make_trainer(clock, steps=20)
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=10).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=10).attach(engine)  # type: ignore[arg-type]
     engine.run([None] * 20, max_epochs=1)
     assert [(line["step"], line["loss"]) for line in rows(tmp_path / "metrics.jsonl")] == [(1, 1), (10, 10), (20, 20)]
 
 
-def test_lines_of_steps_that_are_done_again_are_removed(tmp_path: Path, clock: Clock) -> None:
+def test_lines_of_steps_that_are_done_again_are_removed(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "loss": -1.0}}\n' for step in range(1, 7)) + '{"step": 7, "lo')
     engine = make_trainer(clock)
-    handler = StepMetrics(path, clock, interval=1)  # type: ignore[arg-type]
+    handler = StepMetrics(folder, clock, interval=1)  # type: ignore[arg-type]
     engine.state.iteration = 4
     handler.start(engine)
     assert [line["step"] for line in rows(path)] == [1, 2, 3, 4] and path.read_text().endswith("}\n")
@@ -106,26 +115,27 @@ def test_lines_of_steps_that_are_done_again_are_removed(tmp_path: Path, clock: C
     assert rows(path)[-1]["samples_per_second"] == 2.0  # since step 4, not since step 0
 
 
-def test_new_run_begins_without_a_file(tmp_path: Path, clock: Clock) -> None:
-    StepMetrics(tmp_path / "metrics.jsonl", clock).start(make_trainer(clock))  # type: ignore[arg-type]
+def test_new_run_begins_without_a_file(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
+    StepMetrics(folder, clock).start(make_trainer(clock))  # type: ignore[arg-type]
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_names_the_file(tmp_path: Path, clock: Clock) -> None:
+def test_full_disk_names_the_file(folder: RunFolder, clock: Clock) -> None:
+    (folder.path / "metrics.jsonl").symlink_to("/dev/full")
     engine = make_trainer(clock)
-    handler = StepMetrics("/dev/full", clock, interval=1)  # type: ignore[arg-type]
+    handler = StepMetrics(folder, clock, interval=1)  # type: ignore[arg-type]
     engine.state.iteration, engine.state.output = 1, {"loss": torch.tensor(2.0)}
     handler.read_learning_rate(engine)
-    with pytest.raises(OSError, match="/dev/full"):
+    with pytest.raises(FullDiskError, match="cannot write .*/metrics.jsonl, which needs .*There is no checkpoint yet"):
         handler(engine)
 
 
 def test_console_says_first_last_and_every_so_many(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    folder: RunFolder, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_trainer(clock)
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=1).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=1).attach(engine)  # type: ignore[arg-type]
     ConsoleLog(skip=3).attach(engine)
     with caplog.at_level(logging.INFO, "mim_components"):
         engine.run([None] * 7, max_epochs=1)
@@ -137,10 +147,10 @@ def test_console_says_first_last_and_every_so_many(
 
 
 def test_console_says_the_last_step_also_between(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    folder: RunFolder, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = make_trainer(clock)
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=3).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=3).attach(engine)  # type: ignore[arg-type]
     ConsoleLog(skip=10).attach(engine)
     with caplog.at_level(logging.INFO, "mim_components"):
         engine.run([None] * 7, max_epochs=1)
@@ -160,12 +170,12 @@ def console() -> Iterator[logging.Logger]:
 
 
 def test_progress_bar_shows_losses_and_gives_the_console_back(
-    tmp_path: Path, clock: Clock, console: logging.Logger, capsys: pytest.CaptureFixture[str]
+    folder: RunFolder, clock: Clock, console: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = logging.getLogger()
     before = list(root.handlers), list(console.handlers)
     engine = make_trainer(clock)
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=3).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=3).attach(engine)  # type: ignore[arg-type]
     progress = ProgressHandler()
     progress.attach(engine)
 
@@ -186,10 +196,10 @@ def test_progress_bar_shows_losses_and_gives_the_console_back(
     assert set(re.findall(r"loss=(\d)\.0000", text)) <= {"1", "3", "6", "7"}
 
 
-def test_console_is_given_back_after_an_error(tmp_path: Path, clock: Clock, console: logging.Logger) -> None:
+def test_console_is_given_back_after_an_error(folder: RunFolder, clock: Clock, console: logging.Logger) -> None:
     before = list(console.handlers)
     engine = make_trainer(clock)
-    StepMetrics(tmp_path / "metrics.jsonl", clock, interval=3).attach(engine)  # type: ignore[arg-type]
+    StepMetrics(folder, clock, interval=3).attach(engine)  # type: ignore[arg-type]
     progress = ProgressHandler()
     progress.attach(engine)
 

@@ -13,8 +13,10 @@ from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, Sp
 
 from mim_components.data.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.volumes import PreparedVolume
+from mim_components.disk import FullDiskError
 from mim_components.handlers.pictures import PICTURE_EPOCH, PictureHandler
 from mim_components.networks import MiM
+from mim_components.runs.folder import RunFolder
 from mim_components.transforms import MultiLevelCropMaskd
 
 LEVELS = [(16, 16, 16), (8, 8, 8)]
@@ -48,9 +50,15 @@ def network() -> MiM:
     return MiM(input_size=(16, 16, 16), preset="nano", num_levels=2, projection_dim=8)
 
 
+def run_in(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.release()
+    return folder
+
+
 def make_handler(folder: Path, network: MiM, **changes: Any) -> PictureHandler:
     dataset = changes.pop("dataset", None) or make_dataset(folder)
-    return PictureHandler(folder / "pictures", network, dataset, LEVELS, hu_window=RANGE, **changes)
+    return PictureHandler(run_in(folder), network, dataset, LEVELS, hu_window=RANGE, **changes)
 
 
 def test_start_of_level_1_is_negative_where_the_scan_was_padded(tmp_path: Path, network: MiM) -> None:
@@ -132,9 +140,27 @@ def test_files_and_artifacts(tmp_path: Path, network: MiM) -> None:
     assert handler.draw_boxes(engine) == [] and handler.draw(engine) == []
 
 
+def test_full_disk_costs_the_pictures_where_it_may(
+    tmp_path: Path, network: MiM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: Any) -> Path:
+        raise OSError(28, f"cannot write {path}: No space left on device")
+
+    handler = make_handler(tmp_path, network)
+    monkeypatch.setattr("mim_components.safe_write.write_safely", full)
+    engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=4, epoch_length=9, output={}))
+    with pytest.raises(FullDiskError, match="cannot write .*crops.png, which needs .* Make room; the same command"):
+        handler.draw_boxes(engine)
+    handler.folder.on_full_disk = "continue"
+    assert handler.draw_boxes(engine) == [] and handler.draw(engine) == []
+    assert len(handler.folder.notes) == 1  # said once
+    assert handler.folder.notes[0].endswith("The training goes on; pictures may be missing from now on.")
+    assert network.training
+
+
 def test_one_level_has_no_boxes(tmp_path: Path, network: MiM) -> None:
     dataset = make_dataset(tmp_path, [(16, 16, 16)])
-    handler = PictureHandler(tmp_path / "pictures", network, dataset, [(16, 16, 16)], hu_window=RANGE)
+    handler = PictureHandler(run_in(tmp_path), network, dataset, [(16, 16, 16)], hu_window=RANGE)
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=1, epoch_length=1, output={}))
     assert handler.draw_boxes(engine) == []
     assert handler._start_in_scan(1)[0] == -2

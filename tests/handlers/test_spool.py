@@ -200,7 +200,22 @@ def test_spool_that_cannot_be_written_is_named(
     tracker = RunTracker(folder, "http://127.0.0.1:9")
     tracker.start(engine_at(0))
     tracker.log_numbers({"loss": 1.0}, 1)
-    assert "tracking_spool.jsonl: a record for MLflow is lost: No space left" in caplog.text
+    tracker.log_numbers({"loss": 1.0}, 2)
+    assert caplog.text.count("tracking_spool.jsonl: a record for MLflow is lost: No space left") == 1
+    tracker.close()
+    assert folder.notes == [f"2 records for MLflow are lost: {tracker.spool.path} found no room."]
+
+
+def test_spool_that_cannot_be_rewound_stops_nothing(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: Spool, step: int) -> None:
+        raise OSError(28, "cannot write the spool: No space left on device")
+
+    monkeypatch.setattr(Spool, "rewind", full)
+    tracker = RunTracker(folder, "http://127.0.0.1:9")
+    tracker.start(engine_at(0))
+    assert "cannot write the spool: No space left" in caplog.text
 
 
 # a real server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from mim_components import __version__
+from mim_components.disk import FullDiskError
 from mim_components.runs import folder as module
 from mim_components.runs.folder import FolderInUseError, RunFolder, SettingsChangedError
 
@@ -133,11 +135,11 @@ def test_notes_are_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_failed_write_leaves_the_old_state(tmp_path: Path, config: dict[str, Any], monkeypatch: Any) -> None:
     folder = begun(tmp_path)
 
-    def full(self: Path, text: str, encoding: str, errors: str) -> None:
+    def full(self: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="cannot write .*run.json: No space left on device"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="cannot write .*run.json, which needs .*: No space left on device; .* are free"):
         folder.update(status="finished")
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
 
@@ -147,3 +149,19 @@ def test_damaged_run_json_is_named(tmp_path: Path, config: dict[str, Any]) -> No
     (tmp_path / "run.json").write_text("")
     with pytest.raises(ValueError, match="run.json"):
         RunFolder(tmp_path)
+
+
+def test_full_disk_costs_the_state_only_where_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, write: object) -> Path:
+        raise OSError(errno.ENOSPC, f"cannot write {path}: No space left on device")
+
+    folder = RunFolder(tmp_path, on_full_disk="continue").begin("digest")
+    monkeypatch.setattr("mim_components.safe_write.write_safely", full)
+    for status in ("running", "interrupted"):
+        folder.update(status=status)
+    assert len(folder.notes) == 1 and "the state in run.json may be missing from now on" in folder.notes[0]
+    folder.on_full_disk = "stop"
+    with pytest.raises(FullDiskError, match=f"cannot write {tmp_path}/run.json, which needs .*There is no checkpoint"):
+        folder.update(status="finished")
+    folder.release()
+    assert RunFolder(tmp_path).state["status"] == "running"

@@ -138,11 +138,12 @@ def test_workers_need_a_timeout(folder: RunFolder) -> None:
 
 
 def handler_in(folder: RunFolder, action: str) -> CheckpointHandler:
+    folder.on_full_disk = action
     network = nn.Linear(10, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     loader: Any = SimpleNamespace(sampler=SimpleNamespace(start_step=0))
-    return CheckpointHandler(folder, network, optimizer, schedule, loader, on_full_disk=action)
+    return CheckpointHandler(folder, network, optimizer, schedule, loader)
 
 
 def at(step: int) -> Any:
@@ -185,7 +186,7 @@ def test_full_disk_may_cost_the_checkpoint_only(folder: RunFolder, monkeypatch: 
     handler.save(at(4))  # there is room again
     assert files(folder) == ["step_00000004.pt"]
     with pytest.raises(ValueError, match="on_full_disk must be one of stop, continue, got 'no'"):
-        handler_in(folder, "no")
+        RunFolder(folder.path, on_full_disk="no")
 
 
 def test_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
