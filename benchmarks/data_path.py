@@ -1,10 +1,11 @@
 """From .nii.gz to a sample, as tables: `python -m benchmarks.data_path [--data CT.nii.gz ...]`.
 
 1. Decoding: a file read, checked and turned to RAS, with every decoder that is installed.
-2. Caches: time of a level-1 crop (voxels in memory), of a level-1 volume (resized, scaled) and of a whole sample of
-   1 + 4 + 16 volumes; bytes read for the last two; disk. Files are in the page cache, as in every epoch but the first
-   of a set that fits in memory; "cold" is a level-1 volume after the kernel was asked to drop the files.
-3. Parts of a sample: copy, scale, resize (area average, which does not alias, against trilinear), the whole crop.
+2. Caches: time of opening a volume (an item of MONAI's dataset), of a copy of a level-1 crop, of a level-1 volume
+   (resized, scaled) and of a whole sample of 1 + 4 + 16 volumes; bytes read for the last two; disk. Files are in the
+   page cache, as in every epoch but the first of a set that fits in memory; "cold" is a level-1 volume after the kernel
+   was asked to drop the files.
+3. Parts of a sample, and how long the same takes with MONAI and PyTorch alone.
 
 Everything runs in one process with `--threads` threads, as in a loader's worker; cases that are compared run in turn.
 Packages: isal, deflate (libdeflate, whole files in memory, for comparison only) and blosc2 are used where installed.
@@ -23,28 +24,34 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.transforms import ScaleIntensityRange
+from torch import Tensor
 
-from benchmarks.data_stores import WINDOW, Store, blosc_store, from_hu, map_store, monai_store, noisy_ct
+from benchmarks.data_stores import WINDOW, Store, blosc_store, map_store, monai_store, noisy_ct
 from benchmarks.report import add_report_options, measure, report, size_option
 from mim_components.data import find_sources, open_cached, prepare_volumes, stream
 from mim_components.data.reading import load_volume
-from mim_components.transforms import MultiLevelCropMask, resize_volumes
+from mim_components.resize import resize_volumes
+from mim_components.transforms import MultiLevelCropMask
 
 LEVELS = ((384, 384, 192), (96, 96, 96), (16, 16, 16))
 INPUT = (96, 96, 96)
 MIB = 2**20
 
 
-def cut(array: Any, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """A copy of a box, shorter where the array ends."""
-    return np.array(array[tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))])
+def cut(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """A box `(H, W, D)`, shorter where the array ends; a view where the array is in memory or mapped."""
+    return torch.from_numpy(
+        np.asarray(array[tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))])
+    )
 
 
-def padded(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def padded(volume: Tensor, size: Sequence[int], window: Sequence[float] | None) -> Tensor:
     """`(H, W, D)` filled up with air to `size`."""
     missing = [want - have for want, have in zip(size, volume.shape, strict=True)]
-    return torch.nn.functional.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else volume
+    air = window[0] if window else 0.0
+    return F.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0]), value=air) if any(missing) else volume
 
 
 def factor(levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> tuple[int, ...]:
@@ -65,50 +72,50 @@ class Sampler:
         self.levels, self.input_size = levels, tuple(input_size)
         self.size = tuple(max(n, m) for n, m in zip(shape, levels[0], strict=True))
         self.crop = MultiLevelCropMask(levels, input_size).set_random_state(0)
-        self.inner = MultiLevelCropMask(levels, input_size).set_random_state(0)
         self.factor = factor(levels, input_size)
 
     def draw(self) -> np.ndarray:
         self.crop.randomize(self.size)
         return self.crop.geometry[0].start[0]
 
-    def native(self, store: Store) -> np.ndarray:
-        """A level-1 crop as it is stored."""
-        return cut(store.open()[0], self.draw(), self.levels[0])
+    def native(self, store: Store) -> Tensor:
+        """A copy of a level-1 crop as it is stored."""
+        return cut(store.open()[0], self.draw(), self.levels[0]).clone(memory_format=torch.contiguous_format)
 
-    def level1(self, store: Store) -> torch.Tensor:
+    def level1(self, store: Store) -> Tensor:
         """A level-1 volume."""
         start = self.draw()
         full, low = store.open()
-        return self._low(store, low, start) if store.has_low else self._resized(store, full, start)
+        return (
+            self._low(store, low, start) if store.has_low else self._volumes(store, [self._level1(store, full, start)])
+        )
 
-    def sample(self, store: Store) -> list[torch.Tensor]:
+    def sample(self, store: Store) -> list[Tensor]:
         """The volumes of all levels."""
         start = self.draw()
         full, low = store.open()
         if not store.has_low:
-            region = padded(store.unit(cut(full, start, self.levels[0])), self.levels[0])
-            out = self.inner(region[None])
+            crop = MultiLevelCropMask(self.levels, self.input_size, window=store.window)
+            out = crop.set_random_state(state=self.crop.R)(self._level1(store, full, start)[None])
             return [out[f"image_level{level}"] for level in range(1, len(self.levels) + 1)]
-        volumes = [self._low(store, low, start)]
         size = self.levels[1]
-        parents = [padded(store.unit(cut(full, s, size)), size) for s in self.crop.geometry[1].start]
-        volumes.append(resize_volumes(torch.stack(parents)[:, None], self.input_size))
+        parents = [padded(cut(full, s, size), size, store.window) for s in self.crop.geometry[1].start]
         inner = []
         for number, s in enumerate(self.crop.geometry[2].start):
             parent = number // self.crop.num_children
-            inside = s - self.crop.geometry[1].start[parent]
-            box = tuple(slice(int(a), int(a) + n) for a, n in zip(inside, self.levels[2], strict=True))
-            inner.append(parents[parent][box])
-        return [*volumes, resize_volumes(torch.stack(inner)[:, None], self.input_size)]
+            inner.append(cut(parents[parent], s - self.crop.geometry[1].start[parent], self.levels[2]))
+        return [self._low(store, low, start), self._volumes(store, parents), self._volumes(store, inner)]
 
-    def _low(self, store: Store, low: Any, start: np.ndarray) -> torch.Tensor:
-        unit = store.unit(cut(low, start // self.factor, self.input_size))
-        return padded(unit, self.input_size)[None, None]
+    def _level1(self, store: Store, full: Any, start: np.ndarray) -> Tensor:
+        return padded(cut(full, start, self.levels[0]), self.levels[0], store.window)
 
-    def _resized(self, store: Store, full: Any, start: np.ndarray) -> torch.Tensor:
-        unit = padded(store.unit(cut(full, start, self.levels[0])), self.levels[0])
-        return resize_volumes(unit[None, None], self.input_size)
+    def _low(self, store: Store, low: Any, start: np.ndarray) -> Tensor:
+        volume = padded(cut(low, start // self.factor, self.input_size), self.input_size, store.window)
+        return self._volumes(store, [volume])
+
+    def _volumes(self, store: Store, crops: Sequence[Tensor]) -> Tensor:
+        volumes = torch.stack(list(crops)) if len(crops) > 1 else crops[0][None]
+        return resize_volumes(volumes[:, None], self.input_size, window=store.window)
 
     def bytes_read(self, store: Store, shape: Sequence[int]) -> tuple[int, int]:
         """Of a level-1 volume and of a sample, for one draw."""
@@ -159,23 +166,25 @@ def cache_table(
         sampler = Sampler(volume.shape, levels, input_size)
         warm = [
             measure({store.name: (lambda f=f, s=store: f(s)) for store in stores}, repetitions)
-            for f in (sampler.native, sampler.level1, sampler.sample)
+            for f in (lambda store: store.open(), sampler.native, sampler.level1, sampler.sample)
         ]
         cold = measure(
             {store.name: (lambda s=store: sampler.level1(s)) for store in stores}, max(repetitions // 2, 1), 0,
             drop_files(folder),
         )  # fmt: skip
         first = stores[0].name
+        opened, _, level1s, samples = warm
         rows = []
         for store in stores:
-            crop, level1, sample = (timing[store.name].median for timing in warm)
+            opening, crop, level1, sample = (timing[store.name].median for timing in warm)
             read = sampler.bytes_read(store, volume.shape)
             rows.append({
-                "cache": store.name, "crop ms": crop * 1e3, "times faster": warm[0][first].median / crop,
-                "level-1 ms": level1 * 1e3, "level-1 times faster": warm[1][first].median / level1,
-                "MiM sample ms": sample * 1e3, "level-1 cold ms": cold[store.name].median * 1e3,
-                "level-1 MiB read": read[0] / MIB, "MiM MiB read": read[1] / MIB, "disk MiB": store.disk / MIB,
-                "needs": store.needs,
+                "cache": store.name, "open ms": opening * 1e3, "crop ms": crop * 1e3, "level-1 ms": level1 * 1e3,
+                "level-1 times faster": level1s[first].median / level1,
+                "than an item": opened[first].median / level1, "MiM sample ms": sample * 1e3,
+                "sample times faster": samples[first].median / sample,
+                "level-1 cold ms": cold[store.name].median * 1e3, "level-1 MiB read": read[0] / MIB,
+                "MiM MiB read": read[1] / MIB, "disk MiB": store.disk / MIB, "needs": store.needs,
             })  # fmt: skip
         return rows, np.array(open_cached(volume))
 
@@ -230,21 +239,28 @@ def parts_table(
     voxels: np.ndarray, repetitions: int, levels: Sequence[Sequence[int]], input_size: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Rows of the steps between a cached volume and a sample."""
-    box = tuple(slice(min(n, m)) for n, m in zip(voxels.shape, levels[0], strict=True))
-    crop = torch.from_numpy(voxels[box])
-    unit = padded(from_hu(voxels[box]), levels[0])[None]
+    crop = cut(voxels, (0, 0, 0), levels[0])
+    level1 = padded(crop, levels[0], WINDOW)[None, None]
+    level2 = torch.stack([cut(level1[0, 0], (0, 0, 0), levels[1])] * 4)[:, None]
+    level3 = torch.stack([cut(level1[0, 0], (0, 0, 0), levels[2])] * 16)[:, None]
     monai = ScaleIntensityRange(*WINDOW, 0.0, 1.0, clip=True)
-    mim = MultiLevelCropMask(levels, input_size).set_random_state(0)
-    inner = torch.stack([unit[:, :16, :16, :16]] * 16)
+    mim = MultiLevelCropMask(levels, input_size, window=WINDOW).set_random_state(0)
+
+    def resized(volumes: Tensor, mode: str = "area") -> Callable[[], Tensor]:
+        return lambda: resize_volumes(volumes, input_size, mode, WINDOW)
+
     timings = measure(
         {
-            "copy int16 crop": crop.clone,
-            "scale, MONAI": lambda: monai(crop),
-            "scale, in place": lambda: from_hu(voxels[box]),
-            "level 1 resized, area": lambda: resize_volumes(unit[None], input_size, "area"),
-            "level 1 resized, trilinear (aliases)": lambda: resize_volumes(unit[None], input_size, "trilinear"),
-            "16 volumes of level 3 resized": lambda: resize_volumes(inner, input_size),
-            "MultiLevelCropMask": lambda: mim(unit),
+            "copy of the int16 crop": lambda: crop.clone(memory_format=torch.contiguous_format),
+            "level 1: clip, area average, scale": resized(level1),
+            "the same with MONAI and PyTorch": lambda: F.interpolate(monai(level1), input_size, mode="area"),
+            "level 1, trilinear (aliases)": resized(level1, "trilinear"),
+            "4 volumes of level 2: scale": resized(level2),
+            "16 volumes of level 3: scale, trilinear": resized(level3),
+            "the same with MONAI and PyTorch, 16 volumes": lambda: F.interpolate(
+                monai(level3), input_size, mode="trilinear"
+            ),
+            "MultiLevelCropMask": lambda: mim(level1[0]),
         },
         repetitions,
     )

@@ -18,8 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged, 
 
 from mim_components.data import open_cached
 from mim_components.data.volumes import PreparedVolume
-from mim_components.intensity import ScaleWindowd
-from mim_components.transforms import resize_volumes
+from mim_components.resize import resize_volumes
 
 WINDOW = (-1000.0, 1000.0)
 PAGE = 4096
@@ -32,7 +31,7 @@ class Store(NamedTuple):
     Attributes:
         name: for the table.
         open: the volume and its low-resolution level, None where there is none; called for every sample.
-        unit: brings what was cut to [0, 1], float32.
+        window: HU that are still to become 0 and 1; None = they are.
         disk: bytes of its files.
         touched: bytes of the file of the volume ("full") or of the level ("low") that a box reads.
         needs: packages that the project does not need otherwise.
@@ -40,7 +39,7 @@ class Store(NamedTuple):
 
     name: str
     open: Callable[[], tuple[Any, Any]]
-    unit: Callable[[np.ndarray], torch.Tensor]
+    window: tuple[float, float] | None
     disk: int
     touched: Callable[[str, Sequence[int], Sequence[int]], int]
     needs: str
@@ -56,11 +55,6 @@ def low_level(voxels: np.ndarray, factor: Sequence[int]) -> np.ndarray:
     whole = voxels[tuple(slice(n * f) for n, f in zip(size, factor, strict=True))]
     mean = resize_volumes(torch.from_numpy(np.clip(whole, *map(int, WINDOW)))[None, None], size)
     return mean[0, 0].round().to(torch.int16).numpy()
-
-
-def from_hu(voxels: np.ndarray) -> torch.Tensor:
-    """HU to [0, 1]."""
-    return ScaleWindowd("image", WINDOW)({"image": torch.from_numpy(voxels)})["image"]
 
 
 def pages(shape: Sequence[int], itemsize: int) -> Callable[[Sequence[int], Sequence[int]], int]:
@@ -96,11 +90,7 @@ def monai_store(path: Path, folder: Path, factor: Sequence[int], low: bool) -> S
     def touched(_: str, __: Sequence[int], ___: Sequence[int]) -> int:
         return disk
 
-    return Store(_name("PersistentDataset, float32", low), opened, _float, disk, touched, "")
-
-
-def _float(voxels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(voxels))
+    return Store(_name("PersistentDataset, float32", low), opened, None, disk, touched, "")
 
 
 def map_store(volume: PreparedVolume, folder: Path, factor: Sequence[int], low: bool) -> Store:
@@ -109,11 +99,11 @@ def map_store(volume: PreparedVolume, folder: Path, factor: Sequence[int], low: 
     np.save(folder / "low.npy", small)
 
     def opened() -> tuple[Any, Any]:
-        return open_cached(volume), np.load(folder / "low.npy", mmap_mode="r") if low else None
+        return open_cached(volume), np.load(folder / "low.npy", mmap_mode="c") if low else None
 
     counts = {"full": pages(volume.shape, 2), "low": pages(small.shape, 2)}
     disk = volume.cache_file.stat().st_size + (small.nbytes if low else 0)
-    return Store(_name("memory map, int16", low), opened, from_hu, disk, lambda w, a, b: counts[w](a, b), "")
+    return Store(_name("memory map, int16", low), opened, WINDOW, disk, lambda w, a, b: counts[w](a, b), "")
 
 
 def blosc_store(volume: PreparedVolume, folder: Path, factor: Sequence[int], low: bool) -> Store:
@@ -141,7 +131,7 @@ def blosc_store(volume: PreparedVolume, folder: Path, factor: Sequence[int], low
         return sum(len(array.schunk.get_chunk(int(number))) for number in numbers)
 
     disk = sum(path.stat().st_size for path in paths.values())
-    return Store(_name("blosc2 LZ4, int16", low), opened, from_hu, disk, touched, "blosc2")
+    return Store(_name("blosc2 LZ4, int16", low), opened, WINDOW, disk, touched, "blosc2")
 
 
 def _name(name: str, low: bool) -> str:

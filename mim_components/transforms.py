@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
@@ -20,27 +19,7 @@ from torch import Tensor
 
 from mim_components.crop_geometry import CHILD_SOURCES, LevelGeometry, draw_geometry, num_visible_tokens
 from mim_components.networks.tokens import token_grid
-
-RESIZE_MODES = ("area", "trilinear")
-
-
-def resize_volumes(volumes: Tensor, size: Sequence[int], mode: str = "area") -> Tensor:
-    """Resize `(V, C, H, W, D)` to `size` voxels; float32.
-
-    Args:
-        volumes: any real type.
-        size: wanted size, voxels.
-        mode: "area" averages along axes that shrink (exact where the factor is an integer) and interpolates along axes
-            that grow; "trilinear" interpolates both ways, which aliases when it shrinks by more than 2.
-    """
-    volumes, size = volumes.float(), tuple(size)
-    if mode == "area":
-        shrunk = tuple(min(have, want) for have, want in zip(volumes.shape[2:], size, strict=True))
-        if shrunk != tuple(volumes.shape[2:]):
-            volumes = F.interpolate(volumes, size=shrunk, mode="area")
-    if tuple(volumes.shape[2:]) != size:
-        volumes = F.interpolate(volumes, size=size, mode="trilinear", align_corners=False)
-    return volumes
+from mim_components.resize import RESIZE_MODES, resize_volumes
 
 
 class MultiLevelCropMask(Randomizable, Transform):
@@ -48,7 +27,8 @@ class MultiLevelCropMask(Randomizable, Transform):
 
     Level 1 is a random crop. Every volume gets a random mask; from its masked tokens `num_children` are drawn without
     replacement, and a child of the next level is cut around each, at native resolution, then resized. Where a child is
-    larger than its token it is centred on it and shifted to lie inside the parent.
+    larger than its token it is centred on it and shifted to lie inside the parent. Children are cut from the image, not
+    from the resized parent; intensities are clipped before and scaled after the resize.
 
     Works on NumPy arrays, tensors on any device and MetaTensors; the draws are the same for all. Randomness comes from
     `self.R`.
@@ -60,7 +40,9 @@ class MultiLevelCropMask(Randomizable, Transform):
         mask_ratio: share of the N tokens to mask, in (0, 1); floor(N * (1 - mask_ratio)) stay visible.
         num_children: volumes cut from each volume of the level above.
         child_source: "masked", or "visible" for the paper's Table 11.
-        resize: "area" or "trilinear", see `resize_volumes`.
+        resize: "area" or "trilinear", see `mim_components.resize`.
+        window: intensities that become 0 and 1, others are clipped; None = as they are. Integer voxels and bounds are
+            fastest.
 
     Returns:
         A dictionary with, for every level l, `image_level{l}` float32 `(V_l, C, *input_size)`, `masked_level{l}` bool
@@ -70,8 +52,8 @@ class MultiLevelCropMask(Randomizable, Transform):
 
     Raises:
         ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
-            masked than children wanted, or no token is visible; when called, an image smaller than level 1, or of
-            another size than the draw that `randomize=False` repeats.
+            masked than children wanted, no token is visible, or the window is empty; when called, an image smaller than
+            level 1, or of another size than the draw that `randomize=False` repeats.
 
     Example:
         >>> crop = MultiLevelCropMask([(32, 32, 32), (16, 16, 16)], (16, 16, 16), patch_size=8, num_children=2)
@@ -89,6 +71,7 @@ class MultiLevelCropMask(Randomizable, Transform):
         num_children: int = 4,
         child_source: str = "masked",
         resize: str = "area",
+        window: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.level_sizes = [tuple(size) for size in level_sizes]
@@ -97,6 +80,7 @@ class MultiLevelCropMask(Randomizable, Transform):
         self.num_children = num_children
         self.child_source = child_source
         self.resize = resize
+        self.window = window
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}.")
         self.num_visible = num_visible_tokens(int(np.prod(self.grid)), mask_ratio)
@@ -115,6 +99,8 @@ class MultiLevelCropMask(Randomizable, Transform):
             raise ValueError(f"child_source must be one of {CHILD_SOURCES}, got {self.child_source!r}.")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"resize must be one of {RESIZE_MODES}, got {self.resize!r}.")
+        if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
+            raise ValueError(f"window must be (low, high) with low < high, got {tuple(self.window)}.")
         if self.num_visible < 1:
             raise ValueError(f"mask_ratio leaves none of the {num_tokens} tokens visible.")
         candidates = num_tokens - self.num_visible if self.child_source == "masked" else self.num_visible
@@ -146,8 +132,9 @@ class MultiLevelCropMask(Randomizable, Transform):
         out: dict[str, Tensor] = {}
         for level, (geometry, native) in enumerate(zip(self.geometry, self.level_sizes, strict=True), start=1):
             boxes = [tuple(slice(s, s + n) for s, n in zip(start, native, strict=True)) for start in geometry.start]
-            volumes = torch.stack([image[(slice(None), *box)] for box in boxes])  # (V, C, *native)
-            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize)
+            crops = [image[(slice(None), *box)] for box in boxes]
+            volumes = torch.stack(crops) if len(crops) > 1 else crops[0][None]  # (V, C, *native); level 1 is not copied
+            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize, self.window)
             out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device, non_blocking=True)
             out[f"start_level{level}"] = torch.from_numpy(geometry.start)
             if level > 1:
@@ -176,6 +163,7 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         num_children: volumes cut from each volume of the level above.
         child_source: "masked" or "visible".
         resize: "area" or "trilinear".
+        window: intensities that become 0 and 1.
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:
@@ -192,11 +180,12 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         num_children: int = 4,
         child_source: str = "masked",
         resize: str = "area",
+        window: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.crop = MultiLevelCropMask(
-            level_sizes, input_size, patch_size, mask_ratio, num_children, child_source, resize
+            level_sizes, input_size, patch_size, mask_ratio, num_children, child_source, resize, window
         )
 
     def set_random_state(

@@ -239,6 +239,8 @@ def test_samples_collate():
         ({"num_children": 40}, "between 1 and the number of masked tokens, got num_children=40, masked tokens: 39"),
         ({"child_source": "hidden"}, r"child_source must be one of \('masked', 'visible'\), got 'hidden'"),
         ({"resize": "nearest"}, r"resize must be one of \('area', 'trilinear'\), got 'nearest'"),
+        ({"window": (5, 5)}, r"window must be \(low, high\) with low < high, got \(5, 5\)"),
+        ({"window": (1, 2, 3)}, r"window must be \(low, high\) with low < high, got \(1, 2, 3\)"),
     ],
 )
 @pytest.mark.parametrize("twin", [MultiLevelCropMask, lambda **sizes: MultiLevelCropMaskd("image", **sizes)])

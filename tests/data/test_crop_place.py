@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose, RandSpatialCropd, SpatialPadd
+from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, SpatialPadd
 
 from mim_components.data.crop_place import CropPlace
 from mim_components.data.dataset import ItemError, KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
 from mim_components.data.finding import find_volumes
 from mim_components.data.prepare import prepare_volumes
 from mim_components.data.sampler import StepSampler
-from mim_components.intensity import ScaleWindowd
+from mim_components.data.volumes import PreparedDataset
 from mim_components.transforms import MultiLevelCropMaskd
 
 LEVELS = [(8, 8, 8), (4, 4, 4)]
@@ -26,19 +26,26 @@ CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "con
 
 
 @pytest.fixture
-def dataset(write_nifti: Callable[..., Path], ct: np.ndarray, tmp_path: Path) -> KeyedDataset:
+def prepared(write_nifti: Callable[..., Path], ct: np.ndarray, tmp_path: Path) -> PreparedDataset:
     """A volume larger than level 1, and one that is smaller and has to be padded."""
     write_nifti("scans/a.nii.gz")
     write_nifti("scans/b.nii.gz", ct[:, :6].copy())
-    prepared = prepare_volumes(find_volumes(tmp_path / "scans"), tmp_path / "cache", progress=False)
-    chain = Compose([
+    return prepare_volumes(find_volumes(tmp_path / "scans"), tmp_path / "cache", progress=False)
+
+
+def chain(window: tuple[float, float]) -> list[Any]:
+    """The transforms of the bundle."""
+    return [
         OpenPreparedd("image"),
         RandSpatialCropd("image", LEVELS[0], random_size=False),
-        ScaleWindowd("image", (-1000, 1000)),
-        SpatialPadd("image", LEVELS[0]),
-        MultiLevelCropMaskd("image", LEVELS, (8, 8, 8), patch_size=4, num_children=2),
-    ])  # fmt: skip
-    return KeyedDataset(volume_items(prepared), chain, seed=3)
+        SpatialPadd("image", LEVELS[0], value=window[0] // 1),
+        MultiLevelCropMaskd("image", LEVELS, (8, 8, 8), patch_size=4, num_children=2, window=window),
+    ]
+
+
+@pytest.fixture
+def dataset(prepared: PreparedDataset) -> KeyedDataset:
+    return KeyedDataset(volume_items(prepared), Compose(chain((-1000, 1000))), seed=3)
 
 
 def batches(dataset: KeyedDataset, crop_on: str, num_workers: int) -> list[dict[str, Any]]:
@@ -60,6 +67,24 @@ def test_device_equals_worker(dataset: KeyedDataset, num_workers: int) -> None:
         for name, value in expected.items():
             assert not isinstance(value, torch.Tensor) or torch.equal(batch[name], value), name
     assert not torch.equal(workers[0]["masked_level1"], workers[1]["masked_level1"])
+
+
+@pytest.mark.parametrize("window", [(-1000, 1000), (-160.5, 239.5)])
+def test_scaling_after_the_crop_equals_scaling_before_the_padding(
+    prepared: PreparedDataset, window: tuple[float, float]
+) -> None:
+    after = KeyedDataset(volume_items(prepared), Compose(chain(window)), seed=3)
+    read, crop, *_ = chain(window)
+    scale = ScaleIntensityRanged("image", *window, 0.0, 1.0, clip=True)
+    plain = MultiLevelCropMaskd("image", LEVELS, (8, 8, 8), patch_size=4, num_children=2)
+    transforms = Compose([read, crop, scale, SpatialPadd("image", LEVELS[0]), plain])
+    before = KeyedDataset(volume_items(prepared), transforms, seed=3)
+    for index in range(2):
+        item, expected = after[index], before[index]
+        assert item.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(item[name], value, rtol=0, atol=1e-6)
 
 
 def test_workers_send_the_crop_as_it_is_stored(dataset: KeyedDataset) -> None:
@@ -87,7 +112,9 @@ def test_the_bundle_reads_and_crops_in_workers_and_does_the_rest_elsewhere() -> 
     names = [each["_target_"].split(".")[-1] for each in config["preprocessing"]["transforms"]]
     first = config["crops"]["num_read"]
     assert names[:first] == ["OpenPreparedd", "RandSpatialCropd"]
-    assert names[first:] == ["ScaleWindowd", "SpatialPadd", "MultiLevelCropMaskd"]
+    assert names[first:] == ["SpatialPadd", "MultiLevelCropMaskd"]
+    pad, levels = config["preprocessing"]["transforms"][first:]
+    assert pad["value"] == "$@hu_window[0] // 1" and levels["window"] == "@hu_window", "padding is air: it becomes 0"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

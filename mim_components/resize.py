@@ -1,0 +1,121 @@
+"""Resize volumes and scale a window of intensities to [0, 1].
+
+Both kinds of resize are weighted means along one axis after the other, with weights that add up to 1. So scaling may
+follow them: the voxels of a large crop stay the integers they are stored as, and only the few that are left are scaled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RESIZE_MODES = ("area", "trilinear")
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SUMS = (torch.int16, torch.int32, torch.int64)
+_SLAB = 2**21  # voxels in work at once: few enough to stay in a processor's cache
+
+
+def resize_volumes(
+    volumes: Tensor, size: Sequence[int], mode: str = "area", window: Sequence[float] | None = None
+) -> Tensor:
+    """Resize `(V, C, H, W, D)` to `size` voxels; a new tensor, float32.
+
+    Args:
+        volumes: any real type.
+        size: wanted size, voxels.
+        mode: "area" averages along axes that shrink (exact where the factor is an integer) and interpolates along axes
+            that grow; "trilinear" interpolates both ways, which aliases when it shrinks by more than 2.
+        window: intensities that become 0 and 1; voxels are clipped to them before the resize. None = as they are.
+    """
+    have = volumes.shape[2:]
+    factor = [n // m if mode == "area" and n % m == 0 else 1 for n, m in zip(have, size, strict=True)]
+    out = _block_means(volumes, factor, window)
+    sizes = {axis: (out.shape[axis], size[axis - 2]) for axis in (2, 3, 4)}
+    # slices along H lie together in memory: shrinking begins there, growing ends there
+    shrinking = [axis for axis, (old, new) in sizes.items() if new < old]
+    growing = [axis for axis, (old, new) in reversed(sizes.items()) if new > old]
+    for axis in shrinking + growing:
+        out = _resize_axis(out, axis, size[axis - 2], mode)
+    return out
+
+
+def _block_means(volumes: Tensor, factor: Sequence[int], window: Sequence[float] | None) -> Tensor:
+    """Means over blocks of `factor` voxels after the window was clipped and scaled, in slabs along H."""
+    exact = _integer_range(volumes.dtype, factor, window)
+    limits = exact if exact and window else window
+    bound = max(map(abs, exact)) if exact else 0
+    shape = [n // f for n, f in zip(volumes.shape[2:], factor, strict=True)]
+    out = _empty((*volumes.shape[:2], *shape), volumes.device)
+    rows = max(_SLAB * shape[0] // volumes.numel(), 1)
+    for first in range(0, shape[0], rows):
+        slab = volumes[:, :, first * factor[0] : (first + rows) * factor[0]]
+        slab = slab if exact else slab.float()
+        slab = slab if limits is None else slab.clamp(*limits)
+        mean = out[:, :, first : first + rows]
+        mean.copy_(_block_sums(slab, factor, bound))
+        mean /= math.prod(factor)
+        if window is not None:
+            mean.sub_(window[0]).div_(window[1] - window[0])
+    return out
+
+
+def _integer_range(
+    dtype: torch.dtype, factor: Sequence[int], window: Sequence[float] | None
+) -> tuple[int, int] | None:  # fmt: skip
+    """Least and largest clipped voxel where clipping and summing is exact in integers; None where it is not."""
+    if dtype not in _INTEGERS:
+        return None
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    if window is not None:
+        if not all(float(end).is_integer() and low <= end <= high for end in window):
+            return None
+        low, high = (int(end) for end in window)
+    return (low, high) if max(-low, high) * math.prod(factor) <= torch.iinfo(_SUMS[-1]).max else None
+
+
+def _block_sums(voxels: Tensor, factor: Sequence[int], bound: int) -> Tensor:
+    """Sums over blocks; integers up to `bound` in the smallest type that holds the sum so far."""
+    for axis, edge in enumerate(factor, start=2):
+        if edge > 1:
+            bound *= edge
+            if not voxels.is_floating_point():
+                voxels = voxels.to(next(dtype for dtype in _SUMS if bound <= torch.iinfo(dtype).max))
+            first, second, *others = voxels.unflatten(axis, (-1, edge)).unbind(axis + 1)
+            voxels = first + second
+            for other in others:
+                voxels += other
+    return voxels
+
+
+def _resize_axis(volumes: Tensor, axis: int, wanted: int, mode: str) -> Tensor:
+    """Resize along one axis, slice by slice: several times faster than PyTorch's trilinear, with the same weights."""
+    shape = volumes.shape
+    out = _empty((*shape[:axis], wanted, *shape[axis + 1 :]), volumes.device)
+    weights = _weights(shape[axis], wanted, "area" if mode == "area" and wanted < shape[axis] else "linear")
+    for mean, ((first, weight), *others) in zip(out.unbind(axis), weights, strict=True):
+        torch.mul(volumes.select(axis, first), weight, out=mean)
+        for voxel, weight in others:
+            mean.add_(volumes.select(axis, voxel), alpha=weight)
+    return out
+
+
+@lru_cache
+def _weights(have: int, wanted: int, mode: str) -> list[list[tuple[int, float]]]:
+    """For each of `wanted` voxels the old voxels that it is a mean of, and their weights."""
+    each = torch.eye(have)[None]  # one channel per voxel
+    weights = F.interpolate(each, wanted, mode=mode)[0].T
+    return [[(int(voxel), float(row[voxel])) for voxel in row.nonzero()[:, 0]] for row in weights]
+
+
+def _empty(shape: Sequence[int], device: torch.device) -> Tensor:
+    # NumPy asks for huge pages: the page faults of a large new tensor take longer than computing it
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, dtype=np.float32))
+    return torch.empty(tuple(shape), device=device)
