@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from mim_components.checkpoints import CheckpointStore, read_checkpoint
@@ -313,9 +312,3 @@ def mounts_possible() -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
-
-
-def need_mounts() -> None:
-    """Skip a row whose fault needs a mount where none is allowed."""
-    if not mounts_possible():
-        pytest.skip("needs mounts: root, or user namespaces (unshare -rm)")
