@@ -14,6 +14,8 @@ from torch.utils.data import Sampler
 
 from mim_components.randomness import keyed_seed
 
+MOST_DEVICES = 64  # that a message names
+
 
 def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int | None = None) -> int:
     """Micro-batches per optimizer step: global_batch_size / (batch_size * num_devices).
@@ -24,7 +26,7 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
         num_devices: processes of the run; None = of this run.
 
     Raises:
-        ValueError: it does not divide; names the nearest valid values.
+        ValueError: it does not divide; names the nearest valid values, and the numbers of devices that do.
     """
     num_devices = idist.get_world_size() if num_devices is None else num_devices
     if batch_size < 1:
@@ -33,9 +35,12 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
     if global_batch_size < 1 or global_batch_size % together:
         below = max(global_batch_size, 0) // together * together
         nearest = [str(each) for each in (below, below + together) if each > 0]
+        share = max(global_batch_size, 0) // batch_size if global_batch_size % batch_size == 0 else 0
+        fitting = [str(each) for each in range(1, min(share, MOST_DEVICES) + 1) if share % each == 0]
         raise ValueError(
             f"global_batch_size must be a multiple of batch_size x devices = {batch_size} x {num_devices}, got "
             f"{global_batch_size}; nearest valid values: {', '.join(nearest)}."
+            + (f" A run that is continued keeps it: use {' or '.join(fitting)} devices." if fitting else "")
         )
     return global_batch_size // together
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from time import monotonic
 from types import FrameType
 from typing import Any
 
 import ignite.distributed as idist
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from mim_components.handlers.checkpoint import CheckpointHandler
 
 logger = logging.getLogger(__name__)
 
+SAME_SECONDS = 3.0  # a workload manager signals every process of a job, and torchrun passes on what it gets
+
 
 class StopSignals:
     """On SIGTERM or SIGINT finish the step, save and exit with 128 + signal; a second signal exits at once.
+
+    Under `torchrun` the same signal within three seconds is no second one: it comes from both, workload manager and
+    torchrun.
 
     Args:
         checkpoints: that saves.
@@ -26,6 +33,7 @@ class StopSignals:
     def __init__(self, checkpoints: CheckpointHandler) -> None:
         self.checkpoints = checkpoints
         self._received = 0
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -41,10 +49,14 @@ class StopSignals:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Remember the first signal; let the second one have its way."""
-        if self._received:
+        if self._received and not self._is_the_same(number):
             self.close()
             signal.raise_signal(number)
-        self._received = number
+        self._received, self._when = number, monotonic()
+
+    def _is_the_same(self, number: int) -> bool:
+        soon = monotonic() - self._when < SAME_SECONDS
+        return dist.is_torchelastic_launched() and number == self._received and soon
 
     def __call__(self, engine: Engine) -> None:
         """After a step, stop if a signal came."""

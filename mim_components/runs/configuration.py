@@ -17,8 +17,8 @@ FREE_KEYS = frozenset(
     """
     initialize run finalize handlers
     bundle_root output_dir cache_dir dataset_dir datalist datalist_key allow_outside collection data_root synthetic_ct
-    resume device device_network backend start_processes stop_processes batch_size num_workers worker_timeout
-    prepare_workers on_bad max_voxels verify_cache checkpoint imports
+    resume device module device_network backend start_processes stop_processes process_timeout batch_size
+    num_workers worker_timeout prepare_workers on_bad max_bad_fraction max_voxels verify_cache checkpoint imports
     max_volumes_per_pass checkpoint_activations compile crop_on
     on_nonfinite max_skipped on_full_disk collapse_bound
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints

@@ -1,12 +1,18 @@
-"""Several processes, one per device: begin, end, and only one that talks."""
+"""Several processes, one per device: begin, end, only one that talks, and what is said when one of them is lost."""
 
 from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# of the messages of gloo, NCCL and PyTorch's store; each backend has error classes of its own, gloo has none
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection was likely closed",
+        "pair closure", "ncclRemoteError")  # fmt: skip
+SILENT = ("Timed out waiting", "timed out in", "collective operation timeout")
 
 
 def local_device() -> torch.device:
@@ -14,21 +20,31 @@ def local_device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
-def start_processes(backend: str | None = None) -> None:
+def start_processes(backend: str | None = None, timeout: float = 1800, worker_timeout: float = 600) -> None:
     """Join the processes that `torchrun` started; all but the first log warnings only.
 
     Args:
         backend: of torch.distributed; None = "nccl" on CUDA, else "gloo".
+        timeout: seconds after which a process that does not answer the others ends the run. Longer than anything that
+            one process does while the others wait; the preparation of the data has a time of its own.
+        worker_timeout: seconds after which a data worker counts as hanging; its process must be the first to say so.
 
     Raises:
-        ValueError: not started by `torchrun`.
+        ValueError: not started by `torchrun`, or `timeout` is not longer than `worker_timeout`.
     """
     if "RANK" not in os.environ:
         raise ValueError("multi_gpu_train.json needs torchrun: torchrun --nproc_per_node N -m monai.bundle run ...")
+    if not timeout > worker_timeout:
+        raise ValueError(
+            f"process_timeout must be longer than worker_timeout, got {timeout} and {worker_timeout}: a process whose "
+            "data worker hangs must have the time to say so."
+        )
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend or ("nccl" if device.type == "cuda" else "gloo"))
+    dist.init_process_group(
+        backend or ("nccl" if device.type == "cuda" else "gloo"), timeout=timedelta(seconds=timeout)
+    )
     if dist.get_rank() != 0:
         logging.getLogger("mim_components").setLevel(logging.WARNING)
 
@@ -37,3 +53,17 @@ def stop_processes() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of the run has ended: what happened, that process knows."""
+    return _is_of_group(error) and any(text in str(error) for text in LOST)
+
+
+def is_silent_process(error: BaseException) -> bool:
+    """Whether an error says that another process of the run lives, perhaps, but does not answer."""
+    return _is_of_group(error) and any(text in str(error) for text in SILENT)
+
+
+def _is_of_group(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

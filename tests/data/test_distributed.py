@@ -84,6 +84,18 @@ def test_folder_is_what_the_first_process_decides(seen: list[dict[str, Any]]) ->
     assert seen[0]["folder"] == seen[1]["folder"] and Path(seen[0]["folder"]).name == "run_002"
 
 
+def test_preparation_of_days_is_waited_for_however_short_the_time_out_of_the_training(
+    seen: list[dict[str, Any]],
+) -> None:
+    assert [each["hours"] for each in seen] == [7 * 24, 7 * 24] and [each["time_out"] for each in seen] == [60, 60]
+
+
+def test_different_checkpoints_are_an_error_in_both(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["restored"] == seen[1]["restored"]
+    assert seen[0]["restored"].startswith("processes of this run found different checkpoints in ")
+    assert "of steps 4, 0: --output_dir must be on a disk that all machines share" in seen[0]["restored"]
+
+
 def test_signal_to_one_process_stops_both_after_the_same_step(seen: list[dict[str, Any]]) -> None:
     assert [each["stopped"] for each in seen] == [[143, 3], [143, 3]]
 
@@ -102,8 +114,12 @@ def data_path(folder: Path, rank: int) -> dict[str, Any]:
     decode = prepare.decode_volume
     prepare.decode_volume = lambda *task: (decoded.append(task), decode(*task))[1]
     good, bad = find_volumes(folder / "good"), find_volumes(folder / "bad")
+    new_group, waits = distributed.dist.new_group, []
+    distributed.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]
     prepared = distributed.prepare_on_nodes(good, folder / "cache")
+    distributed.dist.new_group = new_group
     out: dict[str, Any] = {"decoded": len(decoded), "digest": prepared.digest}
+    out["hours"] = max(wait.total_seconds() for wait in waits if wait) / 3600
     out["volumes"] = [volume.name for volume in prepared.volumes]
     for name, found in (("bad", bad), ("different", find_volumes(folder / "good"))):
         del found.sources[2 - (rank if name == "different" else 0) :]
@@ -111,7 +127,7 @@ def data_path(folder: Path, rank: int) -> dict[str, Any]:
             distributed.prepare_on_nodes(found, folder / "cache")
         except DataError as error:
             out[name] = str(error)
-    left = distributed.prepare_on_nodes(bad, folder / "cache", on_bad="exclude")
+    left = distributed.prepare_on_nodes(bad, folder / "cache", on_bad="exclude", max_bad_fraction=1)
     return out | {"left": [volume.name for volume in left.volumes]}
 
 
@@ -184,19 +200,43 @@ def stop(rank: int) -> list[int]:
     return []
 
 
+def restore(folder: Path, rank: int) -> str:
+    """Continue from checkpoints that only process 0 has."""
+    from mim_components.checkpoints import CheckpointStore
+    from mim_components.handlers.checkpoint import CheckpointHandler, DifferentStepsError
+
+    own: Any = SimpleNamespace(path=folder / f"own_{rank}", state={}, on_full_disk="stop")
+    if rank == 0:
+        CheckpointStore(own.path / "checkpoints").save(4, {"step": 4, **dict.fromkeys(("network", "optimizer"), {})})
+    part: Any = SimpleNamespace()
+    handler = CheckpointHandler(own, part, part, part, part)
+    del handler.parts["lr_scheduler"]
+    try:
+        handler.restore(part)
+    except DifferentStepsError as error:
+        return str(error).replace(f"own_{rank}", "own")
+    return ""
+
+
 def main(folder: Path) -> None:
     """What one process does."""
+    import torch
+    import torch.distributed as dist
+
     from mim_components.data.sampler import StepSampler
     from mim_components.runs import RunFolder, start_processes, stop_processes
 
     logging.getLogger("mim_components").setLevel(logging.INFO)
-    start_processes("gloo")
+    start_processes("gloo", timeout=60, worker_timeout=50)
     rank = int(os.environ["RANK"])
     out: dict[str, Any] = {"level": logging.getLogger("mim_components").level}
     out |= data_path(folder, rank) | step(rank)
     out["samples"] = list(StepSampler(4, num_steps=2, global_batch_size=4, batch_size=1))
     out["folder"] = str(RunFolder(folder / "out", "never").path)
     out["stopped"] = stop(rank)
+    out["restored"] = restore(folder, rank)
+    gloo: Any = dist.group.WORLD._get_backend(torch.device("cpu"))
+    out["time_out"] = gloo.options._timeout.total_seconds()
     (folder / f"{rank}.json").write_text(json.dumps(out))
     stop_processes()
 

@@ -78,13 +78,17 @@ def test_accumulation_by_hand(global_batch_size: int, batch_size: int, num_devic
 
 
 @pytest.mark.parametrize(
-    ("global_batch_size", "batch_size", "num_devices", "nearest"),
-    [(12, 5, 1, "10, 15"), (13, 2, 3, "12, 18"), (2, 1, 4, "4"), (0, 2, 1, "2")],
-)
-def test_nearest_valid_values(global_batch_size: int, batch_size: int, num_devices: int, nearest: str) -> None:
+    ("global_batch_size", "batch_size", "num_devices", "nearest", "devices"),
+    [(12, 5, 1, "10, 15", ""), (13, 2, 3, "12, 18", ""), (2, 1, 4, "4", "1 or 2"), (0, 2, 1, "2", ""),
+     (12, 2, 4, "8, 16", "1 or 2 or 3 or 6")],
+)  # fmt: skip
+def test_nearest_valid_values(
+    global_batch_size: int, batch_size: int, num_devices: int, nearest: str, devices: str
+) -> None:
     text = (
         f"multiple of batch_size x devices = {batch_size} x {num_devices}, got {global_batch_size}; "
-        f"nearest valid values: {nearest}\\.$"
+        f"nearest valid values: {nearest}\\."
+        + (f" A run that is continued keeps it: use {devices} devices\\.$" if devices else "$")
     )
     with pytest.raises(ValueError, match=text):
         accumulation_steps(global_batch_size, batch_size, num_devices)

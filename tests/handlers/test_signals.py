@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ignite.engine import Engine
 
+from mim_components.handlers import signals as module
 from mim_components.handlers.signals import StopSignals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -64,6 +65,28 @@ def test_second_signal_goes_to_whom_it_went_before(second: int, received: list[i
         engine.run([None] * 5)
     assert received == [second]
     assert not any(signal.getsignal(number) == handler.receive for number in SIGNALS)
+
+
+def test_signal_that_torchrun_repeats_is_one_signal(received: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    engine, handler, finished, saved = make_training({3: [signal.SIGTERM, signal.SIGTERM]})
+    with pytest.raises(SystemExit) as stopped:
+        engine.run([None] * 5)
+    assert stopped.value.code == 143 and saved == [3] and received == []
+    handler.close()
+
+
+@pytest.mark.parametrize(("second", "later"), [(signal.SIGTERM, 3.1), (signal.SIGINT, 0.0)])
+def test_later_or_other_signal_is_a_second_one_also_under_torchrun(
+    second: int, later: float, received: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    times = iter([0.0, later, later])
+    monkeypatch.setattr(module, "monotonic", lambda: next(times))
+    engine, handler, finished, saved = make_training({3: [signal.SIGTERM, second]})
+    with pytest.raises(SystemExit):
+        engine.run([None] * 5)
+    assert received == [second]
 
 
 @pytest.fixture

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mim_components.runs import errors as module
 from mim_components.runs.errors import explain_errors, root_cause
 
 
@@ -77,3 +82,74 @@ def test_called_twice_explains_once(hook: list[str], capsys: pytest.CaptureFixtu
     explain_errors()
     uncaught(ValueError("once"))
     assert capsys.readouterr().err.count("ERROR: once") == 1
+
+
+CLOSED = "[/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by a crash. GLHF!"
+SILENT = "[/gloo/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Path, list[Callable[[], Any]]]]:
+    """The file that torchrun quotes, and what is to happen at exit."""
+    leaving: list[Callable[[], Any]] = []
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(atexit, "register", lambda f, *args, **kwargs: leaving.append(lambda: f(*args, **kwargs)))
+    yield tmp_path / "error.json", leaving
+
+
+def quoted(path: Path) -> str:
+    """What torchrun prints of its file."""
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    failure: Any = ProcessFailure(local_rank=1, pid=2, exitcode=1, error_file=str(path))
+    assert abs(failure.timestamp - time.time()) < 5
+    return str(failure.message["extraInfo"]["py_callstack"])
+
+
+@pytest.mark.usefixtures("hook")
+def test_torchrun_gets_traceback_and_cause(torchrun: tuple[Path, list[Any]]) -> None:
+    explain_errors()
+    uncaught(chain(RuntimeError("Failed to instantiate"), ValueError("scan_7: broken")))
+    assert quoted(torchrun[0]).startswith("ValueError: scan_7: broken\n")
+    assert quoted(torchrun[0]).endswith("RuntimeError: Failed to instantiate\n\nERROR: scan_7: broken")
+    assert torchrun[1] == []
+
+
+def test_process_that_lost_another_says_so_without_traceback_and_lets_the_other_be_first(
+    hook: list[str], torchrun: tuple[Path, list[Any]], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    waited: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    explain_errors()
+    uncaught(chain(RuntimeError("Failed to instantiate"), RuntimeError(CLOSED)))
+    (line,) = capsys.readouterr().err.split("\n")[1:-1]
+    assert line.startswith(
+        "This process ends because another one of this run has ended (Connection closed by peer [127"
+    )
+    assert ":23421). That one's ERROR line says why" in line and hook == []
+    path, (leave,) = torchrun
+    assert not path.exists()
+    leave()
+    assert waited == [10.0] and quoted(path) == line
+
+
+def test_process_that_waited_in_vain_is_the_one_that_reports(
+    hook: list[str], torchrun: tuple[Path, list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain_errors()
+    uncaught(RuntimeError(SILENT))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("ERROR: another process of this run does not answer (Timed out waiting 15000ms for recv")
+    assert last.endswith("raise --process_timeout.") and hook == ["RuntimeError"] and torchrun[1] == []
+    assert quoted(torchrun[0]).endswith(last)
+
+
+@pytest.mark.usefixtures("hook")
+def test_file_for_torchrun_that_cannot_be_written_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "none" / "error.json"))
+    explain_errors()
+    uncaught(ValueError("once"))
+    assert capsys.readouterr().err.endswith("ERROR: once\n")

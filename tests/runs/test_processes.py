@@ -5,13 +5,51 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mim_components.runs.processes import local_device, start_processes, stop_processes
+from mim_components.runs.processes import (
+    is_lost_process,
+    is_silent_process,
+    local_device,
+    start_processes,
+    stop_processes,
+)
 
 
 def test_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="needs torchrun: torchrun --nproc_per_node"):
         start_processes()
+
+
+@pytest.mark.parametrize("timeout", [60, 600])
+def test_process_must_have_the_time_to_say_that_its_worker_hangs(
+    timeout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match=f"process_timeout must be longer than worker_timeout, got {timeout} and 600:"):
+        start_processes(timeout=timeout, worker_timeout=600)
+
+
+# as gloo and NCCL say it
+CLOSED = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by"
+RESET = "[/gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:23421: Connection reset by peer"
+WAITED = "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"
+REMOTE = "NCCL error in: ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "silent"),
+    [
+        (RuntimeError(CLOSED), True, False),
+        (RuntimeError(RESET), True, False),
+        (torch.distributed.DistBackendError(REMOTE), True, False),
+        (RuntimeError(WAITED), False, True),
+        (RuntimeError("Connection closed by peer"), False, False),  # of MLflow, say
+        (ValueError(WAITED), False, False),
+        (ConnectionResetError("Connection reset by peer"), False, False),
+    ],
+)
+def test_errors_about_another_process(error: Exception, lost: bool, silent: bool) -> None:
+    assert (is_lost_process(error), is_silent_process(error)) == (lost, silent)
 
 
 def test_device_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
