@@ -30,9 +30,10 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
         return None
     names = f" It was loading: {', '.join(awaited)}." if awaited else ""
     if "shared memory" in text or "Bus error" in text or ("unable to" in text and "/torch_" in text):
+        cut = " Or a file of the cache was cut short while it was read: the next start finds and remakes it."
         return WorkerError(
             f"a data worker found no room in shared memory (/dev/shm).{names} {LOWER}, or raise the limit "
-            f"(docker run --shm-size). {AGAIN}"
+            f"(docker run --shm-size).{cut if 'Bus error' in text else ''} {AGAIN}"
         )
     if "Too many open files" in text or "received 0 items of ancdata" in text:
         return WorkerError(f"too many open files (ulimit -n).{names} Raise the limit, or lower --num_workers. {AGAIN}")
