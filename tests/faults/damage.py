@@ -1,0 +1,373 @@
+"""Scans as hospitals, downloads and disks leave them: what is done to a good one, and what must be said of it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
+HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>" * 20
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+# bytes of a NIfTI header
+DIM, DATATYPE, PIXDIM, VOX_OFFSET, SLOPE, CODES, SROW = 40, 70, 80, 108, 112, 252, 280
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A bad file.
+
+    Args:
+        id: of the row.
+        name: of the file.
+        fault: what is wrong with it.
+        injection: how.
+        cause: part of what is said of it.
+        make: writes the file; receives its path and that of a good scan beside it.
+    """
+
+    id: str
+    name: str
+    fault: str
+    injection: str
+    cause: str
+    make: Callable[[Path, Path], Any]
+
+
+def voxels_of(scan: Path) -> np.ndarray:
+    """Stored voxels (H, W, D) of a NIfTI file."""
+    return np.asanyarray(nib.load(scan).dataobj)  # type: ignore[attr-defined]
+
+
+def write(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE, kind: Any = nib.Nifti1Image) -> Path:
+    """Write a NIfTI file."""
+    nib.save(kind(voxels, affine, dtype=voxels.dtype), path)
+    return path
+
+
+def patch(path: Path, *changes: tuple[int, bytes]) -> None:
+    """Change bytes of a compressed NIfTI file; its checksum fits again."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    for offset, data in changes:
+        content[offset : offset + len(data)] = data
+    path.write_bytes(gzip.compress(content, compresslevel=1))
+
+
+def with_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], Any]:
+    """A copy of the good file with other bytes."""
+    return lambda path, good: path.write_bytes(change(good.read_bytes()))
+
+
+def with_header(*changes: tuple[int, bytes]) -> Callable[[Path, Path], Any]:
+    """A copy of the good file with a patched header."""
+
+    def make(path: Path, good: Path) -> None:
+        shutil.copy(good, path)
+        patch(path, *changes)
+
+    return make
+
+
+def with_voxels(change: Callable[[np.ndarray], np.ndarray], **options: Any) -> Callable[[Path, Path], Any]:
+    """The good scan with other voxels; `change` receives a copy in float32."""
+    return lambda path, good: write(path, change(voxels_of(good).astype(np.float32)), **options)
+
+
+def with_voxel(value: float) -> Callable[[Path, Path], Any]:
+    """The good scan with another value in one voxel."""
+
+    def change(voxels: np.ndarray) -> np.ndarray:
+        voxels[20, 20, 20] = value
+        return voxels
+
+    return with_voxels(change)
+
+
+def flip(content: bytes, position: int) -> bytes:
+    """The bytes with one bit turned."""
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def dims(*sizes: int) -> tuple[int, bytes]:
+    """A patch of `dim`: number of axes and their lengths."""
+    return DIM, struct.pack(f"<{len(sizes)}h", *sizes)
+
+
+def floats(offset: int, *values: float) -> tuple[int, bytes]:
+    """A patch of floats."""
+    return offset, struct.pack(f"<{len(values)}f", *values)
+
+
+def only_qform() -> tuple[int, bytes]:
+    """A patch that takes the sform away."""
+    return CODES, struct.pack("<2h", 1, 0)
+
+
+def colours(voxels: np.ndarray) -> np.ndarray:
+    """RGB of a scan's size."""
+    return np.zeros(voxels.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+def metaimage_without_voxels(path: Path, good: Path) -> None:
+    """The header of a pair whose other file is not there."""
+    path.write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 44 42 36\nElementType = MET_SHORT\nElementDataFile = gone.raw\n"
+    )
+
+
+LARGE = dims(3, 1200, 1200, 973), (DATATYPE, struct.pack("<2h", 16, 32))  # float32
+
+
+def uncompressed_claim(path: Path, good: Path) -> None:
+    """The good scan without compression, and a header that claims 5.6 GB."""
+    packed = path.with_suffix(".gz")
+    with_header(*LARGE)(packed, good)
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+
+
+SCANS = [
+    Damage("C1", "half.nii.gz", ".nii.gz cut in half", "half of the bytes",
+           "truncated: the compressed data end before", with_bytes(lambda content: content[: len(content) // 2])),
+    Damage("C2", "trailer.nii.gz", ".nii.gz without its CRC trailer", "the last 8 bytes cut off",
+           "truncated: the compressed data end before their end marker and checksum",
+           with_bytes(lambda content: content[:-8])),
+    Damage("C3", "flip.nii.gz", "bit flip in .nii.gz", "one bit of the compressed voxels turned",
+           "damaged compressed data", with_bytes(lambda content: flip(content, len(content) // 2))),
+    Damage("C3b", "checksum.nii.gz", "bit flip in the checksum", "one bit of the CRC turned",
+           "damaged compressed data: CRC check failed", with_bytes(lambda content: flip(content, len(content) - 6))),
+    Damage("C5", "empty.nii.gz", "0 byte", "an empty file", "the file is empty (0 bytes)",
+           with_bytes(lambda content: b"")),
+    Damage("C5b", "page.nii.gz", "HTML", "a web page under the name of a scan", "it is a web page",
+           with_bytes(lambda content: HTML)),
+    Damage("C5c", "pointer.nii.gz", "LFS pointer", "what git leaves when the file is not fetched",
+           "it is a Git LFS pointer", with_bytes(lambda content: LFS * 8)),
+    Damage("C5d", "folder.nii.gz", "directory", "a folder under the name of a scan", "is a folder, expected a file",
+           lambda path, good: path.mkdir()),
+    Damage("C5e", "missing.nii.gz", "missing", "a link whose file is gone", "a link to a file that does not exist",
+           lambda path, good: path.symlink_to(path.with_name("gone"))),
+    Damage("C5f", "loop.nii.gz", "symlink loop", "a link to itself", "a link that leads in a circle",
+           lambda path, good: path.symlink_to(path)),
+    Damage("C5g", "pipe.nii.gz", "FIFO", "mkfifo", "is not a regular file (FIFO, socket or device)",
+           lambda path, good: os.mkfifo(path)),
+    Damage("C6", "nan.nii.gz", "all NaN", "np.nan in every voxel", "66,528 of 66,528 voxels are NaN or infinite",
+           with_voxels(lambda voxels: np.full_like(voxels, np.nan))),
+    Damage("C7", "one_nan.nii.gz", "one NaN voxel", "one voxel set", "1 of 66,528 voxels are NaN or infinite",
+           with_voxel(np.nan)),
+    Damage("C8", "one_inf.nii.gz", "one Inf voxel", "one voxel set", "1 of 66,528 voxels are NaN or infinite",
+           with_voxel(np.inf)),
+    Damage("C9", "slice.nii.gz", "2D", "a slice", "2D, shape (44, 42); expected a 3D volume",
+           with_voxels(lambda voxels: voxels[..., 18])),
+    Damage("C9b", "two.nii.gz", "4D of two volumes", "two volumes in a file",
+           "4D, shape (44, 42, 36, 2); expected one 3D volume per file",
+           with_voxels(lambda voxels: np.stack([voxels, voxels], axis=-1))),
+    Damage("C9c", "colour.nii.gz", "RGB", "voxels of three bytes", "colour voxels (RGB), shape (44, 42, 36)",
+           with_voxels(colours)),
+    Damage("C9d", "complex.nii.gz", "complex", "complex64 voxels", "complex voxels, shape (44, 42, 36)",
+           with_voxels(lambda voxels: voxels.astype(np.complex64))),
+    Damage("C9e", "axis.nii.gz", "empty axis", "dim patched to 0", "shape (44, 0, 36) has an empty or negative axis",
+           with_header(dims(3, 44, 0, 36))),
+    Damage("C9f", "field.nii.gz", "deformation field", "5D, three numbers per voxel",
+           "5D, shape (44, 42, 36, 1, 3); expected one 3D volume per file",
+           with_voxels(lambda voxels: np.stack([voxels] * 3, axis=-1)[:, :, :, None])),
+    Damage("C10", "singular.nii.gz", "singular affine", "a row of the sform set to 0", "the affine is singular",
+           with_header(floats(SROW, 0, 0, 0, 0))),
+    Damage("C10b", "affine_nan.nii.gz", "NaN affine", "NaN in the sform", "the affine is not finite",
+           with_header(floats(SROW, np.nan))),
+    Damage("C10c", "unplaced.nii.gz", "missing affine", "qform_code and sform_code 0", "the affine is missing",
+           with_header((CODES, struct.pack("<2h", 0, 0)))),
+    Damage("C10d", "far.nii.gz", "affine far away", "an origin of 1e30 mm in the sform",
+           "the affine places the volume 1e+30 mm away", with_header(floats(SROW + 12, 1e30))),
+    Damage("C10e", "spacing.nii.gz", "no spacing", "pixdim 0, and no sform",
+           "the spacing is not known: pixdim 0 x 0 x 0", with_header(floats(PIXDIM, 0, 0, 0), only_qform())),
+    Damage("C17", "air.nii.gz", "all air", "filled with -1024", "constant: every voxel is -1024",
+           with_voxels(lambda voxels: np.full_like(voxels, -1024))),
+    Damage("C17b", "noise.nii.gz", "nothing but air", "noise around -1000 HU", "air only: values from",
+           with_voxels(lambda voxels: voxels % 100 - 1000)),
+    Damage("C18", "mask.nii.gz", "a label map among the scans", "values 0 to 3", "a label map?",
+           with_voxels(lambda voxels: voxels // 500 % 4)),
+    Damage("C18b", "unit.nii.gz", "a normalised scan", "scaled to 0..1", "not HU: values from 0 to 1 (normalised",
+           with_voxels(lambda voxels: (voxels - voxels.min()) / np.ptp(voxels))),
+    Damage("C18c", "sixteen.nii.gz", "uint16 beyond int16", "32768 added to every voxel", "are beyond int16",
+           with_voxels(lambda voxels: (voxels + 33900).astype(np.uint16))),
+    Damage("C18d", "huge.nii.gz", "a damaged float", "1e30 in one voxel", "are no intensities (damaged voxels?)",
+           with_voxel(1e30)),
+    Damage("C19", "garbage.nii.gz", "bytes after the end of the gzip data", "text appended",
+           "damaged compressed data: Not a gzipped file", with_bytes(lambda content: content + HTML)),
+    Damage("C19b", "again.nii.gz", "a download continued at the wrong place", "the file twice in a row",
+           "but there are 133,408 more", with_bytes(lambda content: content * 2)),
+    Damage("C19c", "twice.nii.gz", "compressed twice", "gzip of the .nii.gz", "not a NIfTI file: it begins with",
+           with_bytes(gzip.compress)),
+    Damage("C20", "offset.nii.gz", "voxels behind the end of the file", "vox_offset 1e9",
+           "compressed bytes cannot hold that", with_header(floats(VOX_OFFSET, 1e9))),
+    Damage("C20b", "intercept.nii.gz", "intercept NaN", "scl_inter patched", "damaged NIfTI header",
+           with_header(floats(SLOPE, 1, np.nan))),
+    Damage("C20c", "type.nii.gz", "unknown type of voxels", "datatype 9999", "damaged NIfTI header",
+           with_header((DATATYPE, struct.pack("<h", 9999)))),
+    Damage("C20d", "header.mhd", "a header whose voxels are missing", ".mhd without its .raw",
+           "its data file 'gone.raw' is missing", metaimage_without_voxels),
+    Damage("C21", "slice.dcm", "DICOM slice of 0 bytes", "an empty .dcm", "the file is empty (0 bytes)",
+           with_bytes(lambda content: b"")),
+    Damage("C21b", "text.dcm", ".dcm that is no DICOM", "no DICM mark", "not a volume: expected",
+           with_bytes(lambda content: HTML)),
+]  # fmt: skip
+
+# headers that claim more than any memory holds; the check must cost none
+BOMBS = [
+    Damage("C11", "bomb.nii.gz", "header 32767^3", "dim patched", "more than max_voxels=2,147,483,648",
+           with_header(dims(3, 32767, 32767, 32767))),
+    Damage("C11b", "bomb.nrrd", "header 1e5^3", "sizes of an NRRD", "more than max_voxels=2,147,483,648",
+           lambda path, good: path.write_bytes(b"NRRD0004\ntype: short\ndimension: 3\nsizes: 100000 100000 100000\n"
+                                               b"encoding: raw\nendian: little\n\n" + bytes(3000))),
+    Damage("C11c", "negative.nii.gz", "negative dim", "dim patched", "has an empty or negative axis",
+           with_header(dims(3, -44, 42, 36))),
+    Damage("C11d", "seven.nii.gz", "32767^7", "dim patched", "7D, shape", with_header(dims(7, *[32767] * 7))),
+    Damage("C12", "claim.nii.gz", "small file claiming 5.6 GB", "dim and datatype patched",
+           "the header claims 5,604,480,352 bytes", with_header(*LARGE)),
+    Damage("C12b", "claim.nii", "small file claiming 5.6 GB, not compressed", "dim and datatype patched",
+           "the header claims 5,604,480,000 bytes, the file has 133,056", uncompressed_claim),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairDamage:
+    """A bad case of an image and its label map.
+
+    Args:
+        id: of the row.
+        fault: what is wrong.
+        injection: how.
+        cause: part of what is said of it.
+        make: changes copies of a good pair; receives the paths of image and label.
+    """
+
+    id: str
+    fault: str
+    injection: str
+    cause: str
+    make: Callable[[Path, Path], Any]
+
+
+def relabel(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Path], Any]:
+    """The label with other values; `change` receives a copy in float32."""
+    return lambda image, label: write(label, change(voxels_of(label).astype(np.float32)), affine_of(label))
+
+
+def replace_label(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Path], Any]:
+    """The label in another place; `change` receives a copy of its affine."""
+    return lambda image, label: write(label, voxels_of(label).copy(), change(affine_of(label)))
+
+
+def affine_of(scan: Path) -> np.ndarray:
+    """4x4 affine of a NIfTI file."""
+    return np.array(nib.load(scan).affine)  # type: ignore[attr-defined]
+
+
+def some(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Sets 30 voxels of a label map."""
+
+    def change(values: np.ndarray) -> np.ndarray:
+        values[:30, 0, 0] = value
+        return values
+
+    return change
+
+
+def spread(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    """An affine with other distances between slices."""
+    return lambda affine: affine @ np.diag([1, 1, factor, 1])
+
+
+def shifted(affine: np.ndarray) -> np.ndarray:
+    """An affine moved by a voxel."""
+    return affine @ nib.affines.from_matvec(np.eye(3), [1, 0, 0])
+
+
+def mirrored(affine: np.ndarray) -> np.ndarray:
+    """An affine with its first axis turned round, as tools do that drop the sign of an axis."""
+    return affine @ np.diag([-1, 1, 1, 1])
+
+
+def turned(affine: np.ndarray) -> np.ndarray:
+    """An affine turned by 0.2 about the last axis."""
+    rotation = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])
+    return nib.affines.from_matvec(rotation) @ affine
+
+
+def swap(image: Path, label: Path) -> None:
+    """Image and label in each other's place."""
+    image.rename(image.with_name("x"))
+    label.rename(image)
+    image.with_name("x").rename(label)
+
+
+def in_micrometres(image: Path, label: Path) -> None:
+    """Both on a grid whose unit is not mm."""
+    for path in (image, label):
+        write(path, voxels_of(path).copy(), np.diag([1000, 1000, 1000, 1]) @ affine_of(path))
+
+
+def decompress(path: Path) -> None:
+    """The content without compression, under the same name."""
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+PAIRS = [
+    PairDamage("C14", "label of another shape", "a slice less", "the image has (40, 40, 36)",
+               relabel(lambda values: values[..., 1:])),
+    PairDamage("C14b", "label of another spacing", "slices 1.5 times as far", "its spacing is",
+               replace_label(spread(1.5))),
+    PairDamage("C14c", "label shifted", "by one voxel", "its position differs by", replace_label(shifted)),
+    PairDamage("C14d", "label mirrored", "first axis of its affine turned round", "(mirrored or turned)",
+               replace_label(mirrored)),
+    PairDamage("C14e", "label turned", "by 0.2 about the last axis", "it is turned: its corners are up to",
+               replace_label(turned)),
+    PairDamage("C14f", "label whose pixdim and sform differ", "pixdim 1 x 1 x 1: MONAI's reader takes the qform",
+               "its spacing is 1 x 1 x 1 mm",
+               lambda image, label: patch(label, floats(PIXDIM, 1, 1, 1), (CODES, struct.pack("<h", 1)))),
+    PairDamage("C15", "unknown label 7", "30 voxels set", "label values 7 (30 voxels) are unknown; known: 0 to 1",
+               relabel(some(7))),
+    PairDamage("C15b", "label -1", "30 voxels set", "label values -1 (30 voxels) are unknown", relabel(some(-1))),
+    PairDamage("C15c", "label 0.5", "30 voxels set", "must be whole numbers, 30 voxels are not, such as 0.5",
+               relabel(some(0.5))),
+    PairDamage("C15d", "label NaN", "30 voxels set", "30 voxels are NaN or infinite", relabel(some(np.nan))),
+    PairDamage("C15e", "label 0.9999999", "30 voxels set", "30 voxels are not, such as 0.9999999",
+               relabel(some(0.9999999))),
+    PairDamage("C16", "image and label swapped", "files renamed", "image and label seem to be swapped", swap),
+    PairDamage("C16b", "label map in place of the image", "the label copied",
+               "not HU: values from 0 to 1 (normalised, or a mask)", lambda image, label: shutil.copy(label, image)),
+    PairDamage("C16c", "scan in place of the label", "the image copied", "are unknown; known: 0 to 1",
+               lambda image, label: shutil.copy(image, label)),
+    PairDamage("C16d", "label with an axis of classes", "one-hot 4D", "4D, shape (40, 40, 36, 2)",
+               relabel(lambda values: np.stack([1 - values, values], axis=-1))),
+    PairDamage("C17c", "empty body", "image filled with -1024", "constant: every voxel is -1024",
+               lambda image, label: write(image, np.full((40, 40, 36), -1024, np.int16), affine_of(image))),
+    PairDamage("C22", "label missing", "file removed", "no such file", lambda image, label: label.unlink()),
+    PairDamage("C22b", "label of 0 byte", "truncated", "the file is empty (0 bytes)",
+               lambda image, label: label.write_bytes(b"")),
+    PairDamage("C22c", "label cut in half", "half of the bytes", "truncated: the compressed data end before",
+               lambda image, label: label.write_bytes(label.read_bytes()[: label.stat().st_size // 2])),
+    PairDamage("C22d", "bit flip in the label", "one bit of the CRC turned",
+               "damaged compressed data: CRC check failed",
+               lambda image, label: label.write_bytes(flip(label.read_bytes(), label.stat().st_size - 6))),
+    PairDamage("C22e", "label header bomb", "dim 32767^3", "more than max_voxels=2,147,483,648",
+               lambda image, label: patch(label, dims(3, 32767, 32767, 32767))),
+    PairDamage("C22f", "one NaN voxel in the image", "one voxel set", "1 of 57,600 voxels are NaN or infinite",
+               lambda image, label: write(
+                   image, np.where(np.arange(57600).reshape(40, 40, 36) == 5, np.nan, voxels_of(image)),
+                   affine_of(image))),
+    PairDamage("C23", "plain NIfTI called .nii.gz", "decompressed under its old name",
+               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(image)),
+    PairDamage("C23b", "label: plain NIfTI called .nii.gz", "decompressed under its old name",
+               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(label)),
+    PairDamage("C24", "scan of many metres", "affine of micrometres, both files",
+               "m large; expected mm", in_micrometres),
+]  # fmt: skip
