@@ -1,0 +1,64 @@
+"""A cache file that goes bad in the middle of a run is made again from the volume it was made of.
+
+A file that is cut short while a crop is being read from it cannot be caught: the system ends the process (SIGBUS). The
+next start finds the file by its size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+
+from .cache import SourceState, VolumeCache
+from .naming import hide, names_of_source
+from .prepare import open_cached
+from .reading import DecodedVolume, cause_of, decode_volume, inspect_source
+from .volumes import CacheError, PreparedVolume, VolumeSource
+
+logger = logging.getLogger(__name__)
+
+
+def open_or_remake(volume: PreparedVolume) -> np.memmap:
+    """`open_cached`; where that fails, the volume is prepared again, as long as its source is what it was.
+
+    Several processes may do so at once: each writes a file of its own and renames it, and all have the same content.
+
+    Args:
+        volume: the volume.
+
+    Returns:
+        int16 (H, W, D), copy-on-write.
+
+    Raises:
+        CacheError: the cache file cannot be read, and not be made either: the source is gone, cannot be read or has
+            changed, or there is no room. Names both files.
+    """
+    try:
+        return open_cached(volume)
+    except CacheError as error:
+        if volume.origin is None:
+            raise
+        logger.warning("%s; it is made again.", error)
+        _remake(volume, volume.origin, error)
+    return open_cached(volume)
+
+
+def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> None:
+    names = names_of_source(source)
+    try:
+        header = inspect_source(source, math.prod(volume.shape))
+        state = SourceState.of(header.files)
+        decoded: DecodedVolume = decode_volume(source, header)
+    except Exception as error:  # readers raise many kinds
+        cause = hide(cause_of(error), names)
+        raise CacheError(f"{found}; and {source}, from which it would be made again: {cause}") from (
+            None if names else error
+        )
+    if decoded.digest != volume.digest:
+        raise CacheError(
+            f"{found}; and {source}, from which it would be made again, has changed since the run was prepared; "
+            "restore it, or start a new run."
+        )
+    VolumeCache(volume.cache_file.parents[1]).write(source, header, state, decoded)
