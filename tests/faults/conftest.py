@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from mim_components.synthetic import write_synthetic_layout
-from tests.faults.page import PAGE_OPTION, Row, rows_of_item, write_page
+from tests.faults.page import OPTION, rows_of, write_page
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, server, start
 
-RESULTS: dict[str, Row] = {}
+RESULTS: dict[str, str] = {}  # by row
 
 
 @pytest.fixture(scope="session")
@@ -108,26 +108,31 @@ def closed_server() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the page goes."""
-    parser.addoption(PAGE_OPTION, type=Path, help="write the table of faults and results to this page")
+    """Where the page is."""
+    parser.addoption(OPTION, type=Path, help="write the table of faults with the results to this page")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Keep what became of a row."""
+    """Name the rows in the report of a test: it may come from another process."""
     report: Any = yield
-    for row in rows_of_item(item):
-        if report.failed:
-            RESULTS[row.id] = row.with_result("failed")
-        elif report.skipped:
-            RESULTS[row.id] = row.with_result(f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}")
-        elif report.when == "call":
-            RESULTS[row.id] = row.with_result("passed")
+    report.user_properties.append(("faults", [row.id for row in rows_of(item.iter_markers())]))
     return report
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what became of a row."""
+    if report.skipped:
+        result = f"skipped: {str(report.longrepr[2]).removeprefix('Skipped: ')}" if report.longrepr else "skipped"
+    else:
+        result = "failed" if report.failed else "passed"
+    for row in dict(report.user_properties).get("faults", []):
+        if RESULTS.get(row, "passed") == "passed":  # what its set-up, call or end before this one said
+            RESULTS[row] = result
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Write the page when every row was run."""
-    path = config.getoption(PAGE_OPTION, None)
-    if path is not None:
-        terminalreporter.write_line(write_page(path, list(RESULTS.values())))
+    """Write the page."""
+    page = config.getoption(OPTION, None)
+    if page is not None:
+        terminalreporter.write_line(write_page(page, RESULTS))
