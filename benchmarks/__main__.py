@@ -50,7 +50,7 @@ PARTS = {
     "scaling": Part(
         "Scaling",
         "--repetitions 3",
-        "--preset nano --levels_preset nano --size 32 --repetitions 1",
+        "--preset nano --levels_preset nano --levels 1 2 --size 32 --repetitions 1",
     ),
     "processes": Part(
         "Two processes",
@@ -66,7 +66,7 @@ PARTS = {
         "On a GPU",
         "",
         "--preset nano --size 32 --repetitions 1 --batch 1 --eager --matmul 64 --levels 64,64,32 32,32,32 "
-        "--ct_size 80 80 48 --workers 0",
+        "--ct_size 80 80 48 --workers 0 --steps 3",
     ),
 }  # fmt: skip
 

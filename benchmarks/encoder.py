@@ -77,7 +77,8 @@ def compare(preset: str, batch: int, mask_ratio: float, size: int, repetitions: 
     return [
         {
             "preset": preset, "volumes": batch, "mask ratio": mask_ratio, "form": name, **times[name].milliseconds(),
-            "times faster": times[first].median / times[name].median,
+            "times faster": times[first].median / times[name].median, "CPU ms": times[name].cpu_median * 1e3,
+            "CPU times faster": times[first].cpu_median / times[name].cpu_median,
             "kept GiB": kept[name] / 2**30, "share kept": kept[name] / kept[first],
         }
         for name in FORMS

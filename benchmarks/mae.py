@@ -64,6 +64,7 @@ def mae_table(preset: str, size: int, batch: int, repetitions: int) -> list[dict
         {
             "network": each, "volumes": batch, "parameters (M)": _millions(networks[each]),
             **timing.milliseconds(), "times faster": times[name].median / timing.median,
+            "CPU ms": timing.cpu_median * 1e3, "CPU times faster": times[name].cpu_median / timing.cpu_median,
         }
         for each, timing in times.items()
     ]  # fmt: skip

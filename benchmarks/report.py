@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +26,13 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel")
 
 
 class Timing(NamedTuple):
-    """Seconds of every repetition of one case."""
+    """Seconds of every repetition of one case: by the clock, and of all threads of the process on the CPU.
+
+    On a machine that others use, too, those of the CPU (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better.
+    """
 
     seconds: tuple[float, ...]
+    cpu: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -41,6 +45,10 @@ class Timing(NamedTuple):
     @property
     def high(self) -> float:
         return max(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu)
 
     def milliseconds(self) -> dict[str, float]:
         """Columns of a table."""
@@ -59,18 +67,18 @@ def measure(
         warmup: rounds before them that do not.
         before: called before every case, outside its time.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for round_ in range(-warmup, repetitions):
         for name, case in cases.items():
             if before is not None:
                 before()
             synchronize()
-            start = perf_counter()
+            start, cpu_start = perf_counter(), process_time()
             case()
             synchronize()
             if round_ >= 0:
-                seconds[name].append(perf_counter() - start)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+                seconds[name].append((perf_counter() - start, process_time() - cpu_start))
+    return {name: Timing(*zip(*values, strict=True)) for name, values in seconds.items()}
 
 
 def synchronize() -> None:

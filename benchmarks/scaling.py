@@ -21,7 +21,7 @@ LEVELS = (1, 2, 3, 4)
 
 
 def table(name: str, cases: Mapping[float, Settings], repetitions: int) -> list[dict[str, Any]]:
-    """One row per case: milliseconds, and ratios of step and volume to those of the first.
+    """One row per case: milliseconds, and ratios to the first.
 
     Args:
         name: of what changes.
@@ -33,13 +33,13 @@ def table(name: str, cases: Mapping[float, Settings], repetitions: int) -> list[
     rows = []
     for value, settings in cases.items():
         timing, volumes = times[str(value)], sum(settings.volumes)
-        row = {
-            name: value, "volumes": volumes, **timing.milliseconds(), "ms/volume": timing.median * 1e3 / volumes,
-        }  # fmt: skip
+        cpu = timing.cpu_median * 1e3
+        row = {name: value, "volumes": volumes, **timing.milliseconds(), "CPU ms": cpu, "CPU ms/volume": cpu / volumes}
         first = rows[0] if rows else row
         rows.append({
-            **row, "step, first row = 1": row["median ms"] / first["median ms"],
-            "volume, first row = 1": row["ms/volume"] / first["ms/volume"],
+            **row, "time, first row = 1": row["median ms"] / first["median ms"],
+            "CPU time, first row = 1": cpu / first["CPU ms"],
+            "CPU time of a volume, first row = 1": row["CPU ms/volume"] / first["CPU ms/volume"],
         })  # fmt: skip
     return rows
 
@@ -49,13 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A pre-training step against batch, mask ratio and levels.")
     parser.add_argument("--preset", default="base", help="of batch and mask ratio")
     parser.add_argument("--levels_preset", default="small", help="of the levels")
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="numbers of levels")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     add_report_options(parser, repetitions=3)
     options = parser.parse_args(arguments)
     one = Settings(options.preset, options.size, levels=1)
     batch = {volumes: replace(one, samples=volumes) for volumes in VOLUMES}
     ratios = {ratio: replace(one, samples=2, mask_ratio=ratio) for ratio in MASK_RATIOS}
-    levels = {n: Settings(options.levels_preset, options.size, levels=n, limit=1) for n in LEVELS}
+    levels = {n: Settings(options.levels_preset, options.size, levels=n, limit=1) for n in options.levels}
     tables = {
         f"Step against volumes, {options.preset}, one level": table("batch", batch, options.repetitions),
         f"Step against mask ratio, {options.preset}, one level": table("mask ratio", ratios, options.repetitions),

@@ -19,13 +19,13 @@ def test_volumes_of_a_step() -> None:
 
 
 def test_ratios_of_scaling_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"1": Timing((2.0,)), "2": Timing((5.0,))}
+    times = {"1": Timing((2.0,), (4.0,)), "2": Timing((5.0,), (10.0,))}
     monkeypatch.setattr(scaling, "measure", lambda trainings, repetitions: times)
     cases = {level: Settings("nano", 16, levels=level) for level in (1, 2)}
     first, second = scaling.table("levels", cases, 1)
-    assert first["step, first row = 1"] == first["volume, first row = 1"] == 1.0
-    assert (second["volumes"], second["ms/volume"], second["step, first row = 1"]) == (5, 1000.0, 2.5)
-    assert second["volume, first row = 1"] == 0.5
+    assert first["time, first row = 1"] == first["CPU time of a volume, first row = 1"] == 1.0
+    assert (second["volumes"], second["CPU ms/volume"], second["time, first row = 1"]) == (5, 2000.0, 2.5)
+    assert (second["CPU time, first row = 1"], second["CPU time of a volume, first row = 1"]) == (2.5, 0.5)
 
 
 def test_ratios_of_processes_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
