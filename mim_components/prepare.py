@@ -1,7 +1,7 @@
 """Check CT volumes and fill the cache before training: `python -m mim_components.prepare DIR`.
 
-Exit code 0: every volume is fit, or the unfit ones were left out as asked; 1: volumes are bad; 2: wrong usage, no
-volumes, or a cache that cannot be written.
+Exit code 0: every volume is fit, or the unfit ones were left out as asked; 1: volumes are bad, or more than may be left
+out; 2: wrong usage, no volumes, or a cache that cannot be written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from .data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
+from .data.naming import name_sources, path_of_name
 from .data.paper_collections import COLLECTIONS, CollectionVolumes
+from .data.quarantine import MAX_BAD_FRACTION
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
 
@@ -29,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s")
     try:
+        if options.name_of:
+            print(path_of_name(options.name_of, options.dataset_dir or options.data_root or "."))
+            return OK
         found = find_sources(
             options.dataset_dir,
             options.datalist,
@@ -37,14 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.datalist_key,
             options.allow_outside,
         )
+        if options.anonymous_paths:
+            found = name_sources(found)
         _announce(found)
         dataset = prepare_volumes(
-            found, options.cache_dir, on_bad=options.on_bad, num_workers=options.num_workers, verify=options.verify
+            found,
+            options.cache_dir,
+            on_bad=options.on_bad,
+            max_bad_fraction=options.max_bad_fraction,
+            num_workers=options.num_workers,
+            verify=options.verify,
+            output_dir=options.output_dir,
         )
     except BadVolumesError as error:
         print(_table(error))
-        first = error.bad[0]
-        print(f"ERROR {first}. Do: repair or remove it, or leave it out with --on_bad exclude.", file=sys.stderr)
+        print(f"ERROR {error.bad[0]}. Do: {_advice(error)}", file=sys.stderr)
         return BAD_VOLUMES
     except DataError as error:
         print(f"ERROR {error}", file=sys.stderr)
@@ -63,6 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_root", help="folder that holds the unpacked sets of the collection")
     parser.add_argument("--cache_dir", default="mim_cache", help="folder of the cache (default: ./%(default)s)")
     parser.add_argument("--on_bad", choices=("stop", "exclude"), default="stop", help="what to do with bad volumes")
+    parser.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=MAX_BAD_FRACTION,
+        help="share of all volumes that may be left out (default: %(default)s)",
+    )
+    parser.add_argument("--output_dir", help="folder for quarantine.jsonl, which lists bad volumes (default: none)")
+    parser.add_argument("--anonymous_paths", action="store_true", help="name volumes by digests of their paths")
+    parser.add_argument("--name_of", metavar="DIGEST", help="print the path below the folder that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
     parser.add_argument("--verify", choices=("full", "quick"), default="full", help="checksum or size of cached files")
     parser.add_argument("--verbose", action="store_true", help="log details")
@@ -82,10 +103,17 @@ def _report(dataset: PreparedDataset) -> None:
     print(f"digest  {dataset.digest}")
 
 
+def _advice(error: BadVolumesError) -> str:
+    if error.max_bad_fraction is None:
+        return "repair or remove it, or leave it out with --on_bad exclude."
+    return f"repair or remove the bad ones, or raise --max_bad_fraction above {len(error.bad) / error.total:.3f}."
+
+
 def _table(error: BadVolumesError) -> str:
     width = max(len(item.path) for item in error.bad)
     rows = [f"{item.path:<{width}}  {item.cause}" for item in error.bad]
-    return "\n".join([f"{len(error.bad)} of {error.total} volumes are bad:", f"{'file':<{width}}  cause", *rows])
+    limit = "" if error.max_bad_fraction is None else f", --max_bad_fraction is {error.max_bad_fraction:g}"
+    return "\n".join([f"{len(error.bad)} of {error.total} volumes are bad{limit}:", f"{'file':<{width}}  cause", *rows])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def dataset_of(report: str | Path) -> KeyedDataset:
     folder = Path(report).absolute().parent
     config = json.loads((folder / "run.json").read_text())["config"]
     root = json.loads(Path(report).read_text())["bundle_root"]
+    config["prepared"] = config["prepared"] | {"output_dir": None}  # the run's folder stays as it is
     parser = ConfigParser(config | {"bundle_root": root, "output_dir": str(folder), "resume": "auto"})
     dataset: KeyedDataset = parser.get_parsed_content("train::dataset")
     return dataset

@@ -14,6 +14,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from mim_components.data.quarantine import QUARANTINE
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
 from mim_components.data.worker_errors import explain_worker_error, kill_workers
@@ -29,7 +30,7 @@ ARTIFACTS = (
     "metrics.jsonl",
     "validation.jsonl",
     "data_notes.txt",
-    "excluded_volumes.json",
+    QUARANTINE,
     "datalist.json",
     "data_report.md",
 )
@@ -77,16 +78,16 @@ def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, dev
 
 
 def keep_remarks(folder: RunFolder, prepared: Any) -> None:
-    """Keep remarks on the data and volumes that were left out (`prepared.notes`, `.bad`) in the run's folder."""
+    """Keep remarks on the data (`prepared.notes`) in the run's folder, and repeat at the end what was left out.
+
+    The preparation has written the file that lists bad volumes.
+    """
     if prepared.notes:  # the preparation has logged every one
         lines = "".join(f"{note}\n" for note in prepared.notes)
         write_text_safely(folder.path / "data_notes.txt", lines)
         folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {_few(prepared.notes)}")
     if prepared.bad:
-        folder.notes.append(f"{len(prepared.bad)} volumes left out, see excluded_volumes.json: {_few(prepared.bad)}")
-        rows = [{"path": bad.path, "cause": bad.cause} for bad in prepared.bad]
-        text = json.dumps(rows, indent=1)
-        write_text_safely(folder.path / "excluded_volumes.json", text)
+        folder.notes.append(f"{len(prepared.bad)} volumes left out, see {QUARANTINE}: {_few(prepared.bad)}")
 
 
 def _few(items: Sequence[Any], limit: int = 5) -> str:

@@ -303,12 +303,13 @@ def test_bad_volumes_stop_the_run_or_are_left_out_and_recorded(
         pretrain(options, tmp_path / "run", max_steps=1)
     assert "1 of 5 volumes cannot be used" in str(root_cause(refused.value))
     assert f"{scans / 'cut.nii.gz'}: truncated" in str(root_cause(refused.value))
-    output = pretrain(options, tmp_path / "other", max_steps=1, on_bad="exclude")
-    (bad,) = json.loads((output / "excluded_volumes.json").read_text())
-    assert bad["path"] == str(scans / "cut.nii.gz") and bad["cause"].startswith("truncated")
+    output = pretrain(options, tmp_path / "other", max_steps=1, on_bad="exclude", max_bad_fraction=0.2)
+    (line,) = (output / "quarantine.jsonl").read_text().splitlines()
+    bad = json.loads(line)
+    assert bad["path"] == str(scans / "cut.nii.gz") and bad["reason"].startswith("truncated")
     assert "the same voxels as" in (output / "data_notes.txt").read_text()
     end = next(record for record in log if "Finished at step 1" in record)
-    assert "1 volumes left out, see excluded_volumes.json" in end and "1 remarks on the data" in end
+    assert "1 volumes left out, see quarantine.jsonl" in end and "1 remarks on the data" in end
     run = mlflow.MlflowClient(shared["tracking_uri"]).get_run(
         json.loads((output / "run.json").read_text())["mlflow_run_id"]
     )

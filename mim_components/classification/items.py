@@ -10,7 +10,7 @@ from typing import Any
 from mim_components.classification.checks import SliceFolderChecker
 from mim_components.classification.scans import HU_ADVICE
 from mim_components.data.finding import describe_files, find_volumes, walk
-from mim_components.data.prepare import ON_BAD
+from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import cause_of
 from mim_components.data.volumes import (
     BadVolume,

@@ -12,6 +12,7 @@ from .finding import find_volumes
 from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 
 KEY = "image"
+_SHOWN = 10
 
 
 def load_datalist(
@@ -29,24 +30,28 @@ def load_datalist(
         The volumes in the order of the list. Missing files are handed on, for the checks to name with the rest.
 
     Raises:
-        DataError: the list or items of it are damaged; names all of them.
+        DataError: the list or items of it are damaged; names all of them. Or a volume or patient (`group`) is in
+            sections `training` and `validation` both.
         NoVolumesError: the section is empty.
     """
     path = Path(path)
     root = Path(dataset_dir) if dataset_dir is not None else path.parent
-    items = section_of(path, read_list(path, key), key)
+    content = read_list(path, key)
+    items = section_of(path, content, key)
     faults: list[str] = []
-    found = FoundVolumes([])
+    found = FoundVolumes([], root=root)
+    folder = DataFolder(root, allow_outside)
     for index, item in enumerate(items):
         try:
             image = _image_of(item, plain_allowed=key == "test")
-            found.sources.extend(_sources(inside(image, root, KEY, allow_outside), found.notes))
-        except DataError as error:
+            found.sources.extend(_sources(folder.inside(image, KEY), found.notes))
+        except ValueError as error:  # DataError, or a path that no system takes
             faults.append(f"  item {index}: {error}")
     if faults:
         raise DataError(
             f"{path}: {len(faults)} of {len(items)} items of section '{key}' are wrong:\n" + "\n".join(faults)
         )
+    _refuse_shared(path, content, folder)
     repeated = [name for name, count in Counter(map(str, found.sources)).items() if count > 1]
     found.notes.extend(f"{path}: {name} is listed more than once" for name in repeated)
     return found
@@ -66,7 +71,7 @@ def read_list(path: Path, key: str) -> dict[str, Any]:
         raise NoVolumesError(f"{path}: there is no such list.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the list is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(
@@ -105,27 +110,65 @@ def _image_of(item: Any, plain_allowed: bool) -> str:
     return image
 
 
-def inside(text: str, root: Path, key: str, allow_outside: bool = False) -> Path:
-    """Path of an item below the folder of the data, links followed.
+class DataFolder:
+    """The folder that the paths of a list are relative to; what is found out about a folder in it holds for its files.
 
     Args:
-        text: path relative to `root`.
-        root: folder of the data.
-        key: of the item, for the message.
-        allow_outside: accept a path that leads out of the folder.
-
-    Raises:
-        DataError: it leads out of the folder.
+        root: the folder.
+        allow_outside: accept paths that lead out of it.
     """
-    path = root / text
-    real_root, real = os.path.realpath(root), os.path.realpath(path)
-    # a command line's "false" is a text, and true
-    if allow_outside is not True and os.path.commonpath([real_root, real]) != real_root:
-        raise DataError(
-            f"key '{key}': {text!r} leads out of {root}; give the folder of the data as dataset_dir, or, for a list "
-            "that you trust, --allow_outside True"
-        )
-    return path
+
+    def __init__(self, root: Path, allow_outside: bool = False) -> None:
+        self.root = root
+        # a command line's "false" is a text, and true
+        self._allow_outside = allow_outside is True
+        self._within = os.path.realpath(root).rstrip("/") + "/"
+        self._real_folders: dict[str, str] = {}
+
+    def inside(self, text: str, key: str) -> Path:
+        """Path of an item.
+
+        Args:
+            text: path relative to the folder.
+            key: of the item, for the message.
+
+        Raises:
+            DataError: it leads out of the folder, links followed.
+        """
+        path = self.root / text
+        if not self._allow_outside and not f"{self.real(path)}/".startswith(self._within):
+            raise DataError(
+                f"key '{key}': {text!r} leads out of {self.root}; give the folder of the data as dataset_dir, or, for "
+                "a list that you trust, --allow_outside True"
+            )
+        return path
+
+    def real(self, path: Path) -> str:
+        """`os.path.realpath`, which looks at every folder on the way, but at each of them once."""
+        return self._real(os.path.join(os.getcwd(), path))
+
+    def _real(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if name in ("", ".", "..") or "\0" in name or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = self._real(folder)
+        return os.path.join(self._real_folders[folder], name)
+
+
+def _refuse_shared(path: Path, content: dict[str, Any], folder: DataFolder) -> None:
+    """Refuse a list whose sections share a file or a patient; whatever else is wrong with the other section."""
+    sections = [content.get(section) for section in ("training", "validation")]
+    parts = [[each for each in items if isinstance(each, dict)] for items in sections if isinstance(items, list)]
+    for key, what in ((KEY, "volumes"), ("group", "patients")):
+        texts = [{item[key] for item in items if isinstance(item.get(key), str)} for items in parts]
+        if key == KEY:
+            texts = [{folder.real(folder.root / text) for text in each} for each in texts]
+        if len(texts) == 2 and (shared := sorted(texts[0] & texts[1])):
+            more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
+            raise DataError(
+                f"{path}: {what} in both sections, training and validation: {', '.join(shared[:_SHOWN])}{more}"
+            )
 
 
 def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:

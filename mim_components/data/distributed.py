@@ -11,7 +11,9 @@ from typing import Any, Protocol, TypeVar
 import ignite.distributed as idist
 import torch.distributed as dist
 
+from mim_components.data.naming import is_anonymous, name_sources
 from mim_components.data.prepare import prepare_volumes
+from mim_components.data.quarantine import MAX_BAD_FRACTION
 from mim_components.data.volumes import DataError, FoundVolumes, PreparedDataset
 
 PREPARE_TIMEOUT = timedelta(days=7)  # other processes wait while the first decodes thousands of scans
@@ -30,9 +32,12 @@ def prepare_on_nodes(
     found: FoundVolumes,
     cache_dir: str | Path,
     on_bad: str = "stop",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     num_workers: int = 0,
     max_voxels: int = 2**31,
     verify: str = "full",
+    output_dir: str | Path | None = None,
+    anonymous_paths: bool = False,
 ) -> PreparedDataset:
     """`prepare_volumes`, in a run of several processes by the first of each machine while the others wait.
 
@@ -40,18 +45,24 @@ def prepare_on_nodes(
         found: the volumes; the same in all processes.
         cache_dir: cache folder, on this machine or shared.
         on_bad: "stop" or "exclude".
+        max_bad_fraction: share of the volumes that "exclude" may leave out.
         num_workers: processes that decode.
         max_voxels: larger headers are refused.
         verify: "full" compares the checksum of cached voxels, "quick" only sizes.
+        output_dir: where the first process of all lists bad volumes, see `write_quarantine`.
+        anonymous_paths: name volumes by digests, see `mim_components.data.naming`.
 
     Raises:
         DataError: in all processes alike, when one failed or they found different volumes.
     """
+    named = name_sources(found) if is_anonymous(anonymous_paths) else found
 
     def prepare(first: bool) -> PreparedDataset:
         how: dict[str, Any] = {"num_workers": num_workers, "verify": verify} if first else {"verify": "quick"}
-        how |= {"on_bad": on_bad, "max_voxels": max_voxels, "progress": idist.get_rank() == 0}
-        return prepare_volumes(found, cache_dir, **how)
+        how |= {"on_bad": on_bad, "max_bad_fraction": max_bad_fraction, "max_voxels": max_voxels}
+        if idist.get_rank() == 0:
+            return prepare_volumes(named, cache_dir, output_dir=output_dir, **how)
+        return prepare_volumes(named, cache_dir, progress=False, **how)
 
     return first_on_each_node(prepare)
 

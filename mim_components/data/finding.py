@@ -18,8 +18,11 @@ from .volumes import FoundVolumes, NoVolumesError, VolumeSource, suffix_of
 
 logger = logging.getLogger(__name__)
 
-# written beside the real files by macOS when it packs an archive
-HIDDEN_FOLDERS = ("__MACOSX",)
+# written beside the real files by macOS when it packs an archive, and by the file system
+HIDDEN_FOLDERS = ("__MACOSX", "lost+found")
+# what a scan may be in that is not read; also what a broken download leaves
+_OTHER_FORMATS = (".hdr", ".img", ".mgh", ".mgz", ".mnc", ".bz2", ".xz", ".zst", ".part", ".crdownload")
+_DICOM_SUFFIXES = (".dcm", ".ima")
 
 
 @dataclass
@@ -27,16 +30,23 @@ class Tree:
     """What a walk through a folder saw, in a fixed order.
 
     Args:
+        root: the folder.
         files: everything that is not a folder, links and special files included.
         named_folders: folders that carry the extension of a volume.
         hidden: number of hidden files and folders passed over.
-        notes: folders that could not be read.
+        locked: folders that could not be read.
     """
 
+    root: Path
     files: list[Path] = field(default_factory=list)
     named_folders: list[Path] = field(default_factory=list)
     hidden: int = 0
-    notes: list[str] = field(default_factory=list)
+    locked: list[Path] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for every folder that could not be read."""
+        return [f"{folder}: folder cannot be read" for folder in self.locked]
 
 
 def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
@@ -57,7 +67,7 @@ def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
         raise NoVolumesError(f"{directory}: there is no such folder, expected a folder with CT volumes.")
     if not directory.is_dir():
         raise NoVolumesError(f"{directory}: is a file, expected a folder with CT volumes (or a list as `datalist`).")
-    tree = Tree()
+    tree = Tree(directory)
     _walk_into(directory, tree, set(), max_depth)
     logger.debug("%s: %d files, %d hidden ones passed over", directory, len(tree.files), tree.hidden)
     return tree
@@ -76,14 +86,20 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
         NoVolumesError: the folder is missing, empty, or without volumes; says which files were seen.
     """
     tree = walk(directory)
-    found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], list(tree.notes))
-    candidates = [path for path in tree.files if not suffix_of(path) and is_regular(path)]
-    series = find_series([path for path in candidates if is_dicom(path)], min_slices=MIN_SLICES)
+    found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], root=tree.root)
+    others = [path for path in tree.files if not suffix_of(path)]
+    slices = [path for path in others if is_regular(path) and is_dicom(path)]
+    series = find_series(slices, min_slices=MIN_SLICES)
     found.sources.extend(series.sources)
     found.notes.extend(series.notes)
+    broken = set(others).difference(slices)
+    found.sources.extend(VolumeSource(path, (path,)) for path in broken if path.suffix.lower() in _DICOM_SUFFIXES)
+    if passed := [path for path in others if path.suffix.lower() in _OTHER_FORMATS]:
+        found.notes.append(f"{directory}: formats that are not read are passed over: {describe_files(passed)}")
     parents = {parent for source in found.sources for parent in source.files[0].parents}
     # a folder called x.nii is an ordinary folder when volumes lie in it, else it is a damaged copy of a file
-    found.sources.extend(VolumeSource(path, (path,)) for path in tree.named_folders if path not in parents)
+    odd = [path for path in tree.named_folders if path not in parents]
+    found.sources.extend(VolumeSource(path, (path,)) for path in dict.fromkeys([*odd, *tree.locked]))
     if not found.sources:
         reasons = "".join(f"\n  {note}" for note in found.notes)
         raise NoVolumesError(
@@ -119,8 +135,8 @@ def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]], levels: int
     try:
         info = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        tree.notes.append(f"{folder}: folder cannot be read: {error.strerror}")
+    except OSError:
+        tree.locked.append(folder)
         return
     # device and inode, not the name: a link to a folder above would lead round for ever
     if (info.st_dev, info.st_ino) in seen:

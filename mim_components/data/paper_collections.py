@@ -143,7 +143,7 @@ def list_collection(name: str, data_root: str | Path) -> CollectionVolumes:
     root = Path(data_root)
     tree = walk(root)
     relative = {path: path.relative_to(root).as_posix() for path in tree.files}
-    volumes = CollectionVolumes([], list(tree.notes))
+    volumes = CollectionVolumes([], list(tree.notes), root)
     for each in COLLECTIONS[name]:
         sources = _dicom_set(each, relative, volumes) if each.dicom else _file_set(each, relative, volumes)
         volumes.sources.extend(sources)

@@ -11,7 +11,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,12 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .cache import VERIFY, SourceState, VolumeCache, cache_bytes
-from .checks import MAX_VOXELS
+from .checks import MAX_VOXELS, check_placed
 from .datalist import load_datalist
 from .finding import find_volumes
 from .headers import VolumeHeader
+from .naming import names_of_source
 from .paper_collections import list_collection
-from .reading import cause_of, decode_volume, inspect_source
+from .quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
+from .reading import decode_volume, inspect_source
+from .verdicts import KnownBad, as_bad
 from .volumes import (
     BadVolume,
     BadVolumesError,
@@ -38,18 +41,21 @@ from .volumes import (
 
 logger = logging.getLogger(__name__)
 
-ON_BAD = ("stop", "exclude")
-
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _How:
+    cache_dir: Path
+    verify: str
 
 
 @dataclass(frozen=True)
 class _Task:
     source: VolumeSource
     header: VolumeHeader
-    cache_dir: Path
-    verify: str
+    how: _How
 
 
 def find_sources(
@@ -95,47 +101,56 @@ def prepare_volumes(
     cache_dir: str | Path,
     *,
     on_bad: str = "stop",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     num_workers: int = 0,
     progress: bool = True,
     max_voxels: int = MAX_VOXELS,
     verify: str = "full",
+    output_dir: str | Path | None = None,
 ) -> PreparedDataset:
-    """Check every volume and write it to the cache, unless it is there already.
+    """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
 
     Args:
         found: the volumes.
         cache_dir: folder of the cache.
         on_bad: "stop" raises when a volume is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: share of the volumes that "exclude" may leave out.
         num_workers: processes that decode; 0 decodes in this one.
         progress: show a progress bar.
         max_voxels: refuse headers that claim more.
         verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files.
+        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
 
     Returns:
         The volumes in the order of `found`.
 
     Raises:
-        BadVolumesError: volumes are bad and `on_bad` is "stop", or none is left.
+        BadVolumesError: volumes are bad and `on_bad` is "stop", more are than may be left out, or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
     """
-    check_options(on_bad, num_workers)
+    check_options(on_bad, max_bad_fraction, num_workers)
     if verify not in VERIFY:
         raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
     notes = list(found.notes) if isinstance(found, FoundVolumes) else []
     sources = list(found)
     cache = VolumeCache(cache_dir)
     cache.check_usable()
-    outcomes = _inspect_all(sources, cache, verify, max_voxels)
+    known = KnownBad(cache.folder)
+    outcomes = [_inspect(source, known, _How(cache.folder, verify), max_voxels) for source in sources]
     tasks = [item for item in outcomes if isinstance(item, _Task)]
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
     cache.check_space(sum(cache_bytes(task.header) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
     with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
-        prepared = run_each(_prepare_one, tasks, num_workers, bar)
+        prepared = _prepare_each(tasks, known, num_workers, bar)
         results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
     bad = [item for item in results if isinstance(item, BadVolume)]
-    volumes = [item for item in results if isinstance(item, PreparedVolume)]
-    if bad and (on_bad == "stop" or not volumes):
+    pairs = zip(sources, results, strict=True)
+    volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
+    if output_dir is not None:
+        write_quarantine(output_dir, bad)
+    refuse_bad(bad, len(sources), on_bad, max_bad_fraction)
+    if bad and not volumes:
         raise BadVolumesError(bad, len(sources))
     if not volumes:
         raise DataError("no volumes were given, expected at least one.")
@@ -166,33 +181,48 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
     if voxels.shape != volume.shape or voxels.dtype != np.int16:
         raise CacheError(
             f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
-            f"found {voxels.dtype} {voxels.shape}; prepare the data again."
+            f"found {voxels.dtype} {voxels.shape}"
         )
     return voxels
 
 
-def check_options(on_bad: str, num_workers: int) -> None:
+def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> None:
     """Refuse wrong settings.
 
     Raises:
         DataError: names the setting.
     """
-    if on_bad not in ON_BAD:
-        raise DataError(f"on_bad must be one of {ON_BAD}, got {on_bad=}.")
+    check_on_bad(on_bad, max_bad_fraction)
     if num_workers < 0:
         raise DataError(f"num_workers must not be negative, got {num_workers=}.")
 
 
-def _inspect_all(
-    sources: list[VolumeSource], cache: VolumeCache, verify: str, max_voxels: int
-) -> list[_Task | BadVolume]:
-    outcomes: list[_Task | BadVolume] = []
-    for source in sources:
-        try:
-            outcomes.append(_Task(source, inspect_source(source, max_voxels), cache.folder, verify))
-        except Exception as error:
-            outcomes.append(as_bad(str(source), error))
-    return outcomes
+def _inspect(source: VolumeSource, known: KnownBad, how: _How, max_voxels: int) -> _Task | BadVolume:
+    """The task for a volume, unless it is bad by its header, or known to be bad."""
+    try:
+        header = inspect_source(source, max_voxels)
+        check_placed(header)
+    except Exception as error:
+        before = known.recall("header", source, source.files)
+        bad = _bad(source, source.files if before is None else (), error)
+        if before is not None:  # the digest need not be computed again
+            return replace(before, cause=bad.cause)
+        known.keep("header", source, source.files, bad)
+        return bad
+    return known.recall("voxels", source, header.files) or _Task(source, header, how)
+
+
+def _prepare_each(
+    tasks: Sequence[_Task], known: KnownBad, num_workers: int, bar: tqdm
+) -> Iterator[PreparedVolume | BadVolume]:
+    for task, result in zip(tasks, run_each(_prepare_one, tasks, num_workers, bar), strict=True):
+        if isinstance(result, BadVolume):
+            known.keep("voxels", task.source, task.header.files, result)
+        yield result
+
+
+def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVolume:
+    return as_bad(str(source), error, files, names_of_source(source))
 
 
 def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, bar: tqdm) -> Iterator[R]:
@@ -226,9 +256,9 @@ def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, b
 
 
 def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
-    cache = VolumeCache(task.cache_dir)
+    cache = VolumeCache(task.how.cache_dir)
     try:
-        cached = cache.read(task.source, task.header, task.verify)
+        cached = cache.read(task.source, task.header, task.how.verify)
         if cached is not None:
             return cached
         state = SourceState.of(task.header.files)
@@ -236,17 +266,7 @@ def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
     except CacheError:
         raise
     except Exception as error:
-        return as_bad(str(task.source), error)
-
-
-def as_bad(name: str, error: Exception) -> BadVolume:
-    """What a table says of a volume, whatever was raised while it was read."""
-    cause = cause_of(error)
-    if not isinstance(error, DataError | OSError):
-        # a kind of damage that no check foresaw must not hide the other bad files; its traceback goes to the log
-        logger.debug("%s", name, exc_info=error)
-        cause = f"cannot be read: {type(error).__name__}: {cause}"
-    return BadVolume(name, cause)
+        return _bad(task.source, task.header.files, error)
 
 
 def _notes_about(volumes: list[PreparedVolume]) -> list[str]:

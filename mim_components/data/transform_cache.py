@@ -16,6 +16,8 @@ from monai.utils import convert_to_tensor
 
 from mim_components.checkpoints import DamagedCheckpointError, read_checkpoint, save_to
 from mim_components.data.dataset import ItemError
+from mim_components.data.item_state import STATE, is_unchanged
+from mim_components.data.naming import hide, names_of_item
 from mim_components.runs.errors import root_cause
 from mim_components.safe_write import write_safely
 
@@ -26,8 +28,9 @@ class TransformCache(PersistentDataset):
     """`PersistentDataset` that checks what it reads and writes beside and renames.
 
     A file belongs to the content of a scan (`digest` of its item; else size and time of its files) and to the
-    transforms: when either changes, it is made anew. A damaged file is made anew; a full disk costs the cache, not
-    the training. Items come back as plain tensors without meta data.
+    transforms: when either changes, it is made anew. A damaged or missing file is made anew, as long as the scan is
+    what it was when it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
+    back as plain tensors without meta data.
 
     Args:
         data: items; `source` names them in messages.
@@ -35,7 +38,8 @@ class TransformCache(PersistentDataset):
         cache_dir: folder of the cache; None = no cache.
 
     Raises:
-        ItemError: when read, an item that the transforms cannot make; names the scan and the cause.
+        ItemError: when read, an item that the transforms cannot make, or whose scan has changed; names the scan, the
+            cause and the file of the cache.
     """
 
     def __init__(
@@ -45,21 +49,33 @@ class TransformCache(PersistentDataset):
         self._writable = cache_dir is not None
 
     def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
-        path = self._path(item_transformed)
+        path, found = self._path(item_transformed), ""
         if path is not None and path.is_file():
             try:
                 return read_checkpoint(path)
-            except DamagedCheckpointError as error:
+            except (DamagedCheckpointError, FileNotFoundError) as error:
                 logger.warning("%s; it is made anew.", error)
-        try:
-            made = self._pre_transform(deepcopy(item_transformed))
-        except Exception as error:  # a worker hands on the text only: it must name the scan and the cause
-            name = item_transformed.get("source", item_transformed.get("name", "an item"))
-            raise ItemError(f"{name}: {root_cause(error)}") from error
-        made = convert_to_tensor(made, convert_numeric=False, track_meta=False)
+                found = str(error)
+        made = self._make(item_transformed, found or (f"{path}: no such file." if path is not None else ""))
         if path is not None and self._writable:
             self._write(path, made)
         return made
+
+    def _make(self, item: Mapping[str, Any], found: str) -> Any:
+        """What the transforms make of an item; `found` says why it does not come from the cache."""
+        name = item.get("source", item.get("name", "an item"))
+        try:
+            made = self._pre_transform(deepcopy({key: value for key, value in item.items() if key != STATE}))
+        except Exception as error:  # a worker hands on the text only: it must name the scan and the cause
+            hidden = names_of_item(item)
+            cause = hide(str(root_cause(error)), hidden)
+            raise ItemError(f"{name}: {cause}{_cache_file(found)}") from (None if hidden else error)
+        if not is_unchanged(item):  # after it was read, so that a change meanwhile counts
+            raise ItemError(
+                f"{name}: its files have changed since they were checked.{_cache_file(found)} Restore them; the same "
+                "command then continues."
+            )
+        return convert_to_tensor(made, convert_numeric=False, track_meta=False)
 
     def _path(self, item: Mapping[str, Any]) -> Path | None:
         if self.cache_dir is None:
@@ -75,9 +91,13 @@ class TransformCache(PersistentDataset):
             logger.warning("%s; the run goes on without writing to the cache.", error)
 
 
+def _cache_file(found: str) -> str:
+    return f" (In the cache: {found.rstrip('.')}.)" if found else ""
+
+
 def _item_hash(item: Mapping[str, Any]) -> bytes:
     """Of the content where it is known, and of all values of the item."""
-    values = [f"{name}={item[name]}" for name in sorted(item)]
+    values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
     if "digest" not in item:
         values += [_state(path) for name in ("image", "label") for path in _paths(item.get(name))]
     return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest().encode()

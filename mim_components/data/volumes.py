@@ -6,7 +6,7 @@ Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -37,12 +37,18 @@ class BadVolume:
     """A volume that failed a check.
 
     Args:
-        path: the file, or `folder [SeriesInstanceUID]` of a DICOM series.
+        path: the file, or `folder [SeriesInstanceUID]` of a DICOM series; a digest where paths are hidden.
         cause: what was found and, where it helps, what was expected.
+        digest: sha256 of the bytes of all its files, one after the other; None where they cannot be read.
+        state: number, bytes and time of the files when they were read; None where one is missing.
+        lasting: the bytes alone decide: it is bad until a file changes.
     """
 
     path: str
     cause: str
+    digest: str | None = field(default=None, compare=False)
+    state: Mapping[str, int] | None = field(default=None, compare=False)
+    lasting: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.cause}"
@@ -54,17 +60,23 @@ class BadVolumesError(DataError):
     Args:
         bad: the volumes and their causes.
         total: number of volumes looked at.
+        max_bad_fraction: share of them that may be left out, where that is why they are listed.
     """
 
-    def __init__(self, bad: Sequence[BadVolume], total: int) -> None:
+    def __init__(self, bad: Sequence[BadVolume], total: int, max_bad_fraction: float | None = None) -> None:
         self.bad = list(bad)
         self.total = total
+        self.max_bad_fraction = max_bad_fraction
         lines = "\n".join(f"  {item}" for item in self.bad)
-        advice = "Repair or remove them, or leave them out with on_bad='exclude'."
-        super().__init__(f"{len(self.bad)} of {total} volumes cannot be used:\n{lines}\n{advice}")
+        advice, limit = "Repair or remove them, or leave them out with on_bad='exclude'.", ""
+        if max_bad_fraction is not None:
+            allowed = int(max_bad_fraction * total + 1e-9)
+            limit = f"; max_bad_fraction={max_bad_fraction:g} allows to leave out {allowed}"
+            advice = "Repair or remove them, or raise --max_bad_fraction."
+        super().__init__(f"{len(self.bad)} of {total} volumes cannot be used{limit}:\n{lines}\n{advice}")
 
-    def __reduce__(self) -> tuple[type[BadVolumesError], tuple[list[BadVolume], int]]:
-        return type(self), (self.bad, self.total)
+    def __reduce__(self) -> tuple[type[BadVolumesError], tuple[list[BadVolume], int, float | None]]:
+        return type(self), (self.bad, self.total, self.max_bad_fraction)
 
 
 @dataclass(frozen=True)
@@ -75,20 +87,26 @@ class VolumeSource:
         path: the file, or the folder of a DICOM series.
         files: the files to read; for DICOM the slices in order of position, otherwise the file itself.
         series_uid: SeriesInstanceUID of a DICOM series, else None.
+        alias: what it is called everywhere where its path must not be named, see `naming`.
     """
 
     path: Path
     files: tuple[Path, ...]
     series_uid: str | None = None
+    alias: str = ""
 
     @property
     def name(self) -> str:
-        """Short name for logs: SeriesInstanceUID, or the file name without its format extension."""
+        """Short name for logs: the alias, SeriesInstanceUID, or the file name without its format extension."""
+        if self.alias:
+            return self.alias
         if self.series_uid is not None:
             return self.series_uid
         return self.path.name[: -len(suffix_of(self.path))] if suffix_of(self.path) else self.path.name
 
     def __str__(self) -> str:
+        if self.alias:
+            return self.alias
         return str(self.path) if self.series_uid is None else f"{self.path} [{self.series_uid}]"
 
 
@@ -108,10 +126,12 @@ class FoundVolumes:
     Args:
         sources: the volumes.
         notes: lines for the log, such as a series that is not a CT volume.
+        root: the data folder.
     """
 
     sources: list[VolumeSource]
     notes: list[str] = field(default_factory=list)
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -136,6 +156,7 @@ class PreparedVolume:
         intensity_range: lowest and highest HU.
         notes: what is odd about the volume without making it unfit.
         content: equal for volumes with equal voxels, whatever file format they came in.
+        origin: from which the cache file can be made again.
     """
 
     name: str
@@ -149,6 +170,7 @@ class PreparedVolume:
     intensity_range: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
     content: str = ""
+    origin: VolumeSource | None = None
 
 
 @dataclass

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from mim_components.data.naming import FILE, PATIENT, counted, digest_name, path_name
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Case:
         group: patient, whose scans must not be divided between training and validation; the name when empty.
         fold: fold that the case validates in, where the user's list says so.
         section: "training" or "validation", where the user's list says so.
+        aliases: what its files are called everywhere where their paths must not be named, in the order of `files`.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Case:
     group: str = ""
     fold: int | None = None
     section: str | None = None
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.group and self.name:
@@ -35,6 +39,32 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """Files and folders of the case: the image, then the label where it is a file."""
         return (*self.image, self.label) if isinstance(self.label, Path) else self.image
+
+    @property
+    def title(self) -> str:
+        """What logs, reports and files call it: its name, or the alias of its first file."""
+        return self.aliases[0] if self.aliases else self.name
+
+    @property
+    def source(self) -> str:
+        """Where logs, reports and files say that it lies: the path of its first file, or its alias."""
+        return self.aliases[0] if self.aliases else str(self.image[0])
+
+    @property
+    def patient(self) -> str:
+        """What logs, reports and files call its patient: the group, or a digest of it."""
+        if not self.aliases:
+            return self.group
+        return self.title if self.group == self.name else digest_name(self.group, PATIENT)
+
+    @property
+    def hidden(self) -> dict[Path, str]:
+        """What stands for its files, also those in folders of slices, where they must not be named."""
+        names = dict(zip(self.files, self.aliases, strict=False))
+        for folder, alias in list(names.items()):
+            if folder.is_dir():
+                names |= {path: f"{alias}/{number}" for number, path in enumerate(sorted(folder.iterdir()), 1)}
+        return names
 
 
 @dataclass
@@ -61,6 +91,17 @@ class FoundCases:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def named_by_digests(self) -> FoundCases:
+        """The same cases with aliases; of the notes, which name files, only their number is left."""
+
+        def named(case: Case) -> Case:
+            first, *others = case.files
+            names = (path_name(first, self.root), *(path_name(path, self.root, FILE) for path in others))
+            return replace(case, aliases=names)
+
+        cases, unlabelled = [named(case) for case in self.cases], [named(case) for case in self.unlabelled]
+        return replace(self, cases=cases, unlabelled=unlabelled, notes=counted(self.notes))
 
 
 @dataclass(frozen=True)

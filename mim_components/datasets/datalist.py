@@ -5,14 +5,13 @@ Every fault of a list is named by section, item and key, all at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.datalist import inside, read_list, section_of, shown
+from mim_components.data.datalist import DataFolder, read_list, section_of, shown
 from mim_components.data.volumes import DataError, NoVolumesError, VolumeSource
 from mim_components.inference.volumes import unique_names
 
@@ -52,13 +51,13 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
     for section in _SECTIONS[1:]:
         if content.get(section):
             parts[section] = section_of(path, content, section)
-    reading = _Reading()
+    reading, folder = _Reading(), DataFolder(root, allow_outside)
     for section, items in parts.items():
         kind = section if section == "test" or "validation" in parts else None
-        _read_items(reading, section, items, partial(_case_of, root=root, section=kind, allow_outside=allow_outside))
+        _read_items(reading, section, items, partial(_case_of, folder=folder, section=kind))
     if not reading.faults:
         _name(reading, root)
-        _check_repeats(reading)
+        _check_repeats(reading, folder)
     if reading.faults:
         total = sum(len(items) for items in parts.values())
         raise DataError(f"{path}: {len(reading.faults)} faults in {total} items:\n" + "\n".join(reading.faults))
@@ -114,7 +113,7 @@ def _read_items(reading: _Reading, section: str, items: list[Any], read: Callabl
             reading.faults.append(f"  {place}: {error}")
 
 
-def _case_of(item: Any, root: Path, section: str | None, allow_outside: bool) -> Case:
+def _case_of(item: Any, folder: DataFolder, section: str | None) -> Case:
     if section == "test" and isinstance(item, (str, list)):
         item = {"image": item}
     if not isinstance(item, dict):
@@ -126,24 +125,24 @@ def _case_of(item: Any, root: Path, section: str | None, allow_outside: bool) ->
         raise DataError("key 'image' is [], expected a path or one path per channel")
     return Case(
         name=_text_of(item, "name"),
-        image=tuple(_path_of(image, root, "image", allow_outside) for image in images),
-        label=None if section == "test" else _label_of(item["label"], root, allow_outside),
+        image=tuple(_path_of(image, folder, "image") for image in images),
+        label=None if section == "test" else _label_of(item["label"], folder),
         group=_text_of(item, "group"),
         fold=None if section else _fold_of(item),
         section=section,
     )
 
 
-def _path_of(value: Any, root: Path, key: str, allow_outside: bool) -> Path:
+def _path_of(value: Any, folder: DataFolder, key: str) -> Path:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"key '{key}' is {shown(value)}, expected a path")
-    return inside(value, root, key, allow_outside)
+    return folder.inside(value, key)
 
 
-def _label_of(value: Any, root: Path, allow_outside: bool) -> Path | int:
+def _label_of(value: Any, folder: DataFolder) -> Path | int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    return _path_of(value, root, "label", allow_outside)
+    return _path_of(value, folder, "label")
 
 
 def _fold_of(item: dict[str, Any]) -> int | None:
@@ -170,7 +169,7 @@ def _name(reading: _Reading, root: Path) -> None:
             reading.cases[index] = replace(case, name=name, group=group)
 
 
-def _check_repeats(reading: _Reading) -> None:
+def _check_repeats(reading: _Reading, folder: DataFolder) -> None:
     names: dict[str, str] = {}
     files: dict[str, str] = {}
     for case, place in zip(reading.cases, reading.places, strict=True):
@@ -178,7 +177,7 @@ def _check_repeats(reading: _Reading) -> None:
             reading.faults.append(f"  {place}: name {shown(case.name)} is that of {first} as well")
         own = set()
         for image in case.image:
-            real = os.path.realpath(image)
+            real = folder.real(image)
             if real in own or (first := files.setdefault(real, place)) != place:
                 other = place if real in own else first
                 reading.faults.append(f"  {place}: image {shown(str(image.name))} is that of {other} as well")

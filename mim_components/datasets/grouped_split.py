@@ -74,6 +74,6 @@ def label_of_patients(cases: Sequence[Case]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for case in cases:
         if not isinstance(case.label, int):
-            raise ValueError(f"{case.name}: the label is {case.label!r}, expected the number of a class.")
+            raise ValueError(f"{case.title}: the label is {case.label!r}, expected the number of a class.")
         labels[case.group] = min(case.label, labels.get(case.group, case.label))
     return labels

@@ -15,13 +15,17 @@ import ignite.distributed as idist
 from tqdm import tqdm
 
 from mim_components.data.distributed import first_on_each_node
-from mim_components.data.prepare import as_bad, check_options, run_each
-from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
+from mim_components.data.item_state import state_text
+from mim_components.data.naming import hide, is_anonymous
+from mim_components.data.prepare import check_options, run_each
+from mim_components.data.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
+from mim_components.data.verdicts import as_bad
+from mim_components.data.volumes import BadVolume, DataError
 from mim_components.safe_write import write_text_safely
 
 from .cases import Case, CaseChecker, CaseFacts, FoundCases
 from .datalist import datalist_of
-from .remembered import CheckMemory, state_of
+from .remembered import CheckMemory, files_of, state_of
 from .splits import Division, divide, take_share
 from .written import count_rows, data_report
 
@@ -38,9 +42,10 @@ class PreparedCases:
 
     Args:
         training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group`
-            (patient), `source` (path for messages) and `digest` (sha256 of the files).
+            (patient), `source` (path for messages), `digest` (sha256 of the files) and `state` (signs by which
+            `TransformCache` notices that a file has changed since).
         validation: the same.
-        unlabelled: items without `label` and `digest`; they are not checked.
+        unlabelled: items without `label`, `digest` and `state`; they are not checked.
         bad: what was left out.
         notes: lines for log and report.
         digest: one sha256 over the content of all cases used and the split.
@@ -66,9 +71,10 @@ class PreparedCases:
 
 @dataclass
 class _Checked:
-    """Facts of the cases that are fit, by name, and the others."""
+    """Facts of the cases that are fit, by name, with the state of their files before they were read; and the others."""
 
     facts: dict[str, CaseFacts] = field(default_factory=dict)
+    states: dict[str, dict[str, int] | None] = field(default_factory=dict)
     bad: list[BadVolume] = field(default_factory=list)
 
 
@@ -82,11 +88,13 @@ def prepare_cases(
     *,
     cache_dir: str | Path,
     on_bad: str = "stop",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     num_workers: int = 0,
     output_dir: str | Path | None = None,
     name: str = "dataset",
+    anonymous_paths: bool = False,
 ) -> PreparedCases:
-    """Check every labelled case, divide them, and write `datalist.json` and `data_report.md`.
+    """Check every labelled case, divide them, and write `datalist.json`, `data_report.md` and `quarantine.jsonl`.
 
     The split is made of all cases found, so that one that is left out moves no other. In a run of several processes
     the first of each machine checks, the others take over its results, and the first of all writes.
@@ -100,32 +108,39 @@ def prepare_cases(
         num_cases: labelled cases of the complete dataset, for the report; what the layout says goes first.
         cache_dir: folder in which results of checks are kept.
         on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: share of the labelled cases that "exclude" may leave out.
         num_workers: processes that check.
-        output_dir: where list and report are written; None = nowhere.
+        output_dir: where the files are written; None = nowhere.
         name: of the dataset, for list and report.
+        anonymous_paths: name cases by digests, see `mim_components.data.naming`; `datalist.json`, which is made of
+            paths, is not written.
 
     Raises:
-        BadVolumesError: cases are bad and `on_bad` is "stop".
+        BadVolumesError: cases are bad and `on_bad` is "stop", or more are than may be left out.
         DataError: there is no such fold or share, or a part is empty; in all processes alike.
     """
-    check_options(on_bad, num_workers)
+    check_options(on_bad, max_bad_fraction, num_workers)
+    if is_anonymous(anonymous_paths):
+        found = found.named_by_digests()
     # whatever is wrong with the settings shows before hours of checks
     planned = divide(found, split, fold)
     take_share(planned.training, split, fold, label_ratio)
     expected = num_cases if found.num_cases is None else found.num_cases
+    folder = Path(output_dir) if output_dir is not None and idist.get_rank() == 0 else None
 
     def prepare(first: bool) -> PreparedCases:
         memory = CheckMemory(Path(cache_dir) / MEMORY, checker)
         checked = _check(found.cases, checker, memory, num_workers if first else 0)
         _find_copies(checked, planned)
-        if checked.bad and on_bad == "stop":
-            raise BadVolumesError(checked.bad, len(found.cases))
+        if folder is not None:
+            write_quarantine(folder, checked.bad)
+        refuse_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction)
         division = _without_bad(planned, checked)
         training = take_share(division.training, split, fold, label_ratio)
         prepared = _prepared(found, division, training, checked, expected)
-        if output_dir is not None and idist.get_rank() == 0:
+        if folder is not None:
             facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
-            _write(Path(output_dir), found, division, training, prepared, facts)
+            _write(folder, found, division, training, prepared, facts, with_list=not anonymous_paths)
         return prepared
 
     prepared = first_on_each_node(prepare)
@@ -143,10 +158,11 @@ def _write(
     training: list[Case],
     prepared: PreparedCases,
     facts: dict[str, Any],
+    with_list: bool,
 ) -> None:
-    content = json.dumps(datalist_of(found, division, facts), indent=1)
     report = data_report(facts["name"], found, division, training, prepared.counts, prepared.bad, prepared.notes)
-    write_text_safely(folder / DATALIST, content + "\n")
+    if with_list:
+        write_text_safely(folder / DATALIST, json.dumps(datalist_of(found, division, facts), indent=1) + "\n")
     write_text_safely(folder / REPORT, report)
 
 
@@ -154,15 +170,21 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
     known = {case.name: memory.recall(case) for case in cases}
     tasks = [case for case in cases if known[case.name] is None]
     logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
-    checked = _Checked({name: facts for name, facts in known.items() if facts is not None})
+    outcomes = {name: result for name, result in known.items() if result is not None}
+    states = {case.name: state_of(case) for case in cases if case.name in outcomes}
     with tqdm(total=len(tasks), desc="check", unit="case", disable=idist.get_rank() != 0 or not tasks) as bar:
         results = run_each(partial(_check_one, checker), tasks, num_workers, bar)
         for case, (state, outcome) in zip(tasks, results, strict=True):
-            if isinstance(outcome, BadVolume):
-                checked.bad.append(outcome)
-            else:
-                checked.facts[case.name] = outcome
-                memory.keep(case, state, outcome)
+            outcomes[case.name], states[case.name] = outcome, state
+            memory.keep(case, state, outcome)
+    checked = _Checked(states=states)
+    for case in cases:
+        outcome = outcomes[case.name]
+        if isinstance(outcome, BadVolume):
+            checked.bad.append(outcome)
+        else:
+            # facts may have been kept by a run that names files
+            checked.facts[case.name] = replace(outcome, notes=tuple(hide(note, case.hidden) for note in outcome.notes))
     return checked
 
 
@@ -171,19 +193,20 @@ def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None,
     try:
         return state, checker(case)
     except Exception as error:
-        return state, as_bad(str(case.image[0]), error)
+        files = [] if state is None else files_of(case)
+        return state, as_bad(case.source, error, files, case.hidden)
 
 
 def _find_copies(checked: _Checked, division: Division) -> None:
     """A training case with the image of a validation case is bad: the score would tell nothing."""
     contents = {
-        _content(checked.facts[case.name]): case.name for case in division.validation if case.name in checked.facts
+        _content(checked.facts[case.name]): case.title for case in division.validation if case.name in checked.facts
     }
     for case in division.training:
         facts = checked.facts.get(case.name)
         if facts is not None and (copy := contents.get(_content(facts))) is not None:
-            cause = f"the same image as validation case {copy}, and case {case.name} is for training"
-            checked.bad.append(BadVolume(str(case.image[0]), cause))
+            cause = f"the same image as validation case {copy}, and case {case.title} is for training"
+            checked.bad.append(BadVolume(case.source, cause, facts.digest, state_of(case)))
             del checked.facts[case.name]
 
 
@@ -204,13 +227,13 @@ def _prepared(
     if num_cases is not None and len(found.cases) != num_cases:
         notes.append(f"{num_cases} labelled cases expected, {len(found.cases)} found")
     facts = checked.facts
-    notes += [f"{case.name}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
+    notes += [f"{case.title}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
     notes += _repeats([*division.training, *division.validation], facts)
     parts = {"training": training, "validation": division.validation}
     lines = sorted(f"{part} {case.name} {facts[case.name].digest}" for part, cases in parts.items() for case in cases)
     return PreparedCases(
-        training=[_item(case, facts[case.name].digest) for case in training],
-        validation=[_item(case, facts[case.name].digest) for case in division.validation],
+        training=[_checked_item(case, checked) for case in training],
+        validation=[_checked_item(case, checked) for case in division.validation],
         unlabelled=[_item(case) for case in found.unlabelled],
         bad=checked.bad,
         notes=notes,
@@ -222,19 +245,22 @@ def _prepared(
 def _repeats(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> Iterator[str]:
     first: dict[str, str] = {}
     for case in cases:
-        original = first.setdefault(_content(facts[case.name]), case.name)
-        if original != case.name:
-            yield f"{case.name}: the same image as {original}; it is kept and counts twice"
+        original = first.setdefault(_content(facts[case.name]), case.title)
+        if original != case.title:
+            yield f"{case.title}: the same image as {original}; it is kept and counts twice"
 
 
 def _content(facts: CaseFacts) -> str:
     return facts.content or facts.digest
 
 
-def _item(case: Case, digest: str | None = None) -> dict[str, Any]:
+def _item(case: Case) -> dict[str, Any]:
     files = [str(path) for path in case.image]
     image = files[0] if len(files) == 1 else files
-    item: dict[str, Any] = {"image": image, "name": case.name, "group": case.group, "source": files[0]}
-    if digest is None:
-        return item
-    return item | {"label": str(case.label) if isinstance(case.label, Path) else case.label, "digest": digest}
+    return {"image": image, "name": case.title, "group": case.patient, "source": case.source}
+
+
+def _checked_item(case: Case, checked: _Checked) -> dict[str, Any]:
+    label = str(case.label) if isinstance(case.label, Path) else case.label
+    facts = {"digest": checked.facts[case.name].digest, "state": state_text(checked.states[case.name])}
+    return {**_item(case), "label": label, **facts}

@@ -1,27 +1,22 @@
-"""Results of checks, kept on the disk: a case whose files have not changed is not read again.
-
-One line per case, added when its check ends, so that a run that is killed loses nothing. Lines that are damaged are
-passed over; the last line of a case counts. Cases that are unfit are not kept: they are few, and may be repaired.
-"""
+"""Results of checks, kept on the disk: a case whose files have not changed is not read again, fit or unfit."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.cache import SourceState
+from mim_components.data.record_lines import RecordLines
+from mim_components.data.verdicts import state_of_files
+from mim_components.data.volumes import BadVolume
 
 from .cases import Case, CaseChecker, CaseFacts
 
-logger = logging.getLogger(__name__)
-
 # Part of the key: raise it when a check becomes stricter.
 FORMAT = 1
+# Headers whose voxels lie in another file, which may be repaired while the header stays.
+_DETACHED = (".mhd", ".nhdr")
 
 
 class CheckMemory:
@@ -33,64 +28,62 @@ class CheckMemory:
     """
 
     def __init__(self, path: Path, checker: CaseChecker) -> None:
-        self.path = path
         self._settings = f"{FORMAT}\n{checker!r}"
-        self._records = _read(path)
-        self._writable = True
+        self._lines = RecordLines(path)
 
-    def recall(self, case: Case) -> CaseFacts | None:
+    def recall(self, case: Case) -> CaseFacts | BadVolume | None:
         """What the check of a case found out, or None where it must be checked: new, changed, or not readable."""
-        record = self._records.get(self._key(case))
-        if record is None or record["state"] != state_of(case):
-            return None
-        return CaseFacts(record["digest"], tuple(record["notes"]), record["content"])
+        for key in (self._key(case), self._bad_key(case)):
+            record = self._lines.get(key)
+            if record is not None and record["state"] == state_of(case):
+                return _result(case, record)
+        return None
 
-    def keep(self, case: Case, state: dict[str, int] | None, facts: CaseFacts) -> None:
-        """Add a result; a file that cannot be written costs the next start its time, not this one its success.
+    def keep(self, case: Case, state: dict[str, int] | None, result: CaseFacts | BadVolume) -> None:
+        """Add a result, unless something else than the bytes of the files decided it.
 
         Args:
             case: the case.
             state: of its files before they were read.
-            facts: the result.
+            result: of the check.
         """
-        if state is None or not self._writable:
+        if state is None:
             return
-        record = {"key": self._key(case), "state": state, **vars(facts)}
-        text = json.dumps(record)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # the newline goes first: the line before may have been cut off
-                file.write(f"\n{zlib.crc32(text.encode()):08x} {text}")
-        except OSError as error:
-            self._writable = False
-            logger.warning("%s: results of checks cannot be kept: %s", self.path, error.strerror)
+        if isinstance(result, CaseFacts):
+            self._lines.keep(self._key(case), {"state": state, **vars(result)})
+        elif result.lasting and not any(path.suffix.lower() in _DETACHED for path in case.files):
+            self._lines.keep(self._bad_key(case), {"state": state, "digest": result.digest, "cause": result.cause})
 
     def _key(self, case: Case) -> str:
         text = "\n".join([self._settings, repr(case.label), *(os.path.abspath(path) for path in case.files)])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
+    def _bad_key(self, case: Case) -> str:
+        # a cause may name files, by paths or by aliases
+        return hashlib.sha256(f"bad {self._key(case)} {' '.join(case.aliases)}".encode()).hexdigest()[:32]
+
+
+def files_of(case: Case) -> list[Path]:
+    """All files of a case, also those in a folder of slices.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    files: list[Path] = []
+    for path in case.files:
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
+    return files
+
 
 def state_of(case: Case) -> dict[str, int] | None:
-    """Number, size and time of all files of a case, also those in a folder of slices; None where one is missing."""
-    files: list[Path] = []
+    """Number, size and time of all files of a case; None where one is missing."""
     try:
-        for path in case.files:
-            files += sorted(path.iterdir()) if path.is_dir() else [path]
-        return dict(vars(SourceState.of(tuple(files))))
-    except (OSError, ValueError):  # ValueError: an empty folder
+        return state_of_files(files_of(case))
+    except OSError:
         return None
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    records: dict[str, dict[str, Any]] = {}
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return records
-    for line in lines:
-        crc, _, text = line.partition(b" ")
-        if crc == f"{zlib.crc32(text):08x}".encode():
-            record = json.loads(text)
-            records[record["key"]] = record
-    return records
+def _result(case: Case, record: dict[str, Any]) -> CaseFacts | BadVolume:
+    if "cause" in record:
+        return BadVolume(case.source, record["cause"], record["digest"], record["state"], lasting=True)
+    return CaseFacts(record["digest"], tuple(record["notes"]), record["content"])

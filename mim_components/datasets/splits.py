@@ -186,7 +186,7 @@ def _by_rule(cases: Sequence[Case], split: Mapping[str, Any], rule: str, fold: i
         wanted = f", expected {_shown(split['folds'][fold])}" if rule == "listed" else ""
         raise DataError(
             f"no case of validation fold {fold} is there{wanted}; found {len(cases)}: "
-            f"{_shown([case.name for case in cases])}. Choose another fold or give a datalist."
+            f"{_shown([case.title for case in cases])}. Choose another fold or give a datalist."
         )
     names = [name for part in folds for name in part]
     own = {name: number for number, part in enumerate(folds) for name in part}
@@ -196,7 +196,8 @@ def _by_rule(cases: Sequence[Case], split: Mapping[str, Any], rule: str, fold: i
 def _check_parts(division: Division, fold: int) -> None:
     if not division.training:
         raise DataError(f"no case is left for training: all {len(division.validation)} validate in fold {fold}.")
-    shared = {case.group for case in division.training} & {case.group for case in division.validation}
+    groups = {case.group for case in division.training}
+    shared = {case.patient for case in division.validation if case.group in groups}
     if shared:
         raise DataError(f"patients in both training and validation: {_shown(sorted(shared, key=natural_key))}.")
 

@@ -39,7 +39,7 @@ def data_report(
         rows = (f"| {_cell(relative_to(item.path, found.root))} | {_cell(item.cause)} |" for item in bad)
         lines += ["", "## Left out", "", "| file | cause |", "|---|---|", *rows]
     for title, cases in (("Training", training), ("Validation", division.validation)):
-        lines += ["", f"## {title}", "", _one_line(", ".join(case.name for case in cases))]
+        lines += ["", f"## {title}", "", _one_line(", ".join(case.title for case in cases))]
     return "\n".join(lines) + "\n"
 
 

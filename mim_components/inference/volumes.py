@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 
 from mim_components.data.checks import MAX_VOXELS
 from mim_components.data.finding import find_volumes
-from mim_components.data.prepare import ON_BAD
+from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
 
@@ -113,12 +113,14 @@ def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
     short = [_as_file_name(source.name) for source in sources]
     counts = Counter(name.casefold() for name in short)
     taken = set(counts)  # also a name that only one has: it is not given to another
+    numbers: defaultdict[str, int] = defaultdict(lambda: 1)  # the last that was tried
     names: list[str] = []
     for source, name in zip(sources, short, strict=True):
         if counts[name.casefold()] > 1:
-            long = _as_file_name("_".join([*_folders(source, root), name]))
-            numbered = (f"{long}_{number}" for number in range(2, 2 * len(sources) + 2))
-            name = next(each for each in (long, *numbered) if each.casefold() not in taken)
+            name = long = _as_file_name("_".join([*_folders(source, root), name]))
+            while name.casefold() in taken:
+                numbers[long] += 1
+                name = f"{long}_{numbers[long]}"
         taken.add(name.casefold())
         names.append(name)
     return names
@@ -127,7 +129,10 @@ def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
 def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
     """Names of the folders between `root` and the volume."""
     folder = source.path if source.series_uid is not None else source.path.parent
-    return folder.relative_to(root).parts if root in (folder, *folder.parents) else ()
+    try:
+        return folder.relative_to(root).parts
+    except ValueError:
+        return ()
 
 
 def _as_file_name(text: str) -> str:

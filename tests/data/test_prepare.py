@@ -20,6 +20,8 @@ from mim_components.data import prepare as prepare_module
 from mim_components.data.finding import find_volumes
 from mim_components.prepare import main
 
+EXCLUDE = {"on_bad": "exclude", "max_bad_fraction": 1}
+
 
 @pytest.fixture
 def mixed(tmp_path, write_nifti, ct):
@@ -43,7 +45,7 @@ def test_stop_lists_every_bad_volume_at_once(mixed, tmp_path):
 
 
 def test_exclude_leaves_them_out_and_keeps_the_record(mixed, tmp_path, caplog):
-    dataset = prepare_volumes(find_volumes(mixed), tmp_path / "cache", on_bad="exclude", progress=False)
+    dataset = prepare_volumes(find_volumes(mixed), tmp_path / "cache", **EXCLUDE, progress=False)
     assert [volume.name for volume in dataset.volumes] == ["a", "d"]
     assert [item.path.rsplit("/")[-1] for item in dataset.bad] == ["b.nii.gz", "c.nii", "e.mha"]
     assert "3 left out:" in dataset.summary()
@@ -53,7 +55,7 @@ def test_exclude_leaves_them_out_and_keeps_the_record(mixed, tmp_path, caplog):
 def test_nothing_left_is_an_error_even_with_exclude(tmp_path, write_nifti, ct):
     write_nifti("data/b.nii.gz", np.zeros_like(ct))
     with pytest.raises(BadVolumesError, match="1 of 1 volumes"):
-        prepare_volumes(find_volumes(tmp_path / "data"), tmp_path / "cache", on_bad="exclude", progress=False)
+        prepare_volumes(find_volumes(tmp_path / "data"), tmp_path / "cache", **EXCLUDE, progress=False)
     with pytest.raises(DataError, match="no volumes were given"):
         prepare_volumes(FoundVolumes([]), tmp_path / "cache", progress=False)
 
@@ -61,8 +63,8 @@ def test_nothing_left_is_an_error_even_with_exclude(tmp_path, write_nifti, ct):
 @pytest.mark.slow
 def test_workers_give_the_same_as_one_process(mixed, tmp_path):
     found = find_volumes(mixed)
-    serial = prepare_volumes(found, tmp_path / "serial", on_bad="exclude", progress=False)
-    parallel = prepare_volumes(found, tmp_path / "parallel", on_bad="exclude", progress=False, num_workers=2)
+    serial = prepare_volumes(found, tmp_path / "serial", **EXCLUDE, progress=False)
+    parallel = prepare_volumes(found, tmp_path / "parallel", **EXCLUDE, progress=False, num_workers=2)
     assert parallel.bad == serial.bad
     assert parallel.digest == serial.digest
     assert [volume.name for volume in parallel.volumes] == [volume.name for volume in serial.volumes]
@@ -75,7 +77,7 @@ def test_two_at_once_in_one_cache(mixed, tmp_path, ct):
     results = []
 
     def work():
-        results.append(prepare_volumes(found, tmp_path / "cache", on_bad="exclude", progress=False))
+        results.append(prepare_volumes(found, tmp_path / "cache", **EXCLUDE, progress=False))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -144,6 +146,8 @@ def test_summary_and_small_volumes(tmp_path):
     ("options", "message"),
     [
         ({"on_bad": "skip"}, "on_bad must be one of"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction must be from 0 to 1, got 1.5"),
+        ({"max_bad_fraction": True}, "max_bad_fraction must be from 0 to 1, got True"),
         ({"verify": "none"}, "verify must be one of"),
         ({"num_workers": -1}, "num_workers must not be negative"),
     ],
@@ -195,7 +199,13 @@ def test_command_lists_bad_volumes_and_exits_1(mixed, tmp_path, capsys):
     assert "3 of 5 volumes are bad:" in captured.out and "constant: every voxel is 0" in captured.out
     last = captured.err.splitlines()[-1]
     assert last.startswith(f"ERROR {mixed}/b.nii.gz: constant: every voxel is 0. Do: ")
-    assert main([*command, "--on_bad", "exclude"]) == 0
+    exclude = [*command, "--on_bad", "exclude", "--output_dir", str(tmp_path / "out"), "--max_bad_fraction"]
+    assert main([*exclude, "0.5"]) == 1
+    captured = capsys.readouterr()
+    assert "3 of 5 volumes are bad, --max_bad_fraction is 0.5:" in captured.out
+    assert "Do: repair or remove the bad ones, or raise --max_bad_fraction above 0.600." in captured.err
+    assert main([*exclude, "0.6"]) == 0
+    assert len((tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()) == 3
     assert "3 left out:" in capsys.readouterr().out
 
 
@@ -236,7 +246,7 @@ def test_real_volumes(real_data, tmp_path):
     folder = real_data / "tptbox_spine"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    dataset = prepare_volumes(find_volumes(folder), tmp_path / "cache", on_bad="exclude", progress=False)
+    dataset = prepare_volumes(find_volumes(folder), tmp_path / "cache", **EXCLUDE, progress=False)
     (volume,) = dataset.volumes
     assert volume.name == "sub-ct_label-22_ct"
     assert volume.shape == (73, 73, 47)  # stored as P, I, R: 73 x 47 x 73 is turned to R, A, S

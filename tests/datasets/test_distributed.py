@@ -77,7 +77,9 @@ def main(folder: Path) -> None:
         prepare_cases(bad, checker, **options)
     except DataError as error:
         out["bad"] = str(error)
-    out["left"] = [item["name"] for item in prepare_cases(bad, checker, on_bad="exclude", **options).training]
+    out["left"] = [
+        item["name"] for item in prepare_cases(bad, checker, on_bad="exclude", max_bad_fraction=1, **options).training
+    ]
     (folder / f"{rank}.json").write_text(json.dumps(out))
     stop_processes()
 

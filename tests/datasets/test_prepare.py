@@ -25,6 +25,7 @@ SPLIT = {"rule": "fifths", "folds": [], "label_ratios": {}}
 LABELS = LabelSet(("background", "organ", "lesion"), {}, {})
 CHECKER = SegmentationChecker(LABELS)
 LAYOUTS = [{"name": "btcv"}]
+EXCLUDE = {"on_bad": "exclude", "max_bad_fraction": 0.2}
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_parts_and_items(prepare, dataset):
     assert names(prepared.unlabelled) == ["0061", "0062"]
     image = str(dataset / "Training/img/img0001.nii.gz")
     item = prepared.validation[0]
-    assert set(item) == {"image", "label", "name", "group", "source", "digest"}
+    assert set(item) == {"image", "label", "name", "group", "source", "digest", "state"}
     assert item["image"] == item["source"] == image and item["group"] == "0001"
     assert item["label"] == str(dataset / "Training/label/label0001.nii.gz") and len(item["digest"]) == 64
     assert "label" not in prepared.unlabelled[0]
@@ -136,7 +137,7 @@ def test_all_bad_cases_are_listed_at_once(prepare, dataset):
 def test_left_out_case_moves_no_other(prepare, dataset, tmp_path):
     spoil(dataset, 1)
     spoil(dataset, 7)
-    prepared = prepare(on_bad="exclude")
+    prepared = prepare(**EXCLUDE)
     assert names(prepared.validation) == ["0002"]
     assert names(prepared.training) == ["0003", "0004", "0005", "0006", "0008", "0009", "0010"]
     assert len(prepared.bad) == 2 and prepared.summary().count("\nleft out: ") == 2
@@ -156,7 +157,7 @@ def test_part_that_is_empty_without_the_bad_ones(prepare, dataset):
     spoil(dataset, 1)
     spoil(dataset, 2)
     with pytest.raises(DataError, match="no fit case is left for validation; left out:\n(.|\n)*img0002.nii.gz: trunc"):
-        prepare(on_bad="exclude")
+        prepare(**EXCLUDE)
 
 
 def test_settings_are_refused_before_any_file_is_read(prepare):
@@ -178,7 +179,7 @@ def test_training_image_that_is_a_validation_image_as_well(prepare, write):
     message = "img0005.nii.gz: the same image as validation case 0002, and case 0005 is for training"
     with pytest.raises(BadVolumesError, match=message):
         prepare()
-    assert "0005" not in names(prepare(on_bad="exclude").training)
+    assert "0005" not in names(prepare(**EXCLUDE).training)
 
 
 def test_training_image_that_is_there_twice_is_a_note(prepare, write):

@@ -69,8 +69,8 @@ def test_last_line_counts(kept, memory):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "binary", "empty", "other"])
-def test_damaged_lines_are_passed_over(kept, memory, damage):
-    path = memory().path
+def test_damaged_lines_are_passed_over(kept, memory, tmp_path, damage):
+    path = tmp_path / "cache" / "memory.jsonl"
     content = path.read_bytes()
     path.write_bytes(
         {

@@ -1,0 +1,73 @@
+"""What becomes of bad volumes: how many may be left out, and the file that lists those of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mim_components.safe_write import write_text_safely
+
+from .volumes import BadVolume, BadVolumesError, DataError
+
+logger = logging.getLogger(__name__)
+
+ON_BAD = ("stop", "exclude")
+QUARANTINE = "quarantine.jsonl"
+MAX_BAD_FRACTION = 0.05
+
+
+def check_on_bad(on_bad: str, max_bad_fraction: float) -> None:
+    """Refuse wrong settings.
+
+    Raises:
+        DataError: names the setting.
+    """
+    if on_bad not in ON_BAD:
+        raise DataError(f"on_bad must be one of {ON_BAD}, got {on_bad=}.")
+    number = isinstance(max_bad_fraction, (int, float)) and not isinstance(max_bad_fraction, bool)
+    if not number or not 0 <= max_bad_fraction <= 1:
+        raise DataError(f"max_bad_fraction must be from 0 to 1, got {max_bad_fraction!r}.")
+
+
+def refuse_bad(bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fraction: float) -> None:
+    """Stop because of bad volumes, unless they are to be left out and are few.
+
+    Args:
+        bad: all of them.
+        total: number of volumes found.
+        on_bad: "stop" or "exclude".
+        max_bad_fraction: share of the volumes found that may be left out.
+
+    Raises:
+        BadVolumesError: lists all.
+    """
+    if bad and on_bad == "stop":
+        raise BadVolumesError(bad, total)
+    # a share such as 0.05 is not exact: 1 of 20 is allowed
+    if len(bad) > max_bad_fraction * total + 1e-9:
+        raise BadVolumesError(bad, total, max_bad_fraction)
+
+
+def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
+    """List the bad volumes of a run in `quarantine.jsonl`, one JSON object per line; none are bad: there is no file.
+
+    An object holds `path`, `digest` (sha256 of the files one after the other, null where they cannot be read), `state`
+    (number, bytes and time of the files, null where one is missing) and `reason`. A folder that cannot be written is
+    a warning: the log has the list as well.
+
+    Args:
+        folder: of the run.
+        bad: the volumes.
+    """
+    path = Path(folder) / QUARANTINE
+    rows = [{"path": item.path, "digest": item.digest, "state": item.state, "reason": item.cause} for item in bad]
+    try:
+        if rows:
+            write_text_safely(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+            logger.info("%d bad volumes are listed in %s", len(rows), path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s: the list of bad volumes cannot be written: %s", path, error)
