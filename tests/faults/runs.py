@@ -73,6 +73,7 @@ PRETRAIN = Bundle(
         "level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]],
         "input_size": [32, 32, 32],
         "projection_dim": 16,
+        "num_children": 2,
         "global_batch_size": 2,
         "batch_size": 1,
         "warmup_steps": 2,
