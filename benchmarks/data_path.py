@@ -86,18 +86,14 @@ class Sampler:
         """A level-1 volume."""
         start = self.draw()
         full, low = store.open()
-        return (
-            self._low(store, low, start) if store.has_low else self._volumes(store, [self._level1(store, full, start)])
-        )
+        return self._low(store, low, start) if store.has_low else self._levels(store, full, start, 1)[0]
 
     def sample(self, store: Store) -> list[Tensor]:
         """The volumes of all levels."""
         start = self.draw()
         full, low = store.open()
         if not store.has_low:
-            crop = MultiLevelCropMask(self.levels, self.input_size, window=store.window)
-            out = crop.set_random_state(state=self.crop.R)(self._level1(store, full, start)[None])
-            return [out[f"image_level{level}"] for level in range(1, len(self.levels) + 1)]
+            return self._levels(store, full, start, len(self.levels))
         size = self.levels[1]
         parents = [padded(cut(full, s, size), size, store.window) for s in self.crop.geometry[1].start]
         inner = []
@@ -106,16 +102,19 @@ class Sampler:
             inner.append(cut(parents[parent], s - self.crop.geometry[1].start[parent], self.levels[2]))
         return [self._low(store, low, start), self._volumes(store, parents), self._volumes(store, inner)]
 
-    def _level1(self, store: Store, full: Any, start: np.ndarray) -> Tensor:
-        return padded(cut(full, start, self.levels[0]), self.levels[0], store.window)
+    def _levels(self, store: Store, full: Any, start: np.ndarray, count: int) -> list[Tensor]:
+        image = cut(full, start, self.levels[0])
+        image = image if store.window else padded(image, self.levels[0], None)  # what is scaled must be padded before
+        crop = MultiLevelCropMask(self.levels[:count], self.input_size, window=store.window)
+        out = crop.set_random_state(state=self.crop.R)(image[None])
+        return [out[f"image_level{level}"] for level in range(1, count + 1)]
 
     def _low(self, store: Store, low: Any, start: np.ndarray) -> Tensor:
         volume = padded(cut(low, start // self.factor, self.input_size), self.input_size, store.window)
         return self._volumes(store, [volume])
 
     def _volumes(self, store: Store, crops: Sequence[Tensor]) -> Tensor:
-        volumes = torch.stack(list(crops)) if len(crops) > 1 else crops[0][None]
-        return resize_volumes(volumes[:, None], self.input_size, window=store.window)
+        return resize_volumes(torch.stack(list(crops))[:, None], self.input_size, window=store.window)
 
     def bytes_read(self, store: Store, shape: Sequence[int]) -> tuple[int, int]:
         """Of a level-1 volume and of a sample, for one draw."""

@@ -23,7 +23,11 @@ _SLAB = 2**21  # voxels in work at once: few enough to stay in a processor's cac
 
 
 def resize_volumes(
-    volumes: Tensor, size: Sequence[int], mode: str = "area", window: Sequence[float] | None = None
+    volumes: Tensor,
+    size: Sequence[int],
+    mode: str = "area",
+    window: Sequence[float] | None = None,
+    padding: Sequence[int] = (0, 0, 0, 0, 0, 0),
 ) -> Tensor:
     """Resize `(V, C, H, W, D)` to `size` voxels; a new tensor, float32.
 
@@ -33,10 +37,12 @@ def resize_volumes(
         mode: "area" averages along axes that shrink (exact where the factor is an integer) and interpolates along axes
             that grow; "trilinear" interpolates both ways, which aliases when it shrinks by more than 2.
         window: intensities that become 0 and 1; voxels are clipped to them before the resize. None = as they are.
+        padding: voxels that are added first, with what becomes 0, in the order of PyTorch: before and after along D,
+            then W, then H. The padded volumes are never in memory as a whole.
     """
-    have = volumes.shape[2:]
+    have = [n + sum(padding[4 - 2 * axis : 6 - 2 * axis]) for axis, n in enumerate(volumes.shape[2:])]
     factor = [n // m if mode == "area" and n % m == 0 else 1 for n, m in zip(have, size, strict=True)]
-    out = _block_means(volumes, factor, window)
+    out = _block_means(volumes, have, factor, window, padding)
     sizes = {axis: (out.shape[axis], size[axis - 2]) for axis in (2, 3, 4)}
     # slices along H lie together in memory: shrinking begins there, growing ends there
     shrinking = [axis for axis, (old, new) in sizes.items() if new < old]
@@ -46,19 +52,27 @@ def resize_volumes(
     return out
 
 
-def _block_means(volumes: Tensor, factor: Sequence[int], window: Sequence[float] | None) -> Tensor:
-    """Means over blocks of `factor` voxels after the window was clipped and scaled, in slabs along H."""
+def _block_means(
+    volumes: Tensor, have: Sequence[int], factor: Sequence[int], window: Sequence[float] | None, padding: Sequence[int]
+) -> Tensor:
+    """Means over blocks of `factor` of `have` voxels after the window was clipped and scaled, in slabs along H."""
     exact = _integer_range(volumes.dtype, factor, window)
     limits = exact if exact and window else window
     bound = max(map(abs, exact)) if exact else 0
-    shape = [n // f for n, f in zip(volumes.shape[2:], factor, strict=True)]
+    shape = [n // f for n, f in zip(have, factor, strict=True)]
     out = _empty((*volumes.shape[:2], *shape), volumes.device)
-    rows = max(_SLAB * shape[0] // volumes.numel(), 1)
-    for first in range(0, shape[0], rows):
-        slab = volumes[:, :, first * factor[0] : (first + rows) * factor[0]]
+    rows = max(_SLAB * shape[0] // (math.prod(volumes.shape[:2]) * math.prod(have)), 1) * factor[0]
+    for first in range(0, have[0], rows):
+        count = min(rows, have[0] - first)
+        begin = first - padding[4]  # in the volumes
+        slab = volumes[:, :, max(begin, 0) : max(begin + count, 0)]
         slab = slab if exact else slab.float()
         slab = slab if limits is None else slab.clamp(*limits)
-        mean = out[:, :, first : first + rows]
+        if any(padding):
+            before = min(max(-begin, 0), count)
+            added = (*padding[:4], before, count - before - slab.shape[2])
+            slab = F.pad(slab, added, value=0 if limits is None else limits[0])
+        mean = out[:, :, first // factor[0] : (first + count) // factor[0]]
         mean.copy_(_block_sums(slab, factor, bound))
         mean /= math.prod(factor)
         if window is not None:

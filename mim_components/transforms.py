@@ -6,10 +6,12 @@ Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N to
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
@@ -41,19 +43,20 @@ class MultiLevelCropMask(Randomizable, Transform):
         num_children: volumes cut from each volume of the level above.
         child_source: "masked", or "visible" for the paper's Table 11.
         resize: "area" or "trilinear", see `mim_components.resize`.
-        window: intensities that become 0 and 1, others are clipped; None = as they are. Integer voxels and bounds are
-            fastest.
+        window: intensities that become 0 and 1, others are clipped. Images smaller than level 1 are then padded with
+            the lower end, equally on both sides. None = as they are. Integer voxels and bounds are fastest.
 
     Returns:
         A dictionary with, for every level l, `image_level{l}` float32 `(V_l, C, *input_size)`, `masked_level{l}` bool
-        `(V_l, N)` (True = hidden) and `start_level{l}` int64 `(V_l, 3)` (first voxel in the input); and for l >= 2
-        `parent_token_level{l}` int64 `(V_l,)`, the token of parent `i // num_children` that child i was drawn for, and
-        `parent_overlap_level{l}` bool `(V_l, N)`, that parent's tokens which the child's box overlaps.
+        `(V_l, N)` (True = hidden) and `start_level{l}` int64 `(V_l, 3)` (first voxel in the input, negative in
+        padding); and for l >= 2 `parent_token_level{l}` int64 `(V_l,)`, the token of parent `i // num_children` that
+        child i was drawn for, and `parent_overlap_level{l}` bool `(V_l, N)`, that parent's tokens which the child's box
+        overlaps.
 
     Raises:
         ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
             masked than children wanted, no token is visible, or the window is empty; when called, an image smaller than
-            level 1, or of another size than the draw that `randomize=False` repeats.
+            level 1 without a window, or of another size than the draw that `randomize=False` repeats.
 
     Example:
         >>> crop = MultiLevelCropMask([(32, 32, 32), (16, 16, 16)], (16, 16, 16), patch_size=8, num_children=2)
@@ -113,9 +116,12 @@ class MultiLevelCropMask(Randomizable, Transform):
     def randomize(self, data: Sequence[int]) -> None:
         """Draw masks and boxes for an image of that spatial size."""
         self._drawn_for = tuple(data)
-        self.geometry = draw_geometry(
-            self.R, data, self.level_sizes, self.grid, self.num_visible, self.num_children, self.child_source
+        size = np.maximum(data, self.level_sizes[0])
+        drawn = draw_geometry(
+            self.R, size.tolist(), self.level_sizes, self.grid, self.num_visible, self.num_children, self.child_source
         )
+        padded = (size - data) // 2  # before the image
+        self.geometry = [replace(level, start=level.start - padded) for level in drawn]
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> dict[str, Tensor]:
         """Cut and mask one image `(C, H, W, D)`; `randomize=False` repeats the last draw."""
@@ -123,7 +129,7 @@ class MultiLevelCropMask(Randomizable, Transform):
         if image.ndim != 4:
             raise ValueError(f"the image must be (C, H, W, D), got shape {tuple(image.shape)}.")
         size = tuple(image.shape[1:])
-        if any(have < want for have, want in zip(size, self.level_sizes[0], strict=True)):
+        if self.window is None and any(have < want for have, want in zip(size, self.level_sizes[0], strict=True)):
             raise ValueError(f"the image must be at least level 1, {self.level_sizes[0]} voxels, got {size}; pad it.")
         if randomize:
             self.randomize(size)
@@ -131,10 +137,8 @@ class MultiLevelCropMask(Randomizable, Transform):
             raise ValueError(f"randomize=False repeats a draw for an image of size {self._drawn_for}, got {size}.")
         out: dict[str, Tensor] = {}
         for level, (geometry, native) in enumerate(zip(self.geometry, self.level_sizes, strict=True), start=1):
-            boxes = [tuple(slice(s, s + n) for s, n in zip(start, native, strict=True)) for start in geometry.start]
-            crops = [image[(slice(None), *box)] for box in boxes]
-            volumes = torch.stack(crops) if len(crops) > 1 else crops[0][None]  # (V, C, *native); level 1 is not copied
-            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize, self.window)
+            volumes, padding = self._cut(image, geometry.start, native)
+            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize, self.window, padding)
             out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device, non_blocking=True)
             out[f"start_level{level}"] = torch.from_numpy(geometry.start)
             if level > 1:
@@ -145,6 +149,24 @@ class MultiLevelCropMask(Randomizable, Transform):
                     image.device, non_blocking=True
                 )
         return out
+
+    def _cut(self, image: Tensor, starts: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+        """Boxes `(V, C, ...)` of an image, and the padding that they still lack; a single box is a view."""
+        cuts = [_inside(image, start, size) for start in starts]
+        if len(cuts) == 1:
+            return cuts[0][0][None], cuts[0][1]
+        air = self.window[0] // 1 if self.window else 0  # in integers, at the window's end or below it
+        padded = [F.pad(crop, padding, value=air) if any(padding) else crop for crop, padding in cuts]
+        return torch.stack(padded), (0,) * 6
+
+
+def _inside(image: Tensor, start: np.ndarray, size: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """The part of a box that lies in the image, and how much is missing around it, as PyTorch's padding."""
+    first, last = (np.clip(end, 0, image.shape[1:]) for end in (start, start + size))
+    before = np.clip(-start, 0, size)
+    after = size - before - (last - first)
+    crop = image[(slice(None), *map(slice, first, last))]
+    return crop, [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
 
 
 class MultiLevelCropMaskd(Randomizable, MapTransform):
@@ -163,7 +185,7 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         num_children: volumes cut from each volume of the level above.
         child_source: "masked" or "visible".
         resize: "area" or "trilinear".
-        window: intensities that become 0 and 1.
+        window: intensities that become 0 and 1; needed where images are smaller than level 1.
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:

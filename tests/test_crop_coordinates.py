@@ -133,3 +133,27 @@ def test_small_volume_is_padded_first(size):
             sees_image = values != [0.0]
             assert set(values) <= {0.0, *map(float, inside)}
             assert not sees_image or set(inside) <= set(values)
+
+
+@pytest.mark.parametrize("size", [(20, 30, 11), (40, 32, 5), (1, 1, 1)])
+@pytest.mark.parametrize("window", [(-10, 50), (-10.5, 50.5)])
+def test_with_a_window_small_volumes_are_padded_with_its_lower_end(size, window):
+    affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    images = {name: MetaTensor(image, affine=affine) for name, image in coordinates(size).items()}
+    crop = MultiLevelCropMaskd(AXES, **SMALL, window=window)
+    pad = SpatialPadd(AXES, (32, 32, 32), value=math.floor(window[0]))
+    out, expected = crop.set_random_state(4)(images), crop.set_random_state(4)(pad(images))
+    before = torch.tensor([max(32 - n, 0) // 2 for n in size])
+    for level in (1, 2):
+        assert torch.equal(out.pop(f"start_level{level}"), expected.pop(f"start_level{level}") - before)
+    for name, value in expected.items():
+        assert torch.equal(out[name], value), name
+
+
+def test_a_child_may_lie_in_padding_alone():
+    levels = [(32, 32, 32), (4, 4, 4)]
+    crop = MultiLevelCropMask(levels, (16, 16, 16), 4, num_children=39, window=(0, 1)).set_random_state(0)
+    out = crop(torch.ones(1, 8, 8, 8))
+    inside = [(start > -4).all() and (start < 8).all() for start in out["start_level2"]]
+    assert [bool(volume.any()) for volume in out["image_level2"]] == [bool(each) for each in inside]
+    assert any(inside) and not all(inside)

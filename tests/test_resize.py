@@ -141,6 +141,18 @@ def test_views_of_a_larger_volume_need_no_copy():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("window", [WINDOW, (-160.5, 239.5), None])
+@pytest.mark.parametrize("mode", ["area", "trilinear"])
+@pytest.mark.parametrize("voxels", [1, 2**21])
+def test_padding_becomes_0(dtype, window, mode, voxels, monkeypatch):
+    volumes, padding, size = hu(2, 1, 5, 9, 8, dtype=dtype), (0, 4, 2, 1, 7, 8), (5, 6, 6)  # to 20 x 12 x 12
+    padded = F.pad(volumes.float(), padding, value=window[0] if window else 0)
+    monkeypatch.setattr("mim_components.resize._SLAB", voxels)  # with 1, slabs of nothing but padding
+    out = resize_volumes(volumes, size, mode, window, padding)
+    torch.testing.assert_close(out, plainly(padded, size, mode, window), rtol=1e-6, atol=1e-6)
+
+
 # --- the crop ---------------------------------------------------------------------------------------------------------
 
 
