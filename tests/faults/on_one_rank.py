@@ -1,0 +1,31 @@
+"""A handler that fails in one process of a run only; it stands for the bundle's progress bar."""
+
+from __future__ import annotations
+
+import os
+
+from ignite.engine import Engine, Events
+
+
+class FailOnRank:
+    """Raise ValueError after a step, in one process.
+
+    Args:
+        rank: of the process.
+        step: after which.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        if int(os.environ["RANK"]) == self.rank:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.step), self.fail)
+
+    def fail(self, engine: Engine) -> None:
+        """Fail."""
+        raise ValueError(f"scan_7: broken in process {self.rank}")
+
+    def close(self) -> None:
+        """Nothing to give back."""
