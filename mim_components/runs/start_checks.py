@@ -58,9 +58,33 @@ def check_start(
         raise ValueError(f"worker_timeout must be positive, got {worker_timeout}: a worker that hangs stops the run.")
     check_open_files(num_workers)
     if num_workers:
-        check_shared_memory(4 * batch_size * sum(math.prod(shape) for shape in sample_shapes), num_workers)
+        check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers)
     if idist.get_rank() == 0 and not folder.finished:
         check_room(folder.path, checkpoint_bytes(network, averaged))
+
+
+def check_validation_start(
+    sample_shapes: Sequence[Sequence[int]], batch_size: int, num_workers: int, scan_shapes: Sequence[Sequence[int]]
+) -> None:
+    """`check_start` for workers that load scans for the validation, while those of the training have batches ready.
+
+    Args:
+        sample_shapes: of the arrays of a training sample, counted as float32.
+        batch_size: samples of a micro-batch of the training.
+        num_workers: processes that load data for the training, and as many for the validation; 0 = none.
+        scan_shapes: of the scans that validate, channels of image and label together.
+
+    Raises:
+        StartError: shared memory or open files do not suffice.
+    """
+    if num_workers:
+        check_open_files(num_workers, loaders=2)
+        scans = [4 * math.prod(shape) for shape in scan_shapes]
+        check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers, scans)
+
+
+def _batch_bytes(sample_shapes: Sequence[Sequence[int]], batch_size: int) -> int:
+    return 4 * batch_size * sum(math.prod(shape) for shape in sample_shapes)
 
 
 def checkpoint_bytes(network: nn.Module, averaged: bool = False) -> int:
@@ -82,24 +106,32 @@ def check_room(folder: Path, size: int) -> None:
         )
 
 
-def check_shared_memory(batch_bytes: int, num_workers: int) -> None:
-    """Raise StartError unless the batches that all workers of this machine have ready fit into shared memory."""
+def check_shared_memory(batch_bytes: int, num_workers: int, scans: Sequence[int] = ()) -> None:
+    """Raise StartError unless what all workers of this machine have ready fits into shared memory.
+
+    Args:
+        batch_bytes: of a micro-batch of the training.
+        num_workers: of the training, and of the validation.
+        scans: bytes of every scan that validates.
+    """
     if not SHARED_MEMORY.is_dir():
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = (num_workers * PREFETCH + 1) * batch_bytes * processes
+    ready = (num_workers * PREFETCH + 1) * processes
+    needed = ready * batch_bytes + sum(sorted(scans, reverse=True)[:ready])
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         raise StartError(
-            f"shared memory ({SHARED_MEMORY}) is too small for the batches of num_workers={num_workers}: about "
+            f"shared memory ({SHARED_MEMORY}) is too small for the batches of num_workers={num_workers}"
+            f"{' and the scans of their validation' if scans else ''}: about "
             f"{as_size(needed)} needed, {as_size(free)} free. Lower --num_workers, --batch_size or the size of the "
             "crops, or raise the limit (docker run --shm-size)."
         )
 
 
-def check_open_files(num_workers: int) -> None:
+def check_open_files(num_workers: int, loaders: int = 1) -> None:
     """Raise the limit of open files of this process as far as is needed; StartError where that is not allowed."""
-    needed = FILES + num_workers * (FILES_OF_A_WORKER + PREFETCH * FILES_OF_A_BATCH)
+    needed = FILES + loaders * num_workers * (FILES_OF_A_WORKER + PREFETCH * FILES_OF_A_BATCH)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return

@@ -25,7 +25,7 @@ from mim_components.data.dataset import KeyedDataset
 from mim_components.data.worker_errors import WorkerError, explain_worker_error, kill_workers
 from mim_components.disk import FullDiskError, as_full_disk, free_bytes, tensor_bytes
 from mim_components.handlers import CheckpointHandler
-from mim_components.runs import RunFolder, StartError, check_start, start_checks
+from mim_components.runs import RunFolder, StartError, check_start, check_validation_start, start_checks
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -103,6 +103,27 @@ def test_shared_memory_for_what_workers_have_ready(
     check(folder, num_workers=0)
     monkeypatch.setattr(start_checks, "SHARED_MEMORY", Path("/nowhere"))
     check(folder)
+
+
+def test_scans_of_the_validation_count_too(free: dict[str, int]) -> None:
+    # 5 batches of 3 samples of 2 * 10^3 float32, as above; of 7 scans the 5 largest: 2 workers have 2 each, one is used
+    scans = [(2, 100), (2, 200), (2, 300), (2, 400), (2, 500), (2, 600), (1, 20, 20, 30)]
+    needed = 4 * 2000 * 3 * 5 + 4 * (12_000 + 2 * (600 + 500 + 400 + 300))
+    options: dict[str, Any] = {"sample_shapes": [[2, 1, 10, 10, 10]], "batch_size": 3, "scan_shapes": scans}
+    free["memory"] = needed
+    check_validation_start(num_workers=2, **options)
+    free["memory"] = needed - 1
+    with pytest.raises(
+        StartError, match=r"num_workers=2 and the scans of their validation: about 182.4 kB needed, 182.4 kB free. Low"
+    ):
+        check_validation_start(num_workers=2, **options)
+    check_validation_start(num_workers=0, **options)
+
+
+def test_workers_of_the_validation_open_files_too(monkeypatch: pytest.MonkeyPatch, free: dict[str, int]) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (200, 200))
+    with pytest.raises(StartError, match=r"ulimit -n\): 200, about 336 needed for num_workers=2"):  # 64 + 2 * 2 * 68
+        check_validation_start([[1]], 1, 2, [[1]])
 
 
 def test_processes_of_a_machine_share_it(
@@ -221,7 +242,10 @@ def test_bytes_of_nested_tensors() -> None:
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "was killed.*memory ran out.*Lower --num_workers"),
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "was killed.*The same command continues"),
         ("DataLoader timed out after 60 seconds", r"hangs: no batch for 60 s \(worker_timeout\). It was loading: a, b"),
-        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that", "no room in shared memory .*cut short"),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that",
+            "no room in shared memory .*cut short",
+        ),
         ("unable to write to file </torch_7_1_0>: No space left on device (28)", "shared memory .*shm-size"),
         ("Too many open files. Communication with the workers", "ulimit -n"),
     ],
