@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
-from mim_components.data.prepare import open_cached
+from mim_components.data.repair import open_or_remake
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
 from mim_components.randomness import keyed_seed
@@ -27,7 +27,7 @@ def volume_items(prepared: PreparedDataset) -> list[dict[str, Any]]:
 class OpenPreparedd(MapTransform):
     """Replace a `PreparedVolume` by its voxels: a MetaTensor `(1, H, W, D)` int16 HU, RAS, mapped from the cache.
 
-    Nothing is read until a crop touches it.
+    Nothing is read until a crop touches it. A cache file that is missing or damaged is made again.
 
     Args:
         keys: items that are prepared volumes.
@@ -41,7 +41,7 @@ class OpenPreparedd(MapTransform):
         """Open the volumes."""
         out = dict(data)
         for key in self.key_iterator(out):
-            voxels = torch.from_numpy(open_cached(out[key]))
+            voxels = torch.from_numpy(open_or_remake(out[key]))
             out[key] = MetaTensor(voxels.unsqueeze(0), affine=torch.as_tensor(out[key].affine, dtype=torch.float64))
         return out
 

@@ -60,6 +60,7 @@ def test_nothing_is_read_until_it_is_touched_and_nothing_written_back(prepared: 
 def test_damaged_cache_file_is_named(left: int, prepared: PreparedDataset) -> None:
     volume = prepared.volumes[0]
     volume.cache_file.write_bytes(volume.cache_file.read_bytes()[:left])
+    Path(volume.source).unlink()  # else it is made again
     with pytest.raises(CacheError, match=f"{volume.cache_file}: the cache file of .*a.nii.gz cannot be read"):
         OpenPreparedd("image")({"image": volume})
 

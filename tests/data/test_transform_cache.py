@@ -14,6 +14,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleInte
 
 from mim_components.data import TransformCache
 from mim_components.data.dataset import ItemError
+from mim_components.data.item_state import is_unchanged, state_text
+from mim_components.data.verdicts import state_of_files
 
 
 def write(path: Path, value: int) -> None:
@@ -98,3 +100,57 @@ def test_unreadable_scan_is_named(folder: Path) -> None:
 def test_without_a_cache(folder: Path) -> None:
     cache = TransformCache([{"image": str(folder / "scan.nii")}], transform(), None)
     assert cache[0]["image"].max() == 0.5 and list(folder.iterdir()) == [folder / "scan.nii"]
+
+
+# the scan, in the middle of a run
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """What the preparation says of the scan."""
+    return {"digest": "a", "state": state_text(state_of_files([folder / "scan.nii"]))}
+
+
+@pytest.mark.parametrize("how", ["cut", "deleted", "another shape of file"])
+def test_bad_file_is_made_again_from_a_scan_that_is_unchanged(how: str, folder: Path) -> None:
+    item = checked(folder)
+    first(folder, **item)
+    path = files(folder)[0]
+    before = path.read_bytes()
+    {"cut": lambda: path.write_bytes(before[:50]), "deleted": path.unlink}.get(how, lambda: torch.save([1], path))()
+    assert first(folder, **item)["image"].max() == 0.5 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["deleted", "cut"])
+@pytest.mark.parametrize("source", ["changed", "gone"])
+def test_scan_that_changed_matters_only_where_the_cache_has_it_not(lost: str, source: str, folder: Path) -> None:
+    item = checked(folder)
+    first(folder, **item)
+    path = files(folder)[0]
+    if source == "gone":
+        (folder / "scan.nii").unlink()
+    else:
+        write(folder / "scan.nii", 20)
+    assert first(folder, **item)["image"].max() == 0.5  # the run reads the cache
+    if lost == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ItemError, match=rf"^scan: .*\(In the cache: {path}: ") as failed:
+        first(folder, **item)
+    said = "its files have changed since they were checked" if source == "changed" else "No such file"
+    assert said in str(failed.value)
+    assert files(folder) == ([] if lost == "deleted" else [path])  # nothing of the other scan is kept
+
+
+def test_folder_of_slices_and_several_channels_have_a_state(tmp_path: Path) -> None:
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        (folder / name).write_bytes(b"slice")
+    (tmp_path / "label.nii").write_bytes(b"label")
+    every = [folder / "1.png", folder / "2.png", tmp_path / "label.nii"]
+    item = {"image": [str(folder)], "label": str(tmp_path / "label.nii"), "state": state_text(state_of_files(every))}
+    assert is_unchanged(item) and is_unchanged({"image": "x"})
+    (folder / "3.png").write_bytes(b"slice")
+    assert not is_unchanged(item)
+    assert state_text(None) == "" and not is_unchanged({"image": str(folder / "none"), "state": "files=1"})
