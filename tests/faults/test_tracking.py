@@ -127,7 +127,8 @@ def test_dies_and_comes_back(
 ) -> None:
     server = servers()
     held = tmp_path / "held"
-    options = {**scans, "tracking_uri": server.uri}
+    patient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "100"}  # of a machine that is busy with other tests
+    options = {**scans, "tracking_uri": server.uri, "environment": patient}
     run = start(PRETRAIN, tmp_path / "run", **options, **{"train::progress": hold(4, held)})
     run.wait_held(held)
     server.kill()

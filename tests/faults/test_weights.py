@@ -83,13 +83,14 @@ def row(bundle: Bundle, damage: Callable[[Path], None], said: str, id: str, faul
         row(SEGMENTATION, cut, "not a readable checkpoint", "B1s", "newest checkpoint truncated, segmentation",
             "cut in half"),
         row(PRETRAIN, empty, "the file is empty", "B2", "newest checkpoint of 0 byte", "truncated to nothing"),
-        row(PRETRAIN, flip_bit, "fails the checksum", "B3", "bit flip in the newest checkpoint", "one bit in the middle"),
+        row(PRETRAIN, flip_bit, "fails the checksum", "B3", "bit flip in the newest checkpoint",
+            "one bit in the middle"),
         row(PRETRAIN, put_nan, "weights are not finite", "B4", "NaN weights in the newest checkpoint",
             "one weight set to NaN, saved as a whole file"),
-        row(SEGMENTATION, put_nan, "weights are not finite", "B4s", "NaN weights in the newest checkpoint, segmentation",
-            "one weight set to NaN, saved as a whole file"),
-        row(PRETRAIN, put_code, "not a readable checkpoint", "B5", "pickle payload in the newest checkpoint; no code runs",
-            "an object whose `__reduce__` makes a folder"),
+        row(SEGMENTATION, put_nan, "weights are not finite", "B4s",
+            "NaN weights in the newest checkpoint, segmentation", "one weight set to NaN, saved as a whole file"),
+        row(PRETRAIN, put_code, "not a readable checkpoint", "B5",
+            "pickle payload in the newest checkpoint; no code runs", "an object whose `__reduce__` makes a folder"),
         row(PRETRAIN, drop_optimizer, "has no optimizer", "B8", "no optimizer in the newest checkpoint",
             "key deleted, saved as a whole file"),
     ],
@@ -129,8 +130,8 @@ def test_all_checkpoints(scans: dict[str, str], reference: Reference, interrupte
 
 @pytest.mark.fault("B10", fault="resume from before the best validation",
                    injection="the checkpoints after the best model are removed",
-                   expected="the best model is not written again by a later and no better one; losses and weights equal "
-                   "to an undisturbed run, bit for bit")  # fmt: skip
+                   expected="the best model is not written again by a later and no better one; losses and weights "
+                   "equal to an undisturbed run, bit for bit")  # fmt: skip
 def test_best_model(labelled: dict[str, str], reference: Reference, tmp_path: Path) -> None:
     often = {**labelled, "checkpoint_interval": 1}
     held = tmp_path / "held"
@@ -228,4 +229,5 @@ def test_weights_cut(labelled: dict[str, str], encoder: Path, tmp_path: Path) ->
 @pytest.mark.fault("B13", fault="pre-trained weights of another size", injection="preset tiny for weights of nano",
                    expected="refused before the first step, exit 1, found and expected named")  # fmt: skip
 def test_weights_of_another_size(labelled: dict[str, str], encoder: Path, tmp_path: Path) -> None:
-    refused(encoder, {**labelled, "preset": "tiny"}, tmp_path / "run", "preset: nano in the file, tiny in the network")
+    other = {**labelled, "preset": "tiny", "roi_size": "[64,64,64]"}
+    refused(encoder, other, tmp_path / "run", "preset: nano in the file, tiny in the network")
