@@ -137,7 +137,7 @@ def test_headers_cost_no_memory(scans: Data, tmp_path: Path) -> None:
         each.make(tmp_path / "bad" / each.name, Path(scans["dataset_dir"]) / "scan_0.nii.gz")
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, scans["dataset_dir"], str(tmp_path / "bad"), str(tmp_path / "cache")],
-        env=environment_of_runs(), capture_output=True, text=True, timeout=120, check=False,
+        env=environment_of_runs(), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.rpartition("GROWTH ")[2]) < 100e6
@@ -163,7 +163,7 @@ def test_no_permission(scans: Data) -> None:
             (folder / path).chmod(0)
         done = subprocess.run(
             [*command, str(folder / "data"), "--cache_dir", str(folder / "cache")], cwd=folder,
-            env=environment_of_runs(), capture_output=True, text=True, timeout=120, check=False,
+            env=environment_of_runs(), capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         for path in ("data/b.nii.gz", "data/locked"):
             (folder / path).chmod(0o755)
