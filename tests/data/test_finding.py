@@ -3,8 +3,9 @@ import os
 
 import pytest
 
-from mim_components.data import NoVolumesError
-from mim_components.data.finding import find_volumes
+from mim_components.data import NoVolumesError, VolumeError
+from mim_components.data.finding import find_volumes, walk
+from mim_components.data.reading import inspect_source
 
 
 def names(found):
@@ -79,7 +80,7 @@ def test_special_files_are_listed_without_being_opened(tmp_path):
     assert names(find_volumes(tmp_path)) == ["dangling", "loop", "pipe"]
 
 
-def test_folder_that_cannot_be_read_is_noted(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_read_is_bad(tmp_path, monkeypatch):
     (tmp_path / "a.nii").write_bytes(b"x")
     (tmp_path / "locked").mkdir()
     scandir = os.scandir
@@ -91,5 +92,18 @@ def test_folder_that_cannot_be_read_is_noted(tmp_path, monkeypatch):
 
     monkeypatch.setattr("mim_components.data.finding.os.scandir", refuse)
     found = find_volumes(tmp_path)
-    assert names(found) == ["a"]
-    assert found.notes == [f"{tmp_path}/locked: folder cannot be read: Permission denied"]
+    assert names(found) == ["a", "locked"] and found.notes == []
+    with pytest.raises(VolumeError, match="the folder cannot be read: Permission denied"):
+        inspect_source(found.sources[1])
+    assert walk(tmp_path).notes == [f"{tmp_path}/locked: folder cannot be read"]
+
+
+def test_what_may_hold_a_scan_is_not_passed_over_in_silence(tmp_path):
+    for name in ("a.nii", "b.img", "b.hdr", "c.nii.bz2", "readme.txt", "lost+found/x.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "slice.dcm").write_bytes(b"no DICM")
+    (tmp_path / "slice.IMA").touch()
+    found = find_volumes(tmp_path)
+    assert names(found) == ["a", "slice.IMA", "slice.dcm"]
+    assert found.notes == [f"{tmp_path}: formats that are not read are passed over: 3 files: 1 .hdr, 1 .img, 1 .bz2"]
