@@ -13,6 +13,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
 
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
+from mim_components.networks.image_conv import replace_image_convs
 from mim_components.networks.instance_norm import replace_instance_norms
 from mim_components.networks.tokens import nearest_multiples
 
@@ -52,6 +53,7 @@ class HybridSwinUNETR(nn.Module):
         self.ups = nn.ModuleList(_up_block(deep, high) for deep, high in zip(widths, widths[1:], strict=False))
         self.out = UnetOutBlock(spatial_dims=3, in_channels=fine[0], out_channels=out_channels)
         replace_instance_norms(self)
+        replace_image_convs(self.skips[0], in_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, K, H, W, D)` of an image `(B, C, H, W, D)`."""

@@ -15,6 +15,7 @@ from mim_components.networks import (
     classification_network,
     segmentation_network,
 )
+from mim_components.networks.instance_norm import replace_instance_norms
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,21 @@ def test_unknown_names() -> None:
     for make, name in ((segmentation_network, "swin_unetr"), (classification_network, "hybrid")):
         with pytest.raises(ValueError, match="preset must be one of nano, tiny, small, base, got 'huge'"):
             make(name, 1, 2, (96, 96, 96), "huge")
+
+
+@pytest.mark.parametrize("name", ["swin_unetr", "unetr"])
+def test_gradients_of_monais_networks_are_right(name: str) -> None:
+    # PyTorch 2.13 on CPU: with one sample, a channels-last gradient of an instance norm comes back wrong
+    torch.manual_seed(0)
+    network = segmentation_network(name, 1, 2, (64, 32, 32), "tiny").double()
+    image, weights = torch.rand(1, 1, 64, 32, 32).double(), torch.rand(1, 2, 64, 32, 32).double()
+
+    def gradients() -> list[torch.Tensor]:
+        network.zero_grad()
+        (network(image) * weights).sum().backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    found = gradients()
+    replace_instance_norms(network)  # right for gradients of any layout
+    for mine, reference in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(mine, reference)

@@ -1,0 +1,167 @@
+"""Segmentation networks, ours against MONAI's, one training step each: `python -m benchmarks.fine_tuning`.
+
+A step is forward and backward pass of one random volume of 96^3 (fp32, 14 classes) through the loss of
+`bundles/mim_btcv_segmentation`. MONAI's networks have its default sizes, which are those of our preset `base`; our
+`unetr` is MONAI's class. Networks run in turn, round after round. On a machine that others use, too, CPU seconds of all
+threads (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better than those of the clock.
+
+For its peak every network has a process of its own, with two steps; the peak is that of the whole process, with Python,
+PyTorch, weights and gradients in it (`ru_maxrss`). There our network also runs with an allocator that keeps what it
+gets: the C library of Linux gives arrays of more than 32 MiB back at once, and the system hands them out anew page by
+page.
+
+The profile is of a whole step of our network, clipping and AdamW included; see `benchmarks.fine_tuning_profile`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.networks.nets import UNETR, SwinUNETR
+from torch import nn
+
+from benchmarks.fine_tuning_profile import profile_tables
+from benchmarks.report import ROOT, add_report_options, measure, report, size_option
+from mim_components.networks import get_preset, segmentation_network
+
+CLASSES = 14
+GIB = 2**30
+OURS = "hybrid_swin_unetr"
+NETWORKS = (OURS, "unetr", "MONAI SwinUNETR", "MONAI UNETR")
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # of glibc
+
+
+def make_network(name: str, preset: str, size: Sequence[int]) -> nn.Module:
+    """A network of `NETWORKS` in training mode; MONAI's have the sizes of the preset."""
+    torch.manual_seed(0)
+    sizes = get_preset(preset)
+    if name == "MONAI SwinUNETR":
+        return SwinUNETR(1, CLASSES, feature_size=sizes.feature_size)
+    if name == "MONAI UNETR":
+        vit = sizes.vit
+        return UNETR(1, CLASSES, size, sizes.feature_size // 3, vit.hidden_size, 4 * vit.hidden_size, vit.num_heads)
+    return segmentation_network(name, 1, CLASSES, size, preset)
+
+
+def bundle_loss() -> nn.Module:
+    """The loss of `mim_btcv_segmentation`."""
+    content = json.loads((ROOT / "bundles/mim_btcv_segmentation/configs/train.json").read_text())
+    loss: nn.Module = ConfigParser({"loss": content["class_loss"]}).get_parsed_content("loss")
+    return loss
+
+
+def make_step(network: nn.Module, size: Sequence[int]) -> Callable[[], None]:
+    """Forward and backward pass of one volume."""
+    loss, image = bundle_loss(), torch.rand(1, 1, *size)
+    label = torch.randint(CLASSES, (1, 1, *size))
+
+    def step() -> None:
+        network.zero_grad()
+        loss(network(image), label).backward()
+
+    return step
+
+
+def compare(preset: str, size: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
+    """One row per network: parameters, seconds, and ratios to our network."""
+    networks = {name: make_network(name, preset, size) for name in NETWORKS}
+    cpu: dict[str, list[float]] = {name: [] for name in NETWORKS}
+
+    def timed(name: str, step: Callable[[], None]) -> None:
+        start = process_time()
+        step()
+        cpu[name].append(process_time() - start)
+
+    steps = {name: partial(timed, name, make_step(network, size)) for name, network in networks.items()}
+    times = measure(steps, repetitions)
+    cpu_median = {name: statistics.median(seconds[1:]) for name, seconds in cpu.items()}
+    return [
+        {
+            "network": name, "parameters (M)": sum(p.numel() for p in networks[name].parameters()) / 1e6,
+            "s/step": times[name].median, "min s": times[name].low, "max s": times[name].high,
+            "time, first row = 1": times[name].median / times[OURS].median,
+            "CPU s/step": cpu_median[name], "CPU time, first row = 1": cpu_median[name] / cpu_median[OURS],
+        }
+        for name in NETWORKS
+    ]  # fmt: skip
+
+
+def run_case(name: str, preset: str, size: Sequence[int]) -> dict[str, float]:
+    """Seconds of the second of two steps, by the clock and of all threads, and peak of this process in GiB."""
+    step = make_step(make_network(name, preset, size), size)
+    step()
+    start, cpu_start = perf_counter(), process_time()
+    step()
+    seconds, cpu = perf_counter() - start, process_time() - cpu_start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    return {"seconds": seconds, "cpu": cpu, "peak": peak}
+
+
+def in_process(name: str, keep_memory: bool, options: argparse.Namespace) -> dict[str, float]:
+    """`run_case` in a process of its own."""
+    words = [sys.executable, "-m", "benchmarks.fine_tuning", "--case", name, "--preset", options.preset]
+    words += ["--size", ",".join(map(str, options.size))]
+    environment = {**os.environ, **(KEEP_MEMORY if keep_memory else {})}
+    done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"the process of {name} ended with {done.returncode}; -9: the machine has too little memory."
+        )
+    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def peaks(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per process."""
+    cases = [*((name, False) for name in NETWORKS), (OURS, True)]
+    numbers = [in_process(name, keep, options) for name, keep in cases]
+    return [
+        {
+            "network": name, "memory is": "kept" if keep else "given back",
+            "peak GiB": each["peak"], "peak, first row = 1": each["peak"] / numbers[0]["peak"],
+            "s/step": each["seconds"], "CPU s/step": each["cpu"],
+            "CPU time, first row = 1": each["cpu"] / numbers[0]["cpu"],
+        }
+        for (name, keep), each in zip(cases, numbers, strict=True)
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description="Training steps of segmentation networks, ours against MONAI's.")
+    parser.add_argument("--preset", default="base")
+    parser.add_argument("--size", type=size_option, default=(96, 96, 96), help="of the volume, voxels")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers say nothing")
+    parser.add_argument("--case", choices=NETWORKS, help="this network only, as JSON")
+    add_report_options(parser, repetitions=3)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.preset, options.size, options.repetitions = "tiny", (64, 32, 32), 1
+    if options.case:
+        print(json.dumps(run_case(options.case, options.preset, options.size)))
+        return
+    # first: a process that is started has at least the size of the one that starts it
+    tables = {"Peak of a process": peaks(options)}
+    tables["One step"] = compare(options.preset, options.size, options.repetitions)
+    parts, kinds = profile_tables(
+        make_network(OURS, options.preset, options.size), bundle_loss(), options.size, CLASSES
+    )
+    tables |= {f"Profile of {OURS}, by part": parts, f"Profile of {OURS}, by kind": kinds}
+    settings = {name: getattr(options, name) for name in ("preset", "size", "repetitions")}
+    report(tables, options.json, settings=settings)
+
+
+if __name__ == "__main__":
+    main()
