@@ -13,6 +13,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>" * 20
@@ -123,6 +126,47 @@ def metaimage_without_voxels(path: Path, good: Path) -> None:
     )
 
 
+def write_series(folder: Path, scan: Path, uid: str = "1.2.3", **changes: Any) -> list[Path]:
+    """Write a scan as a DICOM series, one file per slice; `changes` replaces tags. Returns the files by position."""
+    voxels, files = voxels_of(scan), []
+    folder.mkdir(exist_ok=True)
+    for number in range(voxels.shape[2]):
+        data = pydicom.Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{number}"
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2", uid, "CT"
+        data.Columns, data.Rows = voxels.shape[:2]
+        data.PixelSpacing, data.ImageOrientationPatient = [1.5, 1.5], [1, 0, 0, 0, 1, 0]
+        data.ImagePositionPatient = [0, 0, 3 * number]
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PixelData = voxels[..., number].T.astype("<i2").tobytes()
+        for name, value in changes.items():
+            setattr(data, name, value)
+        files.append(folder / f"{uid}.{number}")
+        data.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def series_cut_short(path: Path, good: Path) -> None:
+    """A series of which one slice is truncated."""
+    cut = write_series(path.with_name("cut_short"), good)[18]
+    cut.write_bytes(cut.read_bytes()[:-20])
+
+
+def series_with_a_gap(folder: Path, good: Path) -> None:
+    """A series of which one slice is missing."""
+    write_series(folder, good, "1.3.1")[18].unlink()
+
+
+def series_with_a_copy(folder: Path, good: Path) -> None:
+    """A series of which one slice is there twice."""
+    shutil.copy(write_series(folder, good, "1.3.2")[18], folder / "copy")
+
+
 LARGE = dims(3, 1200, 1200, 973), (DATATYPE, struct.pack("<2h", 16, 32))  # float32
 
 
@@ -218,6 +262,24 @@ SCANS = [
            with_bytes(lambda content: b"")),
     Damage("C21b", "text.dcm", ".dcm that is no DICOM", "no DICM mark", "not a volume: expected",
            with_bytes(lambda content: HTML)),
+    Damage("C21c", "cut_short [1.2.3]", "DICOM slice cut short", "20 bytes of one slice cut off", "cannot be decoded",
+           series_cut_short),
+]  # fmt: skip
+
+# series that are no volumes: they are passed over, with a note
+SERIES = [
+    Damage("C26", "gap", "DICOM series without a slice", "a slice removed",
+           "uneven slice distances from 3.00 to 6.00 mm", series_with_a_gap),
+    Damage("C26b", "copy", "DICOM slice there twice", "a file copied", "2 slices share one position",
+           series_with_a_copy),
+    Damage("C26c", "colour", "DICOM secondary capture", "SamplesPerPixel 3", "colour pictures with 3 values per pixel",
+           lambda path, good: write_series(path, good, "1.3.3", SamplesPerPixel=3)),
+    Damage("C26d", "scout", "DICOM localizer", "ImageType LOCALIZER", "ImageType LOCALIZER",
+           lambda path, good: write_series(path, good, "1.3.4", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+    Damage("C26e", "mr", "DICOM series of another modality", "Modality MR", "Modality MR, expected CT",
+           lambda path, good: write_series(path, good, "1.3.5", Modality="MR")),
+    Damage("C26f", "pair.img", "formats that are not read", "an .img among the scans",
+           "formats that are not read are passed over: 1 files: 1 .img", lambda path, good: shutil.copy(good, path)),
 ]  # fmt: skip
 
 # headers that claim more than any memory holds; the check must cost none

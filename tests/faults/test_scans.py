@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mim_components.checkpoints import read_checkpoint, save_to
-from tests.faults.damage import BOMBS, PAIRS, SCANS, Damage, PairDamage, affine_of, voxels_of, write
+from tests.faults.damage import BOMBS, PAIRS, SCANS, SERIES, Damage, PairDamage, affine_of, voxels_of, write
 from tests.faults.runs import (
     PRETRAIN,
     SEGMENTATION,
@@ -38,14 +38,14 @@ Data = dict[str, str]
 Reference = Callable[[Bundle], Path]
 
 
-def rows(table: Sequence[Damage | PairDamage]) -> list[Any]:
+def rows(table: Sequence[Damage | PairDamage], expected: str = LISTED) -> list[Any]:
     """Parameters, one per row."""
     return [
         pytest.param(
             each,
             id=each.id,
             marks=pytest.mark.fault(
-                each.id, fault=each.fault, injection=each.injection, expected=f"{LISTED}{each.cause}"
+                each.id, fault=each.fault, injection=each.injection, expected=f"{expected}{each.cause}"
             ),
         )
         for each in table
@@ -71,7 +71,7 @@ def bad_scans(scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """The good scans and every bad file, with a cache of its own."""
     folder = tmp_path_factory.mktemp("bad") / "scans"
     shutil.copytree(scans["dataset_dir"], folder)
-    for each in (*SCANS, *BOMBS):
+    for each in (*SCANS, *BOMBS, *SERIES):
         each.make(folder / each.name, folder / "scan_0.nii.gz")
     return {**scans, "dataset_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
 
@@ -82,6 +82,12 @@ def refused(bad_scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = start(PRETRAIN, tmp_path_factory.mktemp("refused") / "run", **bad_scans)
     assert_refused(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def left_out(bad_scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A pre-training that has gone on without them."""
+    return finish(start(PRETRAIN, tmp_path_factory.mktemp("left_out") / "run", **bad_scans, **ALL))
 
 
 @pytest.mark.parametrize("damage", rows([*SCANS, *BOMBS]))
@@ -100,10 +106,15 @@ def test_all_and_no_other(refused: Run) -> None:
 @pytest.mark.fault("C13", fault="all of these among good scans", injection="--on_bad exclude --max_bad_fraction 1.0",
                    expected="runs to the end without them: weights equal to a run on the good ones, bit for bit",
 )  # fmt: skip
-def test_left_out(bad_scans: Data, reference: Reference, tmp_path: Path) -> None:
-    run = finish(start(PRETRAIN, tmp_path / "run", **bad_scans, **ALL))
-    assert_same(run.output, reference(PRETRAIN))
-    assert f"{len(SCANS) + len(BOMBS)} volumes left out" in run.text
+def test_left_out(left_out: Run, reference: Reference) -> None:
+    assert_same(left_out.output, reference(PRETRAIN))
+    assert f"{len(SCANS) + len(BOMBS)} volumes left out" in left_out.text
+
+
+@pytest.mark.parametrize("damage", rows(SERIES, "passed over, with a note in the log and in data_notes.txt: "))
+def test_passed_over(damage: Damage, left_out: Run) -> None:
+    assert damage.cause in left_out.text
+    assert damage.cause in (left_out.output / "data_notes.txt").read_text()
 
 
 @pytest.mark.fault("C13b", fault="more bad scans than may be left out", injection="--on_bad exclude",
