@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
 from mim_components.contract import InputContract
 from mim_components.digests import WrongDigestError, check_digest, write_with_digest
+from mim_components.disk import as_full_disk, tensor_bytes
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.tokens import sincos_positions
 from mim_components.safe_write import tensors_writer
@@ -74,9 +75,17 @@ def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
 
 
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
-    """Write an encoder's weights as safetensors with the input contract as metadata, and a digest beside."""
+    """Write an encoder's weights as safetensors with the input contract as metadata, and a digest beside.
+
+    Raises:
+        FullDiskError: the disk is full; says what is missing.
+        OSError: it cannot be written for another reason.
+    """
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    return write_with_digest(Path(path), tensors_writer(state, contract.to_metadata()))
+    try:
+        return write_with_digest(Path(path), tensors_writer(state, contract.to_metadata()))
+    except OSError as error:
+        raise as_full_disk(error, Path(path), tensor_bytes(state)) from error
 
 
 def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:

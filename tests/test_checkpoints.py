@@ -167,7 +167,7 @@ def test_failed_save_leaves_the_others_and_no_part(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(torch, "save", full)
     for step in (2, 3):  # over an old one, and a new one
-        with pytest.raises(OSError, match=f"cannot write .*step_0000000{step}.pt: No space left on device"):
+        with pytest.raises(OSError, match=f"cannot write .*step_0000000{step}.pt, which .*: No space left on device"):
             store.save(step, STATE)
     monkeypatch.undo()
     assert [name for name in sorted(os.listdir(tmp_path)) if not name.endswith(".pt.sha256")] == [
@@ -328,6 +328,31 @@ def test_checkpoint_without_a_part_is_refused_by_name(part: str, tmp_path: Path)
     torch.save(state, path)
     with pytest.raises(ValueError, match=f"{path}.*{part}"):
         make_handler(tmp_path).restore(SimpleNamespace(state=SimpleNamespace(iteration=0, epoch_length=9)))  # type: ignore[arg-type]
+
+
+class Count:
+    """A part that older versions did not save."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def test_part_that_an_older_checkpoint_lacks_begins_anew(tmp_path: Path) -> None:
+    steps_of(make_handler(tmp_path), 0, 2)
+    engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=0, epoch_length=9))
+    handler = make_handler(tmp_path)
+    handler.optional["count"] = Count(7)
+    assert handler.restore(engine) == 2 and handler.optional["count"].count == 7
+    steps_of(handler, 2, 4)
+    again = make_handler(tmp_path)
+    again.optional["count"] = Count(0)
+    assert again.restore(engine) == 4 and again.optional["count"].count == 7
 
 
 def test_interrupted_run_without_checkpoint_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

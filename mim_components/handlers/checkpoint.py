@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
@@ -81,10 +82,10 @@ class CheckpointHandler:
         try:
             self.store.save(step, {"step": step, **state})
         except FullDiskError as error:
-            text = f"{error.strerror}. {self.store.newest_named()}"
             if self.folder.on_full_disk == "stop":
-                raise FullDiskError(error.errno, f"{text} Make room; the same command continues.") from error
-            self.folder.note(f"{text} The training goes on without this checkpoint.")
+                raise self.folder.with_advice(error) from error
+            newest = self.store.newest_named()
+            self.folder.note(f"{error.strerror}. {newest} The training goes on without this checkpoint.")
             return
         self._saved = step
 
@@ -113,9 +114,9 @@ class CheckpointHandler:
         return step
 
     def _check_same(self, step: int) -> None:
-        steps = idist.all_gather(step) if idist.get_world_size() > 1 else [step]
-        if len(set(map(int, steps))) > 1:
+        steps = torch.as_tensor(idist.all_gather(step) if idist.get_world_size() > 1 else [step]).tolist()
+        if len(set(steps)) > 1:
             raise DifferentStepsError(
                 f"processes of this run found different checkpoints in {self.store.directory}, of steps "
-                f"{', '.join(str(int(each)) for each in steps)}: --output_dir must be on a disk that all machines share."
+                f"{', '.join(map(str, steps))}: --output_dir must be on a disk that all machines share."
             )

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from mim_components.checkpoints import save_safely
 from mim_components.contract import InputContract
+from mim_components.disk import FullDiskError
 from mim_components.networks.mim import MiM
 from mim_components.pretrained import save_encoder
 from mim_components.runs.folder import RunFolder
@@ -38,11 +39,18 @@ class ExportHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the files; the first process does."""
+        """Write the files; the first process does.
+
+        Raises:
+            FullDiskError: there is no room; the newest checkpoint is named.
+        """
         if idist.get_rank() != 0 or engine.state.iteration < (engine.state.epoch_length or 0):
             return
         models = self.folder.path / "models"
         state = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
-        save_safely(models / "model.pt", state)
         contract = replace(self.contract, step=engine.state.iteration)
-        save_encoder(self.network.encoder, models / "encoder.safetensors", contract)
+        try:
+            save_safely(models / "model.pt", state)
+            save_encoder(self.network.encoder, models / "encoder.safetensors", contract)
+        except FullDiskError as error:  # without them the run is not finished, whatever `on_full_disk` says
+            raise self.folder.with_advice(error) from error

@@ -162,6 +162,11 @@ class RunFolder:
         if idist.get_rank() == 0:
             self._lock.release()
 
+    def with_advice(self, error: FullDiskError) -> FullDiskError:
+        """The error that ends the run, with what to do."""
+        newest = CheckpointStore(self.path / "checkpoints").newest_named()
+        return FullDiskError(error.errno, f"{error.strerror}. {newest} Make room; the same command continues.")
+
     @contextmanager
     def unless_full(self, what: str) -> Iterator[None]:
         """Around writing that the training does not need; on a full disk, stop or go on as `on_full_disk` says.
@@ -176,9 +181,7 @@ class RunFolder:
             yield
         except FullDiskError as error:
             if self.on_full_disk == "stop":
-                newest = CheckpointStore(self.path / "checkpoints").newest_named()
-                text = f"{error.strerror}. {newest} Make room; the same command continues."
-                raise FullDiskError(error.errno, text) from error
+                raise self.with_advice(error) from error
             if what not in self._incomplete:
                 self._incomplete.add(what)
                 self.note(f"{error.strerror}. The training goes on; {what} may be missing from now on.")

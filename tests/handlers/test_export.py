@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Engine
 
 from mim_components.contract import InputContract, read_contract
+from mim_components.disk import FullDiskError
 from mim_components.handlers.export import ExportHandler
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.pretrained import load_pretrained
+from mim_components.runs.folder import RunFolder
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((40, 40, 32), (16, 16, 16)))
 
@@ -67,3 +70,22 @@ def test_files_of_an_earlier_export_are_replaced_whole(tmp_path: Path, network: 
     engine.run([None])
     assert len(torch.load(tmp_path / "models" / "model.pt", weights_only=True)) == len(network.state_dict())
     assert not list((tmp_path / "models").glob(".*"))
+
+
+@pytest.mark.parametrize("file", ["model.pt", "encoder.safetensors"])
+def test_full_disk_ends_the_run_whatever_may_be_missing(
+    file: str, tmp_path: Path, network: MiM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: Any) -> Path:
+        if path.name == file:
+            raise OSError(28, f"cannot write {path}: No space left on device")
+        return path
+
+    folder = RunFolder(tmp_path, on_full_disk="continue")
+    monkeypatch.setattr("mim_components.checkpoints.write_with_digest", full)
+    monkeypatch.setattr("mim_components.pretrained.write_with_digest", full)
+    engine = Engine(lambda engine, batch: None)
+    ExportHandler(folder, network, CONTRACT).attach(engine)
+    with pytest.raises(FullDiskError, match=f"cannot write .*{file}, which needs .*Make room; the same command"):
+        engine.run([None])
+    folder.release()
