@@ -42,11 +42,24 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     dist.init_process_group(
-        backend or ("nccl" if device.type == "cuda" else "gloo"), timeout=timedelta(seconds=timeout)
+        backend, store=_of_this_start(store), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
     if dist.get_rank() != 0:
         logging.getLogger("mim_components").setLevel(logging.WARNING)
+
+
+def _of_this_start(store: dist.Store) -> dist.Store:
+    """A part of the store for this start of the processes.
+
+    `torchrun --standalone` keeps its store over restarts: a process that is fast would find the address of a dead one.
+    Machines count their own restarts, so with several this is left to torchrun (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def stop_processes() -> None:

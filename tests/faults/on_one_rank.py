@@ -1,10 +1,19 @@
-"""A handler that fails in one process of a run only; it stands for the bundle's progress bar."""
+"""Handlers for runs of several processes, in place of the bundle's progress bar."""
 
 from __future__ import annotations
 
 import os
 
 from ignite.engine import Engine, Events
+
+from tests.faults.hold import Hold
+
+
+class HoldEach(Hold):
+    """Every process waits at a step while its own file is there: `file` with `_` and its rank."""
+
+    def __init__(self, event: str, step: int, file: str) -> None:
+        super().__init__(event, step, f"{file}_{os.environ['RANK']}")
 
 
 class FailOnRank:

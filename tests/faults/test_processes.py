@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 Data = Callable[[Bundle], dict[str, str]]
 Reference = Callable[..., Path]
 SAME = "the same command ends with losses and weights equal to an undisturbed run of two processes, bit for bit"
+SLOW = 300  # seconds; two processes import everything anew
 TWO = {"device": None, "global_batch_size": 2}  # 1 per process
 
 
@@ -35,10 +37,23 @@ def configs(bundle: Bundle) -> tuple[str, str]:
     return "--config_file", f"['{bundle.config}','{bundle.config.with_name('multi_gpu_train.json')}']"
 
 
-def torchrun(bundle: Bundle, output: Path, *arguments: str, **options: Any) -> Run:
-    """Two processes as users start them; the run's process is torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
-    return start(bundle, output, *configs(bundle), prefix=[*command, "--no-python"], **{**TWO, **options})
+@pytest.fixture
+def torchrun() -> Iterator[Callable[..., Run]]:
+    """Start two processes as users do, with arguments of torchrun; the run's process is torchrun."""
+    runs: list[Run] = []
+
+    def begin(bundle: Bundle, output: Path, *arguments: str, **options: Any) -> Run:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+        runs.append(start(bundle, output, *configs(bundle), prefix=[*command, "--no-python"], **{**TWO, **options}))
+        return runs[-1]
+
+    yield begin
+    for path in Path("/proc").glob("[0-9]*/cmdline"):  # after a failed test: the processes have sessions of their own
+        with suppress(OSError):
+            if any(str(run.output).encode() in path.read_bytes() for run in runs):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    for run in runs:
+        run.wait()
 
 
 def processes(bundle: Bundle, output: Path, count: int = 2, **options: Any) -> list[Run]:
@@ -95,12 +110,28 @@ def goes_on(bundle: Bundle, output: Path, data: dict[str, str]) -> Path:
     return output
 
 
-def held_runs(bundle: Bundle, output: Path, step: int, count: int = 2, **options: Any) -> tuple[list[Run], Path]:
-    """Processes that wait in a step until the file is removed."""
-    held = output.parent / "held"
-    runs = processes(bundle, output, count, **{"train::progress": hold(step, held), **options})
-    runs[0].wait_held(held)
-    return runs, held
+class Holds:
+    """All of two processes wait at a step until they are let go.
+
+    Args:
+        folder: for their files.
+        step: at which.
+    """
+
+    def __init__(self, folder: Path, step: int = 5) -> None:
+        self.files = [folder / f"held_{rank}" for rank in (0, 1)]
+        handler = {**hold(step, folder / "held"), "_target_": "tests.faults.on_one_rank.HoldEach"}
+        self.option: dict[str, Any] = {"train::progress": handler}
+
+    def wait(self, *runs: Run) -> None:
+        """Until both wait."""
+        for file in self.files:
+            runs[0].wait_held(file, SLOW)
+
+    def let_go(self) -> None:
+        """End the waiting."""
+        for file in self.files:
+            file.unlink()
 
 
 @pytest.mark.parametrize(
@@ -118,10 +149,12 @@ def held_runs(bundle: Bundle, output: Path, step: int, count: int = 2, **options
 def test_process_killed(
     bundle: Bundle, rank: int, data_of: Data, undisturbed: Callable[[Bundle], Path], tmp_path: Path
 ) -> None:
-    runs, held = held_runs(bundle, tmp_path / "run", 5, **data_of(bundle))
+    holds = Holds(tmp_path)
+    runs = processes(bundle, tmp_path / "run", **data_of(bundle), **holds.option)
+    holds.wait(*runs)
     runs[rank].kill()
     began = time.monotonic()
-    held.unlink()
+    holds.let_go()
     other = runs[1 - rank]
     assert other.wait(60) == 1 and time.monotonic() - began < 60
     assert "This process ends because another one of this run has ended (Connection " in other.text
@@ -138,7 +171,7 @@ def test_process_killed(
 def test_exception_in_one_process(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
     fails = {"_target_": "tests.faults.on_one_rank.FailOnRank", "rank": 1, "step": 5}
     run = torchrun(PRETRAIN, tmp_path / "run", **{"train::progress": fails, **scans})
-    run.wait_for(4)
+    run.wait_for(4, SLOW)
     assert run.wait(60) == 1
     cause = "ERROR: scan_7: broken in process 1"
     assert re.findall(r"(?m)^.*ERROR: .*$", run.text) == [f"[rank1]: {cause}", f"  {cause}"]
@@ -154,33 +187,35 @@ def test_exception_in_one_process(scans: dict[str, str], undisturbed: Callable[[
 @pytest.mark.fault("A21b", fault="DDP ranks die again and again",
                    injection="torchrun --max-restarts 3; SIGKILL to process 0, after the restart to process 1",
                    expected=f"goes on by itself; {SAME.replace('the same command', 'it')}")  # fmt: skip
-def test_restarts(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    options: dict[str, Any] = {"train::progress": hold(5, held), **scans}
-    run = torchrun(PRETRAIN, tmp_path / "run", "--max-restarts=3", **options)
+def test_restarts(
+    torchrun: Callable[..., Run], scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path
+) -> None:
+    holds = Holds(tmp_path)
+    run = torchrun(PRETRAIN, tmp_path / "run", "--max-restarts=3", **holds.option, **scans)
     for rank in (0, 1):
-        run.wait_held(held)
+        holds.wait(run)
         os.kill(pids_of(run)[rank], signal.SIGKILL)
-        held.unlink()
-    run.wait_held(held)
-    held.unlink()
-    finish(run)
+        holds.let_go()
+    holds.wait(run)
+    holds.let_go()
+    assert run.wait(SLOW) == 0, run.text[-4000:]
     assert state_of(tmp_path / "run", scans) == ("finished", "FINISHED")
     assert_same(tmp_path / "run", undisturbed(PRETRAIN))
 
 
 @pytest.mark.fault("A21c", fault="SIGTERM to torchrun (preemption)", injection="kill -TERM of torchrun in step 5",
                    expected=f"all finish the step, one checkpoint, run KILLED, status interrupted; {SAME}")  # fmt: skip
-def test_torchrun_told_to_stop(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    options: dict[str, Any] = {"train::progress": hold(5, held), **scans}
-    run = torchrun(PRETRAIN, tmp_path / "run", **options)
-    run.wait_held(held)
+def test_torchrun_told_to_stop(
+    torchrun: Callable[..., Run], scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path
+) -> None:
+    holds = Holds(tmp_path)
+    run = torchrun(PRETRAIN, tmp_path / "run", **holds.option, **scans)
+    holds.wait(run)
     run.send(signal.SIGTERM)
     deadline = time.monotonic() + 30
     while run.text.count("closing signal SIGTERM") < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    held.unlink()
+    holds.let_go()
     assert run.wait(60) == 1  # torchrun's own, whatever its processes return
     assert "got signal: 15" in run.text and "SIGTERM: stopped after step" in run.text
     steps = [row["step"] for row in rows_of(tmp_path / "run" / "metrics.jsonl")]
@@ -208,7 +243,9 @@ def test_number_of_processes_changed(
     output = tmp_path / "run"
     one = {**data_of(bundle), "global_batch_size": 2}
     if before == 2:
-        runs, _ = held_runs(bundle, output, 5, **data_of(bundle))
+        holds = Holds(tmp_path)
+        runs = processes(bundle, output, **data_of(bundle), **holds.option)
+        holds.wait(*runs)
     else:
         runs = [start(bundle, output, **{"train::progress": hold(5, tmp_path / "held"), **one})]
         runs[0].wait_held(tmp_path / "held")
@@ -249,9 +286,12 @@ def test_number_of_processes_that_does_not_divide(scans: dict[str, str], referen
                    injection="SIGSTOP to process 1 of 2 in step 5, process_timeout 20 s",
                    expected=f"the other ends after that time and says why; {SAME}")  # fmt: skip
 def test_process_that_hangs(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
-    runs, held = held_runs(PRETRAIN, tmp_path / "run", 5, **scans, process_timeout=20, worker_timeout=10)
+    holds = Holds(tmp_path)
+    options = {"process_timeout": 20, "worker_timeout": 10}
+    runs = processes(PRETRAIN, tmp_path / "run", **scans, **options, **holds.option)
+    holds.wait(*runs)
     runs[1].kill(signal.SIGSTOP)
-    held.unlink()
+    holds.let_go()
     assert runs[0].wait(60) == 1
     last = runs[0].text.strip().splitlines()[-1]
     assert last.startswith("[rank0]: ERROR: another process of this run does not answer (Timed out waiting 20000ms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mim_components.runs import processes
 from mim_components.runs.processes import (
     is_lost_process,
     is_silent_process,
@@ -27,6 +28,20 @@ def test_process_must_have_the_time_to_say_that_its_worker_hangs(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match=f"process_timeout must be longer than worker_timeout, got {timeout} and 600:"):
         start_processes(timeout=timeout, worker_timeout=600)
+
+
+@pytest.mark.parametrize(("machines", "found"), [("1", False), ("2", True)])
+def test_restarted_processes_do_not_find_what_the_dead_ones_left(
+    machines: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = torch.distributed.HashStore()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    for restart, there in (("0", True), ("1", found)):  # several machines count their restarts each for itself
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
+        part = processes._of_this_start(store)
+        if restart == "0":
+            part.set("address", "127.0.0.1")
+        assert part.check(["address"]) is there
 
 
 # as gloo and NCCL say it
