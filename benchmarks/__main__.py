@@ -62,6 +62,8 @@ PARTS = {
         "--repetitions 3",
         "--size 80 80 48 --levels 64,64,32 32,32,32 16,16,16 --input_size 32,32,32 --repetitions 1",
     ),
+    "fine_tuning": Part("Fine-tuning", "", "--quick"),
+    "inference": Part("Inference", "", "--quick"),
     "gpu": Part(
         "On a GPU",
         "",

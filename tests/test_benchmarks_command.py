@@ -51,17 +51,19 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_part_runs(one_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert suite.main(["--quick", "--only", ",".join(suite.PARTS), "--output", str(tmp_path)]) == 0
+    # the quick forms of the others are run by their own tests
+    names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference")]
+    assert suite.main(["--quick", "--only", ",".join(names), "--output", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "benchmarks.json").read_text())
     text = (tmp_path / "benchmarks.md").read_text()
-    assert list(content["parts"]) == list(suite.PARTS)
+    assert list(content["parts"]) == names
     assert content["environment"]["versions"]["torch"] == torch.__version__
     for name, part in content["parts"].items():
         assert part["tables"] and part["seconds"] > 0
         assert f"## {suite.PARTS[name].title}\n\n```bash\n{part['command']}\n```" in text
         assert all(f"{title}:\n\n| " in text for title in part["tables"])
         assert part["command"].startswith(f"python -m benchmarks.{name} ") and str(tmp_path) not in part["command"]
-    assert f"{len(suite.PARTS)} of {len(suite.PARTS)} parts ran" in capsys.readouterr().out
+    assert f"{len(names)} of {len(names)} parts ran" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_is_named_and_the_others_run(
