@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=size_option, default=(96, 96, 96), help="of the volume, voxels")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers say nothing")
     parser.add_argument("--case", choices=NETWORKS, help="this network only, as JSON")
-    add_report_options(parser, repetitions=3)
+    add_report_options(parser, repetitions=2)
     options = parser.parse_args(arguments)
     if options.quick:
         options.preset, options.size, options.repetitions = "tiny", (64, 32, 32), 1
