@@ -31,7 +31,13 @@ class EarlyStop:
         """Register with a trainer, after the validation."""
         if self.patience:
             self._stopping = EarlyStopping(self.patience, self._score, engine)
+            engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """End a run at once that was interrupted after it had stopped, before it was finished."""
+        if self._stopping is not None and self._stopping.counter >= self.patience:
+            engine.terminate()
 
     def _score(self, engine: Any) -> float:
         score = float(engine.state.validation[self.metric])

@@ -213,6 +213,18 @@ def test_count_of_early_stop_survives_a_resume() -> None:
     assert engine.state.iteration == 1
 
 
+def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on() -> None:
+    first = EarlyStop("val_mean_dice", patience=1)
+    trainer_with(Validation(FakeEvaluator([0.4, 0.3]), 1), first, steps=4)
+    second = EarlyStop("val_mean_dice", patience=1)
+    engine, completed = Engine(lambda engine, batch: None), []
+    second.attach(engine)
+    second.load_state_dict(first.state_dict())
+    engine.add_event_handler(Events.COMPLETED, lambda engine: completed.append(engine.state.iteration))
+    engine.run(range(4), max_epochs=1)
+    assert completed == [0]  # no step, and the end of a run
+
+
 def test_early_stop_is_off_by_default() -> None:
     stop = EarlyStop("val_mean_dice")
     engine = trainer_with(Validation(FakeEvaluator([0.4, 0.3]), 1), stop, steps=2)
