@@ -15,6 +15,7 @@ from .data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, fin
 from .data.naming import name_sources, path_of_name
 from .data.paper_collections import COLLECTIONS, CollectionVolumes
 from .data.quarantine import MAX_BAD_FRACTION
+from .tables import printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
 
@@ -95,7 +96,7 @@ def _announce(found: FoundVolumes) -> None:
         print(found.table())
     print(f"{len(found)} volumes found")
     for note in found.notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _report(dataset: PreparedDataset) -> None:
@@ -110,8 +111,9 @@ def _advice(error: BadVolumesError) -> str:
 
 
 def _table(error: BadVolumesError) -> str:
-    width = max(len(item.path) for item in error.bad)
-    rows = [f"{item.path:<{width}}  {item.cause}" for item in error.bad]
+    paths = [printable(item.path) for item in error.bad]
+    width = max(map(len, paths))
+    rows = [f"{path:<{width}}  {printable(item.cause)}" for path, item in zip(paths, error.bad, strict=True)]
     limit = "" if error.max_bad_fraction is None else f", --max_bad_fraction is {error.max_bad_fraction:g}"
     return "\n".join([f"{len(error.bad)} of {error.total} volumes are bad{limit}:", f"{'file':<{width}}  cause", *rows])
 

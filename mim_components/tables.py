@@ -1,4 +1,4 @@
-"""Tables as text: Markdown for reports and logs, CSV for spreadsheets."""
+"""Tables as text: Markdown for reports and logs, CSV for spreadsheets; and names of files as they may stand in them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def printable(text: str) -> str:
+    r"""One line that every terminal and log takes: line breaks, control characters and undecodable bytes are escaped.
+
+    Example:
+        >>> printable("Müller\nERROR: faked")
+        'Müller\\nERROR: faked'
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,8 @@ from statistics import median
 
 import numpy as np
 
+from mim_components.tables import printable
+
 GIB = 2**30
 
 
@@ -51,7 +53,7 @@ class BadVolume:
     lasting: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.cause}"
+        return printable(f"{self.path}: {self.cause}")
 
 
 class BadVolumesError(DataError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from mim_components.tables import printable
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -44,5 +46,5 @@ def table(findings: Sequence[Finding]) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """One printable line of at most `most` characters."""
-    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))
+    text = printable(str(value))
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -209,6 +209,17 @@ def test_command_lists_bad_volumes_and_exits_1(mixed, tmp_path, capsys):
     assert "3 left out:" in capsys.readouterr().out
 
 
+def test_command_takes_any_name(tmp_path, write_nifti, capsys):
+    write_nifti("data/a.nii.gz")
+    names = ("M\udcfcller.nii", "x\x1b[2J\nERROR: faked.nii")  # Latin-1; escape codes and a line break
+    for name in names:
+        (tmp_path / "data" / name).write_bytes(b"")
+    assert main([str(tmp_path / "data"), "--cache_dir", str(tmp_path / "cache")]) == 1
+    captured = capsys.readouterr()
+    assert "M\\udcfcller.nii  " in captured.out and "x\\x1b[2J\\nERROR: faked.nii  " in captured.out
+    assert [line for line in captured.err.splitlines() if line.startswith("ERROR")] == [captured.err.splitlines()[-1]]
+
+
 def test_command_without_data_exits_2(tmp_path, capsys):
     assert main([]) == 2
     assert "ERROR Give the data in exactly one way" in capsys.readouterr().err
