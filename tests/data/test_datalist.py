@@ -88,3 +88,30 @@ def test_repeated_item_is_noted(write_list):
     found = load_datalist(write_list({"training": [{"image": "a.nii"}, {"image": "a.nii"}]}))
     assert len(found) == 2
     assert "a.nii is listed more than once" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"image": "sub/../a.nii"}], "volumes in both sections, training and validation: .*/a.nii"),
+        ([{"image": "link.nii"}], "volumes in both sections"),
+        ([{"image": "b.nii", "group": "p1"}], "patients in both sections, training and validation: p1"),
+    ],
+)
+@pytest.mark.parametrize("key", ["training", "validation"])
+def test_what_is_in_training_is_not_in_validation(tmp_path, items, message, key):
+    for name in ("a.nii", "b.nii"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.nii").symlink_to("a.nii")
+    content = {"training": [{"image": "a.nii", "group": "p1"}], "validation": items}
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        load_datalist(path, key=key)
+    content["validation"] = [{"image": "b.nii", "group": "p2"}]
+    path.write_text(json.dumps(content))
+    assert len(load_datalist(path, key=key)) == 1
+    content["training" if key == "validation" else "validation"] = ["no item", 3]
+    path.write_text(json.dumps(content))
+    assert len(load_datalist(path, key=key)) == 1
