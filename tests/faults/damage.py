@@ -13,9 +13,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from tests.faults.dicom_series import (
+    series_cut_short,
+    series_with_a_copy,
+    series_with_a_gap,
+    voxels_of,
+    write_series,
+)
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>" * 20
@@ -45,9 +50,9 @@ class Damage:
     make: Callable[[Path, Path], Any]
 
 
-def voxels_of(scan: Path) -> np.ndarray:
-    """Stored voxels (H, W, D) of a NIfTI file."""
-    return np.asanyarray(nib.load(scan).dataobj)  # type: ignore[attr-defined]
+def affine_of(scan: Path) -> np.ndarray:
+    """4x4 affine of a NIfTI file."""
+    return np.array(nib.load(scan).affine)  # type: ignore[attr-defined]
 
 
 def write(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE, kind: Any = nib.Nifti1Image) -> Path:
@@ -126,47 +131,6 @@ def metaimage_without_voxels(path: Path, good: Path) -> None:
     )
 
 
-def write_series(folder: Path, scan: Path, uid: str = "1.2.3", **changes: Any) -> list[Path]:
-    """Write a scan as a DICOM series, one file per slice; `changes` replaces tags. Returns the files by position."""
-    voxels, files = voxels_of(scan), []
-    folder.mkdir(exist_ok=True)
-    for number in range(voxels.shape[2]):
-        data = pydicom.Dataset()
-        data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = CTImageStorage
-        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"{uid}.{number}"
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2", uid, "CT"
-        data.Columns, data.Rows = voxels.shape[:2]
-        data.PixelSpacing, data.ImageOrientationPatient = [1.5, 1.5], [1, 0, 0, 0, 1, 0]
-        data.ImagePositionPatient = [0, 0, 3 * number]
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.RescaleSlope, data.RescaleIntercept = 1, 0
-        data.PixelData = voxels[..., number].T.astype("<i2").tobytes()
-        for name, value in changes.items():
-            setattr(data, name, value)
-        files.append(folder / f"{uid}.{number}")
-        data.save_as(files[-1], enforce_file_format=True)
-    return files
-
-
-def series_cut_short(path: Path, good: Path) -> None:
-    """A series of which one slice is truncated."""
-    cut = write_series(path.with_name("cut_short"), good)[18]
-    cut.write_bytes(cut.read_bytes()[:-20])
-
-
-def series_with_a_gap(folder: Path, good: Path) -> None:
-    """A series of which one slice is missing."""
-    write_series(folder, good, "1.3.1")[18].unlink()
-
-
-def series_with_a_copy(folder: Path, good: Path) -> None:
-    """A series of which one slice is there twice."""
-    shutil.copy(write_series(folder, good, "1.3.2")[18], folder / "copy")
-
-
 LARGE = dims(3, 1200, 1200, 973), (DATATYPE, struct.pack("<2h", 16, 32))  # float32
 
 
@@ -202,6 +166,10 @@ SCANS = [
            lambda path, good: path.symlink_to(path)),
     Damage("C5g", "pipe.nii.gz", "FIFO", "mkfifo", "is not a regular file (FIFO, socket or device)",
            lambda path, good: os.mkfifo(path)),
+    Damage("C5h", "esc\x1b[2J\nERROR faked.nii.gz", "a name made to deceive", "escape codes, line break",
+           "the file is empty (0 bytes)", with_bytes(lambda content: b"")),
+    Damage("C5i", "M\udcfcller.nii.gz", "a name in an old encoding", "0 byte, Latin-1 in the name",
+           "the file is empty (0 bytes)", with_bytes(lambda content: b"")),
     Damage("C6", "nan.nii.gz", "all NaN", "np.nan in every voxel", "66,528 of 66,528 voxels are NaN or infinite",
            with_voxels(lambda voxels: np.full_like(voxels, np.nan))),
     Damage("C7", "one_nan.nii.gz", "one NaN voxel", "one voxel set", "1 of 66,528 voxels are NaN or infinite",
@@ -296,140 +264,4 @@ BOMBS = [
            "the header claims 5,604,480,352 bytes", with_header(*LARGE)),
     Damage("C12b", "claim.nii", "small file claiming 5.6 GB, not compressed", "dim and datatype patched",
            "the header claims 5,604,480,000 bytes, the file has 133,056", uncompressed_claim),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PairDamage:
-    """A bad case of an image and its label map.
-
-    Args:
-        id: of the row.
-        fault: what is wrong.
-        injection: how.
-        cause: part of what is said of it.
-        make: changes copies of a good pair; receives the paths of image and label.
-    """
-
-    id: str
-    fault: str
-    injection: str
-    cause: str
-    make: Callable[[Path, Path], Any]
-
-
-def relabel(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Path], Any]:
-    """The label with other values; `change` receives a copy in float32."""
-    return lambda image, label: write(label, change(voxels_of(label).astype(np.float32)), affine_of(label))
-
-
-def replace_label(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Path], Any]:
-    """The label in another place; `change` receives a copy of its affine."""
-    return lambda image, label: write(label, voxels_of(label).copy(), change(affine_of(label)))
-
-
-def affine_of(scan: Path) -> np.ndarray:
-    """4x4 affine of a NIfTI file."""
-    return np.array(nib.load(scan).affine)  # type: ignore[attr-defined]
-
-
-def some(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Sets 30 voxels of a label map."""
-
-    def change(values: np.ndarray) -> np.ndarray:
-        values[:30, 0, 0] = value
-        return values
-
-    return change
-
-
-def spread(factor: float) -> Callable[[np.ndarray], np.ndarray]:
-    """An affine with other distances between slices."""
-    return lambda affine: affine @ np.diag([1, 1, factor, 1])
-
-
-def shifted(affine: np.ndarray) -> np.ndarray:
-    """An affine moved by a voxel."""
-    return affine @ nib.affines.from_matvec(np.eye(3), [1, 0, 0])
-
-
-def mirrored(affine: np.ndarray) -> np.ndarray:
-    """An affine with its first axis turned round, as tools do that drop the sign of an axis."""
-    return affine @ np.diag([-1, 1, 1, 1])
-
-
-def turned(affine: np.ndarray) -> np.ndarray:
-    """An affine turned by 0.2 about the last axis."""
-    rotation = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])
-    return nib.affines.from_matvec(rotation) @ affine
-
-
-def swap(image: Path, label: Path) -> None:
-    """Image and label in each other's place."""
-    image.rename(image.with_name("x"))
-    label.rename(image)
-    image.with_name("x").rename(label)
-
-
-def in_micrometres(image: Path, label: Path) -> None:
-    """Both on a grid whose unit is not mm."""
-    for path in (image, label):
-        write(path, voxels_of(path).copy(), np.diag([1000, 1000, 1000, 1]) @ affine_of(path))
-
-
-def decompress(path: Path) -> None:
-    """The content without compression, under the same name."""
-    path.write_bytes(gzip.decompress(path.read_bytes()))
-
-
-PAIRS = [
-    PairDamage("C14", "label of another shape", "a slice less", "the image has (40, 40, 36)",
-               relabel(lambda values: values[..., 1:])),
-    PairDamage("C14b", "label of another spacing", "slices 1.5 times as far", "its spacing is",
-               replace_label(spread(1.5))),
-    PairDamage("C14c", "label shifted", "by one voxel", "its position differs by", replace_label(shifted)),
-    PairDamage("C14d", "label mirrored", "first axis of its affine turned round", "(mirrored or turned)",
-               replace_label(mirrored)),
-    PairDamage("C14e", "label turned", "by 0.2 about the last axis", "it is turned: its corners are up to",
-               replace_label(turned)),
-    PairDamage("C14f", "label whose pixdim and sform differ", "pixdim 1 x 1 x 1: MONAI's reader takes the qform",
-               "its spacing is 1 x 1 x 1 mm",
-               lambda image, label: patch(label, floats(PIXDIM, 1, 1, 1), (CODES, struct.pack("<h", 1)))),
-    PairDamage("C15", "unknown label 7", "30 voxels set", "label values 7 (30 voxels) are unknown; known: 0 to 1",
-               relabel(some(7))),
-    PairDamage("C15b", "label -1", "30 voxels set", "label values -1 (30 voxels) are unknown", relabel(some(-1))),
-    PairDamage("C15c", "label 0.5", "30 voxels set", "must be whole numbers, 30 voxels are not, such as 0.5",
-               relabel(some(0.5))),
-    PairDamage("C15d", "label NaN", "30 voxels set", "30 voxels are NaN or infinite", relabel(some(np.nan))),
-    PairDamage("C15e", "label 0.9999999", "30 voxels set", "30 voxels are not, such as 0.9999999",
-               relabel(some(0.9999999))),
-    PairDamage("C16", "image and label swapped", "files renamed", "image and label seem to be swapped", swap),
-    PairDamage("C16b", "label map in place of the image", "the label copied",
-               "not HU: values from 0 to 1 (normalised, or a mask)", lambda image, label: shutil.copy(label, image)),
-    PairDamage("C16c", "scan in place of the label", "the image copied", "are unknown; known: 0 to 1",
-               lambda image, label: shutil.copy(image, label)),
-    PairDamage("C16d", "label with an axis of classes", "one-hot 4D", "4D, shape (40, 40, 36, 2)",
-               relabel(lambda values: np.stack([1 - values, values], axis=-1))),
-    PairDamage("C17c", "empty body", "image filled with -1024", "constant: every voxel is -1024",
-               lambda image, label: write(image, np.full((40, 40, 36), -1024, np.int16), affine_of(image))),
-    PairDamage("C22", "label missing", "file removed", "no such file", lambda image, label: label.unlink()),
-    PairDamage("C22b", "label of 0 byte", "truncated", "the file is empty (0 bytes)",
-               lambda image, label: label.write_bytes(b"")),
-    PairDamage("C22c", "label cut in half", "half of the bytes", "truncated: the compressed data end before",
-               lambda image, label: label.write_bytes(label.read_bytes()[: label.stat().st_size // 2])),
-    PairDamage("C22d", "bit flip in the label", "one bit of the CRC turned",
-               "damaged compressed data: CRC check failed",
-               lambda image, label: label.write_bytes(flip(label.read_bytes(), label.stat().st_size - 6))),
-    PairDamage("C22e", "label header bomb", "dim 32767^3", "more than max_voxels=2,147,483,648",
-               lambda image, label: patch(label, dims(3, 32767, 32767, 32767))),
-    PairDamage("C22f", "one NaN voxel in the image", "one voxel set", "1 of 57,600 voxels are NaN or infinite",
-               lambda image, label: write(
-                   image, np.where(np.arange(57600).reshape(40, 40, 36) == 5, np.nan, voxels_of(image)),
-                   affine_of(image))),
-    PairDamage("C23", "plain NIfTI called .nii.gz", "decompressed under its old name",
-               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(image)),
-    PairDamage("C23b", "label: plain NIfTI called .nii.gz", "decompressed under its old name",
-               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(label)),
-    PairDamage("C24", "scan of many metres", "affine of micrometres, both files",
-               "m large; expected mm", in_micrometres),
 ]  # fmt: skip

@@ -26,13 +26,12 @@ from tests.faults.damage import (
     affine_of,
     floats,
     patch,
-    turned,
-    voxels_of,
     with_header,
     with_voxels,
     write,
-    write_series,
 )
+from tests.faults.dicom_series import voxels_of, write_series
+from tests.faults.pairs import turned
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Run, finish, losses, start
 
 pytestmark = pytest.mark.slow
