@@ -168,7 +168,9 @@ def test_process_killed(
 @pytest.mark.fault("A21a", fault="exception in one DDP rank only", injection="process 1 of 2 raises after step 5",
                    expected=f"torchrun ends within a minute; its error is the only one, and torchrun's summary has "
                             f"traceback and cause; {SAME}")  # fmt: skip
-def test_exception_in_one_process(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
+def test_exception_in_one_process(
+    torchrun: Callable[..., Run], scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path
+) -> None:
     fails = {"_target_": "tests.faults.on_one_rank.FailOnRank", "rank": 1, "step": 5}
     run = torchrun(PRETRAIN, tmp_path / "run", **{"train::progress": fails, **scans})
     run.wait_for(4, SLOW)
