@@ -258,7 +258,8 @@ def test_command_makes_it_from_the_configuration_of_the_run(
 ) -> None:
     run_until_report(folder)
     monkeypatch.setattr("mim_components.data.dataset.TestDataset", Dataset, raising=False)
-    folder.update(config={"train": {"dataset": {"_target_": "mim_components.data.dataset.TestDataset"}}})
+    dataset = {"_target_": "mim_components.data.dataset.TestDataset"}
+    folder.update(config={"prepared": {}, "train": {"dataset": dataset}})
     assert main([str(folder.path / "nonfinite_step_00000005.json")]) == 0
     printed = capsys.readouterr().out
     assert "step 5, first: loss of scan_" in printed and "1x1x3x3" in printed and "0 not finite" in printed

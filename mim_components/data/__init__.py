@@ -1,7 +1,7 @@
 """From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
 
 from .crop_place import CropPlace
-from .dataset import KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
+from .dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
 from .distributed import prepare_on_nodes
 from .prepare import find_sources, open_cached, prepare_volumes
 from .sampler import StepSampler, accumulation_steps
@@ -18,6 +18,7 @@ from .volumes import (
     VolumeError,
     VolumeSource,
 )
+from .workers import SteadyDataLoader, init_worker
 
 __all__ = [
     "BadVolume",
@@ -31,6 +32,7 @@ __all__ = [
     "OpenPreparedd",
     "PreparedDataset",
     "PreparedVolume",
+    "SteadyDataLoader",
     "StepLoader",
     "StepSampler",
     "TransformCache",

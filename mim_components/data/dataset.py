@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -81,15 +80,6 @@ class KeyedDataset(Dataset):
         except Exception as error:  # a worker hands on the text only: it must name the volume and the cause
             name = item.get("name", f"item {index}") if isinstance(item, Mapping) else f"item {index}"
             raise ItemError(f"{name}: {root_cause(error)}") from error
-
-
-def init_worker(worker_id: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: leave signals to the main process, which finishes its step first.
-
-    A workload manager sends them to all processes of a job. Workers end when the main process does.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StepLoader:

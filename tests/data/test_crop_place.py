@@ -14,11 +14,12 @@ from monai.data import DataLoader
 from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, SpatialPadd
 
 from mim_components.data.crop_place import CropPlace
-from mim_components.data.dataset import ItemError, KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
+from mim_components.data.dataset import ItemError, KeyedDataset, OpenPreparedd, StepLoader, volume_items
 from mim_components.data.finding import find_volumes
 from mim_components.data.prepare import prepare_volumes
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
+from mim_components.data.workers import init_worker
 from mim_components.transforms import MultiLevelCropMaskd
 
 LEVELS = [(8, 8, 8), (4, 4, 4)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,12 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, OneOf, RandFlip, RandGaussianNoise, RandSpatialCrop
 
-from mim_components.data.dataset import KeyedDataset, OpenPreparedd, StepLoader, init_worker, volume_items
+from mim_components.data.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
 from mim_components.data.finding import find_volumes
 from mim_components.data.prepare import prepare_volumes
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import CacheError, PreparedDataset
+from mim_components.data.workers import init_worker
 
 
 @pytest.fixture
@@ -139,12 +139,3 @@ def test_only_waiting_for_data_is_measured() -> None:
 def test_other_samplers_are_refused() -> None:
     with pytest.raises(ValueError, match="data_loader needs a StepSampler, got SequentialSampler"):
         StepLoader(DataLoader(KeyedDataset([1], Key()), batch_size=1))
-
-
-def test_workers_leave_ctrl_c_to_the_main_process() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        init_worker(0)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from monai.data import DataLoader
 
-from mim_components.data.dataset import KeyedDataset, OpenPreparedd, init_worker, volume_items
+from mim_components.data.dataset import KeyedDataset, OpenPreparedd, volume_items
 from mim_components.data.finding import find_volumes
 from mim_components.data.naming import name_sources
 from mim_components.data.prepare import prepare_volumes
 from mim_components.data.repair import open_or_remake
 from mim_components.data.volumes import CacheError, FoundVolumes, PreparedDataset, PreparedVolume
+from mim_components.data.workers import init_worker
 
 
 @pytest.fixture
