@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
+import threading
 from collections.abc import Sequence
 from traceback import walk_tb
 
@@ -55,6 +57,16 @@ def _is_of_loader(error: BaseException) -> bool:
 
 
 def kill_workers() -> None:
-    """End all child processes: a worker that hangs, and ignores SIGTERM, would be waited for at exit."""
-    for child in multiprocessing.active_children():
+    """End all child processes: a worker that hangs, and ignores SIGTERM, would be waited for at exit.
+
+    PyTorch's handler would report their end as an error of its own, in the place of the one that is known.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    children = multiprocessing.active_children()
+    for child in children:
         child.kill()
+    for child in children:
+        child.join()
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)

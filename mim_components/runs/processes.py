@@ -12,7 +12,13 @@ import torch.distributed as dist
 # of the messages of gloo, NCCL and PyTorch's store; each backend has error classes of its own, gloo has none
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection was likely closed",
         "pair closure", "ncclRemoteError")  # fmt: skip
-SILENT = ("Timed out waiting", "timed out in", "collective operation timeout")
+# the second is what gloo says in all operations under way but the one that timed out
+SILENT = (
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "timed out in",
+    "collective operation timeout",
+)
 
 
 def local_device() -> torch.device:
@@ -70,7 +76,7 @@ def stop_processes() -> None:
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether an error says that another process of the run has ended: what happened, that process knows."""
-    return _is_of_group(error) and any(text in str(error) for text in LOST)
+    return _is_of_group(error) and any(text in str(error) for text in LOST) and not is_silent_process(error)
 
 
 def is_silent_process(error: BaseException) -> bool:
@@ -79,4 +85,5 @@ def is_silent_process(error: BaseException) -> bool:
 
 
 def _is_of_group(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    gloo = "gloo" in str(error) or "pair closure" in str(error)
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and gloo)

@@ -17,6 +17,8 @@ from tests.faults.page import OPTION, rows_of, write_page
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, server, start
 
 RESULTS: dict[str, str] = {}  # by row
+# rows that take 10 to 50 s and have a shorter sibling
+LONG = set("A1s A2s A3 A11s A17s A21b A21ds A21f A21s A24s E2 E3 E5".split())
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +112,13 @@ def closed_server() -> Iterator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where the page is."""
     parser.addoption(OPTION, type=Path, help="write the table of faults with the results to this page")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark long rows, so that they can be left out."""
+    for item in items:
+        if LONG & {row.id for row in rows_of(item.iter_markers())}:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ from tests.faults.soak import Kill, Soak, compare, run_soak
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_kills_and_a_difference(tmp_path: Path) -> None:
     soak = run_soak("pretrain", 2, 0, tmp_path, max_steps=6, checkpoint_interval=2)
     assert soak.good and len(soak.kills) == 2 and soak.iterations == 6 * soak.runs >= 6

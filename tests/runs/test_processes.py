@@ -48,6 +48,7 @@ def test_restarted_processes_do_not_find_what_the_dead_ones_left(
 CLOSED = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by"
 RESET = "[/gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:23421: Connection reset by peer"
 WAITED = "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"
+WAITED_TOO = "Application timeout caused pair closure"
 REMOTE = "NCCL error in: ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"
 
 
@@ -58,6 +59,7 @@ REMOTE = "NCCL error in: ncclRemoteError: A call failed possibly due to a networ
         (RuntimeError(RESET), True, False),
         (torch.distributed.DistBackendError(REMOTE), True, False),
         (RuntimeError(WAITED), False, True),
+        (RuntimeError(WAITED_TOO), False, True),
         (RuntimeError("Connection closed by peer"), False, False),  # of MLflow, say
         (ValueError(WAITED), False, False),
         (ConnectionResetError("Connection reset by peer"), False, False),
