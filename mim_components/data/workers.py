@@ -22,7 +22,7 @@ class SteadyDataLoader(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Start the workers; signals that come meanwhile reach the main process after that."""
+        """Start the workers; signals that this thread gets meanwhile reach it after that."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return super().__iter__()

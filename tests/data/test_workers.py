@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from monai.data import DataLoader
@@ -35,11 +36,14 @@ def test_without_it_a_signal_at_the_start_ends_the_worker() -> None:
         list(loader)
 
 
-def test_main_process_gets_its_signal_after_the_workers_have_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_thread_gets_its_signal_after_the_workers_have_started(monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[str] = []
-    monkeypatch.setattr(
-        DataLoader, "__iter__", lambda self: (os.kill(os.getpid(), signal.SIGTERM), iter(came.copy()))[1]
-    )
+
+    def begin(loader: DataLoader) -> Iterator[str]:
+        signal.raise_signal(signal.SIGTERM)
+        return iter(came.copy())
+
+    monkeypatch.setattr(DataLoader, "__iter__", begin)
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append("signal"))
     try:
         assert list(SteadyDataLoader([1])) == [] and came == ["signal"]
