@@ -18,7 +18,7 @@ from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, serv
 
 RESULTS: dict[str, str] = {}  # by row
 # rows that take 10 to 50 s and have a shorter sibling
-LONG = set("A1s A2s A3 A11s A17s A21b A21ds A21f A21s A24s E2 E3 E5".split())
+LONG = set("A1p A1s A2s A3 A11s A17s A21b A21ds A21e A21f A21s A23s A24s B1s E2 E3 E5".split())
 
 
 @pytest.fixture(scope="session")
