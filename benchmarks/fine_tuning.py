@@ -17,14 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
-from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -33,11 +26,11 @@ from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
 from benchmarks.fine_tuning_profile import profile_tables
+from benchmarks.own_process import numbers_of, peak, timed
 from benchmarks.report import ROOT, add_report_options, measure, report, size_option
 from mim_components.networks import get_preset, segmentation_network
 
 CLASSES = 14
-GIB = 2**30
 OURS = "hybrid_swin_unetr"
 NETWORKS = (OURS, "unetr", "MONAI SwinUNETR", "MONAI UNETR")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # of glibc
@@ -77,22 +70,14 @@ def make_step(network: nn.Module, size: Sequence[int]) -> Callable[[], None]:
 def compare(preset: str, size: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
     """One row per network: parameters, seconds, and ratios to our network."""
     networks = {name: make_network(name, preset, size) for name in NETWORKS}
-    cpu: dict[str, list[float]] = {name: [] for name in NETWORKS}
-
-    def timed(name: str, step: Callable[[], None]) -> None:
-        start = process_time()
-        step()
-        cpu[name].append(process_time() - start)
-
-    steps = {name: partial(timed, name, make_step(network, size)) for name, network in networks.items()}
-    times = measure(steps, repetitions)
-    cpu_median = {name: statistics.median(seconds[1:]) for name, seconds in cpu.items()}
+    times = measure({name: make_step(network, size) for name, network in networks.items()}, repetitions)
     return [
         {
             "network": name, "parameters (M)": sum(p.numel() for p in networks[name].parameters()) / 1e6,
             "s/step": times[name].median, "min s": times[name].low, "max s": times[name].high,
             "time, first row = 1": times[name].median / times[OURS].median,
-            "CPU s/step": cpu_median[name], "CPU time, first row = 1": cpu_median[name] / cpu_median[OURS],
+            "CPU s/step": times[name].cpu_median,
+            "CPU time, first row = 1": times[name].cpu_median / times[OURS].cpu_median,
         }
         for name in NETWORKS
     ]  # fmt: skip
@@ -102,25 +87,14 @@ def run_case(name: str, preset: str, size: Sequence[int]) -> dict[str, float]:
     """Seconds of the second of two steps, by the clock and of all threads, and peak of this process in GiB."""
     step = make_step(make_network(name, preset, size), size)
     step()
-    start, cpu_start = perf_counter(), process_time()
-    step()
-    seconds, cpu = perf_counter() - start, process_time() - cpu_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    return {"seconds": seconds, "cpu": cpu, "peak": peak}
+    seconds, cpu = timed(step)
+    return {"seconds": seconds, "cpu": cpu, "peak": peak()}
 
 
 def in_process(name: str, keep_memory: bool, options: argparse.Namespace) -> dict[str, float]:
     """`run_case` in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.fine_tuning", "--case", name, "--preset", options.preset]
-    words += ["--size", ",".join(map(str, options.size))]
-    environment = {**os.environ, **(KEEP_MEMORY if keep_memory else {})}
-    done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"the process of {name} ended with {done.returncode}; -9: the machine has too little memory."
-        )
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+    words = ["--case", name, "--preset", options.preset, "--size", ",".join(map(str, options.size))]
+    return numbers_of("benchmarks.fine_tuning", words, name, KEEP_MEMORY if keep_memory else None)
 
 
 def peaks(options: argparse.Namespace) -> list[dict[str, Any]]:

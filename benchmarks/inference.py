@@ -14,26 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from benchmarks.report import ROOT, add_report_options, report, size_option
+from benchmarks.own_process import numbers_of, peak, timed
+from benchmarks.report import add_report_options, report, size_option
 from mim_components.networks import segmentation_network
 from mim_components.segmentation import ClassMapInferer
 
 CLASSES = 14
-GIB = 2**30
 OURS, MONAI = "ClassMapInferer", "SlidingWindowInferer + argmax"
 INFERERS = (OURS, MONAI)
 NETWORKS = ("hybrid_swin_unetr", "one convolution")
@@ -75,28 +71,21 @@ def run_case(inferer: str, network: str, options: argparse.Namespace, path: Path
     size = options.size if network == NETWORKS[0] else options.large_size
     volume, model = make_volume(size), make_network(network, options.preset, options.roi)
     predict = make_inferer(inferer, options.roi)
-    start, cpu_start = perf_counter(), process_time()
+    maps: list[Tensor] = []
     with torch.no_grad():
-        classes = predict(volume, model)
-    seconds, cpu = perf_counter() - start, process_time() - cpu_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    torch.save(classes, path)
-    return {"seconds": seconds, "cpu": cpu, "peak": peak}
+        seconds, cpu = timed(lambda: maps.append(predict(volume, model)))
+    numbers = {"seconds": seconds, "cpu": cpu, "peak": peak()}
+    torch.save(maps[0], path)
+    return numbers
 
 
 def in_process(inferer: str, network: str, options: argparse.Namespace, path: Path) -> dict[str, float]:
     """`run_case` in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.inference", "--case", inferer, network, str(path)]
+    words = ["--case", inferer, network, str(path)]
     for name in ("size", "large_size", "roi"):
         words += [f"--{name}", ",".join(map(str, getattr(options, name)))]
     words += ["--preset", options.preset]
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"the process of {inferer} ended with {done.returncode}; -9: the machine has too little memory."
-        )
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+    return numbers_of("benchmarks.inference", words, inferer)
 
 
 def share_of_differences(paths: Sequence[Path]) -> list[float]:

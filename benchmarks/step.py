@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from benchmarks.mae import mae_table
+from benchmarks.own_process import peak, timed
 from benchmarks.pretraining import FORMS, Settings, Training
 from benchmarks.report import Timing, add_report_options, report, size_option
-from benchmarks.step_memory import Case, peak, settings_of, timed
+from benchmarks.step_memory import Case, settings_of
 from benchmarks.step_parts import LEVELS, parts_table, write_ct
 
 

@@ -16,21 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 from benchmarks.encoder import kept_bytes
+from benchmarks.own_process import GIB, numbers_of, peak, timed
 from benchmarks.pretraining import FORMS, Settings, Training, make_batch, make_network
 from benchmarks.report import add_report_options, report
 from mim_components.crop_geometry import num_visible_tokens
-
-GIB = 2**30
 
 
 class Case(NamedTuple):
@@ -58,18 +53,6 @@ def settings_of(case: Case, preset: str, size: int, levels: int) -> Settings:
     return Settings(preset, size, levels, form=case.form, limit=case.limit, checkpoint=case.checkpoint)
 
 
-def timed(training: Training) -> tuple[float, float]:
-    """Seconds of a step, by the clock and of all threads."""
-    start, cpu_start = perf_counter(), process_time()
-    training()
-    return perf_counter() - start, process_time() - cpu_start
-
-
-def peak() -> float:
-    """Peak of this process so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-
-
 def run_case(case: Case, preset: str, size: int, levels: int, steps: int) -> dict[str, float]:
     """Seconds of a step, by the clock and of all threads, medians, and peak of this process in GiB."""
     training = Training(settings_of(case, preset, size, levels))
@@ -91,17 +74,9 @@ def kept_by_volume(form: str, checkpoint: bool, preset: str, size: int) -> int:
 
 def in_process(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
     """Run a case in a process of its own."""
-    options = ["--preset", arguments.preset, "--size", arguments.size, "--levels", arguments.levels]
+    options: list[object] = ["--preset", arguments.preset, "--size", arguments.size, "--levels", arguments.levels]
     options += ["--repetitions", arguments.repetitions, "--case", case.form, case.limit, int(case.checkpoint)]
-    command = [sys.executable, "-m", "benchmarks.step_memory", *map(str, options)]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"the process of {case} ended with {done.returncode}; -9: the machine has too little memory."
-        )
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+    return numbers_of("benchmarks.step_memory", options, case)
 
 
 def step_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mim_components.safe_write import write_safely, write_text_safely
 
 ENDING = ".sha256"
+_CHUNK = 2**20
 
 
 class WrongDigestError(ValueError):
@@ -56,9 +57,14 @@ def check_digest(path: Path) -> bool:
     return True
 
 
+def hash_file(path: Path, digest: hashlib._Hash) -> None:
+    """Add all bytes of a file to a digest."""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+    hash_file(path, digest)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import fine_tuning
+from benchmarks import fine_tuning, own_process
 from benchmarks.fine_tuning import NETWORKS, OURS, main, run_case
 from benchmarks.fine_tuning_profile import COPIES, kind_of, kind_rows, part_rows
 
@@ -47,7 +47,7 @@ def test_a_process_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         given.update(env)
         return Namespace(returncode=-9)
 
-    monkeypatch.setattr(fine_tuning.subprocess, "run", run)
+    monkeypatch.setattr(own_process.subprocess, "run", run)
     with pytest.raises(RuntimeError, match="process of unetr ended with -9; -9: the machine has too little memory"):
         fine_tuning.in_process("unetr", True, Namespace(preset="tiny", size=(32, 32, 32)))
     assert given["MALLOC_MMAP_MAX_"] == "0"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inference
+from benchmarks import inference, own_process
 from benchmarks.inference import MONAI, OURS, main, make_volume, share_of_differences
 
 
@@ -51,8 +51,8 @@ def test_class_maps_that_differ_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ended = inference.subprocess.CompletedProcess([], -9)
-    monkeypatch.setattr(inference.subprocess, "run", lambda *arguments, **options: ended)
+    ended = own_process.subprocess.CompletedProcess([], -9)
+    monkeypatch.setattr(own_process.subprocess, "run", lambda *arguments, **options: ended)
     options = inference.argparse.Namespace(size=(8,) * 3, large_size=(8,) * 3, roi=(8,) * 3, preset="nano")
     with pytest.raises(RuntimeError, match="process of ClassMapInferer ended with -9; -9: the machine has too little"):
         inference.in_process(OURS, "one convolution", options, tmp_path / "x")

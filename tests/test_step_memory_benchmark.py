@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import step_memory
+from benchmarks import own_process, step_memory
 from benchmarks.step_memory import Case, kept_by_volume, run_case
 
 
@@ -46,7 +46,7 @@ def test_what_is_kept_is_less_with_either_setting() -> None:
 
 def test_a_case_without_enough_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = argparse.Namespace(returncode=-9, stdout="")
-    monkeypatch.setattr(step_memory.subprocess, "run", lambda *arguments, **options: ended)
+    monkeypatch.setattr(own_process.subprocess, "run", lambda *arguments, **options: ended)
     wanted = argparse.Namespace(preset="nano", size=16, levels=2, repetitions=1)
     with pytest.raises(RuntimeError, match="Case.*'dense', limit=0.* ended with -9; -9: the machine has too little"):
         step_memory.in_process(Case("dense", 0, False), wanted)

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.digests import hash_file
 from mim_components.disk import as_size
 from mim_components.safe_write import PARTIAL, write_safely
 
 from .headers import VolumeHeader
 from .reading import DecodedVolume
-from .stream import hash_file
 from .volumes import CacheError, PreparedVolume, VolumeSource
 
 # Part of the key: raise it when the content of a cache file changes its meaning.

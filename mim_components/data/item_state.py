@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.verdicts import state_of_files
+from mim_components.data.verdicts import files_in, state_of_files
 
 STATE = "state"
 
@@ -21,16 +21,15 @@ def is_unchanged(item: Mapping[str, Any]) -> bool:
     if STATE not in item:
         return True
     try:
-        return state_text(state_of_files(list(_files_of(item)))) == item[STATE]
+        return state_text(state_of_files(files_in(_paths_of(item)))) == item[STATE]
     except OSError:
         return False
 
 
-def _files_of(item: Mapping[str, Any]) -> Iterator[Path]:
-    """Files of image and label, also those in a folder of slices."""
+def _paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
+    """Files and folders of image and label."""
     for name in ("image", "label"):
         value = item.get(name)
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(each, str):
-                path = Path(each)
-                yield from sorted(path.iterdir()) if path.is_dir() else [path]
+                yield Path(each)

@@ -15,9 +15,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from mim_components.digests import hash_file
+
 from .checks import MAX_VOXELS, check_affine, check_file, check_header, check_intensities, note_geometry
 from .headers import VolumeHeader, read_header
-from .stream import Payload, hash_file, read_payload
+from .stream import Payload, read_payload
 from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)

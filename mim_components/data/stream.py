@@ -111,13 +111,6 @@ def check_claimed_size(payload: Payload) -> None:
         raise VolumeError(f"the header claims {claimed:,} bytes, {available:,} compressed bytes cannot hold that")
 
 
-def hash_file(path: Path, digest: hashlib._Hash) -> None:
-    """Add all bytes of a file to a digest."""
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-
-
 def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
     """Read the voxels and everything after them.
 

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mim_components.digests import hash_file
+
 from .cache import SourceState
 from .finding import is_regular
 from .naming import hide
 from .reading import cause_of
 from .record_lines import RecordLines
-from .stream import hash_file
 from .volumes import BadVolume, DataError, VolumeError, VolumeSource
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,28 @@ def digest_of_files(files: Iterable[Path]) -> str | None:
     return digest.hexdigest() if files else None
 
 
+def files_in(paths: Iterable[Path]) -> list[Path]:
+    """Files, and those in folders of slices by name.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
+    return files
+
+
+def record_of_bad(bad: BadVolume) -> dict[str, Any]:
+    """What is kept of a volume that is bad for good."""
+    return {"state": bad.state, "digest": bad.digest, "cause": bad.cause}
+
+
+def bad_of_record(name: str, record: Mapping[str, Any]) -> BadVolume:
+    """The bad volume of a record."""
+    return BadVolume(name, record["cause"], record["digest"], record["state"], lasting=True)
+
+
 class KnownBad:
     """Bad volumes in a file of the cache folder.
 
@@ -99,13 +122,12 @@ class KnownBad:
         record = self._lines.get(_key(part, source, files))
         if record is None or record["state"] != state_of_files(files):
             return None
-        return BadVolume(str(source), record["cause"], record["digest"], record["state"], lasting=True)
+        return bad_of_record(str(source), record)
 
     def keep(self, part: str, source: VolumeSource, files: Sequence[Path], bad: BadVolume) -> None:
         """Add a volume that is bad for good; arguments as of `recall`."""
         if bad.lasting:
-            record: dict[str, Any] = {"state": bad.state, "digest": bad.digest, "cause": bad.cause}
-            self._lines.keep(_key(part, source, files), record)
+            self._lines.keep(_key(part, source, files), record_of_bad(bad))
 
 
 def _key(part: str, source: VolumeSource, files: Sequence[Path]) -> str:

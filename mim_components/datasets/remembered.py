@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_components.data.record_lines import RecordLines
-from mim_components.data.verdicts import state_of_files
+from mim_components.data.verdicts import bad_of_record, files_in, record_of_bad, state_of_files
 from mim_components.data.volumes import BadVolume
 
 from .cases import Case, CaseChecker, CaseFacts
@@ -52,7 +52,7 @@ class CheckMemory:
         if isinstance(result, CaseFacts):
             self._lines.keep(self._key(case), {"state": state, **vars(result)})
         elif result.lasting and not any(path.suffix.lower() in _DETACHED for path in case.files):
-            self._lines.keep(self._bad_key(case), {"state": state, "digest": result.digest, "cause": result.cause})
+            self._lines.keep(self._bad_key(case), record_of_bad(result) | {"state": state})
 
     def _key(self, case: Case) -> str:
         text = "\n".join([self._settings, repr(case.label), *(os.path.abspath(path) for path in case.files)])
@@ -69,10 +69,7 @@ def files_of(case: Case) -> list[Path]:
     Raises:
         OSError: a folder cannot be read.
     """
-    files: list[Path] = []
-    for path in case.files:
-        files += sorted(path.iterdir()) if path.is_dir() else [path]
-    return files
+    return files_in(case.files)
 
 
 def state_of(case: Case) -> dict[str, int] | None:
@@ -85,5 +82,5 @@ def state_of(case: Case) -> dict[str, int] | None:
 
 def _result(case: Case, record: dict[str, Any]) -> CaseFacts | BadVolume:
     if "cause" in record:
-        return BadVolume(case.source, record["cause"], record["digest"], record["state"], lasting=True)
+        return bad_of_record(case.source, record)
     return CaseFacts(record["digest"], tuple(record["notes"]), record["content"])
