@@ -1,9 +1,6 @@
 """With `anonymous_paths` no file that a run writes, and nothing that it says, names a scan."""
 
-import gzip
 import json
-import logging
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 
 from mim_components.data.naming import path_name
 from mim_components.synthetic.layouts import write_synthetic_layout
+from tests.personal import assert_none_in, everything_logged
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 NAME = "MUELLER_ANNA_1961"
@@ -34,34 +32,14 @@ SMALL: dict[str, Any] = {
 @pytest.fixture
 def said(capfd: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
     """Everything that is logged by anybody; neither it nor what is printed may hold the name."""
-    records: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    loggers = [logging.getLogger(), logging.getLogger("mim_components")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.addHandler(handler)
-        each.setLevel(logging.DEBUG)
-    yield records
-    for each, level in zip(loggers, levels, strict=True):
-        each.removeHandler(handler)
-        each.setLevel(level)
+    with everything_logged() as records:
+        yield records
     printed = capfd.readouterr()
     assert records and not [text for text in [*records, printed.out, printed.err] if "MUELLER" in text]
 
 
 def assert_nobody_in(folder: Path, at_least: int) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) >= at_least
-    for path in files:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        if content.startswith(b"PK\x03\x04"):
-            with zipfile.ZipFile(path) as archive:
-                content += b"".join(archive.read(name) for name in archive.namelist())
-        assert not any("MUELLER".encode(code) in content for code in ("utf-8", "utf-16-le")), path
-        assert "MUELLER" not in str(path.relative_to(folder))
+    assert_none_in(folder, at_least, ["MUELLER".encode(code) for code in ("utf-8", "utf-16-le")], ["MUELLER"])
 
 
 def run(bundle: str, *names: str, **options: Any) -> None:

@@ -1,9 +1,6 @@
 """Nothing of a header but its geometry reaches logs, caches, trackers and outputs."""
 
-import gzip
 import json
-import logging
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from mim_components.data import prepare_volumes
 from mim_components.data.finding import find_volumes
 from mim_components.synthetic.layouts import write_synthetic_layout
+from tests.personal import assert_none_in, content_of, everything_logged
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PERSON = "DOE^JANE"
@@ -72,43 +70,17 @@ def write_series(folder: Path, voxels: np.ndarray, uid: str) -> None:
         data.save_as(folder / f"{z}.dcm", enforce_file_format=True)
 
 
-def content_of(path: Path) -> bytes:
-    """Bytes of a file, unpacked."""
-    raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):
-        return gzip.decompress(raw)
-    if raw.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(path) as archive:
-            return raw + b"".join(archive.read(name) for name in archive.namelist())
-    return raw
-
-
 def assert_nobody_in(folder: Path, at_least: int) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) >= at_least
     names = [PERSON, PERSON.replace("^", "_"), "DOE", "JANE"]
     forms = [name.encode(code) for name in names[:2] for code in ("utf-8", "utf-16-le")] + [b"JANE"]
-    for path in files:
-        content = content_of(path)
-        assert not any(form in content for form in forms), path
-        assert not any(name in str(path.relative_to(folder)) for name in names), path
+    assert_none_in(folder, at_least, forms, names)
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """Everything that is logged, by anybody."""
-    records: list[str] = []
-    handler, root = logging.Handler(), logging.getLogger()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    loggers = [root, logging.getLogger("mim_components")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.addHandler(handler)
-        each.setLevel(logging.DEBUG)
-    yield records
-    for each, level in zip(loggers, levels, strict=True):
-        each.removeHandler(handler)
-        each.setLevel(level)
+    with everything_logged() as records:
+        yield records
     assert records
     assert not any("JANE" in record for record in records)
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from mim_components.verify import Finding, archives, expressions, judge_bundle, targets, weights
 from mim_components.verify.__main__ import main
+from tests.logging_file import LOGGING
 
 BUNDLES = sorted(path.parent.parent for path in Path(__file__).parents[1].glob("bundles/*/configs/metadata.json"))
 GOOD = {
@@ -332,21 +333,6 @@ def test_plain_yaml_is_clean(bundle: Path) -> None:
 def test_damaged_config_is_named(bundle: Path, content: bytes) -> None:
     write(bundle, "configs/x.json", content)
     assert only(judge_bundle(bundle)).why.startswith("cannot be read")
-
-
-LOGGING = """[loggers]
-keys=root
-[handlers]
-keys=a
-[formatters]
-keys=
-[logger_root]
-level=INFO
-handlers=a
-[handler_a]
-class={cls}
-args={args}
-"""
 
 
 @pytest.mark.parametrize(

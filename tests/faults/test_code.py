@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from mim_components.verify.__main__ import main
 from tests.faults.runs import PRETRAIN, Run, environment_of_runs, losses, start
+from tests.logging_file import LOGGING
 
 pytestmark = pytest.mark.slow
 
@@ -30,19 +31,6 @@ GOOD = {
     "network": {"_target_": "UNet", "channels": [4, 8]},
     "run": ["$@trainer.run()"],
 }
-LOGGING = """[loggers]
-keys=root
-[handlers]
-keys=a
-[formatters]
-keys=
-[logger_root]
-level=INFO
-handlers=a
-[handler_a]
-class={cls}
-args={args}
-"""
 
 
 class Folder:

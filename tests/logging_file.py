@@ -1,0 +1,15 @@
+"""A `logging.conf` with one handler, whose class and arguments a test fills in."""
+
+LOGGING = """[loggers]
+keys=root
+[handlers]
+keys=a
+[formatters]
+keys=
+[logger_root]
+level=INFO
+handlers=a
+[handler_a]
+class={cls}
+args={args}
+"""
