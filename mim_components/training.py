@@ -56,7 +56,8 @@ def log_plan(
         return
     padded = prepared.count_smaller_than(level_sizes[0])
     logger.info("%s", prepared.summary())
-    logger.info("%s", size_of_run(folder, sampler, network, device))
+    size = size_of_run(folder, sampler, network, device)
+    logger.info("%s; %d steps, %.1f passes over the volumes", size, sampler.num_steps, sampler.epochs)
     if padded:
         size = "x".join(str(side) for side in level_sizes[0])
         folder.note(
@@ -66,14 +67,12 @@ def log_plan(
 
 
 def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, device: torch.device) -> str:
-    """Where a run works, what makes up an optimizer step, and how many there are, in one line."""
+    """Where a run works, what makes up an optimizer step, and how large the network is, in one line."""
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    passes = sampler.num_steps * sampler.global_batch_size / sampler.num_items
     return (
         f"{folder.path}, device {device}{name}: global batch {sampler.global_batch_size} = {sampler.batch_size} per "
-        f"device x {sampler.num_devices} devices x {sampler.accumulation} accumulated; {parameters:.1f} M parameters; "
-        f"{sampler.num_steps} steps, {passes:.1f} passes over the volumes"
+        f"device x {sampler.num_devices} devices x {sampler.accumulation} accumulated; {parameters:.1f} M parameters"
     )
 
 

@@ -14,10 +14,12 @@ import pytest
 from monai.bundle import ConfigParser
 
 from mim_components.bundle_files import update_bundle
+from mim_components.data.sampler import StepSampler
 from mim_components.datasets.cases import Case
 from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.layouts import LAYOUTS
-from mim_components.datasets.splits import RULES
+from mim_components.datasets.splits import RULES, take_share
+from mim_components.finetuning.plan import length_of
 from mim_components.start import IGNORABLE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +196,9 @@ def test_geometry_and_intensities(meta: dict[str, Any]) -> None:
     assert image["modality"] == data["modality"]
     assert data["orientation"] == "RAS"
     assert all(0 <= probability <= 1 for probability in data["augmentation"].values())
-    assert data["num_samples"] >= 1 and data["max_epochs"] >= 1
+    # of the challenge's baseline, and one that nearly covers the head; see the READMEs
+    fewer = {"mim_covid19_segmentation": 3, "mim_brats_segmentation": 1}
+    assert data["num_samples"] == fewer.get(meta["bundle"], 4)
     assert set(data["ignore_contract"]) <= set(IGNORABLE)
     if data["modality"] == "CT":
         low, high = data["intensity"]["a_min"], data["intensity"]["a_max"]
@@ -328,8 +332,29 @@ def test_readme_states_what_the_metadata_states(bundle: Path) -> None:
             [f"{data['intensity']['a_min']:g} to {data['intensity']['a_max']:g} HU"] if data["modality"] == "CT" else []
         )
         wanted += [f"probability {data['augmentation']['flip']:g}, {data['augmentation']['rotate90']:g}"]
-        wanted += [f"| epochs | {data['max_epochs']} |"]
         assert [text for text in wanted if text not in settings] == []
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_readme_says_how_long_training_is(name: str) -> None:
+    """In steps and epochs, as the log says it, and in epochs where fewer cases are used."""
+    train = unique((ROOT / "bundles" / name / "configs" / "train.json").read_text())
+    readme, data = (ROOT / "bundles" / name / "docs" / "README.md").read_text(), METADATA[name]["dataset"]
+    names = [case for part in data["split"]["folds"] for case in part]
+    cases = [Case(case, ()) for case in names or [f"case_{number:04d}" for number in range(data["num_cases"])]]
+    validating = set(RULES[data["split"]["rule"]].folds(cases, data["split"])[0])
+    training = [case for case in cases if case.name not in validating]
+    assert len(training) == NUMBERS[name][0] - NUMBERS[name][1]
+    steps = train["max_steps"]["default"]
+    text = length_of(StepSampler(len(training), steps, train["global_batch_size"]), data["num_samples"])
+    assert f"| length | {text} |" in readme
+    paragraph = " ".join(readme.split("**How long.**")[1].split("\n\n")[0].split())
+    counts = [len(take_share(training, data["split"], 0, ratio)) for ratio in (0.5, 0.25)]
+    all_of_them, half, quarter = (f"{steps / count:,.0f} epochs of the {count}" for count in (len(training), *counts))
+    assert paragraph.startswith(
+        f"25,000 optimizer steps, whatever the number of cases: {all_of_them} scans that train in fold 0; with "
+        f"`--label_ratio 0.5` {half} and with `0.25` {quarter}."
+    )
 
 
 def test_what_is_equal_in_all_readmes_is_equal() -> None:

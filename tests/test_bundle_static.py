@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -23,6 +24,7 @@ from monai.bundle.scripts import verify_net_in_out
 from mim_components.contract import InputContract
 from mim_components.networks import MiM
 from mim_components.pretrained import save_encoder
+from mim_components.runs.errors import root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "mim_pretrain"
@@ -50,7 +52,7 @@ SAME = {
     "mim_pretrain": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
         mask_ratio projection_dim normalize_target on_bad max_voxels output_dir contract""".split(),
     "segmentation": """bundle_root seed device network preset in_channels orientation spacing intensity foreground
-        roi_size overlap sw_batch_size on_bad output_dir network_def settings""".split(),
+        roi_size sw_batch_size on_bad output_dir network_def settings""".split(),
     "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size num_slices
         crop_shift padded_size crop_size intensity on_bad output_dir network_def settings""".split(),
 }
@@ -62,6 +64,7 @@ SMALL: dict[str, Any] = {
     "num_workers": 0,
     "device": "$torch.device('cpu')",
 }
+NAME = attrgetter("name")
 every_combination = pytest.mark.parametrize(
     ("bundle", "names"), COMBINATIONS, ids=[f"{bundle.name}-{'+'.join(names)}" for bundle, names in COMBINATIONS]
 )
@@ -163,6 +166,70 @@ def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
     train, inference = (read(bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
     settings = SAME[read(bundle / "configs" / "metadata.json").get("workflow", bundle.name)]
     assert {key: inference[key] for key in settings} == {key: train[key] for key in settings}
+
+
+@pytest.mark.parametrize("bundle", [each for each in DOWNSTREAM if each.name.endswith("segmentation")], ids=NAME)
+@pytest.mark.parametrize(
+    ("names", "overlap"),
+    [(["train"], 0.5), (["train", "evaluate"], 0.7), (["inference"], 0.7)],
+    ids=["train", "evaluate", "inference"],
+)
+def test_windows_overlap_less_only_while_training(bundle: Path, names: list[str], overlap: float) -> None:
+    """One option: its value on the command line is that of the command, whichever files it reads."""
+    parsed = parser(bundle, names)
+    inferer = parsed["inferer" if names == ["inference"] else "validate::inferer"]
+    assert parsed["overlap"] == overlap and inferer["overlap"] == "@overlap"
+
+
+def length(bundle: Path, cases: int, **options: Any) -> tuple[int, int, int]:
+    """Steps of the training, of the warm-up and between two validations, with so many training cases."""
+    parsed = ConfigParser()
+    parsed.read_meta(bundle / "configs" / "metadata.json")
+    parsed.read_config(bundle / "configs" / "train.json")
+    parsed.update({"prepared": {"_target_": "types.SimpleNamespace", "training": [0] * cases}, **options})
+    max_steps, warmup_steps, validation_steps, checkpoint_interval = (
+        parsed.get_parsed_content(name)
+        for name in ("max_steps", "warmup_steps", "validation_steps", "checkpoint_interval")
+    )
+    assert checkpoint_interval == validation_steps
+    return max_steps, warmup_steps, validation_steps
+
+
+@pytest.mark.parametrize("bundle", DOWNSTREAM, ids=NAME)
+@pytest.mark.parametrize("cases", [1, 6, 24, 2_514])
+def test_length_does_not_depend_on_the_cases(bundle: Path, cases: int) -> None:
+    train = read(bundle / "configs" / "train.json")
+    expected = (25_000, 1_250, 500), 1, 3e-4
+    if bundle.name == "mim_ccccii_classification":  # VoCo's 100 epochs of 2,514 scans, batches of 4; every 2 of them
+        expected = (100 * 2_514 // 4, 3_142, 2 * 2_514 // 4), 4, 3e-4
+    assert (length(bundle, cases), train["global_batch_size"], train["learning_rate"]) == expected
+
+
+def test_length_that_is_given() -> None:
+    bundle = ROOT / "bundles" / "mim_btcv_segmentation"
+    # 100 epochs of 24 cases; 5 % of them warm up; 2 epochs are 48 steps, of 4 scans 12
+    assert length(bundle, 24, max_epochs=100, val_interval=2) == (2_400, 120, 48)
+    assert length(bundle, 24, max_epochs=100, val_interval=2, global_batch_size=4) == (600, 30, 12)
+    assert length(bundle, 6, max_epochs=100) == (600, 30, 500)
+    assert length(bundle, 24, max_steps=200, validation_steps=40) == (200, 10, 40)
+
+
+@pytest.mark.parametrize("bundle", DOWNSTREAM, ids=NAME)
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 200, "max_epochs": 3}, {"validation_steps": 40, "val_interval": 1}], ids="-".join
+)
+def test_length_that_is_given_twice_is_refused(bundle: Path, options: dict[str, int], tmp_path: Path) -> None:
+    """Before a file of the dataset is looked for."""
+    made = ConfigWorkflow(
+        config_file=str(bundle / "configs" / "train.json"),
+        logging_file=False,
+        workflow_type="train",
+        **{"dataset_dir": str(tmp_path / "missing"), "output_dir": str(tmp_path), "pretrained": "none", **options},
+    )
+    (steps, number), (epochs, passes) = options.items()
+    with pytest.raises(RuntimeError) as refused:
+        made.initialize()
+    assert f"--{steps} {number} and --{epochs} {passes} are both given" in str(root_cause(refused.value))
 
 
 def test_inference_prepares_a_scan_as_the_training_does() -> None:

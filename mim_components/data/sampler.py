@@ -86,6 +86,11 @@ class StepSampler(Sampler[tuple[int, int]]):
         self.start_step = 0
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the items that all steps make."""
+        return self.num_steps * self.global_batch_size / self.num_items
+
     def __len__(self) -> int:
         """Samples that are left for this process."""
         return (self.num_steps - self.start_step) * self.accumulation * self.batch_size

@@ -17,27 +17,53 @@ from mim_components.training import keep_remarks, size_of_run
 logger = logging.getLogger(__name__)
 
 
-def steps_of(epochs: float, num_items: int, global_batch_size: int) -> int:
-    """Optimizer steps of so many passes over the training scans, at least 1.
+def steps_of(epochs: float | None, num_items: int, global_batch_size: int, default: int) -> int:
+    """Optimizer steps of so many passes over the training scans, at least 1; without a number of passes the default.
 
     Args:
-        epochs: passes over the scans.
+        epochs: passes over the scans; None = not given.
         num_items: training scans.
         global_batch_size: scans per optimizer step.
+        default: optimizer steps, whatever the number of scans.
 
     Raises:
         ValueError: a value is not positive.
 
     Example:
-        >>> steps_of(500, num_items=24, global_batch_size=4), steps_of(1, num_items=3, global_batch_size=4)
-        (3000, 1)
+        >>> steps_of(500, num_items=24, global_batch_size=4, default=25_000)
+        3000
+        >>> steps_of(None, num_items=24, global_batch_size=4, default=25_000)
+        25000
     """
+    if epochs is None:
+        return default
     if not (epochs > 0 and num_items > 0 and global_batch_size > 0):
         raise ValueError(
             f"epochs, training scans and global_batch_size must be positive, got {epochs}, {num_items}, "
             f"{global_batch_size}."
         )
     return max(math.ceil(epochs * num_items / global_batch_size - 1e-9), 1)
+
+
+def length_of(sampler: StepSampler, num_samples: int = 1) -> str:
+    """How long a training is, in steps and in epochs.
+
+    Args:
+        sampler: of the training.
+        num_samples: crops of every scan.
+
+    Example:
+        >>> length_of(StepSampler(24, num_steps=25_000, global_batch_size=1), num_samples=4)
+        '25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans'
+    """
+    scans, crops = _count(sampler.global_batch_size, "scan"), f" x {num_samples} crops" if num_samples > 1 else ""
+    epochs = f"{sampler.epochs:,.0f}" if sampler.epochs >= 10 else f"{sampler.epochs:.3g}"
+    steps, items = _count(sampler.num_steps, "step"), _count(sampler.num_items, "scan")
+    return f"{steps} of {scans}{crops} = {epochs} epochs of {items}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def log_plan(
@@ -62,6 +88,6 @@ def log_plan(
     """
     if idist.get_rank() != 0:
         return
-    text = size_of_run(folder, sampler, network, device)
-    logger.info("%s; %d crops of each, validation every %d steps", text, num_samples, validation_interval)
+    size, length = size_of_run(folder, sampler, network, device), length_of(sampler, num_samples)
+    logger.info("%s; %s; validation every %s", size, length, _count(validation_interval, "step"))
     keep_remarks(folder, prepared)

@@ -6,8 +6,9 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
@@ -56,13 +57,17 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
     return dict(config)
 
 
-def check_overrides() -> None:
+def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     """Refuse a key that no configuration file of the bundle has and no reference reads: it would do nothing.
 
     MONAI accepts a misspelt `--datset_dir` silently.
 
+    Args:
+        one_of: names of options that say the same in different units. Null, or an object that derives one from another,
+            stands for an option that is not given.
+
     Raises:
-        ValueError: names the key and the nearest known ones.
+        ValueError: names the key and the nearest known ones, or the options of which only one can be given.
     """
     workflow = current_workflow()
     if workflow is None:
@@ -75,6 +80,11 @@ def check_overrides() -> None:
             nearest = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
             raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
+    for names in one_of:
+        given = [name for name in names if not isinstance(config.get(name), (Mapping, NoneType))]
+        if len(given) > 1:
+            values = " and ".join(f"--{name} {config[name]}" for name in given)
+            raise ValueError(f"{values} are both given, but set the same; give one of them.")
 
 
 def bundle_root() -> str:

@@ -55,6 +55,11 @@ def test_start_step_continues_the_same_stream_also_on_other_devices(num_devices:
         assert [sorted(step) for step in steps_of(num_devices, batch_size, start)] == whole[start:]
 
 
+def test_epochs_are_passes_over_the_items() -> None:
+    assert StepSampler(24, 18, 4).epochs == 3  # 18 x 4 / 24
+    assert StepSampler(5, 1, 2).epochs == 0.4
+
+
 def test_order_of_micro_batches_on_each_device() -> None:
     alone = list(StepSampler(100, 1, 8, 8, rank=0, num_devices=1))
     # 8 samples = 2 micro-batches x 2 devices x 2: device 1 gets the second pair of each four

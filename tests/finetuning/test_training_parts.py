@@ -17,6 +17,7 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from mim_components.checkpoints import read_checkpoint, save_safely
+from mim_components.data.sampler import StepSampler
 from mim_components.disk import FullDiskError
 from mim_components.evaluation.weights import WrongWeightsError
 from mim_components.finetuning import (
@@ -29,10 +30,12 @@ from mim_components.finetuning import (
     ValidationLog,
     averaged_network,
     load_model,
+    log_plan,
     on_device,
     steps_of,
     validation_share,
 )
+from mim_components.finetuning.plan import length_of
 from mim_components.optimizer_step import NonFiniteError
 from mim_components.runs import RunFolder
 
@@ -77,11 +80,38 @@ def folder(tmp_path: Path) -> Any:
 
 
 def test_steps_of_a_number_of_epochs() -> None:
-    assert steps_of(3, 24, 4) == 18
-    assert steps_of(1, 5, 2) == 3  # 2.5 rounded up
-    assert steps_of(0.01, 5, 2) == 1
+    assert steps_of(3, 24, 4, default=7) == 18
+    assert steps_of(1, 5, 2, default=7) == 3  # 2.5 rounded up
+    assert steps_of(0.01, 5, 2, default=7) == 1
     with pytest.raises(ValueError, match="must be positive, got 0, 5, 2"):
-        steps_of(0, 5, 2)
+        steps_of(0, 5, 2, default=7)
+
+
+@pytest.mark.parametrize("num_items", [1, 6, 24, 387])
+def test_steps_without_a_number_of_epochs_do_not_depend_on_the_cases(num_items: int) -> None:
+    assert steps_of(None, num_items, 1, default=25_000) == 25_000
+
+
+@pytest.mark.parametrize(
+    ("cases", "steps", "batch", "crops", "text"),
+    [
+        (24, 25_000, 1, 4, "25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans"),  # 25,000 / 24 = 1,041.7
+        (2_514, 62_850, 4, 1, "62,850 steps of 4 scans = 100 epochs of 2,514 scans"),
+        (8, 200, 1, 2, "200 steps of 1 scan x 2 crops = 25 epochs of 8 scans"),
+        (3, 1, 1, 1, "1 step of 1 scan = 0.333 epochs of 3 scans"),
+        (1, 9, 1, 1, "9 steps of 1 scan = 9 epochs of 1 scan"),
+    ],
+)
+def test_length_in_steps_and_epochs(cases: int, steps: int, batch: int, crops: int, text: str) -> None:
+    assert length_of(StepSampler(cases, steps, batch), crops) == text
+
+
+def test_plan_says_the_length_in_steps_and_epochs(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    prepared = SimpleNamespace(notes=[], bad=[])
+    with caplog.at_level("INFO", logger="mim_components.finetuning.plan"):
+        log_plan(folder, prepared, StepSampler(24, 25_000, 1), nn.Linear(9, 9), torch.device("cpu"), 500, num_samples=4)
+    end = "25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans; validation every 500 steps"
+    assert [message for message in caplog.messages if message.endswith(f"0.0 M parameters; {end}")]
 
 
 # step

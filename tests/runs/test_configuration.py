@@ -132,6 +132,31 @@ def test_option_that_nothing_reads_is_refused(option: str, hint: str, bundle: Pa
     assert isinstance(cause, ValueError) and f"unknown option --{option}:" in str(cause) and hint in str(cause)
 
 
+@pytest.fixture
+def lengths(bundle: Path) -> Path:
+    """The same bundle, whose length can be given in steps or in epochs."""
+    train = json.loads((bundle / "train.json").read_text())
+    train |= {
+        "max_steps": {"_target_": "types.SimpleNamespace", "derived_from": "@max_epochs"},
+        "twice": "@max_steps",
+        "max_epochs": None,
+        "initialize": [{"_target_": "mim_components.runs.check_overrides", "one_of": [["max_steps", "max_epochs"]]}],
+    }
+    (bundle / "train.json").write_text(json.dumps(train))
+    return bundle
+
+
+@pytest.mark.parametrize("options", [{}, {"max_steps": 5}, {"max_epochs": 0.5}, {"max_steps": 5, "max_epochs": None}])
+def test_one_of_two_options_may_be_given(options: dict[str, Any], lengths: Path) -> None:
+    run(lengths, **options)
+
+
+def test_two_options_that_set_the_same_are_refused(lengths: Path) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        run(lengths, max_steps=5, max_epochs=2)
+    assert "--max_steps 5 and --max_epochs 2 are both given, but set the same" in str(root_cause(refused.value))
+
+
 def test_outside_of_a_workflow_there_is_nothing_to_check() -> None:
     check_overrides()
     assert current_config() == {}
