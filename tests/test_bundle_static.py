@@ -176,6 +176,9 @@ def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
 )
 def test_windows_overlap_less_only_while_training(bundle: Path, names: list[str], overlap: float) -> None:
     """One option: its value on the command line is that of the command, whichever files it reads."""
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
+    given = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", overlap=0.25)
+    assert given.parser["overlap"] == 0.25
     parsed = parser(bundle, names)
     inferer = parsed["inferer" if names == ["inference"] else "validate::inferer"]
     assert parsed["overlap"] == overlap and inferer["overlap"] == "@overlap"
