@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from mim_components.runs.options import check_options
 
 # Values that change where, how fast or how loud, but not what is computed.
 FREE_KEYS = frozenset(
@@ -57,16 +60,51 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 
 
 def check_overrides() -> None:
-    """Refuse a key that no configuration file of the bundle has and no reference reads: it would do nothing.
+    """Refuse a command that cannot mean what it says, before anything else runs.
 
-    MONAI accepts a misspelt `--datset_dir` silently.
+    MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
+    to run, and an overlay without the file it changes.
 
     Raises:
-        ValueError: names the key and the nearest known ones.
+        ValueError: shows the right command; or names an unknown key and the nearest known ones.
+        OptionsError: names every option with a value that it cannot have.
     """
     workflow = current_workflow()
     if workflow is None:
         return
+    _check_files(workflow)
+    _check_names(workflow)
+    check_options(workflow)
+
+
+def _check_files(workflow: ConfigWorkflow) -> None:
+    """Refuse files in an order that cannot be meant."""
+    run_id = str(workflow.run_id)
+    if run_id.endswith(".json"):
+        raise ValueError(f"several files need brackets and quotes: --config_file \"['...','{run_id}']\"")
+    files = _given_files()
+    overlays = [path for path in files if _is_overlay(path)]
+    if overlays and overlays[0] == files[0]:
+        others = [path for path in files if path not in overlays] or [files[0].with_name("train.json")]
+        right = ",".join(f"'{path}'" for path in (*others, *overlays))
+        raise ValueError(f'{files[0].name} changes {others[0].name} and comes after it: --config_file "[{right}]"')
+
+
+def _given_files() -> list[Path]:
+    """`config_file` of the call that made the workflow."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if "config_file" in frame.f_locals and frame.f_globals.get("__name__", "").startswith("monai.bundle"):
+            return [Path(each) for each in ensure_tuple(frame.f_locals["config_file"] or ())]
+        frame = frame.f_back
+    return []
+
+
+def _is_overlay(path: Path) -> bool:
+    return "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_names(workflow: ConfigWorkflow) -> None:
     known = known_keys(Path(workflow.config_root_path))
     config = _config_of(workflow)
     text = json.dumps(config, default=str)

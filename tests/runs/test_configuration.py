@@ -80,6 +80,7 @@ def bundle(tmp_path: Path) -> Path:
     configs = tmp_path / "configs"
     configs.mkdir()
     train = {
+        "bundle_root": ".",
         "max_steps": 3,
         "dataset_dir": None,
         "twice": "$2 * @max_steps",
@@ -101,7 +102,7 @@ def run(bundle: Path, *files: str, **options: Any) -> None:
 
 def test_known_keys_are_those_of_all_configurations(bundle: Path) -> None:
     assert known_keys(bundle) == {
-        *("_meta_", "max_steps", "dataset_dir", "twice", "reads", "from_outside", "initialize", "run"),
+        *("_meta_", "bundle_root", "max_steps", "dataset_dir", "twice", "reads", "from_outside", "initialize", "run"),
         *("split", "also_read"),
     }
 
