@@ -14,6 +14,7 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from mim_components.runs.options import check_options
+from mim_components.tables import mask_secrets
 
 # Values that change where, how fast or how loud, but not what is computed.
 FREE_KEYS = frozenset(
@@ -49,9 +50,22 @@ def current_workflow() -> ConfigWorkflow | None:
 
 
 def current_config() -> dict[str, Any]:
-    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty."""
+    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty.
+
+    As JSON keeps it, and without the passwords and tokens of addresses: it is written to files.
+    """
     workflow = current_workflow()
-    return {} if workflow is None else _config_of(workflow)
+    config = {} if workflow is None else _config_of(workflow)
+    kept: dict[str, Any] = _masked(json.loads(json.dumps(config, default=str)))
+    return kept
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _masked(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return mask_secrets(value) if isinstance(value, str) else value
 
 
 def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
