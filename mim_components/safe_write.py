@@ -44,24 +44,41 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def write_text_safely(path: Path, text: str) -> Path:
+def remove_partials(folder: Path) -> None:
+    """Delete what writes that were killed have left below a folder in which nobody writes now."""
+    for partial in folder.rglob(f".*{PARTIAL}"):
+        with suppress(OSError):  # of a folder that is only read
+            partial.unlink()
+
+
+def write_text_safely(path: Path, text: str, private: bool = False) -> Path:
     """`write_bytes_safely` of a text in UTF-8; file names that are not UTF-8 keep their bytes."""
-    return write_bytes_safely(path, text.encode("utf-8", "surrogateescape"))
+    return write_bytes_safely(path, text.encode("utf-8", "surrogateescape"), private)
 
 
-def write_bytes_safely(path: Path, content: bytes) -> Path:
+def write_bytes_safely(path: Path, content: bytes, private: bool = False) -> Path:
     """`write_safely` of what is at hand.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        private: only the owner may read it.
 
     Raises:
         FullDiskError: the disk is full; says what is missing.
         OSError: it cannot be written for another reason.
     """
     try:
-        return write_safely(path, lambda partial: partial.write_bytes(content))
+        return write_safely(path, lambda partial: _write(partial, content, private))
     except OSError as error:
         if error.errno in FULL:
             raise as_full_disk(error, path, len(content)) from error
         raise
+
+
+def _write(path: Path, content: bytes, private: bool) -> None:
+    path.touch(0o600 if private else 0o666)
+    path.write_bytes(content)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,17 @@ def printable(text: str) -> str:
         'Müller\\nERROR: faked'
     """
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def mask_secrets(text: str) -> str:
+    """Hide user names, passwords and tokens of the addresses in a text.
+
+    Example:
+        >>> mask_secrets("https://me:secret@host:5000/?token=abc&x=1")
+        'https://***@host:5000/?token=***&x=1'
+    """
+    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    return re.sub(r"(?i)([?&][a-z_-]*(?:token|password|secret|key|sig)=)[^&\s]+", r"\1***", text)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:

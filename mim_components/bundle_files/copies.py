@@ -1,4 +1,4 @@
-"""Copy the shared files into a bundle, or say which of its copies differ."""
+"""Copy the shared files into a bundle and bring its table of options up to date, or say what differs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mim_components.safe_write import write_safely
+from mim_components.bundle_files.options import BEGIN, with_options
+from mim_components.safe_write import write_safely, write_text_safely
 
 SOURCES = Path(__file__).parent
 COMMON = "common"  # files of every workflow
 METADATA = Path("configs", "metadata.json")
+README = Path("docs", "README.md")
 KEY = "workflow"
 NOT_FILES = {"__pycache__", ".DS_Store"}
 
@@ -65,6 +67,13 @@ def update_bundle(folder: str | Path, check: bool = False) -> dict[str, Literal[
         stale[name.as_posix()] = "differs" if copy.exists() else "missing"
         if not check:
             write_safely(copy, partial(shutil.copyfile, source))
+    readme = folder / README
+    if readme.is_file() and BEGIN in (text := readme.read_text(encoding="utf-8")):
+        current = with_options(text, folder)
+        if current != text:
+            stale[README.as_posix()] = "differs"
+            if not check:
+                write_text_safely(readme, current)
     return stale
 
 

@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import platform
+import sqlite3
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -26,11 +28,15 @@ from monai.handlers import MLFlowHandler
 from mim_components import __version__
 from mim_components.handlers.spool import Record, Spool
 from mim_components.runs.folder import RunFolder
+from mim_components.tables import mask_secrets
 
 logger = logging.getLogger(__name__)
 QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
 RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
 MOST_METRICS = 1000  # in one request to MLflow
+SQLITE_SECONDS = 5.0  # for a file that another process has locked
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+HISTORY = ("metrics.jsonl", "validation.jsonl")  # files of a run's folder with all its numbers
 
 
 class RunTracker:
@@ -42,10 +48,17 @@ class RunTracker:
 
     Args:
         folder: of the run; its name names the MLflow run.
-        tracking_uri: of the server or store; None = a sqlite file `mlruns.db` in `store_dir`.
+        tracking_uri: of the server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
+            `mlruns.db` in `store_dir`.
         store_dir: where that file and its artifacts lie.
         experiment_name: MLflow's experiment.
         parameters: further parameters to log; nested values are logged as text.
+
+    Attributes:
+        place: the address without user and password, for what people read.
+
+    Raises:
+        ValueError: `tracking_uri` can never work; names the forms that do.
     """
 
     def __init__(
@@ -59,7 +72,10 @@ class RunTracker:
         self.folder = folder
         self.parameters = dict(parameters or {})
         self.experiment_name = experiment_name
-        self.tracking_uri = tracking_uri or f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
+        default = f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        check_tracking_uri(self.tracking_uri)
+        self.place = mask_secrets(self.tracking_uri)
         self.handler: MLFlowHandler | None = None
         self.spool = Spool(folder.path / "tracking_spool.jsonl")
         self._engine: Any = None  # while the run is tracked
@@ -103,14 +119,17 @@ class RunTracker:
             self._attempt(lambda: self._empty_spool(monotonic() + seconds))
 
     def _open(self) -> None:
-        handler = self.handler = MLFlowHandler(
-            self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=self.experiment_name,
-            run_name=self.folder.name,
-        )  # fmt: skip
+        _check_sqlite(self.tracking_uri)
+        handler = self.handler = self._make_handler(self._usable_experiment())
         earlier = self.folder.state.get("mlflow_run_id")
         if earlier and not self._reopen(earlier):
-            logger.warning("MLflow run %s is not in %s: the run goes on in a new one.", earlier, self.tracking_uri)
+            logger.warning(
+                "MLflow run %s is no longer in %s: the run goes on in a new one, with all its numbers.",
+                earlier,
+                self.place,
+            )
             earlier = None
+            self._spool_history()
         handler.start(self._engine)
         if not earlier:
             parameters = {name: _text(value) for name, value in (self.parameters | _surroundings()).items()}
@@ -118,7 +137,19 @@ class RunTracker:
             handler._log_params(parameters)
             self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
             self.folder.update(mlflow_run_id=self.run_id)
-        logger.info("MLflow run %s in %s", self.folder.name, self.tracking_uri)
+        logger.info("MLflow run %s in %s", self.folder.name, self.place)
+
+    def _make_handler(self, experiment: str) -> MLFlowHandler:
+        """MONAI's handler for our address; it would prefer that of the environment."""
+        variable = os.environ.pop("MLFLOW_TRACKING_URI", None)
+        try:
+            return MLFlowHandler(
+                self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=experiment,
+                run_name=self.folder.name,
+            )  # fmt: skip
+        finally:
+            if variable is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = variable
 
     def _attempt(self, action: Callable[[], object]) -> bool:
         """Do it; when that fails, for whatever reason, say so and train on without the store for a while."""
@@ -128,12 +159,12 @@ class RunTracker:
         except Exception as error:  # MLflow's, SQLAlchemy's, alembic's, sqlite's, of the network: none stops a training
             self.handler = None
             self._next = monotonic() + max(RETRY_SECONDS, 19 * (monotonic() - start))
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
             level = logging.DEBUG if self._waiting else logging.WARNING  # once per failure
             logger.log(
                 level,
                 "Tracking stopped, the training goes on: %s: %s Numbers wait in %s until it answers.",
-                self.tracking_uri,
+                self.place,
                 first,
                 self.spool.path,
             )
@@ -144,14 +175,49 @@ class RunTracker:
         """Go on in an earlier MLflow run; False where the store does not have it."""
         assert self.handler is not None
         try:
+            run = self.client.get_run(run_id)
+            active = mlflow.entities.LifecycleStage.ACTIVE
+            experiment = self.client.get_experiment(run.info.experiment_id)
+            if run.info.lifecycle_stage != active or experiment.lifecycle_stage != active:
+                return False
             self.client.update_run(run_id, status="RUNNING")
-            handler: Any = self.handler
-            handler.cur_run = self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
+        handler: Any = self.handler
+        handler.cur_run = run
         return True
+
+    def _usable_experiment(self) -> str:
+        """The name of the experiment, with a number behind it where the experiment of that name was deleted."""
+        client = mlflow.MlflowClient(self.tracking_uri)
+        names = (self.experiment_name, *(f"{self.experiment_name}_{number}" for number in range(2, 1000)))
+        for name in names:
+            there = client.get_experiment_by_name(name)
+            if there is None or there.lifecycle_stage == mlflow.entities.LifecycleStage.ACTIVE:
+                break
+        if name != self.experiment_name:
+            logger.warning("MLflow's experiment %s was deleted: the run goes to %s.", self.experiment_name, name)
+        return name
+
+    def _spool_history(self) -> None:
+        """Let all numbers of the run so far wait for a store that has lost them."""
+        records: list[Record] = []
+        now = int(time() * 1000)
+        for name in HISTORY:
+            path = self.folder.path / name
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            for row in map(json.loads, lines):
+                numbers = {
+                    key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"
+                }
+                records.append({"step": row["step"], "time": now, "numbers": numbers})
+        waiting = self.spool.records()
+        there = {(record["step"], *record["numbers"]) for record in waiting if "numbers" in record}
+        missing = [record for record in records if (record["step"], *record["numbers"]) not in there]
+        self.spool.replace([*missing, *waiting])
+        self._waiting = bool(missing or waiting)
 
     @property
     def client(self) -> mlflow.MlflowClient:
@@ -192,7 +258,7 @@ class RunTracker:
         count = len(self.spool.records())
         if count:
             self.folder.note(
-                f"{self.tracking_uri} did not answer: {count} records wait in {self.spool.path}, the same command "
+                f"{self.place} did not answer: {count} records wait in {self.spool.path}, the same command "
                 f"sends them. All numbers are in {self.folder.path / 'metrics.jsonl'}."
             )
         if self._lost:
@@ -244,6 +310,29 @@ class RunTracker:
             if len(waiting) < count:
                 self.spool.replace(waiting)
                 logger.info("Tracking: %d of %d records that waited are sent.", count - len(waiting), count)
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse an address that can never be a store.
+
+    Raises:
+        ValueError: names the forms that work.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if separator and rest and scheme.split("+")[0] in SCHEMES or uri.split("://")[0] == "databricks":
+        return
+    raise ValueError(
+        f"tracking_uri {mask_secrets(uri)!r} is no address of an MLflow store; such are http://host:5000, "
+        f"https://host, sqlite:////absolute/path/mlruns.db, postgresql://user@host/database."
+    )
+
+
+def _check_sqlite(uri: str) -> None:
+    """Fail at once where MLflow would try to open a file for minutes."""
+    if uri.startswith("sqlite:///"):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=SQLITE_SECONDS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
 
 
 def _set_defaults() -> None:

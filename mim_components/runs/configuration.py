@@ -12,6 +12,10 @@ from types import NoneType
 from typing import Any
 
 from monai.bundle import ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from mim_components.runs.options import check_options
+from mim_components.tables import mask_secrets
 
 # Values that change where, how fast or how loud, but not what is computed.
 FREE_KEYS = frozenset(
@@ -47,9 +51,22 @@ def current_workflow() -> ConfigWorkflow | None:
 
 
 def current_config() -> dict[str, Any]:
-    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty."""
+    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty.
+
+    As JSON keeps it, and without the passwords and tokens of addresses: it is written to files.
+    """
     workflow = current_workflow()
-    return {} if workflow is None else _config_of(workflow)
+    config = {} if workflow is None else _config_of(workflow)
+    kept: dict[str, Any] = _masked(json.loads(json.dumps(config, default=str)))
+    return kept
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _masked(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_masked(each) for each in value]
+    return mask_secrets(value) if isinstance(value, str) else value
 
 
 def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
@@ -58,20 +75,57 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 
 
 def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
-    """Refuse a key that no configuration file of the bundle has and no reference reads: it would do nothing.
+    """Refuse a command that cannot mean what it says, before anything else runs.
 
-    MONAI accepts a misspelt `--datset_dir` silently.
+    MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
+    to run, and an overlay without the file it changes.
 
     Args:
         one_of: names of options that say the same in different units. Null, or an object that derives one from another,
             stands for an option that is not given.
 
     Raises:
-        ValueError: names the key and the nearest known ones, or the options of which only one can be given.
+        ValueError: shows the right command; or names an unknown key and the nearest known ones, or the options of which
+            only one can be given.
+        OptionsError: names every option with a value that it cannot have.
     """
     workflow = current_workflow()
     if workflow is None:
         return
+    _check_files(workflow)
+    _check_names(workflow)
+    check_options(workflow)
+    _check_one_of(_config_of(workflow), one_of)
+
+
+def _check_files(workflow: ConfigWorkflow) -> None:
+    """Refuse files in an order that cannot be meant."""
+    run_id = str(workflow.run_id)
+    if run_id.endswith(".json"):
+        raise ValueError(f"several files need brackets and quotes: --config_file \"['...','{run_id}']\"")
+    files = _given_files()
+    overlays = [path for path in files if _is_overlay(path)]
+    if overlays and overlays[0] == files[0]:
+        others = [path for path in files if path not in overlays] or [files[0].with_name("train.json")]
+        right = ",".join(f"'{path}'" for path in (*others, *overlays))
+        raise ValueError(f'{files[0].name} changes {others[0].name} and comes after it: --config_file "[{right}]"')
+
+
+def _given_files() -> list[Path]:
+    """`config_file` of the call that made the workflow."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if "config_file" in frame.f_locals and frame.f_globals.get("__name__", "").startswith("monai.bundle"):
+            return [Path(each) for each in ensure_tuple(frame.f_locals["config_file"] or ())]
+        frame = frame.f_back
+    return []
+
+
+def _is_overlay(path: Path) -> bool:
+    return "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))
+
+
+def _check_names(workflow: ConfigWorkflow) -> None:
     known = known_keys(Path(workflow.config_root_path))
     config = _config_of(workflow)
     text = json.dumps(config, default=str)
@@ -80,6 +134,9 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
             nearest = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
             raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
+
+
+def _check_one_of(config: Mapping[str, Any], one_of: Sequence[Sequence[str]]) -> None:
     for names in one_of:
         given = [name for name in names if not isinstance(config.get(name), (Mapping, NoneType))]
         if len(given) > 1:

@@ -35,6 +35,9 @@ def explain_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
+        if isinstance(cause, KeyboardInterrupt):
+            sys.stderr.write("\nInterrupted. Prepared scans stay in the cache; the same command goes on.\n")
+            return
         if is_lost_process(cause):
             sys.stderr.write(f"\n{_lost(cause)}\n")
             atexit.register(_tell_torchrun, _lost(cause), wait=WAIT_SECONDS)

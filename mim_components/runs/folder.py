@@ -18,7 +18,7 @@ from mim_components import __version__
 from mim_components.checkpoints import CheckpointStore
 from mim_components.disk import FullDiskError
 from mim_components.runs.configuration import current_config, differences
-from mim_components.safe_write import write_text_safely
+from mim_components.safe_write import remove_partials, write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class RunFolder:
         if idist.get_rank() == 0:
             self._check_writable()
             self._lock = self._take_lock()
+            remove_partials(self.path)
 
     def _take_lock(self) -> FileLock:
         """Keep a second run out of the folder as long as this process lives."""
@@ -127,7 +128,12 @@ class RunFolder:
         Raises:
             SettingsChangedError: settings that change the result, or the data, differ from those of the run.
         """
-        config = json.loads(json.dumps(current_config(), default=str))
+        config = current_config()
+        if self.state and not self.finished and not CheckpointStore(self.path / "checkpoints").paths():
+            logger.info("%s has no checkpoint yet: the run begins at step 0, with the settings given now.", self.path)
+            self.state |= {"data_digest": data_digest, "config": config}
+            if idist.get_rank() == 0:
+                self._write()
         if self.state:
             changed = differences(self.state["config"], config)
             if self.state["data_digest"] != data_digest:
@@ -155,7 +161,7 @@ class RunFolder:
 
     def _write(self) -> None:
         text = json.dumps(self.state, indent=1, default=str)
-        write_text_safely(self.path / "run.json", text)
+        write_text_safely(self.path / "run.json", text, private=True)
 
     def release(self) -> None:
         """Let another run use the folder."""

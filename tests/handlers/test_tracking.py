@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,3 +143,74 @@ def test_commit_is_unknown_outside_of_a_working_tree(monkeypatch: pytest.MonkeyP
     assert git_commit() == "unknown"
     monkeypatch.setattr(module.os.path, "dirname", lambda path: "/nowhere")
     assert git_commit() == "unknown"
+
+
+def test_a_run_that_was_deleted_gets_a_new_one_with_all_numbers(
+    folder: RunFolder, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = make_tracker(folder, store)
+    tracker.start(engine_at(0))
+    first = tracker.run_id
+    tracker.log_step(engine_at(1, {"loss": 2.0}))
+    tracker.close("KILLED")
+    mlflow.MlflowClient(tracker.tracking_uri).delete_run(first)
+    (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    tracker = make_tracker(folder, store)
+    tracker.start(engine_at(1))
+    assert tracker.run_id != first and "goes on in a new one, with all its numbers" in caplog.text
+    tracker.log_step(engine_at(2, {"loss": 1.0}))
+    tracker.close()
+    client = mlflow.MlflowClient(tracker.tracking_uri)
+    points = client.get_metric_history(folder.state["mlflow_run_id"], "loss")
+    assert sorted((point.step, point.value) for point in points) == [(1, 2.0), (2, 1.0)]
+    assert folder.notes == []
+
+
+def test_a_deleted_experiment_is_replaced_by_one_with_a_number(
+    folder: RunFolder, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def tracker() -> RunTracker:
+        return RunTracker(folder, store_dir=store, experiment_name="gone")
+
+    first = tracker()
+    first.start(engine_at(0))
+    first.close("KILLED")
+    client = mlflow.MlflowClient(first.tracking_uri)
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    second = tracker()
+    second.start(engine_at(0))
+    second.close()
+    assert client.get_experiment(run_of(second, folder).info.experiment_id).name == "gone_2"
+    assert "experiment gone was deleted: the run goes to gone_2" in caplog.text
+
+
+def test_the_environments_store_is_used_and_named(
+    folder: RunFolder, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{store / 'mlruns.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracker = RunTracker(folder, store_dir=tmp_path / "other", experiment_name="tests")
+    assert tracker.place == uri
+    given = RunTracker(folder, tracking_uri="http://me:secret@host:5000", experiment_name="tests")
+    assert (given.tracking_uri, given.place) == ("http://me:secret@host:5000", "http://***@host:5000")
+    tracker.start(engine_at(0))
+    tracker.close()
+    assert run_of(tracker, folder).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("uri", ["htp://host", "localhost:5000", "/some/folder", "http://", "file:///folder"])
+def test_an_address_that_can_never_work_is_refused(folder: RunFolder, uri: str) -> None:
+    with pytest.raises(ValueError, match="is no address of an MLflow store; such are http://host:5000"):
+        RunTracker(folder, tracking_uri=uri)
+
+
+def test_a_locked_sqlite_file_costs_seconds(
+    folder: RunFolder, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tracker(folder, store).start(engine_at(0))
+    monkeypatch.setattr(module, "SQLITE_SECONDS", 0.1)
+    tracker = make_tracker(folder, store)
+    with closing(sqlite3.connect(store / "mlruns.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker.start(engine_at(0))
+    assert tracker.handler is None and "database is locked" in caplog.text

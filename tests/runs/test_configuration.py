@@ -80,6 +80,7 @@ def bundle(tmp_path: Path) -> Path:
     configs = tmp_path / "configs"
     configs.mkdir()
     train = {
+        "bundle_root": ".",
         "max_steps": 3,
         "dataset_dir": None,
         "twice": "$2 * @max_steps",
@@ -101,7 +102,7 @@ def run(bundle: Path, *files: str, **options: Any) -> None:
 
 def test_known_keys_are_those_of_all_configurations(bundle: Path) -> None:
     assert known_keys(bundle) == {
-        *("_meta_", "max_steps", "dataset_dir", "twice", "reads", "from_outside", "initialize", "run"),
+        *("_meta_", "bundle_root", "max_steps", "dataset_dir", "twice", "reads", "from_outside", "initialize", "run"),
         *("split", "also_read"),
     }
 
@@ -164,3 +165,18 @@ def test_outside_of_a_workflow_there_is_nothing_to_check() -> None:
 
 def test_section_without_content_differs_too() -> None:
     assert differences({"train": {}}, {"train": {"step": 1}}) == ["train: {} -> absent", "train::step: absent -> 1"]
+
+
+def test_passwords_are_not_kept(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = json.loads((bundle / "train.json").read_text())
+    train |= {
+        "address": None,
+        "read": "@address",
+        "kept": "$dict(__import__('mim_components.runs', fromlist=['x']).configuration.current_config())",
+    }
+    train["initialize"] = ["@kept"]
+    (bundle / "train.json").write_text(json.dumps(train))
+    workflow = monai.bundle.create_workflow(
+        config_file=str(bundle / "train.json"), logging_file=False, address=["http://me:secret@host", 3]
+    )
+    assert workflow.parser.get_parsed_content("kept")["address"] == ["http://***@host", 3]

@@ -35,6 +35,38 @@ def begun(path: Path, resume: str = "auto", digest: str = "abc") -> RunFolder:
         folder.release()
 
 
+def with_checkpoint(path: Path) -> None:
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "step_00000001.pt").touch()
+
+
+def test_without_a_checkpoint_settings_may_change(
+    tmp_path: Path, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = begun(tmp_path)
+    config.update(seed=1)
+    again = begun(tmp_path, digest="other")
+    assert again.name == first.name
+    state = json.loads((tmp_path / "run.json").read_text())
+    assert state["config"]["seed"] == 1 and state["data_digest"] == "other"
+    assert f"{tmp_path} has no checkpoint yet: the run begins at step 0, with the settings given now." in caplog.text
+
+
+def test_only_the_owner_reads_the_settings(tmp_path: Path, config: dict[str, Any]) -> None:
+    begun(tmp_path).update(status="finished")
+    assert (tmp_path / "run.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_killed_writes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    left = tmp_path / "models" / ".model.pt.1234.partial"
+    left.touch()
+    (tmp_path / "models" / "model.pt").touch()
+    RunFolder(tmp_path).release()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["model.pt"]
+
+
 def test_new_run_is_written_down(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = begun(tmp_path / "a" / "b")
     state = json.loads((tmp_path / "a" / "b" / "run.json").read_text())
@@ -63,6 +95,7 @@ def test_changed_settings_and_data_are_all_named_and_the_folder_is_free_again(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     begun(tmp_path)
+    with_checkpoint(tmp_path)
     content = (tmp_path / "run.json").read_bytes()
     config.update(seed=1, level_sizes=[[40, 40, 32], [8, 8, 8]])
     folder = RunFolder(tmp_path)

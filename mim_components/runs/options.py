@@ -1,0 +1,261 @@
+"""Options of the bundles: what each may be, checked before anything else runs, and taken as they were typed.
+
+fire and MONAI's parser change some values before a bundle sees them: `2024_07` becomes the number 202407, `a,b` a
+tuple, `out#2` becomes `out::2`, and `false` stays a text that counts as true. `options.json` beside this file states
+for every option its kind, range, unit and meaning; the tables in the bundles' READMEs are made from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+KINDS = "path text bool int number choice triple numbers sizes window mapping device part".split()
+NULLS = ("null", "None")
+
+
+class OptionsError(ValueError):
+    """Options that cannot be what they are; names every one, what was given and what is expected."""
+
+
+@lru_cache
+def option_table() -> dict[str, dict[str, Any]]:
+    """What is known of every option, by name.
+
+    Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
+    `below`, and `default` in words.
+    """
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
+    return table
+
+
+def check_options(workflow: ConfigWorkflow) -> None:
+    """Check the value of every option and put it into the form that its kind has.
+
+    `true` and `false` in any case become booleans, one number where three are wanted becomes three (`roi_size`), and
+    paths become the text that was typed, with `~` expanded. Expressions and references are left alone.
+
+    Raises:
+        OptionsError: lists all wrong options.
+    """
+    config: Any = workflow.parser.config
+    resolver = workflow.parser.ref_resolver
+    typed = given_options()
+    wrong = []
+    for name, option in option_table().items():
+        if name not in config or option["kind"] == "part":
+            continue
+        value = config[name]
+        if option["kind"] in ("path", "text") and name in typed:
+            value = typed[name]
+        elif isinstance(value, str) and value[:1] in ("$", "@", "%"):
+            continue
+        elif isinstance(value, Mapping) and "_target_" in value:
+            continue
+        try:
+            new = convert(value, option)
+        except ValueError as error:
+            wrong.append(f"--{name} {typed.get(name, value)}: {error}")
+            continue
+        # the cache of resolved values: what refers to the option finds it there, without another pass of the parser,
+        # which would take `#` in a path for its separator
+        resolver.resolved_content[name] = new
+        config[name] = str(new) if isinstance(new, torch.device) else new
+    if wrong:
+        raise OptionsError("\n  ".join(["wrong options:"] * (len(wrong) > 1) + wrong))
+
+
+def given_options() -> dict[str, str]:
+    """Options as the caller gave them: words of the command line, or texts of a call from Python."""
+    if Path(sys.argv[0]).parts[-3:-1] == ("monai", "bundle"):
+        return read_words(sys.argv[1:])
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "monai.bundle.scripts":
+            given = frame.f_locals.get("override", frame.f_locals.get("kwargs"))  # of run, of create_workflow
+            if isinstance(given, dict):
+                return {name: value for name, value in given.items() if isinstance(value, str)}
+        frame = frame.f_back
+    return {}
+
+
+def read_words(words: Sequence[str]) -> dict[str, str]:
+    """Options of a command line as fire divides it, without turning values into numbers.
+
+    Example:
+        >>> read_words(["run", "--output-dir", "2024_07", "--level=-1", "--amp", "--spacing", "[1,1,1]"])
+        {'output_dir': '2024_07', 'level': '-1', 'spacing': '[1,1,1]'}
+    """
+    options = {}
+    for number, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if number + 1 == len(words) or _is_flag(words[number + 1]):
+                continue
+            value = words[number + 1]
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") or (word[:1] == "-" and word[1:2].isalpha())
+
+
+def convert(value: Any, option: Mapping[str, Any]) -> Any:
+    """The value in the form of its kind.
+
+    Raises:
+        ValueError: says what is expected.
+
+    Example:
+        >>> convert("FALSE", {"kind": "bool"}), convert(32, {"kind": "triple", "least": 1})
+        (False, [32, 32, 32])
+    """
+    if value is None or (isinstance(value, str) and value in NULLS):
+        if option.get("null"):
+            return None
+        raise ValueError(f"needs a value, {expectation(option)}.")
+    new = _CONVERTERS[option["kind"]](value, option)
+    if new is None:
+        raise ValueError(f"expected {expectation(option)}, got {value!r}.")
+    return new
+
+
+def expectation(option: Mapping[str, Any]) -> str:
+    """What an option may be, in words.
+
+    Example:
+        >>> expectation({"kind": "int", "least": 1}), expectation({"kind": "window", "unit": "HU"})
+        ('a whole number, at least 1', 'two numbers [low, high] with low < high, HU')
+    """
+    length, unit = option.get("length"), option.get("unit")
+    words = {
+        "path": "a path",
+        "text": "a text",
+        "bool": "true or false",
+        "int": "a whole number",
+        "number": "a number, such as 0.001",
+        "choice": f"one of {', '.join(map(str, option.get('choices', ())))}",
+        "triple": "three whole numbers [h, w, d], or one for all",
+        "numbers": f"{length if length else 'a list of'} numbers, such as [{', '.join(['1.5'] * (length or 2))}]",
+        "sizes": "one [h, w, d] for every level, such as [[96,96,96],[48,48,48]]",
+        "window": "two numbers [low, high] with low < high",
+        "mapping": 'names and values, such as {"liver": 6}',
+        "device": "a device of PyTorch, such as cpu, cuda or cuda:1",
+    }[option["kind"]]
+    limits = {"least": "at least", "above": "more than", "most": "at most", "below": "less than"}
+    bounds = [f"{text} {option[name]}" for name, text in limits.items() if name in option]
+    text = ", ".join([words, " and ".join(bounds)] if bounds else [words])
+    text = f"{text}, {unit}" if unit else text
+    return f"{text}, or null" if option.get("null") else text
+
+
+def _in_range(value: float, option: Mapping[str, Any]) -> bool:
+    return (
+        value >= option.get("least", -math.inf)
+        and value <= option.get("most", math.inf)
+        and not value <= option.get("above", -math.inf)
+        and not value >= option.get("below", math.inf)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _path(value: Any, option: Mapping[str, Any]) -> Any:
+    if isinstance(value, (list, tuple, dict, bool)) or str(value) == "":
+        return None
+    return str(Path(str(value)).expanduser())
+
+
+def _text(value: Any, option: Mapping[str, Any]) -> Any:
+    return None if isinstance(value, (list, tuple, dict, bool)) or str(value) == "" else str(value)
+
+
+def _bool(value: Any, option: Mapping[str, Any]) -> Any:
+    return {"true": True, "false": False}.get(str(value).lower())
+
+
+def _int(value: Any, option: Mapping[str, Any]) -> Any:
+    return value if _is_int(value) and _in_range(value, option) else None
+
+
+def _number(value: Any, option: Mapping[str, Any]) -> Any:
+    return value if _is_number(value) and _in_range(value, option) else None
+
+
+def _choice(value: Any, option: Mapping[str, Any]) -> Any:
+    for choice in option["choices"]:
+        if str(value) == str(choice) or (isinstance(choice, bool) and str(value).lower() == str(choice).lower()):
+            return choice
+    return None
+
+
+def _numbers(value: Any, option: Mapping[str, Any]) -> Any:
+    if not isinstance(value, (list, tuple)) or len(value) != option.get("length", len(value)) or not value:
+        return None
+    return list(value) if all(_is_number(each) and _in_range(each, option) for each in value) else None
+
+
+def _triple(value: Any, option: Mapping[str, Any]) -> Any:
+    each = [value] * 3 if _is_int(value) else value
+    if not isinstance(each, (list, tuple)) or len(each) != 3:
+        return None
+    return list(each) if all(_is_int(side) and _in_range(side, option) for side in each) else None
+
+
+def _sizes(value: Any, option: Mapping[str, Any]) -> Any:
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(each, (list, tuple)) for each in value):
+        return None
+    sizes = [_triple(each, {"least": 1}) for each in value]
+    return None if None in sizes else sizes
+
+
+def _window(value: Any, option: Mapping[str, Any]) -> Any:
+    ends = _numbers(value, {"length": 2})
+    return ends if ends and ends[0] < ends[1] else None
+
+
+def _mapping(value: Any, option: Mapping[str, Any]) -> Any:
+    return dict(value) if isinstance(value, Mapping) and value else None
+
+
+def _device(value: Any, option: Mapping[str, Any]) -> Any:
+    if isinstance(value, torch.device):
+        return value
+    try:
+        return torch.device(value) if isinstance(value, str) else None
+    except RuntimeError:
+        return None
+
+
+_CONVERTERS = {
+    "path": _path,
+    "text": _text,
+    "bool": _bool,
+    "int": _int,
+    "number": _number,
+    "choice": _choice,
+    "triple": _triple,
+    "numbers": _numbers,
+    "sizes": _sizes,
+    "window": _window,
+    "mapping": _mapping,
+    "device": _device,
+}
