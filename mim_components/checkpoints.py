@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,22 @@ from mim_components.disk import as_full_disk, tensor_bytes
 
 logger = logging.getLogger(__name__)
 
+# Of the weights, see `InputContract`: 2 since GELU in the patch embeddings and a projection before the transformer
+CONTRACT_VERSION = 2
+
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is cut short, altered, not a checkpoint, or not finite; the message names the file."""
+
+
+class OtherVersionError(ValueError):
+    """Weights, or a run, of a version of the networks that this package does not have; names both and the remedy."""
+
+    def __init__(self, source: object, found: object) -> None:
+        super().__init__(
+            f"{source}: of contract version {found}, this package takes version {CONTRACT_VERSION} only: the hybrid "
+            "encoder has other layers; pre-train (and fine-tune) again, or install the version that wrote it."
+        )
 
 
 def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, Any]:
@@ -31,6 +44,7 @@ def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, An
     Raises:
         DamagedCheckpointError: the file is not whole (CRC of every part), not a checkpoint, lacks a part, holds values
             that are not finite, or is not the one whose digest stands beside it.
+        OtherVersionError: it has weights from before the present hybrid encoder.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,6 +63,7 @@ def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, An
     network = state.get("network", state)
     if not isinstance(network, dict):
         raise DamagedCheckpointError(f"{path}: its network is a {type(network).__name__}, expected a dictionary.")
+    check_version(network, path)
     check_finite(network, path)
     missing = [part for part in parts if part not in state]
     if missing:
@@ -90,6 +105,14 @@ def what_it_is(path: str | Path) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, the weights were not fetched; run: git lfs pull"
     return "an HTML page, not weights" if head.lstrip().startswith(b"<") else ""
+
+
+def check_version(state: Mapping[str, Any], path: str | Path) -> None:
+    """Raise OtherVersionError for the weights of a hybrid encoder that has no projection, by itself or in a network."""
+    for name in state:
+        prefix, first, _ = str(name).partition("embeddings.0.conv.weight")
+        if first and f"{prefix}projection.weight" not in state:
+            raise OtherVersionError(path, f"1 (no {prefix}projection.weight)")
 
 
 def check_finite(state: dict[str, Any], path: str | Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
-from mim_components.checkpoints import what_it_is
+from mim_components.checkpoints import CONTRACT_VERSION, OtherVersionError, what_it_is
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class InputContract:
         axes: order of the axes of a batch.
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
+        contract_version: of the layers and of this contract; weights of another one are refused.
     """
 
     encoder: str
@@ -43,6 +44,7 @@ class InputContract:
     axes: str = "BCHWD"
     step: int = 0
     version: str = __version__
+    contract_version: int = CONTRACT_VERSION
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of a safetensors file: text to text, each value as JSON."""
@@ -53,9 +55,14 @@ class InputContract:
         """Read it back; `source` is named in the error.
 
         Raises:
+            OtherVersionError: it is a contract of another version.
             ValueError: an entry is missing.
         """
         names = [field.name for field in fields(cls)]
+        if metadata and any(name in metadata for name in names):
+            found = metadata.get("contract_version", "1")
+            if found != str(CONTRACT_VERSION):
+                raise OtherVersionError(source, found)
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")
@@ -78,6 +85,7 @@ def read_contract(path: str | Path) -> InputContract:
     """The input contract of an `encoder.safetensors`; only its header is read.
 
     Raises:
+        OtherVersionError: its contract is of another version.
         ValueError: not a safetensors file, or one without a contract.
     """
     return InputContract.from_metadata(_metadata(path), path)
@@ -90,6 +98,7 @@ def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
         weights: a safetensors file with the contract in its metadata, or another with an `encoder.safetensors` beside.
 
     Raises:
+        OtherVersionError: it is a contract of another version.
         ValueError: the file with the contract cannot be read, or has only a part of it.
     """
     path = Path(weights)

@@ -71,8 +71,9 @@ def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
     """Parameters of the encoder's layers, from the image up; the last also has what is in no layer."""
     encoder = encoder_of(network)
     if isinstance(encoder, HybridEncoder):
-        pairs = zip(encoder.embeddings, [*encoder.stages, nn.Identity()], strict=True)
-        modules = [module for pair in pairs for module in pair][:-1] + list(encoder.blocks)
+        pairs = zip(encoder.embeddings, encoder.stages, strict=False)
+        entry = nn.ModuleList([encoder.embeddings[-1], encoder.projection])  # of the transformer
+        modules = [*(module for pair in pairs for module in pair), entry, *encoder.blocks]
     elif isinstance(encoder, ViT):
         modules = [encoder.patch_embedding, *encoder.blocks]
     else:

@@ -12,18 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mim_components.checkpoints import check_finite, read_checkpoint, what_it_is
-from mim_components.contract import InputContract
+from mim_components.checkpoints import check_finite, check_version, read_checkpoint, what_it_is
+from mim_components.contract import InputContract, find_contract
 from mim_components.digests import WrongDigestError, check_digest, write_with_digest
 from mim_components.disk import as_full_disk, tensor_bytes
 from mim_components.networks.hybrid import HybridEncoder
-from mim_components.networks.tokens import sincos_positions
+from mim_components.networks.tokens import Grid, check_positions, sincos_positions, token_grid
 from mim_components.safe_write import tensors_writer
 
 logger = logging.getLogger(__name__)
 
 FIRST_CONVOLUTIONS = ("embeddings.0.conv.weight", "patch_embedding.patch_embeddings.weight")
 POSITIONS = "patch_embedding.position_embeddings"
+TRAINED_GRID = "_extra_state"  # of the hybrid encoder
 
 
 class PretrainedError(ValueError):
@@ -88,7 +89,7 @@ def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) 
         raise as_full_disk(error, Path(path), tensor_bytes(state)) from error
 
 
-def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
+def load_pretrained(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:
     """Copy a pre-trained encoder into `network`, in place.
 
     The encoder is `network.encoder`, `network.vit` (MONAI's UNETR), or `network` itself. A 1-channel first convolution
@@ -98,29 +99,36 @@ def load_pretrained(network: nn.Module, path: str | Path) -> LoadReport:
     Args:
         network: to load into.
         path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training.
+        positions: of a ViT on another grid than the trained one: "rescaled" to the range of that one, which the input
+            contract in or beside the file names (without a contract, as "index"), or "index". The hybrid encoder has
+            its own setting.
 
     Returns:
         What was loaded, new, ignored and adapted.
 
     Raises:
+        OtherVersionError: the weights are from before the present hybrid encoder.
         PretrainedError: nothing matches, or a shape differs in anything but input channels or the position grid.
     """
-    report = copy_encoder(network, path)
+    report = copy_encoder(network, path, positions)
     logger.info("Pre-trained encoder from %s: %s", path, report)
     return report
 
 
-def copy_encoder(network: nn.Module, path: str | Path) -> LoadReport:
+def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:
     """`load_pretrained` without a line in the log."""
+    check_positions(positions)
     target = encoder_of(network)
     source, ignored = _read_encoder(Path(path))
+    found = find_contract(path)
+    trained = token_grid(found[0].input_size, found[0].patch_size) if found and positions == "rescaled" else None
     state = target.state_dict()
     _check_kind(source, state, path)
     adapted: list[tuple[str, str]] = []
     loaded: dict[str, Tensor] = {}
     for name, value in source.items():
         if name in state:
-            loaded[name] = _fit(name, value, state[name], network, path, adapted)
+            loaded[name] = _fit(name, value, state[name], network, path, adapted, trained)
         else:
             ignored.append((name, _why_ignored(name, target)))
     if not loaded:
@@ -178,6 +186,7 @@ def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]
             raise PretrainedError(str(error)) from error
         except SafetensorError as error:
             raise PretrainedError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
+        check_version(weights, path)
         check_finite(weights, path)
         return weights, []
     state = read_checkpoint(path)
@@ -188,11 +197,14 @@ def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]
 
 
 def _fit(
-    name: str, value: Tensor, wanted: Tensor, network: nn.Module, path: str | Path, adapted: list[tuple[str, str]]
-) -> Tensor:
+    name: str, value: Tensor, wanted: Tensor, network: nn.Module, path: str | Path, adapted: list[tuple[str, str]],
+    trained: Grid | None,
+) -> Tensor:  # fmt: skip
     have, want = tuple(value.shape), tuple(wanted.shape)
     if name == POSITIONS and have[2] == want[2]:
-        return _positions(value, want, network, adapted)
+        return _positions(value, want, network, adapted, trained)
+    if name == TRAINED_GRID:
+        return _trained_grid(value, wanted, network, adapted)
     if have == want:
         return value
     if name in FIRST_CONVOLUTIONS and have[1] == 1 and have[:1] + have[2:] == want[:1] + want[2:]:
@@ -204,13 +216,24 @@ def _fit(
     raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; {cause}")
 
 
-def _positions(value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:
+def _trained_grid(value: Tensor, own: Tensor, network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:
+    """The grid that the weights were trained on, which goes with them; says so where the network has another."""
+    differs = bool(value.any() and own.any()) and not torch.equal(value, own)
+    if differs and getattr(encoder_of(network), "positions", None) == "rescaled":
+        adapted.append(("positions", f"of the grid {tuple(own.tolist())} rescaled to {tuple(value.tolist())}"))
+    return value
+
+
+def _positions(
+    value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]], trained: Grid | None
+) -> Tensor:
     """Fixed positions for the network's grid: those of the file where it is the same grid."""
     grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
     if grid is None:
         return value
-    positions = sincos_positions(tuple(grid), want[2], value)
+    positions = sincos_positions(tuple(grid), want[2], value, trained)
     if positions.shape == value.shape and torch.allclose(positions, value, atol=1e-5):
         return value
-    adapted.append((POSITIONS, f"fixed positions made for the grid {tuple(grid)}"))
+    how = f"fixed positions made for the grid {tuple(grid)}"
+    adapted.append((POSITIONS, how + (f", rescaled to {trained}" if trained else "")))
     return positions

@@ -29,6 +29,7 @@ def start_from(
     orientation: str,
     intensity: object,
     ignore: Sequence[str] = (),
+    positions: str = "rescaled",
 ) -> LoadReport | None:
     """Load pre-trained weights into `network`, in place, or leave it as it is; the log says what came in.
 
@@ -38,12 +39,14 @@ def start_from(
         orientation: axis codes of the images that the network will see.
         intensity: the transform that scales them, array or dictionary version, or its configuration with `_target_`.
         ignore: what may differ from the input that the weights were trained on: "orientation", "intensity".
+        positions: see `mim_components.pretrained.load_pretrained`.
 
     Returns:
         What was loaded; None from scratch.
 
     Raises:
         ValueError: `pretrained` is not given, or `ignore` names something else.
+        OtherVersionError: the weights are from before the present hybrid encoder.
         PretrainedError: the file is missing, does not fit the network, or was trained on other input; names the way
             out.
     """
@@ -61,7 +64,7 @@ def start_from(
         cause = "is a folder; give a file in it" if path.is_dir() else f"no such file, seen from {Path.cwd()}; set it"
         raise PretrainedError(f"{path}: {cause} with --pretrained, or use --pretrained none.")
     notes = _check_input(network, path, orientation, intensity, ignore)
-    report = replace(copy_encoder(network, path), notes=notes)
+    report = replace(copy_encoder(network, path, positions), notes=notes)
     logger.info("Pre-trained weights from %s: %s", path, report)
     return report
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from mim_components import __version__
-from mim_components.contract import InputContract, read_contract
+from mim_components.checkpoints import OtherVersionError
+from mim_components.contract import InputContract, find_contract, read_contract
 
 CONTRACT = InputContract(
     encoder="hybrid", preset="nano", in_channels=1, patch_size=8, input_size=(32, 32, 32),
@@ -39,6 +40,19 @@ def test_missing_entries_are_named(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, path, metadata=metadata)
     with pytest.raises(ValueError, match=f"{path}: no input contract.*missing: patch_size, hu_window"):
         read_contract(path)
+
+
+@pytest.mark.parametrize(("entry", "found"), [({}, "1"), ({"contract_version": "3"}, "3")])
+def test_other_versions_are_refused_in_one_line(entry: dict[str, str], found: str, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    metadata = CONTRACT.to_metadata()
+    assert metadata.pop("contract_version") == "2"
+    save_file({"weight": torch.ones(2)}, path, metadata={**metadata, **entry})
+    text = f"{path}: of contract version {found}, this package takes version 2 only: .*; pre-train .*again"
+    for read in (read_contract, find_contract):
+        with pytest.raises(OtherVersionError, match=text) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_file_without_metadata_is_named(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_rates_of_the_hybrid_encoder_by_hand() -> None:
     by_hand = {
         "blocks.1": 1 / 2,
         "blocks.0": 1 / 4,
+        "projection": 1 / 8,  # of the same layer
         "embeddings.2": 1 / 8,
         "stages.1": 1 / 16,
         "embeddings.1": 1 / 32,

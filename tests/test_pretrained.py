@@ -100,7 +100,8 @@ def test_four_channels_keep_the_scale_of_activations(files: dict[str, Path], net
 
 def test_vit_with_four_channels(tmp_path: Path) -> None:
     vit = ViTEncoder(preset="nano", input_size=(16, 16, 16))
-    path = save_encoder(vit, tmp_path / "vit.safetensors", CONTRACT)
+    contract = replace(CONTRACT, encoder="vit", input_size=(16, 16, 16))
+    path = save_encoder(vit, tmp_path / "vit.safetensors", contract)
     four = ViTEncoder(in_channels=4, preset="nano", input_size=(16, 16, 16))
     load_pretrained(four, path)
     image = torch.rand(1, 1, 16, 16, 16)
@@ -121,7 +122,8 @@ def test_several_channels_into_another_number_is_refused(tmp_path: Path) -> None
 def vit_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViTEncoder, Path]:
     torch.manual_seed(0)
     vit = ViTEncoder(preset="tiny", input_size=(32, 32, 32))
-    return vit, save_encoder(vit, tmp_path_factory.mktemp("vit") / "vit.safetensors", CONTRACT)
+    contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16)
+    return vit, save_encoder(vit, tmp_path_factory.mktemp("vit") / "vit.safetensors", contract)
 
 
 def test_vit_into_stock_unetr_gives_the_same_features(vit_file: tuple[ViTEncoder, Path]) -> None:
@@ -143,9 +145,10 @@ def test_vit_into_unetr_of_another_grid_gets_positions_of_that_grid(vit_file: tu
     stock = unetr(img_size=(48, 32, 16))
     report = load_pretrained(stock, path)
     name = "patch_embedding.position_embeddings"
-    assert report.adapted == ((name, "fixed positions made for the grid (3, 2, 1)"),) and name in report.loaded
+    assert report.adapted == ((name, "fixed positions made for the grid (3, 2, 1), rescaled to (2, 2, 2)"),)
+    assert name in report.loaded
     positions = stock.vit.state_dict()[name]
-    assert torch.equal(positions, sincos_positions((3, 2, 1), 96, positions))
+    assert torch.equal(positions, sincos_positions((3, 2, 1), 96, positions, trained=(2, 2, 2)))
     image = torch.rand(1, 1, 48, 32, 16)
     with torch.no_grad():
         tokens = stock.vit.eval()(image)[0]
@@ -156,7 +159,25 @@ def test_vit_into_unetr_of_another_grid_with_as_many_tokens(vit_file: tuple[ViTE
     stock = unetr(img_size=(64, 32, 16))  # grid (4, 2, 1): 8 tokens, as (2, 2, 2)
     load_pretrained(stock, vit_file[1])
     positions = stock.vit.state_dict()["patch_embedding.position_embeddings"]
-    assert torch.equal(positions, sincos_positions((4, 2, 1), 96, positions))
+    assert torch.equal(positions, sincos_positions((4, 2, 1), 96, positions, trained=(2, 2, 2)))
+
+
+def test_vit_positions_are_numbered_where_asked_or_where_no_contract_names_the_grid(
+    vit_file: tuple[ViTEncoder, Path], tmp_path: Path
+) -> None:
+    name = "patch_embedding.position_embeddings"
+    torch.save(vit_file[0].state_dict(), tmp_path / "alone.pt")
+    for path, positions in ((vit_file[1], "index"), (tmp_path / "alone.pt", "rescaled")):
+        stock = unetr(img_size=(64, 32, 16))
+        report = load_pretrained(stock, path, positions)
+        assert report.adapted == ((name, "fixed positions made for the grid (4, 2, 1)"),)
+        found = stock.vit.state_dict()[name]
+        assert torch.equal(found, sincos_positions((4, 2, 1), 96, found))
+
+
+def test_unknown_kind_of_positions(vit_file: tuple[ViTEncoder, Path]) -> None:
+    with pytest.raises(ValueError, match="positions must be one of rescaled, index, got 'numbers'"):
+        load_pretrained(unetr(), vit_file[1], "numbers")
 
 
 def test_wrong_preset_names_file_tensor_and_shapes(files: dict[str, Path]) -> None:
@@ -184,7 +205,7 @@ def test_wrong_prefix_is_0_of_n(tmp_path: Path, network: MiM) -> None:
     path = tmp_path / "model.pt"
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     torch.save(state, path)
-    text = rf"model.pt: 0 of {len(state)} tensors fit.*found names such as \['module.*expected names such as \['blocks"
+    text = rf"model.pt: 0 of {len(state)} tensors fit.*such as \['module.*such as \['_extra_state', 'blocks"
     with pytest.raises(PretrainedError, match=text):
         load_pretrained(network, path)
 

@@ -64,9 +64,11 @@ def models(pretrained: MiM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["encoder.safetensors", "model.pt", "../checkpoints/step_00000004.pt"])
 def test_every_product_starts_every_hybrid_network(name: str, models: Path, pretrained: MiM) -> None:
     weights = pretrained.encoder.state_dict()
-    for target in (network(), classification_network("hybrid", 1, 3, (16, 16, 16), "nano")):
+    own_grids = {"(8, 4, 4)": network(), "(2, 2, 2)": classification_network("hybrid", 1, 3, (16, 16, 16), "nano")}
+    for grid, target in own_grids.items():
         report = start_from(target, str(models / name), "RAS", ABDOMEN)
-        assert report is not None and report.share == 1.0 and report.new == report.adapted == ()
+        assert report is not None and report.share == 1.0 and report.new == ()
+        assert report.adapted == (("positions", f"of the grid {grid} rescaled to (4, 4, 4)"),)
         own = target.encoder.state_dict()
         assert set(report.loaded) == own.keys()
         assert all(torch.equal(own[each], weights[each]) for each in own)
@@ -87,6 +89,7 @@ def test_the_log_is_a_load_report(models: Path, caplog: pytest.LogCaptureFixture
     )
     # `down` has a convolution and a norm, `out` a convolution; every block three kernels at most, no norm has weights
     counts = {"down": 4, "bottleneck": 2, "skips": 3 + 2 + 2, "ups": 4 * 4, "out": 2}
+    assert lines.pop(1) == "  adapted: positions (of the grid (8, 4, 4) rescaled to (4, 4, 4))"
     assert lines[1:6] == [f"  new: {part}: {counts[part]} tensors" for part in counts]
     assert report is not None and dict(report.outside) == counts
     ignored = lines[6:]
@@ -113,12 +116,13 @@ def test_safetensors_without_contract(tmp_path: Path, pretrained: MiM) -> None:
 
 def test_vit_weights_start_unetr(tmp_path: Path) -> None:
     vit = ViTEncoder(preset="tiny", input_size=(48, 48, 48))
-    contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16)
+    contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16, input_size=(48, 48, 48))
     path = save_encoder(vit, tmp_path / "encoder.safetensors", contract)
     target = unetr()
     report = start_from(target, path, "RAS", ABDOMEN)
     assert report is not None and report.share == 1.0
-    assert report.adapted == (("patch_embedding.position_embeddings", "fixed positions made for the grid (2, 2, 2)"),)
+    how = "fixed positions made for the grid (2, 2, 2), rescaled to (3, 3, 3)"
+    assert report.adapted == (("patch_embedding.position_embeddings", how),)
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         tokens = target.vit.eval()(image)[0].transpose(1, 2).unflatten(2, (2, 2, 2))
@@ -131,7 +135,8 @@ def test_one_channel_weights_into_four_channels_keep_the_scale(models: Path) -> 
     start_from(one, models / "model.pt", "RAS", ABDOMEN)
     report = start_from(four, models / "model.pt", "RAS", ABDOMEN)
     assert report is not None
-    assert report.adapted == (("embeddings.0.conv.weight", "1 input channel repeated 4 times and divided by 4"),)
+    how = "1 input channel repeated 4 times and divided by 4"
+    assert report.adapted[1:] == (("embeddings.0.conv.weight", how),)
     image = torch.rand(2, 1, 16, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         same = image.expand(-1, 4, -1, -1, -1)  # each channel gives a quarter
@@ -285,7 +290,7 @@ def test_weights_that_match_nothing(tmp_path: Path) -> None:
 
 def test_contract_that_is_cut_short(tmp_path: Path, pretrained: MiM) -> None:
     weights = {name: value.contiguous() for name, value in pretrained.encoder.state_dict().items()}
-    save_file(weights, tmp_path / "cut.safetensors", {"encoder": '"hybrid"'})
+    save_file(weights, tmp_path / "cut.safetensors", {"encoder": '"hybrid"', "contract_version": "2"})
     with pytest.raises(ValueError, match="cut.safetensors: no input contract in its metadata, missing: preset"):
         start_from(network(), tmp_path / "cut.safetensors", "RAS", ABDOMEN)
 

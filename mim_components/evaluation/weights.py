@@ -85,6 +85,7 @@ def load_trained(
     Raises:
         FileNotFoundError: there is no checkpoint.
         DamagedCheckpointError: it is not whole, or not a checkpoint.
+        OtherVersionError: it is from before the present hybrid encoder.
         WrongWeightsError: it was trained with other settings.
     """
     path = find_checkpoint(checkpoint, folders)

@@ -85,14 +85,15 @@ def load_model(
     Raises:
         FileNotFoundError: there is no such file.
         DamagedCheckpointError: it is not whole, or not a checkpoint.
+        OtherVersionError: it has weights from before the present hybrid encoder.
         WrongWeightsError: it belongs to other settings; names them.
     """
     path = find_checkpoint(checkpoint, folders, ADVICE)
+    state = read_checkpoint(path)
+    state = state.get("network", state)
     facts = _read_facts(path.with_suffix(".json"))
     if facts:
         _compare(path, facts, expected.as_dict())
-    state = read_checkpoint(path)
-    state = state.get("network", state)
     if misfit := describe_misfit(state, network):
         raise WrongWeightsError(
             f"{path} does not fit the network of this configuration: {misfit}. Set --network, --preset and "
@@ -118,7 +119,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def _compare(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     have, want = found["settings"], expected["settings"]
-    differing = [name for name in want if have.get(name) != want[name]]
+    # an option that is not in the file is younger than it
+    differing = [name for name in want if have.get(name, want[name]) != want[name]]
     if found.get("targets") != expected["targets"]:
         differing.append("targets")
         have, want = {**have, "targets": found.get("targets")}, {**want, "targets": expected["targets"]}

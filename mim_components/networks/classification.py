@@ -5,6 +5,8 @@ Axes: image (B, C, H, W, D); feature map (B, E, h, w, d); logits (B, K).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
@@ -19,9 +21,11 @@ class HybridClassifier(nn.Module):
         in_channels: channels C of the image.
         num_classes: number of classes K.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        input_size: size of an image in voxels, see `HybridEncoder`.
+        positions: "rescaled" or "index", see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset; in `forward`, a side that is not a multiple of the patch size.
+        ValueError: unknown preset or `positions`; in `forward`, a side that is not a multiple of the patch size.
 
     Example:
         >>> import torch
@@ -29,9 +33,16 @@ class HybridClassifier(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, in_channels: int, num_classes: int, preset: str = "base") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        preset: str = "base",
+        input_size: Sequence[int] | None = None,
+        positions: str = "rescaled",
+    ) -> None:
         super().__init__()
-        self.encoder = HybridEncoder(in_channels, preset, dense_only=True)
+        self.encoder = HybridEncoder(in_channels, preset, dense_only=True, input_size=input_size, positions=positions)
         self.norm = nn.LayerNorm(self.encoder.embed_dim)
         self.head = nn.Linear(self.encoder.embed_dim, num_classes)
 

@@ -11,6 +11,7 @@ from torch import nn
 from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
 from mim_components.networks.presets import get_preset
 from mim_components.networks.segmentation import HybridSwinUNETR, check_sides
+from mim_components.networks.tokens import check_positions
 
 SEGMENTATION_NETWORKS = ("hybrid_swin_unetr", "unetr", "swin_unetr")
 CLASSIFICATION_NETWORKS = ("hybrid", "swin_vit")
@@ -19,7 +20,12 @@ SWIN_MULTIPLE = 32  # five times halved
 
 
 def segmentation_network(
-    name: str, in_channels: int, out_channels: int, roi_size: Sequence[int], preset: str = "base"
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    roi_size: Sequence[int],
+    preset: str = "base",
+    positions: str = "rescaled",
 ) -> nn.Module:
     """A network from images `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
 
@@ -30,16 +36,17 @@ def segmentation_network(
         out_channels: channels K of the logits.
         roi_size: size in voxels of what the network sees at a time; only "unetr" is built for this one size.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        positions: of "hybrid_swin_unetr", see `HybridEncoder`; "unetr" gets its positions with its weights.
 
     Raises:
-        ValueError: unknown name or preset, a `roi_size` that the network cannot take (names the nearest that it can),
-            or a preset whose patch size is not UNETR's.
+        ValueError: unknown name, preset or `positions`, a `roi_size` that the network cannot take (names the nearest
+            that it can), or a preset whose patch size is not UNETR's.
     """
     sizes = get_preset(preset)
+    check_positions(positions)
     if name == "hybrid_swin_unetr":
-        network = HybridSwinUNETR(in_channels, out_channels, preset)
-        check_sides(roi_size, network.size_multiple, name, least_positions=2)
-        return network
+        check_sides(roi_size, 2 * sizes.patch_size, name, least_positions=2)
+        return HybridSwinUNETR(in_channels, out_channels, preset, roi_size, positions)
     if name == "swin_unetr":
         check_sides(roi_size, SWIN_MULTIPLE, name, least_positions=2)
         return SwinUNETR(in_channels, out_channels, feature_size=sizes.feature_size)
@@ -72,7 +79,12 @@ def _unetr(in_channels: int, out_channels: int, roi_size: Sequence[int], preset:
 
 
 def classification_network(
-    name: str, in_channels: int, num_classes: int, input_size: Sequence[int], preset: str = "base"
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    input_size: Sequence[int],
+    preset: str = "base",
+    positions: str = "rescaled",
 ) -> nn.Module:
     """A network from images `(B, C, H, W, D)` to logits `(B, K)`.
 
@@ -80,15 +92,18 @@ def classification_network(
         name: "hybrid"; or "swin_vit", MONAI's Swin transformer with a linear head, from scratch only.
         in_channels: channels C of the image.
         num_classes: number of classes K.
-        input_size: size of an image in voxels; only checked.
+        input_size: size of an image in voxels.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        positions: of "hybrid", see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown name or preset, or a size that the network cannot take (names the nearest that it can).
+        ValueError: unknown name, preset or `positions`, or a size that the network cannot take (names the nearest that
+            it can).
     """
+    check_positions(positions)
     if name == "hybrid":
         check_sides(input_size, get_preset(preset).patch_size, name)
-        return HybridClassifier(in_channels, num_classes, preset)
+        return HybridClassifier(in_channels, num_classes, preset, input_size, positions)
     if name == "swin_vit":
         check_sides(input_size, 1, name)
         return SwinViTClassifier(in_channels, num_classes, preset)

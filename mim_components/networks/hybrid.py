@@ -7,9 +7,11 @@ act on the last axis and the convolutions see the channels-last layout; tokens (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neigh
 from mim_components.networks.tokens import (
     Grid,
     check_mask,
+    check_positions,
     gather_tokens,
     sincos_positions,
     token_grid,
@@ -31,7 +34,7 @@ KERNEL_SIZE = 5  # of the depth-wise convolutions
 
 
 class PatchEmbedding(nn.Module):
-    """Halve the grid: convolution with kernel = stride = 2, then LayerNorm; acts inside blocks of 2x2x2 only."""
+    """Halve the grid: convolution with kernel = stride = 2, LayerNorm, GELU; acts inside blocks of 2x2x2 only."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, H, W, D, C)` to `(B, H/2, W/2, D/2, C')`; blocks `(B, n, s, s, s, C)` likewise, s to s/2."""
-        return self.norm(_conv(self.conv, x) if x.dim() == 5 else conv_blocks(self.conv, x))
+        return F.gelu(self.norm(_conv(self.conv, x) if x.dim() == 5 else conv_blocks(self.conv, x)))
 
 
 class ConvBlock(nn.Module):
@@ -77,7 +80,8 @@ class HybridEncoder(nn.Module):
     """3D hybrid encoder: convolutional stages, then a transformer over the (visible) tokens.
 
     One class serves pre-training and fine-tuning with the same state-dict keys. Positions are fixed sin-cos and made
-    for whatever grid the input has.
+    for whatever grid the input has. The grid that the weights were trained on is part of the state dict, as
+    `_extra_state`, so that positions mean the same wherever the weights go.
 
     Args:
         in_channels: channels C of the image.
@@ -86,10 +90,13 @@ class HybridEncoder(nn.Module):
             a parameter without gradient is an error. The other keys stay what they are.
         sparse: compute the convolutional stages of masked input on visible tokens alone; False computes the whole grid
             and throws the masked part away, the same numbers but for rounding.
+        input_size: size in voxels of the volumes it is trained on; loaded weights bring their own. None = unknown.
+        positions: "rescaled": on another grid than the trained one, coordinates are rescaled to the range of that one;
+            "index", or where the trained grid is unknown: tokens are numbered from 0.
 
     Raises:
-        ValueError: unknown preset; in `forward`, a side that is not a multiple of p, or masked input to a network that
-            is `dense_only`.
+        ValueError: unknown preset or `positions`, a side of `input_size`, or of the image in `forward`, that is not a
+            multiple of p, or masked input to a network that is `dense_only`.
 
     Example:
         >>> import torch
@@ -104,7 +111,13 @@ class HybridEncoder(nn.Module):
     MASKED_ONLY = ("stage_outputs.", "norm.")
 
     def __init__(
-        self, in_channels: int = 1, preset: str = "base", dense_only: bool = False, sparse: bool = True
+        self,
+        in_channels: int = 1,
+        preset: str = "base",
+        dense_only: bool = False,
+        sparse: bool = True,
+        input_size: Sequence[int] | None = None,
+        positions: str = "rescaled",
     ) -> None:
         super().__init__()
         sizes = get_preset(preset).hybrid
@@ -113,6 +126,8 @@ class HybridEncoder(nn.Module):
         self.patch_size = sizes.patch_size
         self.channels = sizes.channels
         self.embed_dim = sizes.channels[-1]
+        self.trained_grid = None if input_size is None else token_grid(input_size, sizes.patch_size)
+        self.positions = check_positions(positions)
         self.embeddings = nn.ModuleList(PatchEmbedding(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.stages = nn.ModuleList(
             nn.ModuleList(ConvBlock(width) for _ in range(depth))
@@ -126,12 +141,22 @@ class HybridEncoder(nn.Module):
             )
             # 12 M weights of base, used as matrices with the channels last: no copy in forward and backward
             nn.utils.convert_conv3d_weight_memory_format(self.stage_outputs, torch.channels_last_3d)
+        self.projection = nn.Linear(self.embed_dim, self.embed_dim)
         self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
         if not dense_only:
             self.norm = nn.LayerNorm(self.embed_dim)
         self.dense_only = dense_only
         self.sparse = sparse
         self.apply(init_linear)
+
+    def get_extra_state(self) -> Tensor:
+        """The trained grid, int64 `(3)`, zeros where it is unknown; a buffer would be averaged with the weights."""
+        return torch.tensor(self.trained_grid or (0, 0, 0))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the trained grid of weights that are loaded."""
+        h, w, d = state.tolist()
+        self.trained_grid = (h, w, d) if h * w * d else None
 
     def _stage_edges(self) -> list[int]:
         """Edge of a token on the grid of each convolutional stage, e.g. [8, 4, 2]."""
@@ -167,8 +192,8 @@ class HybridEncoder(nn.Module):
             for block in cast(nn.ModuleList, blocks):
                 x = block(x, hidden)
             stages.append(x)
-        tokens = self.embeddings[-1](x).flatten(1, 3)  # (B, N, E)
-        tokens = tokens + sincos_positions(grid, self.embed_dim, tokens)
+        tokens = self.projection(self.embeddings[-1](x).flatten(1, 3))  # (B, N, E)
+        tokens = tokens + self._positions(grid, tokens)
         if masked is None:
             maps = [stage.permute(0, 4, 1, 2, 3) for stage in stages]
             return [*maps, self._transform(tokens).transpose(1, 2).unflatten(2, grid)]
@@ -188,12 +213,16 @@ class HybridEncoder(nn.Module):
             for block in cast(nn.ModuleList, blocks):
                 x = block(x, rows=rows)
             outputs.append(conv_blocks(cast(nn.Conv3d, conv), x).flatten(1, 4))  # (B, n, E)
-        tokens = self.embeddings[-1](x).flatten(1, 4)
-        positions = sincos_positions(grid, self.embed_dim, tokens).expand(len(ids), -1, -1)
+        tokens = self.projection(self.embeddings[-1](x).flatten(1, 4))
+        positions = self._positions(grid, tokens).expand(len(ids), -1, -1)
         tokens = self._transform(tokens + gather_tokens(positions, ids))
         for output in outputs:
             tokens = tokens + output
         return self.norm(tokens)
+
+    def _positions(self, grid: Grid, like: Tensor) -> Tensor:
+        trained = self.trained_grid if self.positions == "rescaled" else None
+        return sincos_positions(grid, self.embed_dim, like, trained)
 
     def _transform(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:

@@ -102,9 +102,11 @@ class MiM(nn.Module):
         projection_dim: width D of the alignment space.
         stop_gradient: detach the parent's latent features before its patch head, so that alignment teaches the child.
         sparse: see `HybridEncoder`; the ViT never computes masked tokens.
+        positions: of the encoder outside this network, on another grid than that of `input_size`; see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset or encoder, no level, or `input_size` is not divisible by the patch size.
+        ValueError: unknown preset, encoder or `positions`, no level, or `input_size` is not divisible by the patch
+            size.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class MiM(nn.Module):
         projection_dim: int = 2048,
         stop_gradient: bool = True,
         sparse: bool = True,
+        positions: str = "rescaled",
     ) -> None:
         super().__init__()
         sizes = get_preset(preset)
@@ -130,9 +133,9 @@ class MiM(nn.Module):
         self.stop_gradient = stop_gradient
         self.encoder: HybridEncoder | ViTEncoder
         if encoder == "hybrid":
-            self.encoder = HybridEncoder(in_channels, preset, sparse=sparse)
+            self.encoder = HybridEncoder(in_channels, preset, sparse=sparse, input_size=input_size, positions=positions)
         else:
-            self.encoder = ViTEncoder(in_channels, preset, input_size)
+            self.encoder = ViTEncoder(in_channels, preset, input_size, positions)
         self.decoder = Decoder(self.encoder.embed_dim, sizes.decoder)
         width = sizes.decoder.hidden_size
         self.prediction_head = nn.Linear(width, in_channels * self.patch_size**3)

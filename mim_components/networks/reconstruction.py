@@ -32,6 +32,7 @@ class MiMReconstructor(MiM):
         seed: of the masks.
         standardized: the network was trained on standardised tokens (`normalize_target`); its prediction gets the mean
             and the standard deviation of the true token.
+        positions: see `MiM`.
 
     Raises:
         ValueError: as `MiM`; or `mask_ratio` leaves no token visible or none hidden.
@@ -53,8 +54,9 @@ class MiMReconstructor(MiM):
         mask_ratio: float = 0.6,
         seed: int = 0,
         standardized: bool = False,
+        positions: str = "rescaled",
     ) -> None:
-        super().__init__(in_channels, input_size, preset, encoder, num_levels, projection_dim)
+        super().__init__(in_channels, input_size, preset, encoder, num_levels, projection_dim, positions=positions)
         self.num_tokens = int(np.prod(self.grid))
         self.num_visible = num_visible_tokens(self.num_tokens, mask_ratio)
         if not 0 < self.num_visible < self.num_tokens:

@@ -29,10 +29,12 @@ class HybridSwinUNETR(nn.Module):
         in_channels: channels C of the image.
         out_channels: channels K of the logits.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        input_size: size in voxels of what the network sees at a time, see `HybridEncoder`.
+        positions: "rescaled" or "index", see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset; in `forward`, sides that are no multiple of twice the patch size, or so small that
-            the deepest map has one position.
+        ValueError: unknown preset or `positions`; in `forward`, sides that are no multiple of twice the patch size,
+            or so small that the deepest map has one position.
 
     Example:
         >>> import torch
@@ -40,9 +42,16 @@ class HybridSwinUNETR(nn.Module):
         torch.Size([1, 3, 32, 16, 16])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, preset: str = "base") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        preset: str = "base",
+        input_size: Sequence[int] | None = None,
+        positions: str = "rescaled",
+    ) -> None:
         super().__init__()
-        self.encoder = HybridEncoder(in_channels, preset, dense_only=True)
+        self.encoder = HybridEncoder(in_channels, preset, dense_only=True, input_size=input_size, positions=positions)
         self.size_multiple = 2 * self.encoder.patch_size
         *fine, last = self.encoder.channels
         self.down = PatchEmbedding(last, 2 * last)
@@ -59,7 +68,7 @@ class HybridSwinUNETR(nn.Module):
         """Logits `(B, K, H, W, D)` of an image `(B, C, H, W, D)`."""
         check_sides(image.shape[2:], self.size_multiple, "HybridSwinUNETR", least_positions=2)
         maps = self.encoder(image)
-        deepest = F.gelu(self.down(maps[-1].permute(0, 2, 3, 4, 1))).permute(0, 4, 1, 2, 3)
+        deepest = self.down(maps[-1].permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
         *fine, last = [_normalize(each) for each in maps]
         skips = [block(each) for block, each in zip(self.skips, [image, *fine], strict=True)]
         x = self.bottleneck(deepest)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
-from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 from torch import Tensor
 
 Grid = tuple[int, int, int]
+
+POSITIONS = ("rescaled", "index")
 
 
 def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
@@ -47,22 +47,53 @@ def nearest_multiples(spatial_size: Sequence[int], multiple: int) -> str:
     return f"{below}, {above}"
 
 
+def check_positions(positions: str) -> str:
+    """`positions` itself; raises ValueError unless it is one of `POSITIONS`."""
+    if positions not in POSITIONS:
+        raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
+    return positions
+
+
+def axis_coordinates(num_tokens: int, num_trained: int) -> Tensor:
+    """Where the centres of `num_tokens` tokens lie among `num_trained` tokens over the same length, `(num_tokens)`.
+
+    As `torch.nn.functional.interpolate` maps them (`align_corners=False`), kept within [0, num_trained - 1].
+
+    Example:
+        >>> axis_coordinates(6, 3).tolist(), axis_coordinates(2, 6).tolist(), axis_coordinates(3, 3).tolist()
+        ([0.0, 0.25, 0.75, 1.25, 1.75, 2.0], [1.0, 4.0], [0.0, 1.0, 2.0])
+    """
+    centres = torch.arange(num_tokens, dtype=torch.float32) + 0.5
+    return (centres * (num_trained / num_tokens) - 0.5).clamp(0, num_trained - 1)
+
+
 @torch.compiler.assume_constant_result  # not traced when compiled
-def _sincos(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
-    return _make_sincos(grid, embed_dim, device)
+def _sincos(grid: Grid, embed_dim: int, device: torch.device, trained: Grid) -> Tensor:
+    return _make_sincos(grid, embed_dim, device, trained)
 
 
 @functools.lru_cache(maxsize=64)
-def _make_sincos(grid: Grid, embed_dim: int, device: torch.device) -> Tensor:
-    with warnings.catch_warnings(), torch.device("cpu"):  # kept for all devices, also when one is set as default
-        # MONAI calls meshgrid without `indexing`, about which PyTorch warns
-        warnings.simplefilter("ignore", UserWarning)
-        return build_sincos_position_embedding(list(grid), embed_dim, spatial_dims=3).data.to(device)
+def _make_sincos(grid: Grid, embed_dim: int, device: torch.device, trained: Grid) -> Tensor:
+    """MONAI's `build_sincos_position_embedding`, which takes whole numbers only, for real coordinates."""
+    with torch.device("cpu"):  # kept for all devices, also when one is set as default
+        axes = [axis_coordinates(have, want) for have, want in zip(grid, trained, strict=True)]
+        h, w, d = torch.meshgrid(*axes, indexing="ij")
+        omega = 1.0 / 10000.0 ** (torch.arange(embed_dim // 6, dtype=torch.float32) / (embed_dim // 6))
+        angles = [axis.flatten().unsqueeze(1) * omega for axis in (w, h, d)]  # each (N, E / 6); in MONAI's order
+        parts = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+        return torch.cat(parts, dim=1).unsqueeze(0).to(device)
 
 
-def sincos_positions(grid: Grid, embed_dim: int, like: Tensor) -> Tensor:
-    """Fixed 3D sin-cos positions `(1, N, E)` of a token grid, on the device of `like`."""
-    return _sincos(grid, embed_dim, like.device)
+def sincos_positions(grid: Grid, embed_dim: int, like: Tensor, trained: Grid | None = None) -> Tensor:
+    """Fixed 3D sin-cos positions `(1, N, E)` of a token grid, on the device of `like`.
+
+    Args:
+        grid: token grid.
+        embed_dim: width E, a multiple of 6.
+        like: names the device.
+        trained: token grid whose range the coordinates are rescaled to, see `axis_coordinates`; None = plain numbering.
+    """
+    return _sincos(grid, embed_dim, like.device, trained or grid)
 
 
 def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mim_components.networks.presets import get_preset
 from mim_components.networks.tokens import (
     check_mask,
+    check_positions,
     gather_tokens,
     sincos_positions,
     token_grid,
@@ -31,9 +32,10 @@ class ViTEncoder(ViT):
         in_channels: channels C of the image.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
         input_size: size in voxels for which the stored positions are made; other sizes get their own sin-cos positions.
+        positions: of other sizes: "rescaled" to the range of the stored ones, or "index"; see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset; a side that is not a multiple of the patch size.
+        ValueError: unknown preset or `positions`; a side that is not a multiple of the patch size.
 
     Example:
         >>> import torch
@@ -42,7 +44,13 @@ class ViTEncoder(ViT):
         [(48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4)]
     """
 
-    def __init__(self, in_channels: int = 1, preset: str = "base", input_size: Sequence[int] = (96, 96, 96)) -> None:
+    def __init__(
+        self,
+        in_channels: int = 1,
+        preset: str = "base",
+        input_size: Sequence[int] = (96, 96, 96),
+        positions: str = "rescaled",
+    ) -> None:
         sizes = get_preset(preset)
         grid = token_grid(input_size, sizes.patch_size)
         vit = sizes.vit
@@ -60,9 +68,10 @@ class ViTEncoder(ViT):
         self.embed_dim = vit.hidden_size
         self.channels = (vit.hidden_size,) * 4
         self.apply(init_linear)
-        positions = self.patch_embedding.position_embeddings
-        positions.data.copy_(sincos_positions(grid, vit.hidden_size, positions))
-        positions.requires_grad_(False)
+        stored = self.patch_embedding.position_embeddings
+        stored.data.copy_(sincos_positions(grid, vit.hidden_size, stored))
+        stored.requires_grad_(False)
+        self.positions = check_positions(positions)
         self.grid = grid
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
@@ -88,7 +97,8 @@ class ViTEncoder(ViT):
             check_mask(masked, len(image), grid)
         tokens = self.patch_embedding.patch_embeddings(image).flatten(2).transpose(1, 2)  # (B, N, E)
         stored = self.patch_embedding.position_embeddings
-        tokens = tokens + (stored if grid == self.grid else sincos_positions(grid, self.embed_dim, tokens))
+        trained = self.grid if self.positions == "rescaled" else None
+        tokens = tokens + (stored if grid == self.grid else sincos_positions(grid, self.embed_dim, tokens, trained))
         if masked is not None:
             ids, _ = visible_and_masked_ids(masked, num_visible)
             tokens = gather_tokens(tokens, ids)  # (B, n, E)

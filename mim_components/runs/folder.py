@@ -15,7 +15,7 @@ import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 from mim_components import __version__
-from mim_components.checkpoints import CheckpointStore
+from mim_components.checkpoints import CONTRACT_VERSION, CheckpointStore, OtherVersionError
 from mim_components.disk import FullDiskError
 from mim_components.runs.configuration import current_config, differences
 from mim_components.safe_write import remove_partials, write_text_safely
@@ -126,6 +126,7 @@ class RunFolder:
             name: what the run's unique name begins with.
 
         Raises:
+            OtherVersionError: the run was started with another version of the networks.
             SettingsChangedError: settings that change the result, or the data, differ from those of the run.
         """
         config = current_config()
@@ -135,6 +136,9 @@ class RunFolder:
             if idist.get_rank() == 0:
                 self._write()
         if self.state:
+            if (found := self.state.get("contract_version", 1)) != CONTRACT_VERSION:
+                self.release()
+                raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
             changed = differences(self.state["config"], config)
             if self.state["data_digest"] != data_digest:
                 changed.append("data: other volumes than at the start of this run")
@@ -147,7 +151,7 @@ class RunFolder:
             return self
         started = datetime.now().strftime("%Y%m%d-%H%M%S")
         state = {"name": f"{name}-{started}-{uuid.uuid4().hex[:6]}", "status": "running", "version": __version__}
-        self.state = state | {"data_digest": data_digest, "config": config}
+        self.state = state | {"contract_version": CONTRACT_VERSION, "data_digest": data_digest, "config": config}
         if idist.get_rank() == 0:
             self._write()
         return self

@@ -8,7 +8,7 @@ from torch import nn
 
 from mim_components.networks import PRESETS, HybridEncoder
 from mim_components.networks.hybrid import ConvBlock, PatchEmbedding
-from mim_components.networks.tokens import gather_tokens, upsample_mask, visible_and_masked_ids
+from mim_components.networks.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
 
 SIZES = {"nano": (32, 16, 40), "tiny": (48, 32, 32), "small": (48, 32, 32), "base": (48, 32, 32)}
 
@@ -189,6 +189,73 @@ def test_patch_embedding_acts_inside_blocks_of_two():
     assert moved[0].sum() == 1 and moved[0, 1, 1, 1]
 
 
+def test_patch_embedding_ends_in_gelu():
+    embed = PatchEmbedding(1, 2)
+    nn.init.zeros_(embed.norm.weight)
+    embed.norm.bias.data = torch.tensor([1.0, -1.0])
+    # whatever the convolution gives, the norm gives its bias: x * Phi(x), Phi(1) = 0.8413447
+    expected = torch.tensor([0.8413447, -0.1586553])
+    torch.testing.assert_close(embed(torch.rand(1, 2, 2, 2, 1))[0, 0, 0, 0], expected)
+    torch.testing.assert_close(embed(torch.rand(1, 1, 2, 2, 2, 1)).flatten(), expected)
+
+
+# --- positions --------------------------------------------------------------------------------------------------------
+
+
+def on_grid(positions, size=(32, 32, 32)):
+    torch.manual_seed(0)
+    return HybridEncoder(1, "nano", input_size=size, positions=positions).eval()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_both_kinds_of_positions_are_equal_on_the_trained_grid_only(sparse):
+    rescaled, index = on_grid("rescaled"), on_grid("index")
+    rescaled.sparse = index.sparse = sparse
+    for size, equal in (((32, 32, 32), True), ((64, 64, 16), False)):
+        image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1))
+        masked = random_masks(1, image.numel() // 512, 0.6)
+        with torch.no_grad():
+            assert torch.equal(rescaled(image)[-1], index(image)[-1]) is equal
+            assert torch.equal(rescaled(image, masked=masked), index(image, masked=masked)) is equal
+
+
+def test_positions_are_those_of_the_trained_grid():
+    # without blocks and with a projection to 0 the last map is the positions alone
+    net = on_grid("rescaled")
+    net.blocks = nn.ModuleList()
+    nn.init.zeros_(net.projection.weight)
+    with torch.no_grad():
+        found = net(torch.rand(1, 1, 64, 64, 16))[-1].flatten(2).transpose(1, 2)
+    assert torch.equal(found, sincos_positions((8, 8, 2), 48, found, trained=(4, 4, 4)))
+
+
+def test_the_trained_grid_goes_with_the_weights():
+    net, other, unknown = on_grid("rescaled"), on_grid("rescaled", (16, 16, 16)), HybridEncoder(1, "nano")
+    assert (net.trained_grid, other.trained_grid, unknown.trained_grid) == ((4, 4, 4), (2, 2, 2), None)
+    other.load_state_dict(net.state_dict())
+    assert other.trained_grid == (4, 4, 4)
+    other.load_state_dict(unknown.state_dict())
+    assert other.trained_grid is None
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("positions", ["rescaled", "index"])
+def test_positions_of_another_grid_compile_without_a_break(positions):
+    net = on_grid(positions)
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
+    image = torch.rand(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(compiled(image), net(image), strict=True))
+
+
+def test_input_size_must_be_a_multiple_and_positions_known():
+    with pytest.raises(ValueError, match="multiple of patch_size=8"):
+        HybridEncoder(1, "nano", input_size=(32, 32, 30))
+    with pytest.raises(ValueError, match="positions must be one of rescaled, index, got 'numbers'"):
+        HybridEncoder(1, "nano", positions="numbers")
+
+
 # --- dense use --------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +339,8 @@ def test_parameters_of_base():
     everything = sum(p.numel() for p in net.parameters())
     # 48 * 8^3 * 384 + 96 * 4^3 * 384 + 192 * 2^3 * 384, and three biases of 384
     assert stage_outputs == (48 * 512 + 96 * 64 + 192 * 8) * 384 + 3 * 384
+    # before the transformer: 384 inputs and a bias for each of 384 outputs
+    assert sum(p.numel() for p in net.projection.parameters()) == 385 * 384
     assert everything - stage_outputs == pytest.approx(21.5e6, rel=0.02)
 
 

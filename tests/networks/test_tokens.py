@@ -5,8 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 
 from mim_components.networks.tokens import (
+    POSITIONS,
+    axis_coordinates,
+    check_positions,
     gather_tokens,
     patchify,
     restore_tokens,
@@ -145,6 +149,36 @@ def test_positions_by_hand():
     h, w, d = 1, 2, 3
     expected = [f(x * omega) for x in (w, h, d) for f in (math.sin, math.cos) for omega in (1, 0.01)]
     torch.testing.assert_close(positions[0, 12 * h + 4 * w + d], torch.tensor(expected))
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # MONAI's
+@pytest.mark.parametrize("grid", [(6, 6, 6), (12, 12, 2), (24, 24, 2), (5, 3, 7)])
+def test_positions_of_the_trained_grid_are_monais_bit_for_bit(grid):
+    theirs = build_sincos_position_embedding(list(grid), 384, spatial_dims=3)
+    assert torch.equal(sincos_positions(grid, 384, theirs), theirs)
+    assert torch.equal(sincos_positions(grid, 384, theirs, trained=grid), theirs)
+
+
+def test_rescaled_coordinates_by_hand():
+    # 12 tokens over the length of 6: each is half as long, its centre a quarter beside a trained one's; the ends, at
+    # -0.25 and 5.25, are kept inside. 2 tokens: each covers three, the centre is that of the middle one
+    fine, coarse = axis_coordinates(12, 6), axis_coordinates(2, 6)
+    quarters = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4.25, 4.75, 5]
+    assert fine.tolist() == quarters and coarse.tolist() == [1, 4]
+    assert torch.equal(axis_coordinates(6, 6), torch.arange(6.0))
+
+
+def test_rescaled_positions_by_hand():
+    # on a grid 12x12x2, trained on 6x6x6: token (3, 8, 1) lies at (1.25, 3.75, 4); frequencies 1 and 1/100 as above
+    positions = sincos_positions((12, 12, 2), 12, torch.zeros(1), trained=(6, 6, 6))
+    expected = [f(x * omega) for x in (3.75, 1.25, 4) for f in (math.sin, math.cos) for omega in (1, 0.01)]
+    torch.testing.assert_close(positions[0, 24 * 3 + 2 * 8 + 1], torch.tensor(expected))
+
+
+def test_unknown_kind_of_positions():
+    assert [check_positions(each) for each in POSITIONS] == ["rescaled", "index"]
+    with pytest.raises(ValueError, match="positions must be one of rescaled, index, got 'numbers'"):
+        check_positions("numbers")
 
 
 def test_positions_are_distinct_and_need_no_gradient():

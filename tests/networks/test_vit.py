@@ -122,11 +122,15 @@ def test_stored_positions_are_the_grids():
     assert not stored.requires_grad
 
 
-def test_positions_of_other_grids():
-    net = ViTEncoder(1, "nano", (32, 16, 40)).eval()
+@pytest.mark.parametrize("positions", ["rescaled", "index"])
+def test_positions_of_other_grids(positions):
+    net = ViTEncoder(1, "nano", (32, 16, 40), positions).eval()
     other = ViTEncoder(1, "nano", (16, 40, 32)).eval()  # as many tokens on another grid
     weights = {k: v for k, v in net.state_dict().items() if "position_embeddings" not in k}
     other.load_state_dict(weights, strict=False)
+    if positions == "rescaled":
+        stored = other.patch_embedding.position_embeddings
+        stored.data.copy_(sincos_positions((2, 5, 4), 48, stored, trained=(4, 2, 5)))
     image = torch.rand(1, 1, 16, 40, 32)
     with torch.no_grad():
         for a, b in zip(net(image), other(image), strict=True):
