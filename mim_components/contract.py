@@ -30,6 +30,7 @@ class InputContract:
         axes: order of the axes of a batch.
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
+        spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
     """
 
     encoder: str
@@ -43,6 +44,7 @@ class InputContract:
     axes: str = "BCHWD"
     step: int = 0
     version: str = __version__
+    spacing: tuple[float, ...] | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of a safetensors file: text to text, each value as JSON."""
@@ -56,6 +58,7 @@ class InputContract:
             ValueError: an entry is missing.
         """
         names = [field.name for field in fields(cls)]
+        metadata = None if metadata is None else {"spacing": "null", **metadata}  # older files have no such entry
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")
