@@ -229,6 +229,8 @@ def test_prepared_once_and_read_from_the_cache(
     assert {**vars(one), "affine": 0} == {**vars(two), "affine": 0} and (one.affine == two.affine).all()
     assert (one.shape, one.spacing, one.resampled_to) == ((5, 12, 28), (4.0, 3.0, 2.0), (4.0, 3.0, 2.0))
     np.testing.assert_array_equal(open_cached(one)[..., 0], np.rint(ct[..., 0].reshape(5, 2, 12).mean(1)))
+    # the first voxel's edge stays at -1 mm along R and at -2 mm along S
+    assert one.affine.tolist() == [[4, 0, 0, 1], [0, 3, 0, 0], [0, 0, 2, -1], [0, 0, 0, 1]]
     assert one.intensity_range == (open_cached(one).min(), open_cached(one).max())
     assert native.volumes[0].cache_file != one.cache_file and native.volumes[0].resampled_to is None
     np.testing.assert_array_equal(open_cached(native.volumes[0]), ct)
