@@ -31,6 +31,7 @@ class InputContract:
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
         contract_version: of the layers and of this contract; weights of another one are refused.
+        spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
     """
 
     encoder: str
@@ -45,6 +46,7 @@ class InputContract:
     step: int = 0
     version: str = __version__
     contract_version: int = CONTRACT_VERSION
+    spacing: tuple[float, ...] | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of a safetensors file: text to text, each value as JSON."""

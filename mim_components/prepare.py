@@ -7,6 +7,7 @@ out; 2: wrong usage, no volumes, or a cache that cannot be written.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_workers=options.num_workers,
             verify=options.verify,
             output_dir=options.output_dir,
+            spacing=options.spacing,
         )
     except BadVolumesError as error:
         print(_table(error))
@@ -86,9 +88,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--anonymous_paths", action="store_true", help="name volumes by digests of their paths")
     parser.add_argument("--name_of", metavar="DIGEST", help="print the path below the folder that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
+    parser.add_argument("--spacing", type=_numbers, help="resample to [R,A,S] mm, as in the training (default: native)")
     parser.add_argument("--verify", choices=("full", "quick"), default="full", help="checksum or size of cached files")
     parser.add_argument("--verbose", action="store_true", help="log details")
     return parser
+
+
+def _numbers(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers such as [1.5,1.5,2], got {text!r}") from error
 
 
 def _announce(found: FoundVolumes) -> None:

@@ -109,10 +109,21 @@ def _block_sums(voxels: Tensor, factor: Sequence[int], bound: int) -> Tensor:
 
 
 def _resize_axis(volumes: Tensor, axis: int, wanted: int, mode: str) -> Tensor:
-    """Resize along one axis, slice by slice: several times faster than PyTorch's trilinear, with the same weights."""
+    have = volumes.shape[axis]
+    weights = _weights(have, wanted, "area" if mode == "area" and wanted < have else "linear")
+    return weighted_means(volumes, axis, weights)
+
+
+def weighted_means(volumes: Tensor, axis: int, weights: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
+    """Means along one axis, slice by slice: several times faster than PyTorch's trilinear, with the same weights.
+
+    Args:
+        volumes: float32, any shape.
+        axis: that is resized.
+        weights: for each new voxel the old voxels that it is a mean of, and their weights.
+    """
     shape = volumes.shape
-    out = _empty((*shape[:axis], wanted, *shape[axis + 1 :]), volumes.device)
-    weights = _weights(shape[axis], wanted, "area" if mode == "area" and wanted < shape[axis] else "linear")
+    out = _empty((*shape[:axis], len(weights), *shape[axis + 1 :]), volumes.device)
     for mean, ((first, weight), *others) in zip(out.unbind(axis), weights, strict=True):
         torch.mul(volumes.select(axis, first), weight, out=mean)
         for voxel, weight in others:

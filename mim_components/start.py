@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 from monai.networks.nets import ViT
 from torch import nn
 
 from mim_components.contract import InputContract, find_contract
+from mim_components.data.volumes import per_axis
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.presets import PRESETS
 from mim_components.pretrained import LoadReport, PretrainedError, copy_encoder, encoder_of
@@ -30,6 +32,7 @@ def start_from(
     intensity: object,
     ignore: Sequence[str] = (),
     positions: str = "rescaled",
+    spacing: Sequence[float] | None = None,
 ) -> LoadReport | None:
     """Load pre-trained weights into `network`, in place, or leave it as it is; the log says what came in.
 
@@ -40,6 +43,8 @@ def start_from(
         intensity: the transform that scales them, array or dictionary version, or its configuration with `_target_`.
         ignore: what may differ from the input that the weights were trained on: "orientation", "intensity".
         positions: see `mim_components.pretrained.load_pretrained`.
+        spacing: of the images, mm along their axes; a warning says so when it is more than twice or less than half of
+            what the weights were trained on. None, or a number that is not positive, = native voxels.
 
     Returns:
         What was loaded; None from scratch.
@@ -63,7 +68,7 @@ def start_from(
     if not path.is_file():
         cause = "is a folder; give a file in it" if path.is_dir() else f"no such file, seen from {Path.cwd()}; set it"
         raise PretrainedError(f"{path}: {cause} with --pretrained, or use --pretrained none.")
-    notes = _check_input(network, path, orientation, intensity, ignore)
+    notes = _check_input(network, path, orientation, intensity, ignore, spacing)
     report = replace(copy_encoder(network, path, positions), notes=notes)
     logger.info("Pre-trained weights from %s: %s", path, report)
     return report
@@ -80,7 +85,12 @@ def _check_ignore(ignore: Sequence[str]) -> None:
 
 
 def _check_input(
-    network: nn.Module, path: Path, orientation: str, intensity: object, ignore: Sequence[str]
+    network: nn.Module,
+    path: Path,
+    orientation: str,
+    intensity: object,
+    ignore: Sequence[str],
+    spacing: Sequence[float] | None,
 ) -> tuple[str, ...]:
     """Compare network and input with the contract of the weights; what is to be said about it."""
     encoder = encoder_of(network)
@@ -102,6 +112,7 @@ def _check_input(
             f"{path}: trained on other input. " + "; ".join(f"{name}: {text}" for name, text in hard.items()) + ". "
             f'If that is intended, add --ignore_contract "{sorted({*hard, *ignore})}".'
         )
+    _warn_of_spacing(path, contract, orientation, spacing)
     notes = [_describe(contract, source, intensity)]
     return (*notes, *(f"conflict ignored as asked: {name}: {text}" for name, text in conflicts.items()))
 
@@ -144,6 +155,23 @@ def _input_conflicts(contract: InputContract, orientation: str, intensity: objec
     if kind != WINDOW:
         conflicts["intensity"] = f"{WINDOW}, in the contract of the weights, {kind} here"
     return conflicts
+
+
+def _warn_of_spacing(
+    path: Path, contract: InputContract, orientation: str, spacing: Sequence[float] | None
+) -> None:  # fmt: skip
+    if contract.spacing is None or spacing is None:
+        return
+    axes = nib.orientations.axcodes2ornt(orientation)[:, 0]  # of R, A, S
+    trained = [contract.spacing[int(axis)] for axis in axes]
+    if any(max(here / there, there / here) > 2 for here, there in zip(spacing, trained, strict=True) if here > 0):
+        logger.warning(
+            "%s: trained on voxels of %s mm, here they are %s mm: more than twice as long or as short along an axis, "
+            "so structures look unlike what the weights know.",
+            path,
+            per_axis(trained),
+            per_axis(spacing),
+        )
 
 
 def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:

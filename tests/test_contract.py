@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     save_file({"weight": torch.ones(2)}, path, metadata={**CONTRACT.to_metadata(), "of_a_later_version": "1"})
     assert read_contract(path) == CONTRACT
+
+
+def test_spacing_is_kept() -> None:
+    resampled = replace(CONTRACT, spacing=(1.5, 1.5, 2.0))
+    assert InputContract.from_metadata(resampled.to_metadata(), "file") == resampled
+    assert CONTRACT.to_metadata()["spacing"] == "null"
+    assert InputContract.from_metadata(CONTRACT.to_metadata(), "file").spacing is None
 
 
 def test_missing_entries_are_named(tmp_path: Path) -> None:

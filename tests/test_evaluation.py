@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,7 +249,42 @@ def test_other_levels_matter_where_they_are_used(place: Path) -> None:
         load_trained(network, None, [place / "run"], other)
 
 
+@pytest.fixture
+def resampled(place: Path, tmp_path: Path) -> Path:
+    """The run with weights that were trained at 3 mm."""
+    shutil.copytree(place / "run" / "models", tmp_path / "models")
+    (tmp_path / "models" / "encoder.safetensors").unlink()
+    encoder = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16).encoder
+    save_encoder(encoder, tmp_path / "models" / "encoder.safetensors", contract(spacing=(3.0, 3.0, 3.0), step=7))
+    return tmp_path
+
+
+def test_spacing_is_that_of_the_weights(place: Path, resampled: Path) -> None:
+    network = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16)
+    assert load_trained(network, None, [place / "run"], contract()).spacing is None
+    assert load_trained(network, None, [resampled], contract()).spacing == (3.0, 3.0, 3.0)
+    assert load_trained(network, None, [resampled], contract(spacing=[3, 3, 3])).spacing == (3.0, 3.0, 3.0)
+    text = r'spacing: \[3.0, 3.0, 3.0\] in the file, \[1, 1, 1\] here\n.*--spacing "\[3.0,3.0,3.0\]"'
+    with pytest.raises(WrongWeightsError, match=text):
+        load_trained(network, None, [resampled], contract(spacing=[1, 1, 1]))
+    with pytest.raises(WrongWeightsError, match=r"spacing: null in the file, \[1, 1, 1\] here\n.*--spacing None"):
+        load_trained(network, None, [place / "run"], contract(spacing=[1, 1, 1]))
+    (resampled / "models" / "encoder.safetensors").unlink()  # nothing is recorded: as the configuration says
+    assert load_trained(network, None, [resampled], contract(spacing=[1, 1, 1])).spacing == (1.0, 1.0, 1.0)
+    assert load_trained(network, None, [resampled], contract()).spacing is None
+
+
 # the bundle
+
+
+def test_evaluation_resamples_as_the_training_did(place: Path, resampled: Path) -> None:
+    folder = evaluate(place, validation_dir=str(place / "validation"), output=str(resampled))
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["data"]["spacing"] == [3.0, 3.0, 3.0]
+    text = (folder / "report.md").read_text()
+    assert "Volumes were resampled to 3 x 3 x 3 mm, as in the training" in text
+    # 44 x 42 x 36 voxels of 1.5 x 1.5 x 3 mm are 22 x 21 x 36: smaller than level 1, which the scans are not
+    assert "3 of 3 volumes are smaller than level 1 and were padded with air" in text
 
 
 def test_report_on_validation_data(place: Path) -> None:

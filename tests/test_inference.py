@@ -53,14 +53,16 @@ def write_scan(path: Path, shape: tuple[int, int, int] = (36, 50, 40), seed: int
     return voxels
 
 
-def write_weights(models: Path, preset: str = "nano", input_size: tuple[int, ...] = WINDOW, dim: int = 16) -> None:
+def write_weights(
+    models: Path, preset: str = "nano", input_size: tuple[int, ...] = WINDOW, dim: int = 16, **contents: Any
+) -> None:
     models.mkdir(parents=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = MiM(input_size=input_size, preset=preset, projection_dim=dim)
     torch.save(network.state_dict(), models / "model.pt")
     sizes = tuple(tuple(size) for size in LEVELS)
-    contract = InputContract("hybrid", preset, 1, network.patch_size, input_size, sizes, step=7)
+    contract = InputContract("hybrid", preset, 1, network.patch_size, input_size, sizes, step=7, **contents)
     save_encoder(network.encoder, models / "encoder.safetensors", contract)
 
 
@@ -367,6 +369,47 @@ def test_feature_file(run: Path) -> None:
     expected = {"step": 7, "preset": "nano", "patch_size": 8, "stride": 8, "feature_level": -1, "orientation": "RAS"}
     assert {name: metadata[name] for name in expected} == expected
     assert metadata["image_shape"] == list(scan.shape)
+
+
+def test_weights_of_a_spacing_get_volumes_of_that_spacing(run: Path, tmp_path: Path) -> None:
+    write_weights(tmp_path / "models", spacing=(4.0, 3.0, 1.0))
+    folder = infer(tmp_path, run / "scans" / "a" / "ct.nii.gz")
+    scan = nib.as_closest_canonical(nib.load(run / "scans" / "a" / "ct.nii.gz"))
+    # 50 x 40 x 36 voxels of 1.5 x 2 x 3 mm
+    shape = (19, 27, 108)  # 18.75, 26.67, 108
+    affine = scan.affine @ np.diag([50 / 19, 40 / 27, 36 / 108, 1.0])
+    affine[:3, 3] += affine[:3, :3] @ [0.5, 0.5, 0.5] - scan.affine[:3, :3] @ [0.5, 0.5, 0.5]  # edges stay
+    for kind in ("masked", "reconstruction"):
+        image = nib.load(folder / f"ct_{kind}.nii.gz")
+        assert image.shape == shape
+        np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    with safe_open(folder / "ct_features.safetensors", "pt") as file:
+        metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+        assert file.get_tensor("features").shape == (48, 3, 4, 14)  # blocks of 8 voxels
+    np.testing.assert_allclose(metadata["affine"], feature_affine(affine, 8), atol=1e-4)
+    np.testing.assert_allclose(metadata["image_spacing"], [75 / 19, 80 / 27, 1.0], rtol=1e-5)
+    np.testing.assert_allclose(metadata["spacing"], [8 * 75 / 19, 8 * 80 / 27, 8.0], rtol=1e-5)
+    assert metadata["image_shape"] == list(shape)
+    refused = refusal(tmp_path, run / "scans", spacing=[1, 1, 1])
+    assert "spacing: [4.0, 3.0, 1.0] in the file, [1, 1, 1] here" in refused
+
+
+def test_resampled_voxels_lie_on_the_scan(tmp_path: Path) -> None:
+    """Coordinates as intensities: what is read at a new voxel is where its affine says it lies."""
+    shape = (36, 50, 40)
+    world = nib.affines.apply_affine(AFFINE, np.stack(np.indices(shape), -1))
+    for axis in range(3):
+        path = tmp_path / f"{axis}.nii.gz"
+        nib.save(nib.Nifti1Image((world[..., axis] * 5).round().astype(np.int16), AFFINE), path)
+        image = LoadVolumed("image", spacing=(3.0, 1.0, 3.0))({"image": path})["image"]
+        assert image.shape == (1, 25, 80, 36)  # R, A, S: 50 * 1.5 / 3, 40 * 2 / 1, 36 * 3 / 3
+        where = nib.affines.apply_affine(image.affine.numpy(), np.stack(np.indices(image.shape[1:]), -1))
+        inside = slice(1, -1)  # along A the volume grows: beyond the outer centres there is nothing to interpolate
+        np.testing.assert_allclose(image[0, :, inside].numpy() / 5, where[:, inside, :, axis], atol=0.21)
+    with pytest.raises(BadVolumesError, match="0.nii.gz: 50 x 40 x 36 voxels of 1.5 x 2 x 3 mm, .*more than max_vox"):
+        LoadVolumed("image", max_voxels=10**6, spacing=(0.1, 0.1, 0.1))({"image": tmp_path / "0.nii.gz"})
+    with pytest.raises(DataError, match="spacing must be three positive numbers"):
+        LoadVolumed("image", spacing=(0.1, 0.1))
 
 
 def test_results_are_reproducible_and_options_work(run: Path, tmp_path: Path) -> None:

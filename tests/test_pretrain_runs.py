@@ -281,6 +281,19 @@ def test_changed_settings_are_refused_by_name(finished: Path, shared: dict[str, 
     assert "mask_ratio: 0.6 -> 0.75" in str(cause) and "num_workers" not in str(cause)
 
 
+def test_volumes_of_one_spacing(shared: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """44 x 42 x 36 voxels of 1.5 x 1.5 x 3 mm, trained at 2 mm: 33 x 32 x 54."""
+    with caplog.at_level(logging.INFO, "mim_components"):
+        pretrain(shared, tmp_path / "run", max_steps=1, warmup_steps=0, spacing=[2, 2, 2])
+    assert "median 2.00 x 1.97 x 2.00 mm" in caplog.text and "resampled to 2 x 2 x 2 mm" in caplog.text
+    assert "3 of 3 volumes are smaller than level 1 (40x40x32 voxels)" in caplog.text
+    assert read_contract(tmp_path / "run" / "models" / "encoder.safetensors").spacing == (2, 2, 2)
+    with pytest.raises(RuntimeError) as refused:
+        pretrain(shared, tmp_path / "run", max_steps=1, warmup_steps=0, spacing=[2, 2, 3])
+    cause = root_cause(refused.value)
+    assert isinstance(cause, SettingsChangedError) and "spacing: [2, 2, 2] -> [2, 2, 3]" in str(cause)
+
+
 def test_changed_data_are_refused(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(Path(shared["dataset_dir"]) / "scan_0.nii.gz")
     (tmp_path / "scans").mkdir()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from mim_components.checkpoints import CheckpointStore
 from mim_components.contract import InputContract
+from mim_components.data.volumes import per_axis
 from mim_components.networks import (
     HybridEncoder,
     MiM,
@@ -162,6 +163,36 @@ def test_baselines_start_from_scratch_only(name: str, models: Path) -> None:
     text = f"model.pt: {type(target).__name__} has no encoder that MiM pre-trains and starts from scratch only"
     with pytest.raises(PretrainedError, match=text):
         start_from(target, models / "model.pt", "RAS", ABDOMEN)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "orientation", "warned"),
+    [
+        ([3.0, 0.75, 4.0], "RAS", False),  # exactly twice and half
+        ([3.01, 1.5, 2.0], "RAS", True),
+        ([1.5, 0.74, 2.0], "RAS", True),
+        ([4.0, 1.5, 1.5], "SRA", False),  # along S, R and A
+        ([4.0, 1.5, 1.5], "RAS", True),
+        ([-1, 1.5, 2.0], "RAS", False),  # R as it is
+        (None, "RAS", False),
+    ],
+)
+def test_other_spacing_is_warned_of(
+    spacing: list[float] | None, orientation: str, warned: bool, tmp_path: Path, pretrained: MiM,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    contract = replace(CONTRACT, spacing=(1.5, 1.5, 2.0), orientation=orientation)
+    path = save_encoder(pretrained.encoder, tmp_path / "e.safetensors", contract)
+    with caplog.at_level(logging.WARNING, "mim_components"):
+        start_from(network(), path, orientation, ABDOMEN, spacing=spacing)
+    text = f"{path}: trained on voxels of 1.5 x 1.5 x 2 mm, here they are {per_axis(spacing or [])} mm: more than twice"
+    assert (text in caplog.text) == warned and (caplog.text != "") == warned
+
+
+def test_native_weights_say_nothing_of_spacing(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "mim_components"):
+        start_from(network(), models / "model.pt", "RAS", ABDOMEN, spacing=[9.0, 9.0, 9.0])
+    assert caplog.text == ""
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from mim_components.safe_write import PARTIAL, write_safely
 
 from .headers import VolumeHeader
 from .reading import DecodedVolume
+from .resample import Spacing
 from .volumes import CacheError, PreparedVolume, VolumeSource
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
@@ -64,10 +65,12 @@ class VolumeCache:
 
     Args:
         folder: where the cache lies; made when missing.
+        spacing: that its volumes were resampled to, mm; None = native voxels. Both may lie in one folder.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, spacing: Spacing | None = None) -> None:
         self.folder = Path(folder)
+        self.spacing = spacing
 
     def check_usable(self) -> None:
         """Make the folder, try to write to it, and remove what killed runs left there more than a day ago.
@@ -102,8 +105,10 @@ class VolumeCache:
             )
 
     def voxel_file(self, source: VolumeSource) -> Path:
-        """Where the voxels of a source are kept; the same source always has the same place."""
+        """Where the voxels of a source are kept; the same source at the same spacing always has the same place."""
         identity = f"{FORMAT}\n{os.path.abspath(source.path)}\n{source.series_uid or ''}"
+        if self.spacing is not None:
+            identity += f"\n{self.spacing}"
         key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / key[:2] / f"{key}.npy"
 
@@ -139,7 +144,7 @@ class VolumeCache:
             source: the volume.
             header: its header.
             state: state of the source before it was read, so that a change while reading is noticed later.
-            decoded: the voxels.
+            decoded: the voxels, at the spacing of this cache.
 
         Raises:
             CacheError: the disk is full or refuses to be written to.
@@ -158,6 +163,7 @@ class VolumeCache:
             "intensity_range": [int(voxels.min()), int(voxels.max())],
             "crc32": zlib.crc32(_bytes_of(voxels)),
             "notes": list(decoded.notes),
+            **({} if self.spacing is None else {"resampled_to": self.spacing}),
         }
         # voxels of a changed source must never stand beside the JSON of the old one
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -177,9 +183,9 @@ class VolumeCache:
             raise CacheError(f"{path}: the cache cannot be written: {cause.strerror or cause}") from error
 
 
-def cache_bytes(header: VolumeHeader) -> int:
+def cache_bytes(shape: Sequence[int]) -> int:
     """Bytes a volume takes in the cache: two per voxel and one block for each of its two files."""
-    return int(np.prod(header.shape, dtype=object)) * _DTYPE.itemsize + 2 * 4096
+    return int(np.prod(shape, dtype=object)) * _DTYPE.itemsize + 2 * 4096
 
 
 def _is_whole(path: Path, record: dict[str, Any], verify: str) -> bool:
@@ -257,4 +263,5 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
         intensity_range=(low, high),
         notes=tuple(record["notes"]),
         content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
+        resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
     )

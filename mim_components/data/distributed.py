@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,6 +38,7 @@ def prepare_on_nodes(
     verify: str = "full",
     output_dir: str | Path | None = None,
     anonymous_paths: bool = False,
+    spacing: Sequence[float] | None = None,
 ) -> PreparedDataset:
     """`prepare_volumes`, in a run of several processes by the first of each machine while the others wait.
 
@@ -51,6 +52,7 @@ def prepare_on_nodes(
         verify: "full" compares the checksum of cached voxels, "quick" only sizes.
         output_dir: where the first process of all lists bad volumes, see `write_quarantine`.
         anonymous_paths: name volumes by digests, see `mim_components.data.naming`.
+        spacing: that every volume is resampled to, mm along R, A and S; None = native voxels.
 
     Raises:
         DataError: in all processes alike, when one failed or they found different volumes.
@@ -60,6 +62,7 @@ def prepare_on_nodes(
     def prepare(first: bool) -> PreparedDataset:
         how: dict[str, Any] = {"num_workers": num_workers, "verify": verify} if first else {"verify": "quick"}
         how |= {"on_bad": on_bad, "max_bad_fraction": max_bad_fraction, "max_voxels": max_voxels}
+        how |= {"spacing": spacing}
         if idist.get_rank() == 0:
             return prepare_volumes(named, cache_dir, output_dir=output_dir, **how)
         return prepare_volumes(named, cache_dir, progress=False, **how)

@@ -27,6 +27,7 @@ from .naming import names_of_source
 from .paper_collections import list_collection
 from .quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
 from .reading import decode_volume, inspect_source
+from .resample import Spacing, as_spacing, resampled_shape
 from .verdicts import KnownBad, as_bad
 from .volumes import (
     BadVolume,
@@ -49,6 +50,11 @@ R = TypeVar("R")
 class _How:
     cache_dir: Path
     verify: str
+    spacing: Spacing | None = None
+    max_voxels: int = MAX_VOXELS
+
+    def cache(self) -> VolumeCache:
+        return VolumeCache(self.cache_dir, self.spacing)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class _Task:
     source: VolumeSource
     header: VolumeHeader
     how: _How
+    cached_shape: tuple[int, ...]
 
 
 def find_sources(
@@ -107,6 +114,7 @@ def prepare_volumes(
     max_voxels: int = MAX_VOXELS,
     verify: str = "full",
     output_dir: str | Path | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> PreparedDataset:
     """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
 
@@ -117,9 +125,10 @@ def prepare_volumes(
         max_bad_fraction: share of the volumes that "exclude" may leave out.
         num_workers: processes that decode; 0 decodes in this one.
         progress: show a progress bar.
-        max_voxels: refuse headers that claim more.
+        max_voxels: refuse headers that claim more, and volumes that would have more after resampling.
         verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files.
         output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
+        spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
 
     Returns:
         The volumes in the order of `found`.
@@ -127,19 +136,21 @@ def prepare_volumes(
     Raises:
         BadVolumesError: volumes are bad and `on_bad` is "stop", more are than may be left out, or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
+        DataError: a setting is wrong.
     """
     check_options(on_bad, max_bad_fraction, num_workers)
     if verify not in VERIFY:
         raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
     notes = list(found.notes) if isinstance(found, FoundVolumes) else []
     sources = list(found)
-    cache = VolumeCache(cache_dir)
+    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
+    cache = how.cache()
     cache.check_usable()
     known = KnownBad(cache.folder)
-    outcomes = [_inspect(source, known, _How(cache.folder, verify), max_voxels) for source in sources]
+    outcomes = [_inspect(source, known, how) for source in sources]
     tasks = [item for item in outcomes if isinstance(item, _Task)]
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
-    cache.check_space(sum(cache_bytes(task.header) for task in missing))
+    cache.check_space(sum(cache_bytes(task.cached_shape) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
     with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
         prepared = _prepare_each(tasks, known, num_workers, bar)
@@ -197,11 +208,12 @@ def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> Non
         raise DataError(f"num_workers must not be negative, got {num_workers=}.")
 
 
-def _inspect(source: VolumeSource, known: KnownBad, how: _How, max_voxels: int) -> _Task | BadVolume:
+def _inspect(source: VolumeSource, known: KnownBad, how: _How) -> _Task | BadVolume:
     """The task for a volume, unless it is bad by its header, or known to be bad."""
     try:
-        header = inspect_source(source, max_voxels)
+        header = inspect_source(source, how.max_voxels)
         check_placed(header)
+        shape = _cached_shape(header, how)
     except Exception as error:
         before = known.recall("header", source, source.files)
         bad = _bad(source, source.files if before is None else (), error)
@@ -209,7 +221,14 @@ def _inspect(source: VolumeSource, known: KnownBad, how: _How, max_voxels: int) 
             return replace(before, cause=bad.cause)
         known.keep("header", source, source.files, bad)
         return bad
-    return known.recall("voxels", source, header.files) or _Task(source, header, how)
+    return known.recall("voxels", source, header.files) or _Task(source, header, how, shape)
+
+
+def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
+    """Voxels in the cache; native ones where only ITK knows the spacing, when it reads the volume."""
+    if how.spacing is None or header.affine is None:
+        return header.shape
+    return resampled_shape(header.shape, header.affine, how.spacing, how.max_voxels)
 
 
 def _prepare_each(
@@ -256,13 +275,14 @@ def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, b
 
 
 def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
-    cache = VolumeCache(task.how.cache_dir)
+    cache = task.how.cache()
     try:
         cached = cache.read(task.source, task.header, task.how.verify)
         if cached is not None:
             return cached
         state = SourceState.of(task.header.files)
-        return cache.write(task.source, task.header, state, decode_volume(task.source, task.header))
+        decoded = decode_volume(task.source, task.header).at(task.how.spacing, task.how.max_voxels)
+        return cache.write(task.source, task.header, state, decoded)
     except CacheError:
         raise
     except Exception as error:

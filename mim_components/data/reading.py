@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from mim_components.digests import hash_file
 
 from .checks import MAX_VOXELS, check_affine, check_file, check_header, check_intensities, note_geometry
 from .headers import VolumeHeader, read_header
+from .resample import Spacing, resample
 from .stream import Payload, read_payload
-from .volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
+from .volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)
 _PART = 2**22  # voxels that are scaled at a time
@@ -45,13 +46,23 @@ class DecodedVolume:
     digest: str
     notes: tuple[str, ...]
 
+    def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
+        """This volume at another spacing, see `resample`; None = as it is."""
+        if spacing is None:
+            return self
+        voxels, affine = resample(self.voxels, self.affine, spacing, max_voxels)
+        return replace(self, voxels=voxels, affine=affine)
 
-def load_volume(source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS) -> tuple[np.ndarray, np.ndarray]:
+
+def load_volume(
+    source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS, spacing: Spacing | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read a CT volume in HU with its axes turned to RAS.
 
     Args:
         source: a volume that was found, a file, or the folder of one DICOM series.
         max_voxels: largest number of voxels accepted.
+        spacing: to resample to, mm along R, A and S, see `resample`; None = native voxels.
 
     Returns:
         int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
@@ -61,8 +72,8 @@ def load_volume(source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS)
     """
     source = as_source(source)
     try:
-        decoded = decode_volume(source, inspect_source(source, max_voxels))
-    except (VolumeError, OSError) as error:
+        decoded = decode_volume(source, inspect_source(source, max_voxels)).at(spacing, max_voxels)
+    except (DataError, OSError) as error:
         raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
     return decoded.voxels, decoded.affine
 

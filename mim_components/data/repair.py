@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 
 import numpy as np
 
@@ -48,9 +49,11 @@ def open_or_remake(volume: PreparedVolume) -> np.memmap:
 def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> None:
     names = names_of_source(source)
     try:
-        header = inspect_source(source, math.prod(volume.shape))
+        voxels, spacing = math.prod(volume.shape), volume.resampled_to
+        header = inspect_source(source, voxels if spacing is None else sys.maxsize)  # native voxels may be many more
         state = SourceState.of(header.files)
         decoded: DecodedVolume = decode_volume(source, header)
+        resampled = decoded.at(spacing, voxels)
     except Exception as error:  # readers raise many kinds
         cause = hide(cause_of(error), names)
         raise CacheError(f"{found}; and {source}, from which it would be made again: {cause}") from (
@@ -61,4 +64,4 @@ def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> 
             f"{found}; and {source}, from which it would be made again, has changed since the run was prepared; "
             "restore it, or start a new run."
         )
-    VolumeCache(volume.cache_file.parents[1]).write(source, header, state, decoded)
+    VolumeCache(volume.cache_file.parents[1], spacing).write(source, header, state, resampled)

@@ -159,6 +159,7 @@ class PreparedVolume:
         notes: what is odd about the volume without making it unfit.
         content: equal for volumes with equal voxels, whatever file format they came in.
         origin: from which the cache file can be made again.
+        resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
     """
 
     name: str
@@ -173,6 +174,7 @@ class PreparedVolume:
     notes: tuple[str, ...] = ()
     content: str = ""
     origin: VolumeSource | None = None
+    resampled_to: tuple[float, float, float] | None = None
 
 
 @dataclass
@@ -208,11 +210,18 @@ class PreparedDataset:
             cached = sum(2 * int(np.prod(v.shape)) for v in self.volumes)
             lines[0] += f", {cached / GIB:.2f} GiB of cache"
             lines.append("size    " + _spread([v.shape for v in self.volumes], "voxels", 0))
-            lines.append("spacing " + _spread([v.spacing for v in self.volumes], "mm", 2))
+            wanted = self.volumes[0].resampled_to
+            made = "" if wanted is None else f", resampled to {per_axis(wanted)} mm"
+            lines.append("spacing " + _spread([v.spacing for v in self.volumes], "mm", 2) + made)
         if self.bad:
             lines.append(f"{len(self.bad)} left out:")
             lines.extend(f"  {item}" for item in self.bad)
         return "\n".join(lines)
+
+
+def per_axis(values: Sequence[float]) -> str:
+    """As `1.5 x 1.5 x 2`."""
+    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.data.volumes import PreparedDataset
+from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.evaluation.report import level_rows, level_table, markdown, pair_rows, pair_table, volume_table
 from mim_components.evaluation.step import CropScores
 from mim_components.evaluation.weights import TrainedNetwork
@@ -119,6 +119,7 @@ class ReportHandler:
                 "volumes": len(self.prepared),
                 "excluded": [str(bad) for bad in self.prepared.bad],
                 "digest": self.prepared.digest,
+                "spacing": self.trained.spacing,
             },
             "levels": levels,
             "pairs": pairs,
@@ -141,6 +142,11 @@ class ReportHandler:
             )
         if not self.validation:
             notes.append("These are the training volumes: the figures say how well the network fits what it has seen.")
+        if self.trained.spacing is not None:
+            notes.append(
+                f"Volumes were resampled to {per_axis(self.trained.spacing)} mm, as in the training; native sizes are "
+                "voxels of that grid."
+            )
         if self.standardized:
             notes.append(
                 "The network predicts standardised tokens. To compare in HU, each got the mean and the standard "

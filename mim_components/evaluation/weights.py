@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import InputContract, read_contract
+from mim_components.data.resample import Spacing, as_spacing
+from mim_components.data.volumes import per_axis
 from mim_components.networks.mim import MiM
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,14 @@ class TrainedNetwork:
         network: with the weights, in evaluation mode.
         path: the file they came from.
         contract: of the encoder beside the file; None where there is none.
+        spacing: that volumes must be resampled to, mm; None = native voxels. It is what the contract says, and where
+            there is none, what the configuration does.
     """
 
     network: MiM
     path: Path
     contract: InputContract | None
+    spacing: Spacing | None = None
 
     @property
     def origin(self) -> str:
@@ -79,7 +84,8 @@ def load_trained(
         network: made by the configuration.
         checkpoint: `model.pt` or a checkpoint of a run; None = `models/model.pt` in the first of the folders.
         folders: where to look for it.
-        expected: what the configuration says; compared with `encoder.safetensors` beside the checkpoint.
+        expected: what the configuration says; compared with `encoder.safetensors` beside the checkpoint. Its `spacing`
+            may be None: that of the weights is taken.
         same_levels: the sizes of the levels must agree; else only their number.
 
     Raises:
@@ -98,14 +104,18 @@ def load_trained(
     _check_tensors(path, state, network, expected)
     network.load_state_dict(state)
     network.eval()
-    trained = TrainedNetwork(network, path, contract)
+    trained = TrainedNetwork(network, path, contract, as_spacing((contract or expected).spacing))
     logger.info("Weights: %s", trained.origin)
+    if trained.spacing is not None:
+        logger.info("Volumes are resampled to %s mm, as in its training.", per_axis(trained.spacing))
     return trained
 
 
 def _compare(path: Path, found: InputContract, expected: InputContract, same_levels: bool) -> None:
     have, want = asdict(found), asdict(InputContract.from_metadata(expected.to_metadata(), path))
     names = [name for name in have if name not in ("step", "version") and have[name] != want[name]]
+    if want["spacing"] is None:
+        names = [name for name in names if name != "spacing"]
     if not same_levels and len(found.level_sizes) == len(expected.level_sizes):
         names = [name for name in names if name != "level_sizes"]
     if not names:
@@ -145,5 +155,5 @@ def _shown(value: object) -> str:
 
 
 def _as_option(value: object) -> str:
-    text = json.dumps(value, separators=(",", ":"))
+    text = "None" if value is None else json.dumps(value, separators=(",", ":"))
     return f'"{text}"' if text.startswith("[") else text.strip('"')

@@ -31,8 +31,8 @@ class SaveResults:
     """Write the files of every volume as soon as it is done.
 
     `<name>_features.safetensors` holds `features` `(E, h, w, d)` and `mean` `(E,)`; its metadata are JSON texts, see
-    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16 HU on the volume's own
-    voxels, with its axes turned to RAS.
+    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16 HU on the voxels that
+    the network saw: the volume's own with its axes turned to RAS, or those it was resampled to, at the same place.
 
     Args:
         output_dir: folder for the files; made when missing.
@@ -108,9 +108,9 @@ class SaveResults:
         """What is kept with the features, each value as JSON.
 
         `source`; `affine`, 4x4 from feature index (of the centre of its block) to RAS world in mm; `spacing` of
-        features and `image_spacing` of voxels, mm; `image_shape` and `image_affine` of the volume in RAS; `stride`,
-        voxels per feature; `feature_level`; `weights`; the entries of the input contract, with `step` null where it is
-        unknown.
+        features and `image_spacing` of voxels, mm; `image_shape` and `image_affine` of the volume in RAS, as the
+        network saw it; `stride`, voxels per feature; `feature_level`; `weights`; the other entries of the input
+        contract, with `step` null where it is unknown.
         """
         affine = feature_affine(output["affine"], output["stride"])
         contract = self.trained.contract or self.expected

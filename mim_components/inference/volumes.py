@@ -18,6 +18,7 @@ from mim_components.data.checks import MAX_VOXELS
 from mim_components.data.finding import find_volumes
 from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
+from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
 
 logger = logging.getLogger(__name__)
@@ -148,23 +149,33 @@ class LoadVolumed(MapTransform):
     Args:
         keys: items that are a `VolumeSource` or a path.
         on_bad: "stop" raises for a volume that cannot be read; "exclude" makes it one voxel and says why.
-        max_voxels: larger headers are refused.
+        max_voxels: larger headers are refused, and volumes that would be larger after resampling.
+        spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
+            new voxels lie.
 
     Raises:
         BadVolumesError: names the file and the cause.
+        DataError: `spacing` is none.
     """
 
-    def __init__(self, keys: KeysCollection, on_bad: str = "stop", max_voxels: int = MAX_VOXELS) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        on_bad: str = "stop",
+        max_voxels: int = MAX_VOXELS,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(keys)
         self.on_bad = on_bad
         self.max_voxels = max_voxels
+        self.spacing = as_spacing(spacing)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the volumes."""
         out = {**data, "cause": ""}
         for key in self.key_iterator(out):
             try:
-                voxels, affine = load_volume(out[key], self.max_voxels)
+                voxels, affine = load_volume(out[key], self.max_voxels, self.spacing)
             except BadVolumesError as error:
                 if self.on_bad == "stop":
                     raise

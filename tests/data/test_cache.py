@@ -169,7 +169,7 @@ def test_failed_write_leaves_no_entry_and_names_the_cause(write_nifti, prepare, 
 def test_too_small_a_disk_is_said_before_anything_is_written(write_nifti, prepare, monkeypatch, tmp_path, decoded):
     write_nifti("data/a.nii.gz")
     monkeypatch.setattr("mim_components.data.cache.shutil.disk_usage", lambda folder: SimpleNamespace(free=2**29))
-    monkeypatch.setattr("mim_components.data.prepare.cache_bytes", lambda header: 3 * 2**30)
+    monkeypatch.setattr("mim_components.data.prepare.cache_bytes", lambda shape: 3 * 2**30)
     with pytest.raises(CacheError, match=r"cache: the cache needs 3.2 GB, 536.9 MB are free there, 2.7 GB are missing"):
         prepare()
     assert decoded == []

@@ -39,10 +39,10 @@ def test_folder_of_many_scans_takes_little_memory(tmp_path, write_nifti):
     cache = VolumeCache(tmp_path / "cache")
     how, known = prepare_module._How(cache.folder, "full"), KnownBad(cache.folder)
     warm = find_volumes(tmp_path / "data" / "000")
-    assert [prepare_module._inspect(source, known, how, 2**31) for source in warm]
+    assert [prepare_module._inspect(source, known, how) for source in warm]
     before = resident()
     found = find_volumes(tmp_path / "data")
-    tasks = [prepare_module._inspect(source, known, how, 2**31) for source in found]
+    tasks = [prepare_module._inspect(source, known, how) for source in found]
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
     assert len(missing) == ENTRIES
     assert resident() - before < 50 * MIB
