@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 ARTIFACTS = (
     "metrics.jsonl",
     "validation.jsonl",
+    "probe.jsonl",
     "data_notes.txt",
     QUARANTINE,
     "datalist.json",
@@ -36,9 +37,11 @@ ARTIFACTS = (
 )
 PRODUCTS = {
     "Encoder": "models/encoder.safetensors",
+    "Best": "models/encoder_best.safetensors",
     "Network": "models/model.pt",
     "Pictures": "pictures",
     "Scores": "validation.jsonl",
+    "Probe": "probe.jsonl",
     "Numbers": "metrics.jsonl",
 }
 

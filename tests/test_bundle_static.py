@@ -40,6 +40,8 @@ PRETRAINING = [
     ["train", "demo", "multi_gpu_train"],
     ["train", "evaluate"],
     ["train", "demo", "evaluate"],
+    ["train", "probe"],
+    ["train", "demo", "probe"],
     ["inference"],
     ["inference", "demo"],
 ]

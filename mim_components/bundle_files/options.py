@@ -12,6 +12,7 @@ BEGIN, END = "<!-- options -->", "<!-- /options -->"
 FILES = {
     "train": "train.json",
     "evaluate": "evaluate.json",
+    "probe": "probe.json",
     "inference": "inference.json",
     "multi_gpu": "multi_gpu_train.json",
 }

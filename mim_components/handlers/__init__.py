@@ -6,6 +6,7 @@ from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.export import ExportHandler
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
 from mim_components.handlers.pictures import PictureHandler
+from mim_components.handlers.probe import ProbeHandler
 from mim_components.handlers.signals import StopSignals
 from mim_components.handlers.tracking import RunTracker
 
@@ -14,6 +15,7 @@ __all__ = [
     "ConsoleLog",
     "ExportHandler",
     "PictureHandler",
+    "ProbeHandler",
     "ProgressHandler",
     "RunTracker",
     "StepMetrics",

@@ -28,11 +28,12 @@ FREE_KEYS = frozenset(
     on_nonfinite max_skipped on_full_disk collapse_bound
     tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
+    probe_datalist probe_labels probe_interval probe
     """.split()
 )
 
 FREE_PARTS = frozenset(
-    "handlers dataloader pictures metrics tracker checkpoints progress signals inferer".split()
+    "handlers dataloader pictures metrics tracker checkpoints progress signals inferer probe".split()
 )  # of `train`
 
 

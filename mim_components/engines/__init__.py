@@ -1,0 +1,6 @@
+"""What monai.engines lacks."""
+
+from mim_components.engines.probe import FeatureProbe, ProbeResult
+from mim_components.engines.run_probe import ProbedEncoder, load_probed, run_probe
+
+__all__ = ["FeatureProbe", "ProbeResult", "ProbedEncoder", "load_probed", "run_probe"]

@@ -1,0 +1,159 @@
+"""Features of single voxels and a linear classifier over whole scans, without ever holding a scan's feature maps.
+
+A voxel's features are the maps of an encoder, up-sampled to the voxels (trilinear) and put one behind the other. Up-
+sampling is linear, as the classifier is: it is applied to every map at the map's own size, and its K logits are up-
+sampled instead of F features. The result is the same.
+
+Axes: image (C, H, W, D); window (B, C, h, w, d); maps (B, F_l, h_l, w_l, d_l); features (n, F), F = sum of all F_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data.utils import dense_patch_slices
+from torch import Tensor, nn
+
+from mim_components.metrics.probe import LinearClassifier
+from mim_components.networks.features import pad_to_windows, window_overlap
+from mim_components.segmentation.inferer import ClassMapInferer
+
+RAW_STRIDE = 2  # of the finest map of the hybrid encoder
+
+
+class RawFeatures(nn.Module):
+    """What needs no network: the mean intensity of a cell of 2^3 voxels, and where in the scan it lies.
+
+    The image's channels are the intensity and what `add_position` appends.
+    """
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """`(B, 4, H, W, D)` to one map `(B, 4, H / 2, W / 2, D / 2)`."""
+        return [F.avg_pool3d(image, RAW_STRIDE)]
+
+
+def add_position(image: Tensor) -> Tensor:
+    """Append three channels to `(C, H, W, D)`: the position along each axis, 0 at the first voxel and 1 at the last.
+
+    Example:
+        >>> add_position(torch.zeros(1, 3, 1, 1)).flatten(1).tolist()
+        [[0.0, 0.0, 0.0], [0.0, 0.5, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    axes = [torch.linspace(0, 1, side, device=image.device) for side in image.shape[1:]]
+    return torch.cat([image, torch.stack(torch.meshgrid(*axes, indexing="ij")).to(image)])
+
+
+class WindowFeatures:
+    """An encoder over windows of the size that it was trained on, since its positions depend on the grid.
+
+    Args:
+        encoder: gives a list of maps.
+        input_size: size of a window, voxels.
+        patch_size: windows begin at its multiples.
+        overlap: of the windows; made smaller until they begin at token edges.
+        sw_batch_size: windows that go through the encoder together.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        input_size: Sequence[int],
+        patch_size: int,
+        overlap: float = 0.5,
+        sw_batch_size: int = 4,
+    ) -> None:
+        self.encoder = encoder
+        self.input_size = tuple(input_size)
+        self.patch_size = patch_size
+        self.overlap = window_overlap(input_size, patch_size, overlap)
+        self.sw_batch_size = sw_batch_size
+        self.device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
+
+    def at(self, image: Tensor, voxels: Tensor) -> Tensor:
+        """Features of some voxels, each from the window in whose middle it lies best.
+
+        Args:
+            image: `(C, H, W, D)`.
+            voxels: int64 `(n, 3)`, indices.
+
+        Returns:
+            float32 `(n, F)`, on the CPU.
+        """
+        padded = self._padded(image)
+        windows = self._windows(padded.shape[2:], voxels)
+        features: Tensor | None = None
+        for first in range(0, len(windows), self.sw_batch_size):
+            batch = windows[first : first + self.sw_batch_size]
+            images = torch.cat([_cut(padded, start, self.input_size) for start, _ in batch])
+            with torch.no_grad():
+                maps = self.encoder(images.to(self.device))
+            for number, (start, rows) in enumerate(batch):
+                inside = voxels[rows] - torch.tensor(start)
+                found = torch.cat([_interpolated(each[number].float(), inside, self.input_size) for each in maps], 1)
+                if features is None:
+                    features = torch.empty(len(voxels), found.shape[1])
+                features[rows] = found.cpu()
+        assert features is not None
+        return features
+
+    def classify(self, image: Tensor, classifier: LinearClassifier) -> Tensor:
+        """The class of every voxel, uint8 `(H, W, D)`; logits of overlapping windows are averaged."""
+        inferer = ClassMapInferer(
+            self.input_size, self.sw_batch_size, self.overlap, sw_device=self.device, device="cpu"
+        )
+        head = _Logits(self.encoder, classifier).to(self.device).eval()
+        h, w, d = image.shape[1:]
+        return inferer(self._padded(image), head)[0, 0, :h, :w, :d]
+
+    def _padded(self, image: Tensor) -> Tensor:
+        return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3)
+
+    def _windows(self, shape: Sequence[int], voxels: Tensor) -> list[tuple[list[int], Tensor]]:
+        """Starts of the windows that own a voxel, each with the rows of its voxels."""
+        steps = [int(side * (1 - share)) for side, share in zip(self.input_size, self.overlap, strict=True)]
+        slices = dense_patch_slices(shape, self.input_size, steps)
+        nearest = []
+        for axis, side in enumerate(self.input_size):
+            starts = torch.tensor(sorted({window[axis].start for window in slices}))
+            away = (voxels[:, axis, None] - (starts + (side - 1) / 2)).abs()
+            nearest.append(starts[away.argmin(1)])
+        owners, owner = torch.stack(nearest, 1).unique(dim=0, return_inverse=True)
+        return [(start.tolist(), (owner == number).nonzero()[:, 0]) for number, start in enumerate(owners)]
+
+
+class _Logits(nn.Module):
+    """Logits `(B, K, h, w, d)` of a window `(B, C, h, w, d)`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, encoder: nn.Module, classifier: LinearClassifier) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("weight", classifier.weight)
+        self.register_buffer("bias", classifier.bias)
+
+    def forward(self, window: Tensor) -> Tensor:
+        logits: Tensor = self.bias.view(1, -1, 1, 1, 1)
+        first = 0
+        for each in self.encoder(window):
+            weight = self.weight[:, first : first + each.shape[1], None, None, None]
+            first += each.shape[1]
+            part = F.conv3d(each.float(), weight)
+            logits = logits + F.interpolate(part, window.shape[2:], mode="trilinear", align_corners=False)
+        return logits
+
+
+def _cut(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    (i, j, k), (h, w, d) = start, size
+    return image[..., i : i + h, j : j + w, k : k + d]
+
+
+def _interpolated(features: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
+    """A map `(F, h, w, d)` of a window of `size` voxels at voxels `(n, 3)` of it: `(n, F)`, as `interpolate` gives."""
+    places = (2 * voxels.to(features) + 1) / torch.tensor(size).to(features) - 1
+    grid = places.flip(1).view(1, 1, 1, -1, 3)  # grid_sample names the last axis first
+    found = F.grid_sample(features[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found[0, :, 0, 0].T

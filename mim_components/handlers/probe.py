@@ -1,0 +1,135 @@
+"""Probe the encoder while it is trained, and keep the best."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from mim_components.contract import InputContract
+from mim_components.engines.probe import FeatureProbe
+from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers.tracking import RunTracker
+from mim_components.pretrained import save_encoder
+from mim_components.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class ProbeHandler:
+    """Every `interval` steps and at the last one, probe the encoder; write the best to `encoder_best.safetensors`.
+
+    Before the first step the untrained encoder is probed, and intensity with position. The figures are lines of
+    `probe.jsonl`; the tracker gets `probe_dice` and `probe_knn`. The training stays what it is to the bit: nothing
+    draws from its generators. The first process probes while the others wait, at most as long as processes wait for
+    each other.
+
+    Args:
+        folder: of the run.
+        encoder: that is trained, without wrappers.
+        contract: of its input; the step is filled in.
+        probe: of labelled scans; None only with `interval` 0.
+        interval: steps between two probes; 0 = never.
+        tracker: that gets the figures.
+
+    Raises:
+        ValueError: `interval` is negative.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        encoder: nn.Module,
+        contract: InputContract,
+        probe: FeatureProbe | None = None,
+        interval: int = 0,
+        tracker: RunTracker | None = None,
+    ) -> None:
+        if interval < 0:
+            raise ValueError(f"probe_interval must be 0 (off) or more steps, got {interval}.")
+        self.folder = folder
+        self.lines = StepLines(folder, "probe.jsonl")
+        self.encoder = encoder
+        self.contract = contract
+        self.probe = probe if interval else None
+        self.interval = interval
+        self.tracker = tracker
+        self.best = -math.inf
+        self.step = 0
+
+    @property
+    def path(self) -> Path:
+        """Where the best encoder is written."""
+        return self.folder.path / "models" / "encoder_best.safetensors"
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the tracker and before the checkpoints."""
+        if self.probe is not None:
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Forget what is done again; probe what the training begins with."""
+        step = engine.state.iteration
+        self.lines.rewind(step or -1)
+        if self.best > -math.inf and not self.path.exists():
+            self.folder.note(f"{self.path}, the encoder of step {self.step}, is not there: the next is kept instead.")
+            self.best, self.step = -math.inf, 0
+        if step == 0:
+            self._run(0)
+
+    def __call__(self, engine: Engine) -> None:
+        """Probe, if it is time, and keep the encoder if it is the best."""
+        step = engine.state.iteration
+        if step % self.interval and step != engine.state.epoch_length:
+            return
+        dice = self._run(step)
+        if not dice > self.best:
+            return
+        with self.folder.unless_full("better encoders"):
+            if idist.get_rank() == 0:
+                save_encoder(self.encoder, self.path, replace(self.contract, step=step))
+            self.best, self.step = dice, step
+
+    def _run(self, step: int) -> float:
+        """Mean Dice, in all processes."""
+        dice = 0.0
+        if idist.get_rank() == 0:
+            assert self.probe is not None
+            result = self.probe(self.encoder)
+            numbers = {"probe_dice": result.dice, "probe_knn": result.knn}
+            if step == 0:
+                raw = self.probe(None)
+                numbers |= {"raw_dice": raw.dice, "raw_knn": raw.knn}
+            classes = {f"probe_dice_{name}": value for name, value in result.class_dice.items()}
+            self.lines.append(step, numbers | classes)
+            if self.tracker is not None:
+                self.tracker.log_numbers(numbers, step)
+            logger.info("probe after step %d: Dice %.4f, kNN %.4f", step, result.dice, result.knn)
+            dice = result.dice
+        if idist.get_world_size() == 1:
+            return dice
+        # a plain number would go as float32
+        return float(torch.as_tensor(idist.broadcast(torch.tensor(dice, dtype=torch.float64), src=0)))
+
+    @property
+    def summary(self) -> str:
+        """One line for the end of the run; nothing where no encoder was kept."""
+        if not self.step:
+            return ""
+        return f"Best Dice of the probe: {self.best:.4f} at step {self.step}; its weights are {self.path.name}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best Dice and its step."""
+        return {"best": self.best, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the best so far."""
+        self.best, self.step = float(state["best"]), int(state["step"])

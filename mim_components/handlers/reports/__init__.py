@@ -1,0 +1,1 @@
+"""What evaluations write: tables, figures and pictures, one module per task."""

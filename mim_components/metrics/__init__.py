@@ -1,0 +1,5 @@
+"""What monai.metrics lacks."""
+
+from mim_components.metrics.probe import LinearClassifier, fit_linear, nearest_classes, recalls
+
+__all__ = ["LinearClassifier", "fit_linear", "nearest_classes", "recalls"]

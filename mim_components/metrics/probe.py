@@ -1,0 +1,118 @@
+"""How much of the classes lies in fixed features: a linear classifier, and the classes of nearest neighbours.
+
+Axes: features (n, F) of n voxels; classes (n,), from 0 to K - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_STEPS = 200  # of L-BFGS
+CHUNK = 2**26  # similarities that are held at once
+
+
+class LinearClassifier(NamedTuple):
+    """Logits `(n, K)` are `features @ weight.T + bias`; `weight` `(K, F)`, `bias` `(K,)`, of features as they are."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def fit_linear(features: Tensor, classes: Tensor, priors: Tensor, penalty: float = 1.0) -> LinearClassifier:
+    """Multinomial logistic regression on standardised features, by PyTorch's L-BFGS.
+
+    The voxels are a sample in which rare classes have more than their share. The fit is that of scikit-learn's
+    `LogisticRegression(C=1 / penalty)` on this sample; then log(share among all voxels / share in the sample) is added
+    to each bias, which makes the probabilities those of all voxels (King and Zeng's prior correction).
+
+    Args:
+        features: `(n, F)`.
+        classes: int64 `(n,)`; each of the K classes occurs.
+        priors: `(K,)`, voxels of every class among all voxels.
+        penalty: factor of half the squared weights, beside the sum of the cross-entropies.
+
+    Raises:
+        ValueError: a class does not occur; names it.
+    """
+    counts = torch.bincount(classes, minlength=len(priors))
+    if not bool((counts > 0).all()):
+        raise ValueError(f"no voxel of class {int((counts == 0).nonzero()[0])} was sampled.")
+    mean, std = _scale(features)
+    x = (features - mean) / std
+    weight = torch.zeros(len(priors), x.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(len(priors), device=x.device, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=MAX_STEPS, tolerance_grad=1e-6, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = F.cross_entropy(F.linear(x, weight, bias), classes)
+        value = value + penalty / (2 * len(x)) * weight.square().sum()
+        torch.autograd.backward(value)
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)
+    weight, bias = weight.detach(), bias.detach()
+    shift = torch.log(priors.to(bias) / priors.sum()) - torch.log(counts.to(bias) / counts.sum())
+    weight = weight / std
+    return LinearClassifier(weight, bias + shift - weight @ mean)
+
+
+def nearest_classes(
+    queries: Tensor, query_patients: Tensor, bank: Tensor, bank_classes: Tensor, bank_patients: Tensor, neighbours: int
+) -> Tensor:
+    """The class that most of the nearest voxels of other patients have, by cosine of standardised features.
+
+    Where several classes have as many, the lowest counts.
+
+    Args:
+        queries: `(n, F)`.
+        query_patients: int64 `(n,)`.
+        bank: `(m, F)`; mean and standard deviation of all features are this one's.
+        bank_classes: int64 `(m,)`.
+        bank_patients: int64 `(m,)`; a query's own patient is passed over.
+        neighbours: nearest voxels that vote.
+
+    Returns:
+        int64 `(n,)`.
+
+    Raises:
+        ValueError: other patients have fewer voxels than should vote.
+    """
+    others = min((int((bank_patients != patient).sum()) for patient in query_patients.unique()), default=0)
+    if not 1 <= neighbours <= others:
+        raise ValueError(f"neighbours must be 1 to {others}, the voxels of other patients, got {neighbours}.")
+    mean, std = _scale(bank)
+    queries, bank = (F.normalize((part - mean) / std, dim=1) for part in (queries, bank))
+    found = []
+    for rows in torch.arange(len(queries), device=queries.device).split(max(CHUNK // len(bank), 1)):
+        similar = queries[rows] @ bank.T
+        similar[query_patients[rows, None] == bank_patients] = -math.inf
+        nearest = similar.topk(neighbours, dim=1).indices
+        found.append(F.one_hot(bank_classes[nearest], int(bank_classes.max()) + 1).sum(1).argmax(1))
+    return torch.cat(found)
+
+
+def recalls(predicted: Tensor, classes: Tensor, num_classes: int) -> list[float]:
+    """Share of the voxels of every class that are predicted as such; NaN for a class without voxels.
+
+    Example:
+        >>> recalls(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 2]), 4)
+        [0.5, 1.0, 1.0, nan]
+    """
+    right = predicted == classes
+    return [float(right[classes == each].double().mean()) for each in range(num_classes)]
+
+
+def _scale(features: Tensor) -> Sequence[Tensor]:
+    """Mean and standard deviation `(F,)`; 1 for a feature that is constant."""
+    mean, std = features.mean(0), features.std(0, correction=0)
+    return mean, torch.where(std > 1e-8, std, torch.ones_like(std))

@@ -1,0 +1,250 @@
+"""The probe on scans whose intensities name the classes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mim_components.contract import InputContract
+from mim_components.data.volumes import BadVolumesError, DataError
+from mim_components.engines import FeatureProbe, ProbedEncoder, load_probed, run_probe
+from mim_components.evaluation.weights import WrongWeightsError
+from mim_components.networks import HybridEncoder
+from mim_components.pretrained import save_encoder
+from mim_components.runs import RunFolder
+
+CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+HU = {0: -900, 3: 0, 5: 800}  # of the values of a label map
+
+
+class Identity(nn.Module):
+    """The image at three thresholds: one feature per voxel and class."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.cat([(image < 0.3), (image > 0.3) & (image < 0.7), (image > 0.7)], 1).float()]
+
+
+class Nothing(nn.Module):
+    """The same feature everywhere."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.ones_like(image)]
+
+
+class Noise(nn.Module):
+    """Features without any relation to the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.randn(len(image), 8, *image.shape[2:], generator=self.generator)]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write scans with two cubes, and the list of them; axes LPS, so that labels must be turned with the image."""
+
+    def make(training: int = 3, validation: int = 2, without: int | None = None, **changes: Any) -> Path:
+        random = np.random.default_rng(0)
+        items = []
+        for number in range(training + validation):
+            label = np.zeros((20, 18, 16), dtype=np.uint8)
+            label[2 + number : 8 + number, 3:9, 4:10] = 3
+            label[10:16, 10:16, 2 + number : 8 + number] = 5
+            image = np.vectorize(HU.get)(label) + random.integers(-50, 50, label.shape)
+            if without is not None:
+                label[label == without] = 0
+            affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+            nib.save(nib.Nifti1Image(image.astype(np.int16), affine), tmp_path / f"s{number}.nii")
+            nib.save(nib.Nifti1Image(label, affine), tmp_path / f"l{number}.nii")
+            items.append({"image": f"s{number}.nii", "label": f"l{number}.nii"})
+        content = {"training": items[:training], "validation": items[training:], **changes}
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps({name: part for name, part in content.items() if part is not None}))
+        return path
+
+    return make
+
+
+def probe(datalist: Path | None, cache: Path, **options: Any) -> FeatureProbe:
+    return FeatureProbe(datalist, CONTRACT, cache, **{"voxels_per_class": 20, **options})
+
+
+def test_features_that_are_the_classes_give_all(write: Callable[..., Path], tmp_path: Path) -> None:
+    result = probe(write(), tmp_path / "cache", labels={"cube": 3, "block": 5})(Identity(), pictures=True)
+    assert result.class_dice == {"cube": 1.0, "block": 1.0} and result.dice == 1.0
+    assert result.retrieval == {"background": 1.0, "cube": 1.0, "block": 1.0} and result.knn == 1.0
+    assert [case.name for case in result.cases] == ["s3", "s4"] == list(result.pictures)
+    # 6 x 6 x 6 voxels of 12 mm^3
+    assert result.cases[0].scores["cube"].label_ml == pytest.approx(216 * 0.012)
+    assert result.cases[0].scores["cube"].pred_ml == pytest.approx(216 * 0.012)
+
+
+def test_features_that_tell_nothing_give_chance(write: Callable[..., Path], tmp_path: Path) -> None:
+    made = probe(write(), tmp_path / "cache")
+    nothing = made(Nothing())
+    assert nothing.dice == 0  # all is background, the largest class
+    assert nothing.knn == pytest.approx(1 / 3)  # one class for all, of three
+    noise = made(Noise())
+    # the background has 8 of 10 voxels in the bank and wins nearly all votes: 1, 0 and 0
+    assert noise.dice < 0.05 and noise.knn == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_part_of_the_classes_and_values_that_are_found(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    found = probe(datalist, tmp_path / "cache")
+    assert found.labels.names == ("background", "value 3", "value 5")
+    one = probe(datalist, tmp_path / "cache", labels={"block": 5})
+    assert one.labels.names == ("background", "block")
+    assert one(Identity()).class_dice == {"block": 1.0}  # the cube is background
+
+
+def test_same_seed_same_figures_and_the_encoder_stays(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    encoder = HybridEncoder(preset="nano")
+    encoder.train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    state = torch.get_rng_state()
+    first, second = (probe(datalist, tmp_path / "cache")(encoder) for _ in range(2))
+    assert first.class_dice == second.class_dice and first.retrieval == second.retrieval
+    assert torch.equal(torch.get_rng_state(), state) and encoder.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert all(each.grad is None for each in encoder.parameters())
+    made = probe(datalist, tmp_path / "cache")
+    item = made.prepared.training[0]
+    other = probe(datalist, tmp_path / "cache", seed=1)
+    label = made.load(dict(item))["label"].as_tensor()[0].numpy()
+    assert not torch.equal(made._draw(label, "s0")[0], other._draw(label, "s0")[0])
+
+
+def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Path], tmp_path: Path) -> None:
+    contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), spacing=(1.0, 1.0, 3.0))
+    made = FeatureProbe(write(), contract, tmp_path / "cache", voxels_per_class=20)
+    loaded = made.load(dict(made.prepared.validation[0]))
+    assert loaded["image"].shape == loaded["label"].shape != loaded["own_label"].shape
+    assert loaded["own_label"].shape == (1, 20, 18, 16)
+    result = made(Identity(), pictures=True)
+    # scored on the scan's own voxels, the faces of the cubes come back
+    assert result.dice > 0.95 and result.cases[0].scores["value 3"].label_ml == pytest.approx(216 * 0.012)
+
+
+def test_raw_intensity_and_position(write: Callable[..., Path], tmp_path: Path) -> None:
+    result = probe(write(), tmp_path / "cache")(None)
+    assert 1 / 3 < result.knn <= 1 and 0 < result.dice < 1  # cells of 2^3 voxels know the faces only roughly
+
+
+def test_patient_in_both_sections_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    content = json.loads(datalist.read_text())
+    for section in ("training", "validation"):
+        content[section][0]["group"] = "patient_a"
+    datalist.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="patient_a"):
+        probe(datalist, tmp_path / "cache")
+
+
+def test_class_that_validation_does_not_have_is_not_counted(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    empty = nib.load(tmp_path / "l3.nii")
+    label = np.asarray(empty.dataobj).copy()
+    label[label == 3] = 0
+    nib.save(nib.Nifti1Image(label, empty.affine), tmp_path / "l3.nii")
+    result = probe(datalist, tmp_path / "cache")(Nothing())
+    assert math.isnan(result.cases[0].scores["value 3"].dice) and result.cases[1].scores["value 3"].dice == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "message"),
+    [
+        ({"validation": 0}, None, "list.json: has no section 'validation' with scans to score"),
+        ({}, {"cube": 3, "lung": 9}, r"'lung' \(value 9\) is in no label map of section 'training'; its values: 3, 5"),
+        ({"without": 5}, {"block": 5}, r"'block' \(value 5\) is in no label map of section 'training'; its values: 3"),
+        ({"validation_label": True}, None, "no value of the label maps is in both sections"),
+    ],
+)  # fmt: skip
+def test_refused_lists(
+    options: dict[str, Any], labels: Any, message: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    empty = options.pop("validation_label", False)
+    datalist = write(**options)
+    if empty:
+        for number in (3, 4):
+            nib.save(nib.Nifti1Image(np.zeros((20, 18, 16), np.uint8), np.eye(4)), tmp_path / f"l{number}.nii")
+    with pytest.raises(DataError, match=message):
+        probe(datalist, tmp_path / "cache", labels=labels)
+
+
+def test_no_list(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--probe_datalist"):
+        probe(None, tmp_path)
+    with pytest.raises(ValueError, match="voxels_per_class must be at least 1, got 0"):
+        probe(None, tmp_path, voxels_per_class=0)
+
+
+def test_pairs_are_checked_as_in_fine_tuning(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    content = json.loads(datalist.read_text())
+    del content["training"][0]["label"]
+    datalist.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="training item 0: has no key 'label'"):
+        probe(datalist, tmp_path / "cache")
+    datalist = write()
+    (tmp_path / "l1.nii").unlink()
+    with pytest.raises(BadVolumesError, match=r"l1.nii"):
+        probe(datalist, tmp_path / "cache")
+
+
+# weights
+
+
+def test_encoder_follows_from_the_contract_of_its_file(tmp_path: Path) -> None:
+    trained = HybridEncoder(preset="nano")
+    path = save_encoder(trained, tmp_path / "encoder.safetensors", CONTRACT)
+    expected = InputContract("vit", "tiny", 1, 16, (48, 48, 48), ((48, 48, 48),))  # is not asked
+    state = torch.get_rng_state()
+    probed = load_probed(path, [], expected)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert probed.contract == CONTRACT and probed.origin == f"{path}, step 0"
+    loaded, random = probed.network.state_dict(), probed.untrained.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in trained.state_dict().items())
+    assert not torch.equal(loaded["embeddings.0.conv.weight"], random["embeddings.0.conv.weight"])
+    again = load_probed(path, [], expected).untrained.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in random.items())
+
+
+def test_weights_without_all_of_the_encoder_are_refused(tmp_path: Path) -> None:
+    partly = HybridEncoder(preset="nano", dense_only=True)
+    path = save_encoder(partly, tmp_path / "encoder.safetensors", CONTRACT)
+    with pytest.raises(WrongWeightsError, match="tensors of the encoder are not in the file, such as stage_outputs"):
+        load_probed(path, [], CONTRACT)
+
+
+def test_probe_that_fails_is_marked_and_frees_its_folder(tmp_path: Path) -> None:
+    closed: list[str] = []
+    tracker: Any = SimpleNamespace(start=lambda engine: None, close=closed.append)
+
+    class Broken:
+        prepared = SimpleNamespace(digest="digest")
+
+        def __call__(self, *args: Any, **options: Any) -> None:
+            raise ValueError("no voxel of class 1 was sampled")
+
+    broken: Any = Broken()
+    probed = ProbedEncoder(nn.Identity(), nn.Identity(), CONTRACT, "weights")
+    with pytest.raises(ValueError, match="no voxel of class 1 was sampled"):
+        run_probe(broken, probed, RunFolder(tmp_path / "probe"), tracker, {})
+    assert closed == ["FAILED"]
+    assert json.loads((tmp_path / "probe" / "run.json").read_text())["status"] == "failed"
+    RunFolder(tmp_path / "probe").release()

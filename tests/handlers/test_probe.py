@@ -1,0 +1,140 @@
+"""The probe during a training, with figures that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from safetensors.torch import load_file
+from torch import nn
+
+from mim_components.contract import InputContract, read_contract
+from mim_components.engines import ProbeResult
+from mim_components.handlers import ProbeHandler
+from mim_components.handlers.reports.probe import ProbeReport
+from mim_components.runs import RunFolder
+from mim_components.segmentation.scores import CaseResult, TargetScore
+
+CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+
+
+def result(dice: float) -> ProbeResult:
+    case = CaseResult("a", {"organ": TargetScore(dice, float("nan"), 1.0, 1.0)})
+    return ProbeResult([case], {"background": 1.0, "organ": 0.5})
+
+
+class FakeProbe:
+    """Gives Dice values of a list, one per call with an encoder; 0.05 without one."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = iter(values)
+
+    def __call__(self, encoder: nn.Module | None) -> ProbeResult:
+        return result(0.05 if encoder is None else next(self.values))
+
+
+class Sent:
+    """Takes the place of a tracker."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, dict[str, float]] = {}
+
+    def log_numbers(self, numbers: dict[str, float], step: int) -> None:
+        self.numbers[step] = numbers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    made = RunFolder(tmp_path / "run").begin("digest", "run")
+    yield made
+    made.release()
+
+
+@pytest.fixture
+def encoder() -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def train(handler: ProbeHandler, encoder: Any, steps: int, start: int = 0) -> None:
+    """Steps in which the encoder's weight becomes the number of the step."""
+
+    def step(engine: Engine, batch: Any) -> None:
+        encoder.weight.data.fill_(engine.state.iteration)
+
+    engine = Engine(step)
+    engine.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "iteration", start))
+    handler.attach(engine)
+    engine.run(range(steps), max_epochs=1, epoch_length=steps)
+
+
+def lines(folder: RunFolder) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder.path / "probe.jsonl").read_text().splitlines()]
+
+
+def handler_of(folder: RunFolder, encoder: nn.Module, *values: float, tracker: Any = None) -> ProbeHandler:
+    probe: Any = FakeProbe(*values)
+    return ProbeHandler(folder, encoder, CONTRACT, probe, 2, tracker)
+
+
+def test_best_encoder_is_kept(folder: RunFolder, encoder: nn.Module) -> None:
+    sent = Sent()
+    handler = handler_of(folder, encoder, 0.1, 0.3, 0.2, 0.25, tracker=sent)
+    train(handler, encoder, 5)
+    # before the first step, after 2 and 4, and after the last
+    assert [(row["step"], row["probe_dice"]) for row in lines(folder)] == [(0, 0.1), (2, 0.3), (4, 0.2), (5, 0.25)]
+    assert lines(folder)[0]["raw_dice"] == 0.05 and lines(folder)[1]["probe_dice_organ"] == 0.3
+    assert sent.numbers[2] == {"probe_dice": 0.3, "probe_knn": 0.75}
+    assert load_file(handler.path)["weight"].item() == 2
+    assert read_contract(handler.path).step == 2
+    assert handler.summary == "Best Dice of the probe: 0.3000 at step 2; its weights are encoder_best.safetensors"
+
+
+def test_continued_run_keeps_the_best(folder: RunFolder, encoder: nn.Module) -> None:
+    first = handler_of(folder, encoder, 0.1, 0.3, 0.2)
+    train(first, encoder, 3)
+    second = handler_of(folder, encoder, 0.2, 0.4)
+    second.load_state_dict(first.state_dict())
+    train(second, encoder, 6, start=2)  # 3 is done again
+    assert [row["step"] for row in lines(folder)] == [0, 2, 4, 6]
+    assert (second.best, second.step, read_contract(second.path).step) == (0.4, 6, 6)
+    third = handler_of(folder, encoder, 0.3)
+    third.load_state_dict(second.state_dict())
+    third.path.unlink()
+    train(third, encoder, 8, start=6)
+    assert (third.best, third.step) == (0.3, 8) and "is not there: the next is kept" in folder.notes[-1]
+
+
+def test_off_does_nothing(folder: RunFolder, encoder: nn.Module) -> None:
+    handler = ProbeHandler(folder, encoder, CONTRACT)
+    train(handler, encoder, 3)
+    assert not (folder.path / "probe.jsonl").exists() and not handler.path.exists() and handler.summary == ""
+    with pytest.raises(ValueError, match=r"probe_interval must be 0 \(off\) or more steps, got -1"):
+        ProbeHandler(folder, encoder, CONTRACT, interval=-1)
+
+
+def test_dice_that_is_no_number_is_never_the_best(folder: RunFolder, encoder: nn.Module) -> None:
+    handler = handler_of(folder, encoder, 0.1, float("nan"))
+    train(handler, encoder, 2)
+    assert not handler.path.exists() and lines(folder)[1]["probe_dice"] is None
+    assert torch.isfinite(torch.tensor(lines(folder)[1]["probe_knn"]))
+
+
+def test_table_of_the_report() -> None:
+    class Probe:
+        class labels:  # noqa: N801
+            names = ("background", "organ")
+
+    fake: Any = Probe()
+    table = ProbeReport({"encoder": result(0.5), "raw": result(float("nan"))}, {}, fake).table()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert cells[0] == ["in %", "Dice, encoder", "Dice, raw", "kNN, encoder", "kNN, raw"]
+    assert cells[2:] == [
+        ["background", "-", "-", "100.0", "100.0"],
+        ["organ", "50.0", "-", "50.0", "50.0"],
+        ["mean", "50.0", "-", "75.0", "75.0"],
+    ]
