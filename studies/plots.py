@@ -38,9 +38,9 @@ def dice_figure(evidence: Evidence) -> Figure | None:
         return None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for number, (arm, found) in enumerate(points.items()):
-        x = np.array([labels for labels, _ in found]) * (1 + 0.02 * (number - (len(points) - 1) / 2))
-        mean, low, high = (np.array([value[part] for _, value in found]) * 100 for part in range(3))
+    for number, (arm, line) in enumerate(points.items()):
+        x = np.array([labels for labels, _ in line]) * (1 + 0.02 * (number - (len(points) - 1) / 2))
+        mean, low, high = (np.array([value[part] for _, value in line]) * 100 for part in range(3))
         axes.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", capsize=2, linewidth=1.2, label=arm)
     axes.set_xscale("log", base=2)
     axes.set_xticks(evidence.labels, [str(labels) for labels in evidence.labels])

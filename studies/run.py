@@ -296,5 +296,5 @@ def cost_of(folder: Path) -> dict[str, Any]:
 
 def last_lines(log: Path) -> str:
     """The end of a log; of a progress bar, which overwrites itself, the last state."""
-    lines = [line.split("\r")[-1] for line in log.read_text(errors="replace").split("\n")]
+    lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
     return "\n".join([line for line in lines if line.strip()][-LAST_LINES:])
