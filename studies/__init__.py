@@ -1,0 +1,1 @@
+"""Studies: arms that are trained, evaluated and compared by one command, from a JSON file. Not installed."""

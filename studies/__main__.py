@@ -1,0 +1,131 @@
+"""Studies: `python -m studies {data,run,report,status} STUDY.json`.
+
+`run` prepares the data, runs every cell that is not done, and may be stopped and started again at any time. It is
+given the folder of the source data, works in `--output` and adds a line per cell to the results. `report` writes
+`docs/evidence.md` from study file and results alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from studies.data import prepare_data
+from studies.definition import ROOT, Study, StudyError
+from studies.report import Evidence, write_report
+from studies.results import DONE, FAILED, commit_of_tree, read_results, results_file
+from studies.run import Runner, chosen, is_running
+
+OK, INCOMPLETE, USAGE, STOPPED = 0, 1, 2, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when all went well, 1 when cells failed or are left, 2 for wrong input, 143 when stopped."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        return int(options.command(options))
+    except (StudyError, OSError) as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m studies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str, output: str) -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=text, description=text)
+        own.set_defaults(command=command)
+        own.add_argument("study", type=Path, nargs="?" if name == "status" else None, help="JSON file")
+        own.add_argument("--output", type=Path, help=output)
+        own.add_argument("--results", type=Path, help="default: results/NAME.jsonl beside the study file")
+        return own
+
+    work = "folder to work in (default: study_output/NAME)"
+    run = add("run", _run, "prepare the data and run every cell that is not done", work)
+    run.add_argument("--data", type=Path, required=True, help="folder of the source data")
+    run.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once (default: cores)")
+    run.add_argument("--only", metavar="PATTERN", help="cells that fit, such as 'mim/8/*', and what they need")
+    run.add_argument("--nice", type=int, default=19, help="niceness of the processes (default: 19, the lowest)")
+    run.add_argument("--retry", action="store_true", help="also cells that have failed")
+    run.add_argument("--allow_dirty", action="store_true", help="run with changes that no commit has")
+    data = add("data", _data, "write label maps and lists", work)
+    data.add_argument("--data", type=Path, required=True, help="folder of the source data")
+    add("status", _status, "say what is done", work)
+    add("report", _report, "write the page and its plots", "folder of the page (default: docs)")
+    return parser
+
+
+def _work(options: argparse.Namespace, study: Study) -> Path:
+    return Path(options.output or ROOT / "study_output" / study.name)
+
+
+def _data(options: argparse.Namespace) -> int:
+    study = Study(options.study)
+    found = prepare_data(study, options.data, _work(options, study))
+    print(", ".join(f"{name}: {count}" for name, count in found.items()))
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    study = Study(options.study)
+    cells, results = chosen(study, options.only), results_file(study, options.results)
+    if options.jobs < 1:
+        raise StudyError(f"--jobs must be at least 1, got {options.jobs}.")
+    commit, dirty = commit_of_tree(study, results)
+    if dirty and not options.allow_dirty:
+        raise StudyError("the code differs from its commit, or is not in git; commit it, or give --allow_dirty.")
+    work = _work(options, study)
+    prepare_data(study, options.data, work)
+    runner = Runner(
+        study, cells, options.data, work, results, commit + ("+changes" if dirty else ""), options.retry, options.nice
+    )
+    states = Counter(runner.run(options.jobs).values())
+    print(f"{study.name}: {states[DONE]} of {len(cells)} cells done", end="")
+    print("".join(f", {count} {state}" for state, count in states.items() if state != DONE))
+    if runner.elsewhere:
+        print(f"run by other processes: {', '.join(runner.elsewhere)}")
+    if runner.stopping:
+        return STOPPED
+    return OK if states[DONE] == len(cells) else INCOMPLETE
+
+
+def _status(options: argparse.Namespace) -> int:
+    for path in [options.study] if options.study else sorted((ROOT / "studies").glob("*.json")):
+        _print_status(options, Study(path))
+    return OK
+
+
+def _print_status(options: argparse.Namespace, study: Study) -> None:
+    results = read_results(results_file(study, options.results), study)
+    work = _work(options, study)
+    states = {name: results.get(name, {}).get("state", "not run") for name in study.cells}
+    for name, cell in study.cells.items():
+        if states[name] != DONE and is_running(work, cell):
+            states[name] = "running"
+        cost = f"  {results[name]['cpu_seconds'] / 60:.0f} CPU minutes" if name in results else ""
+        cause = f"  {results[name]['cause']}" if states[name] == FAILED else ""
+        print(f"{states[name]:<10}{name}{cost}{cause}")
+    print(f"{study.name}: {', '.join(f'{count} {state}' for state, count in Counter(states.values()).items())}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    study = Study(options.study)
+    evidence = Evidence(study, read_results(results_file(study, options.results), study))
+    file = study.path.absolute()
+    shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
+    commands = [f"python -m studies run {shown} --data DIR", f"python -m studies report {shown}"]
+    print(write_report(evidence, Path(options.output or ROOT / "docs"), commands))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

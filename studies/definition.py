@@ -1,0 +1,258 @@
+"""A study file: what is compared, and the cells that it is made of.
+
+A study is arms x label counts x seeds. A cell is a few bundle commands: the pre-training of an arm and seed, or the
+fine-tuning and evaluation of an arm, number of labelled patients and seed, which needs that arm's pre-training of the
+same seed where the arm has one.
+
+Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
+`{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
+is nothing but `{seed}` or `{labels}` is a number. `docs/evidence.md` and the digest of a cell keep `{data}`, `{work}`,
+`{cell}` as they stand: where a study runs does not change what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PHASES = ("pretraining", "fine_tuning")
+ENCODER = "models/encoder.safetensors"  # of a pre-training, in the folder of its cell
+_LATE = ("data", "work", "cell")  # filled in when a cell runs
+
+
+class StudyError(ValueError):
+    """A study file, its data or its results are wrong; says where, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of MONAI's bundle runner."""
+
+    name: str
+    config_files: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def filled(self, places: Mapping[str, str]) -> list[str]:
+        """Words after `python`, with `{data}`, `{work}` and `{cell}` filled in."""
+        files = [_fill(file, places) for file in self.config_files]
+        listed = "[" + ",".join(f"'{file}'" for file in files) + "]" if len(files) > 1 else files[0]
+        words = ["-m", "monai.bundle", "run", "--config_file", listed]
+        for key, value in self.options.items():
+            filled = _fill(value, places)
+            words += [f"--{key}", json.dumps(filled) if isinstance(filled, (list, dict)) else str(filled)]
+        return words
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A part of a study that is run, or not, as a whole.
+
+    Attributes:
+        name: `ARM/pretraining/seedN`, or `ARM/LABELS/seedN` of a fine-tuning.
+        phase: one of `PHASES`.
+        labels: number of labelled patients; None of a pre-training.
+        needs: name of the cell that must be done before.
+        digest: of all that decides the result, that of `needs` included.
+    """
+
+    name: str
+    phase: str
+    arm: str
+    seed: int
+    labels: int | None
+    commands: tuple[Command, ...]
+    needs: str | None
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        """Below the folder of cells; another definition has another folder."""
+        return f"{self.name}-{self.digest[:8]}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the first command, the training."""
+        return dict(self.commands[0].options)
+
+
+class Study:
+    """A study file that was read and checked.
+
+    Args:
+        path: the JSON file; a folder of the same name beside it holds the metadata of the fine-tuning bundle.
+
+    Attributes:
+        cells: by name, in the order in which they are to run.
+
+    Raises:
+        StudyError: the file is wrong; names key, value and what was expected.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.content = _read(self.path)
+        self.name: str = self._take("name", str)
+        self.seeds: list[int] = self._take("seeds", list)
+        self.labels: list[int] = self._take("labels", list)
+        self.data: dict[str, Any] = self._take("data", dict)
+        self.arms = {name: _inherit(self.path, self._take("arms", dict), name) for name in self._take("arms", dict)}
+        self.phases = {phase: self._take(phase, dict) for phase in PHASES}
+        self.threads = int(self.content.get("threads", 1))
+        self.prune: list[str] = self.content.get("prune", [])
+        self.cells: dict[str, Cell] = {}
+        for entry in self._take("order", list):
+            self._add(entry)
+
+    @property
+    def bundle(self) -> Path:
+        """Folder with the metadata of the fine-tuning bundle."""
+        return self.path.with_suffix("")
+
+    @cached_property
+    def metadata(self) -> bytes:
+        """Content of that metadata."""
+        try:
+            return (self.bundle / "metadata.json").read_bytes()
+        except OSError as error:
+            raise StudyError(f"{self.bundle / 'metadata.json'}: cannot be read ({error.strerror}).") from error
+
+    def fault(self, key: str, text: str) -> StudyError:
+        """An error about a key of the file."""
+        return StudyError(f"{self.path}: {key} {text}")
+
+    def _take(self, key: str, kind: type) -> Any:
+        if not isinstance(value := self.content.get(key), kind) or not value:
+            raise self.fault(repr(key), f"must be a {kind.__name__} that is not empty, got {value!r}.")
+        return value
+
+    def _add(self, entry: Mapping[str, Any]) -> None:
+        """Cells of an entry of `order`: seed by seed, so that early results already compare arms."""
+        known = {"arms": list(self.arms), "labels": self.labels, "seeds": self.seeds}
+        if not isinstance(entry, Mapping) or not set(entry) <= set(known) or "arms" not in entry:
+            raise self.fault("'order'", f"has {entry!r}, expected an object with arms, and perhaps labels and seeds.")
+        chosen: dict[str, Sequence[Any]] = {key: entry.get(key, values) for key, values in known.items()}
+        for key, values in chosen.items():
+            if unknown := [value for value in values if value not in known[key]]:
+                raise self.fault("'order'", f"names {key} {unknown}; there are {known[key]}.")
+        for seed in chosen["seeds"]:
+            for labels in chosen["labels"]:
+                for arm in chosen["arms"]:
+                    self._add_cells(arm, labels, seed)
+
+    def _add_cells(self, arm: str, labels: int, seed: int) -> None:
+        needs = None
+        if self.arms[arm].get("pretraining") is not None:
+            needs = self._cell("pretraining", arm, seed, None, None)
+        self._cell("fine_tuning", arm, seed, labels, needs)
+
+    def _cell(self, phase: str, arm: str, seed: int, labels: int | None, needs: Cell | None) -> Cell:
+        name = f"{arm}/{labels or phase}/seed{seed}"
+        if name in self.cells:
+            return self.cells[name]
+        values: dict[str, Any] = {"seed": seed}
+        if phase == "fine_tuning":
+            encoder = f"{{work}}/cells/{needs.folder}/{ENCODER}" if needs else "none"
+            values |= {"labels": labels, "pretrained": encoder}
+        commands = tuple(self._commands(phase, arm, values))
+        facts = {
+            "commands": [[command.config_files, dict(command.options)] for command in commands],
+            "data": self.data,
+            "metadata": hashlib.sha256(self.metadata).hexdigest() if phase == "fine_tuning" else None,
+            "needs": needs.digest if needs else None,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        cell = Cell(name, phase, arm, seed, labels, commands, needs.name if needs else None, digest)
+        return self.cells.setdefault(name, cell)
+
+    def _commands(self, phase: str, arm: str, values: Mapping[str, Any]) -> list[Command]:
+        """Options that all commands of a phase share, then those of a command, then those of the arm, which win."""
+        template = self.phases[phase]
+        commands = []
+        for name, command in template.get("commands", {}).items():
+            own = {**template.get("options", {}), **command.get("options", {}), **(self.arms[arm].get(phase) or {})}
+            where = f"arm {arm!r}, command {name!r} of {phase!r}:"
+            filled = {key: self._expand(value, values, f"{where} option {key!r}") for key, value in own.items()}
+            files = [self._expand(file, values, f"{where} config_files") for file in command.get("config_files", [])]
+            if not files:
+                raise self.fault(where, "has no 'config_files'.")
+            commands.append(Command(name, tuple(files), filled))
+        if not commands:
+            raise self.fault(repr(phase), "has no 'commands'.")
+        return commands
+
+    def _expand(self, value: Any, values: Mapping[str, Any], where: str) -> Any:
+        """Fill in what is known of a cell; what depends on where it runs stays."""
+        known = [*values, *_LATE]
+        for name in _names(value):
+            if name not in known:
+                raise self.fault(where, f"has the placeholder {{{name}}}; known here: {', '.join(known)}.")
+        return _fill(value, values)
+
+
+def network_volumes(options: Mapping[str, Any]) -> tuple[int, int]:
+    """Network volumes of a step and of a whole pre-training, from its options.
+
+    Example:
+        >>> sizes = [[96, 96, 96], [48, 48, 48], [16, 16, 16]]
+        >>> network_volumes({"level_sizes": sizes, "num_children": 2, "global_batch_size": 3, "max_steps": 10})
+        (21, 210)
+    """
+    levels, children = len(options["level_sizes"]), options["num_children"]
+    step = options["global_batch_size"] * sum(children**level for level in range(levels))
+    return step, step * options["max_steps"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise StudyError(f"{path}: no valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise StudyError(f"{path}: must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _inherit(path: Path, arms: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An arm with what it takes over from the one that it is `like`."""
+    where = f"{path}: arm {(seen or (name,))[0]!r}"
+    if name in seen:
+        raise StudyError(f"{where} is like itself: {' -> '.join((*seen, name))}.")
+    if name not in arms:
+        raise StudyError(f"{where} is like {name!r}, which is no arm; there are {', '.join(arms)}.")
+    arm = arms[name]
+    unknown = set(arm) - {"title", "like", *PHASES}
+    if unknown:
+        raise StudyError(f"{where} has {sorted(unknown)}; known: title, like, {', '.join(PHASES)}.")
+    base = _inherit(path, arms, arm["like"], (*seen, name)) if "like" in arm else {}
+    phases = {phase: _merged(base.get(phase), arm.get(phase)) for phase in PHASES if phase in {**base, **arm}}
+    return {"title": arm.get("title", name), **phases}
+
+
+def _merged(base: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if base is None and own is None else {**(base or {}), **(own or {})}
+
+
+def _names(value: Any) -> list[str]:
+    """Placeholders in a value, at any depth."""
+    return re.findall(r"\{(\w+)\}", value if isinstance(value, str) else json.dumps(value))
+
+
+def _fill(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _fill(each, values) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_fill(each, values) for each in value]
+    if not isinstance(value, str):
+        return value
+    if (whole := re.fullmatch(r"\{(\w+)\}", value)) and whole[1] in values:
+        return values[whole[1]]
+    return re.sub(r"\{(\w+)\}", lambda match: str(values.get(match[1], match[0])), value)

@@ -1,0 +1,137 @@
+"""Results of a study: one JSON line per cell that was done or failed, added to and never changed.
+
+A line holds name and digest of the cell. Lines of other definitions of a cell stay in the file and are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mim_components.safe_write import append_line
+from studies.definition import ROOT, Cell, Study, StudyError, network_volumes
+
+DONE, FAILED = "done", "failed"
+CURVE_POINTS = 40
+
+
+def results_file(study: Study, path: Path | None = None) -> Path:
+    """The file of a study's results: `results/NAME.jsonl` beside the study file unless another is given."""
+    return study.path.parent / "results" / f"{study.name}.jsonl" if path is None else path
+
+
+def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
+    """The newest line of every cell as the study file defines it now, by name; a cell that was done stays done.
+
+    Raises:
+        StudyError: a line is no result; names it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            name, digest, state, owner = line["cell"], line["digest"], line["state"], line["study"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{path}: line {number} is no result of a study ({error!r}).") from error
+        cell = study.cells.get(name)
+        if cell is None or owner != study.name or digest != cell.digest:
+            continue
+        if found.get(name, {}).get("state") != DONE or state == DONE:
+            found[name] = line
+    return found
+
+
+def append_result(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line, whole, whoever else writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        append_line(path, json.dumps(line, allow_nan=False))
+
+
+def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
+    """What a line says of a cell whatever came out: names, options, commit, versions."""
+    facts = {
+        "study": study.name, "cell": cell.name, "digest": cell.digest, "phase": cell.phase, "arm": cell.arm,
+        "seed": cell.seed, "labels": cell.labels, "commit": commit, "threads": study.threads,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai")}},
+        "options": {command.name: dict(command.options) for command in cell.commands},
+    }  # fmt: skip
+    if cell.phase == "pretraining":
+        facts["volumes_per_step"], facts["network_volumes"] = network_volumes(cell.options)
+    return facts
+
+
+def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
+    """What the commands of a cell have left in its folder: steps, and learning curve or scores of every scan.
+
+    Raises:
+        StudyError: a file that the commands write is missing or not whole.
+    """
+    try:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        outcome: dict[str, Any] = {"steps": rows[-1]["step"]}
+        if phase == "pretraining":
+            return outcome | {"curve": thin_curve(rows)}
+        report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+        return outcome | {"scores": scores_of(report)}
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise StudyError(f"{folder}: the commands ended well but left no results ({error!r}).") from error
+
+
+def scores_of(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Dice and NSD by class and scan, from an evaluation's `metrics.json`; None where the label lacks the class."""
+    names = [target["name"] for target in report["targets"]]
+    return {
+        score: {name: {row["case"]: row[f"{score}_{name}"] for row in report["per_case"]} for name in names}
+        for score in ("dice", "nsd")
+    }
+
+
+def thin_curve(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Logged losses of a pre-training, averaged within at most 40 stretches of equal length.
+
+    Example:
+        >>> thin_curve([{"step": 1, "reconstruction_level1": 2.0}, {"step": 2, "reconstruction_level1": 1.0}])
+        {'step': [1, 2], 'reconstruction_level1': [2.0, 1.0]}
+    """
+    length = -(-len(rows) // CURVE_POINTS)
+    parts = [rows[start : start + length] for start in range(0, len(rows), length)]
+    names = [name for name in rows[-1] if name.startswith(("reconstruction_", "alignment_"))]
+    curve: dict[str, list[float]] = {"step": [part[-1]["step"] for part in parts]}
+    for name in names:
+        curve[name] = [_mean(row[name] for row in part if row.get(name) is not None) for part in parts]
+    return curve
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return round(sum(numbers) / max(len(numbers), 1), 6)
+
+
+def commit_of_tree(study: Study, results: Path) -> tuple[str, bool]:
+    """Commit that this code is at, and whether files differ from it; ("unknown", True) outside of git.
+
+    Results and the report are written by the study itself and do not count.
+    """
+    excluded = [f":(exclude){_inside(path)}" for path in (results, ROOT / "docs") if _inside(path)]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
+        return git("rev-parse", "HEAD").strip(), bool(changed.strip())
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+
+
+def _inside(path: Path) -> str | None:
+    absolute = path.absolute()
+    return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else None

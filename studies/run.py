@@ -1,0 +1,300 @@
+"""Run the cells of a study: each is a few processes of one thread and low priority, as many cells at once as cores.
+
+A cell is locked while it runs. The lock is that of the kernel (`flock`) and is handed to the processes of the cell, so
+it outlives a runner that was killed: nobody else takes a cell of which a process is left. What a cell has cost is kept
+in its folder and added up over interruptions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import monotonic, sleep
+from types import FrameType
+from typing import IO, Any
+
+from studies.definition import ROOT, Cell, Study, StudyError
+from studies.results import DONE, FAILED, append_result, facts_of, outcome_of, read_results
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = "attempts.jsonl"  # a line when a command starts, one when it ends
+LOG = "{command}.log"
+LAST_LINES = 15
+INTERRUPTED = "interrupted"
+TRIES = 3
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[str] | None]:
+    """The open lock file, or None where another process, or one that it has started, holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for _ in range(TRIES):  # `is_running` has it for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sleep(0.1)
+            else:
+                yield file
+                return
+        yield None
+
+
+def is_running(work: Path, cell: Cell) -> bool:
+    """Whether a process has the lock of a cell."""
+    path = _lock_path(work, cell)
+    if not path.exists():
+        return False
+    with locked(path) as lock:
+        return lock is None
+
+
+def _lock_path(work: Path, cell: Cell) -> Path:
+    return work / "locks" / f"{cell.folder.replace('/', '_')}.lock"
+
+
+def chosen(study: Study, pattern: str | None) -> list[Cell]:
+    """Cells whose name fits a pattern such as `mim/*`, and what they need, in the study's order.
+
+    Raises:
+        StudyError: none fits.
+    """
+    names = [name for name in study.cells if pattern is None or fnmatchcase(name, pattern)]
+    if not names:
+        raise StudyError(f"--only {pattern!r} fits none of the cells: {', '.join(study.cells)}.")
+    wanted = {*names, *(study.cells[name].needs for name in names)}
+    return [cell for name, cell in study.cells.items() if name in wanted]
+
+
+class Runner:
+    """Run cells until none is left that can run.
+
+    Args:
+        study: whose cells.
+        cells: in the order in which they are to be taken.
+        data: folder of the source data.
+        work: folder of the study.
+        results: file that gets a line per cell.
+        commit: of the code, for the results.
+        retry: run cells again that have failed.
+        niceness: of the processes, 19 = whoever else wants the machine comes first.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        cells: list[Cell],
+        data: Path,
+        work: Path,
+        results: Path,
+        commit: str,
+        retry: bool = False,
+        niceness: int = 19,
+    ) -> None:
+        self.study = study
+        self.cells = {cell.name: cell for cell in cells}
+        self.work = work.absolute()
+        self.places = {"data": str(data.absolute()), "work": str(self.work)}
+        self.results = results
+        self.commit = commit
+        self.niceness = niceness
+        self.stopping = False
+        self._guard = threading.Condition()
+        self._waiting = list(cells)
+        self._active: set[str] = set()
+        self._elsewhere: set[str] = set()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._untold: set[subprocess.Popen[bytes]] = set()  # of these, the ones that were not told to stop
+        self._states = {name: line["state"] for name, line in read_results(results, study).items()}
+        if retry:
+            self._states = {name: state for name, state in self._states.items() if state == DONE}
+
+    def run(self, jobs: int) -> dict[str, str]:
+        """Run with so many cells at once; the state of every cell that has one.
+
+        SIGTERM and SIGINT are passed on once: the bundles finish their step and write a checkpoint.
+        """
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with ThreadPoolExecutor(jobs) as pool:
+                workers = [pool.submit(self._work) for _ in range(jobs)]
+                for worker in workers:
+                    worker.result()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return {name: self._states[name] for name in self.cells if name in self._states}
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Cells that other processes were running."""
+        return sorted(self._elsewhere)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Pass on the first signal once to every process, and each one after it again: a bundle then exits at once.
+
+        Takes no lock, which a worker may hold, or the main thread itself.
+        """
+        again, self.stopping = self.stopping, True
+        for process in list(self._processes):
+            self._terminate(process, again)
+
+    def _terminate(self, process: subprocess.Popen[bytes], again: bool = False) -> None:
+        """SIGTERM; not by `Popen`, which would collect a process that has ended and whose cost is still to be read."""
+        with suppress(KeyError, ProcessLookupError):
+            if not again:
+                self._untold.remove(process)
+            os.kill(process.pid, signal.SIGTERM)
+
+    def _work(self) -> None:
+        while (cell := self._next()) is not None:
+            try:
+                state = self._take(cell)
+            except Exception as error:  # of this cell; the others go on
+                state = self._fail(cell, repr(error))
+            with self._guard:
+                self._active.discard(cell.name)
+                if state is None:
+                    self._elsewhere.add(cell.name)
+                else:
+                    self._states[cell.name] = state
+                self._guard.notify_all()
+
+    def _next(self) -> Cell | None:
+        """The first cell that can run; waits while one that runs may make another ready."""
+        with self._guard:
+            while not self.stopping:
+                for cell in list(self._waiting):
+                    if self._is_ready(cell):
+                        self._waiting.remove(cell)
+                        self._active.add(cell.name)
+                        return cell
+                if not self._active or not self._waiting:
+                    return None
+                self._guard.wait(timeout=1.0)  # a signal handler cannot notify
+            return None
+
+    def _is_ready(self, cell: Cell) -> bool:
+        """Drop what is settled; a cell is ready when what it needs is done."""
+        if cell.name in self._states:
+            self._waiting.remove(cell)
+            return False
+        needed = self._states.get(cell.needs) if cell.needs else DONE
+        if needed == FAILED:
+            self._waiting.remove(cell)
+            self._states[cell.name] = "skipped"
+            logger.warning("%s: skipped, %s has failed", cell.name, cell.needs)
+        return needed == DONE
+
+    def _take(self, cell: Cell) -> str | None:
+        with locked(_lock_path(self.work, cell)) as lock:
+            if lock is None:
+                logger.info("%s: another process runs it", cell.name)
+                return None
+            line = read_results(self.results, self.study).get(cell.name, {})
+            if line.get("state") == DONE:  # meanwhile, by another process
+                return DONE
+            return self._run_commands(cell, lock)
+
+    def _run_commands(self, cell: Cell, lock: IO[str]) -> str:
+        folder = self.work / "cells" / cell.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("%s: starts in %s", cell.name, folder)
+        for command in cell.commands:
+            words = command.filled({**self.places, "cell": str(folder)})
+            log = folder / LOG.format(command=command.name)
+            if self.stopping:
+                return INTERRUPTED
+            status = self._call(words, folder, command.name, log, lock)
+            if self.stopping and status:
+                logger.info("%s: interrupted in %s", cell.name, command.name)
+                return INTERRUPTED
+            if status:
+                return self._fail(cell, f"{command.name}: exit status {status}", last_lines(log))
+        outcome = outcome_of(folder, cell.phase)
+        self._record(cell, {"state": DONE, **cost_of(folder), **outcome})
+        for name in self.study.prune:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        logger.info("%s: done", cell.name)
+        return DONE
+
+    def _call(self, words: list[str], folder: Path, name: str, log: Path, lock: IO[str]) -> int:
+        """Run a command to its end and note what it cost; its exit status, -N for signal N."""
+        threads = str(self.study.threads)
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads,
+            "GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": paths,
+        }  # fmt: skip
+        start = monotonic()
+        note(folder, command=name, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        with log.open("ab") as output:
+            # a session of its own: Ctrl-C reaches the bundles once, through this process
+            process = subprocess.Popen(
+                ["nice", "-n", str(self.niceness), sys.executable, *words],
+                cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True, pass_fds=(lock.fileno(),),
+            )  # fmt: skip
+            self._untold.add(process)
+            self._processes.add(process)
+            if self.stopping:  # the signal came between the check and here
+                self._terminate(process)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self._processes.discard(process)
+            self._untold.discard(process)
+        seconds = {"seconds": round(monotonic() - start, 1), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
+        note(folder, command=name, status=process.returncode, **seconds)
+        return process.returncode
+
+    def _fail(self, cell: Cell, cause: str, log: str = "") -> str:
+        logger.error("%s: failed, %s\n%s", cell.name, cause, log)
+        folder = self.work / "cells" / cell.folder
+        self._record(cell, {"state": FAILED, "cause": cause, "log": log, **cost_of(folder)})
+        return FAILED
+
+    def _record(self, cell: Cell, outcome: Mapping[str, Any]) -> None:
+        append_result(self.results, {**facts_of(self.study, cell, self.commit), **outcome})
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Add a line to the attempts of a cell."""
+    with (folder / ATTEMPTS).open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def cost_of(folder: Path) -> dict[str, Any]:
+    """Seconds by the clock and on the CPU, summed over all attempts.
+
+    `attempts_lost` counts those whose end nobody saw, because the runner was killed: the sums lack them.
+    """
+    path = folder / ATTEMPTS
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    ended = [line for line in lines if "status" in line]
+    return {
+        "seconds": round(sum(line["seconds"] for line in ended), 1),
+        "cpu_seconds": round(sum(line["cpu_seconds"] for line in ended), 1),
+        "attempts_lost": len(lines) - 2 * len(ended),
+    }
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log; of a progress bar, which overwrites itself, the last state."""
+    lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
+    return "\n".join([line for line in lines if line.strip()][-LAST_LINES:])

@@ -1,0 +1,71 @@
+"""Means with intervals, from scores `(S, N)` of S seeds and N scans.
+
+The bootstrap draws seeds and scans with replacement, both at once, and takes the mean of what was drawn: an interval
+holds the spread over scans and that over seeds. Arms are compared by the differences of scores of the same seed and
+scan, so that a hard scan, or a poor choice of labelled patients, does not count for one arm only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 10_000
+
+
+class Interval(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_means(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Means `(draws,)` of scores `(S, N)` whose rows and columns are drawn with replacement.
+
+    Example:
+        >>> bootstrap_means(np.array([[0.25, 0.25], [0.25, 0.25]]), draws=3)
+        array([0.25, 0.25, 0.25])
+    """
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(size, np.full(size, 1 / size), draws) / size for size in values.shape)
+    return np.einsum("ds,sn,dn->d", rows, values, columns)
+
+
+def interval(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Mean of scores `(S, N)`, with the 2.5 and 97.5 percentiles of its bootstrap."""
+    low, high = np.percentile(bootstrap_means(values, draws, seed), [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired_interval(
+    ours: dict[int, dict[str, float]], theirs: dict[int, dict[str, float]], draws: int = DRAWS, seed: int = 0
+) -> Interval | None:
+    """Interval of the difference of two arms, over the seeds that both have; None where there is none.
+
+    Args:
+        ours: score by scan, by seed.
+        theirs: what is subtracted.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    return interval(
+        as_array({key: ours[key] for key in seeds}) - as_array({key: theirs[key] for key in seeds}), draws, seed
+    )
+
+
+def as_array(scores: dict[int, dict[str, float]]) -> np.ndarray:
+    """Scores `(S, N)`, seeds and scans in order.
+
+    Raises:
+        ValueError: seeds have different scans.
+    """
+    scans = sorted(next(iter(scores.values())))
+    if any(sorted(of_seed) != scans for of_seed in scores.values()):
+        raise ValueError(f"seeds {sorted(scores)} were scored on different scans.")
+    return np.array([[scores[seed][scan] for scan in scans] for seed in sorted(scores)])

@@ -1,0 +1,138 @@
+"""The runner's decisions, with commands that only write what a bundle would leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies import __main__ as command
+from studies.definition import Study
+from studies.results import commit_of_tree, read_results
+from studies.run import Runner, _lock_path, chosen, cost_of, is_running, last_lines, locked, note
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+class Commands:
+    """Takes the place of `Runner._call`; commands whose options contain one of `failing` end with status 1."""
+
+    def __init__(self) -> None:
+        self.failing: set[str] = set()
+        self.ran: list[str] = []
+
+    def __call__(self, words: list[str], folder: Path, name: str, log: Path, lock: Any) -> int:
+        self.ran.append(f"{folder.parts[-3]}/{name}")
+        log.write_text("a long log\nValueError: the cause\n")
+        if self.failing & set(words):
+            return 1
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 4, "reconstruction_level1": 1.0}) + "\n")
+        (folder / "evaluation").mkdir(exist_ok=True)
+        row = {"case": "x", "dice_a": 0.5, "nsd_a": 0.5}
+        report = {"targets": [{"name": "a"}], "per_case": [row]}
+        (folder / "evaluation" / "metrics.json").write_text(json.dumps(report))
+        return 0
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    found = Commands()
+    monkeypatch.setattr(Runner, "_call", lambda self, *arguments: found(*arguments))
+    return found
+
+
+def runner(study: Study, folder: Path, retry: bool = False) -> Runner:
+    return Runner(study, chosen(study, None), folder, folder / "work", folder / "results.jsonl", "abc", retry)
+
+
+def test_a_failed_cell_stops_only_what_needs_it(
+    small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path
+) -> None:
+    small["order"] = [{"arms": ["mim", "scratch"]}]
+    study = Study(write(small))
+    commands.failing = {"--level_sizes"}  # the pre-training
+    states = runner(study, tmp_path).run(jobs=2)
+    assert states == {"mim/pretraining/seed0": "failed", "mim/1/seed0": "skipped", "scratch/1/seed0": "done"}
+    line = read_results(tmp_path / "results.jsonl", study)["mim/pretraining/seed0"]
+    assert line["cause"] == "train: exit status 1" and line["log"].endswith("ValueError: the cause")
+    assert line["commit"] == "abc" and "mim/1/seed0" not in read_results(tmp_path / "results.jsonl", study)
+
+    commands.failing, commands.ran = set(), []
+    assert runner(study, tmp_path).run(jobs=1) == states and commands.ran == []  # what has failed stays so
+    states = runner(study, tmp_path, retry=True).run(jobs=1)
+    assert set(states.values()) == {"done"} and commands.ran == ["mim/train", "mim/train", "mim/evaluate"]
+
+
+def test_no_two_processes_take_a_cell(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:
+    study = Study(write(small))
+    cell = study.cells["scratch/1/seed0"]
+    with locked(_lock_path(tmp_path / "work", cell)) as lock:
+        assert lock is not None and is_running(tmp_path / "work", cell)
+        first = runner(study, tmp_path)
+        assert "scratch/1/seed0" not in first.run(jobs=2)
+        assert first.elsewhere == ["scratch/1/seed0"] and "scratch/train" not in commands.ran
+    assert not is_running(tmp_path / "work", cell)
+    assert set(runner(study, tmp_path).run(jobs=2).values()) == {"done"}
+
+
+def test_missing_results_are_a_failure(
+    small: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    study = Study(write(small))
+    monkeypatch.setattr(Runner, "_call", lambda *arguments: 0)
+    assert runner(study, tmp_path).run(jobs=1)["scratch/1/seed0"] == "failed"
+    cause = read_results(tmp_path / "results.jsonl", study)["scratch/1/seed0"]["cause"]
+    assert "the commands ended well but left no results" in cause
+
+
+def test_cost_of_all_attempts(tmp_path: Path) -> None:
+    for _ in range(2):
+        note(tmp_path, command="train", started="now")
+        note(tmp_path, command="train", status=143, seconds=2.0, cpu_seconds=1.5)
+    note(tmp_path, command="train", started="now")  # and the runner is killed
+    assert cost_of(tmp_path) == {"seconds": 4.0, "cpu_seconds": 3.0, "attempts_lost": 1}
+
+
+def test_last_lines_show_a_progress_bar_once(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"first\n10 %\r20 %\r30 %\nerror\n\n")
+    assert last_lines(tmp_path / "log") == "first\n30 %\nerror"
+
+
+def test_a_dirty_tree_is_refused(
+    small: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(command, "commit_of_tree", lambda study, results: ("abc", True))
+    words = ["run", str(write(small)), "--data", str(tmp_path), "--output", str(tmp_path / "work")]
+    assert command.main(words) == 2
+    assert "the code differs from its commit" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_commit_of_the_tree(
+    small: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def git(*words: str) -> str:
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *settings, *words], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    study, results = Study(write(small)), tmp_path / "results" / "small.jsonl"
+    monkeypatch.setattr("studies.results.ROOT", tmp_path)
+    assert commit_of_tree(study, results) == ("unknown", True)
+    git("init", "--quiet")
+    results.parent.mkdir()
+    results.write_text("")
+    (tmp_path / "code.py").write_text("")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "first")
+    results.write_text("a result")  # the study's own, which does not count
+    assert commit_of_tree(study, results) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "code.py").write_text("changed")
+    assert commit_of_tree(study, results) == (git("rev-parse", "HEAD"), True)
