@@ -62,6 +62,11 @@ PARTS = {
         "--repetitions 3",
         "--size 80 80 48 --levels 64,64,32 32,32,32 16,16,16 --input_size 32,32,32 --repetitions 1",
     ),
+    "content": Part(
+        "Children without content",
+        "",
+        "--draws 4 --thin 80,80,48 --thick 80,80,16 --levels 64,64,32 32,32,32 16,16,16 --input_size 32,32,32",
+    ),
     "fine_tuning": Part("Fine-tuning", "", "--quick"),
     "inference": Part("Inference", "", "--quick"),
     "gpu": Part(

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.data_stores import WINDOW, Store, blosc_store, map_store, monai_store, noisy_ct
 from benchmarks.report import add_report_options, measure, report, size_option
+from mim_components.crop_geometry import LevelGeometry, draw_geometry
 from mim_components.data import find_sources, open_cached, prepare_volumes, stream
 from mim_components.data.reading import load_volume
 from mim_components.resize import resize_volumes
@@ -73,12 +74,15 @@ class Sampler:
     def __init__(self, shape: Sequence[int], levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> None:
         self.levels, self.input_size = levels, tuple(input_size)
         self.size = tuple(max(n, m) for n, m in zip(shape, levels[0], strict=True))
-        self.crop = MultiLevelCropMask(levels, input_size).set_random_state(0)
+        # stores of other voxels are compared: all get the same boxes
+        self.crop = MultiLevelCropMask(levels, input_size, child_content="any").set_random_state(0)
+        self.geometry: list[LevelGeometry] = []
         self.factor = factor(levels, input_size)
 
     def draw(self) -> np.ndarray:
-        self.crop.randomize(self.size)
-        return self.crop.geometry[0].start[0]
+        crop = self.crop
+        self.geometry = draw_geometry(crop.R, self.size, self.levels, crop.grid, crop.num_visible, crop.num_children)
+        return self.geometry[0].start[0]
 
     def native(self, store: Store) -> Tensor:
         """A copy of a level-1 crop as it is stored."""
@@ -97,17 +101,17 @@ class Sampler:
         if not store.has_low:
             return self._levels(store, full, start, len(self.levels))
         size = self.levels[1]
-        parents = [padded(cut(full, s, size), size, store.window) for s in self.crop.geometry[1].start]
+        parents = [padded(cut(full, s, size), size, store.window) for s in self.geometry[1].start]
         inner = []
-        for number, s in enumerate(self.crop.geometry[2].start):
+        for number, s in enumerate(self.geometry[2].start):
             parent = number // self.crop.num_children
-            inner.append(cut(parents[parent], s - self.crop.geometry[1].start[parent], self.levels[2]))
+            inner.append(cut(parents[parent], s - self.geometry[1].start[parent], self.levels[2]))
         return [self._low(store, low, start), self._volumes(store, parents), self._volumes(store, inner)]
 
     def _levels(self, store: Store, full: Any, start: np.ndarray, count: int) -> list[Tensor]:
         image = cut(full, start, self.levels[0])
         image = image if store.window else padded(image, self.levels[0], None)  # what is scaled must be padded before
-        crop = MultiLevelCropMask(self.levels[:count], self.input_size, window=store.window)
+        crop = MultiLevelCropMask(self.levels[:count], self.input_size, window=store.window, child_content="any")
         out = crop.set_random_state(state=self.crop.R)(image[None])
         return [out[f"image_level{level}"] for level in range(1, count + 1)]
 
@@ -133,7 +137,7 @@ class Sampler:
             return crop, crop
         small = [n // f for n, f in zip(shape, self.factor, strict=True)]
         level1 = touched("low", start // self.factor, self.input_size, small)
-        return level1, level1 + sum(touched("full", s, self.levels[1], shape) for s in self.crop.geometry[1].start)
+        return level1, level1 + sum(touched("full", s, self.levels[1], shape) for s in self.geometry[1].start)
 
 
 def drop_files(folder: Path) -> Callable[[], None]:

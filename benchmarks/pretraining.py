@@ -119,4 +119,5 @@ def make_batch(settings: Settings, tokens: int, visible: int) -> dict[str, Any]:
         batch[f"masked_level{level + 1}"] = moved(torch.rand(*shape, tokens).argsort(-1) >= visible)
         batch[f"parent_token_level{level + 1}"] = moved(torch.randint(tokens, shape))
         batch[f"parent_overlap_level{level + 1}"] = moved(torch.zeros(*shape, tokens, dtype=torch.bool))
+        batch[f"content_level{level + 1}"] = moved(torch.ones(shape, dtype=torch.bool))
     return batch

@@ -30,7 +30,7 @@ class _Window:
 
     Attributes:
         sums: of the unit vectors, and their number, (D + 1).
-        count: vectors in it, those that are not finite included; known without waiting for the device.
+        count: vectors in it, those that are not measured included; known without waiting for the device.
         last: number of the last window that was full.
         full: windows that were.
     """
@@ -47,7 +47,8 @@ class ContextSpread:
     The vectors are scaled to length 1; the variances of their D coordinates are added up. That is 1 minus the mean
     cosine of two vectors: 0 when all are equal, 1 when they point in unrelated directions, whatever D and their number.
     A window is full after the step in which its `size` vectors are complete, and the next one begins. The number is
-    that of the last full window; before the first one is, of the vectors so far.
+    that of the last full window; before the first one is, of the vectors so far. Vectors that are not finite, and those
+    of children without content, which are rightly equal, complete a window but are not measured.
 
     Args:
         size: vectors of a window, of all processes together.
@@ -66,12 +67,19 @@ class ContextSpread:
         self._windows: list[_Window] = []
 
     @torch.no_grad()
-    def add(self, context: Sequence[Tensor]) -> None:
-        """Count vectors of a step in: one `(children, D)` per pair of levels, which may be empty."""
+    def add(self, context: Sequence[Tensor], content: Sequence[Tensor] | None = None) -> None:
+        """Count vectors of a step in.
+
+        Args:
+            context: one `(children, D)` per pair of levels, which may be empty.
+            content: which of the children have content, bool `(children,)` per pair. None = all.
+        """
         for pair, vectors in enumerate(context):
             unit = F.normalize(vectors.double(), dim=-1)
-            finite = unit.isfinite().all(-1, keepdim=True)  # a step that is skipped must not spoil its window
-            total = torch.cat([unit.where(finite, 0).sum(0), finite.sum(0, dtype=unit.dtype)])  # (D + 1)
+            counted = unit.isfinite().all(-1, keepdim=True)  # a step that is skipped must not spoil its window
+            if content is not None:
+                counted &= content[pair].unsqueeze(-1)
+            total = torch.cat([unit.where(counted, 0).sum(0), counted.sum(0, dtype=unit.dtype)])  # (D + 1)
             if pair < len(self._step):
                 self._step[pair] = self._step[pair] + total
                 self._counts[pair] += len(vectors)

@@ -6,12 +6,13 @@ No voxel is touched here, so that the same numbers cut any array on any device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 CHILD_SOURCES = ("masked", "visible")
+CHILD_CONTENT = ("prefer", "any")
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,18 @@ class LevelGeometry:
     """Boxes, masks and parents of the V volumes of one level.
 
     Attributes:
-        start: int64 `(V, 3)`, first voxel of each volume in the image given to the crop.
+        start: int64 `(V, 3)`, first voxel of each volume in the image given to the crop; negative in its padding.
         masked: bool `(V, N)`, True = hidden.
         parent_token: int64 `(V,)`, the parent's token each volume was drawn for; empty at level 1.
         parent_overlap: bool `(V, N)`, the parent's tokens that the volume's box overlaps; empty at level 1.
+        content: bool `(V,)`, the parent's token has content; empty at level 1.
     """
 
     start: np.ndarray
     masked: np.ndarray
     parent_token: np.ndarray
     parent_overlap: np.ndarray
+    content: np.ndarray
 
 
 def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
@@ -49,6 +52,24 @@ def draw_masks(
     masked = np.ones((num_volumes, num_tokens), dtype=bool)
     np.put_along_axis(masked, orders[:, :num_visible], False, axis=1)
     return orders, masked
+
+
+def choose_tokens(orders: np.ndarray, content: np.ndarray, num_children: int) -> np.ndarray:
+    """The first tokens of random orders, those with content before the others.
+
+    A stable partition: either kind stays in the order that was drawn, so that no more random numbers are needed.
+
+    Args:
+        orders: `(V, K)`, token numbers of each volume that may be chosen.
+        content: bool `(V, N)`.
+        num_children: how many to choose.
+
+    Example:
+        >>> choose_tokens(np.array([[4, 0, 3, 1]]), np.array([[False, True, False, True, False]]), 3)
+        array([[3, 1, 4]])
+    """
+    empty = ~np.take_along_axis(content, orders, axis=1)
+    return np.take_along_axis(orders, empty.argsort(axis=1, kind="stable"), axis=1)[:, :num_children]
 
 
 def place_children(
@@ -88,30 +109,42 @@ def draw_geometry(
     num_visible: int,
     num_children: int,
     child_source: str = "masked",
+    find_content: Callable[[np.ndarray], np.ndarray] | None = None,
+    child_content: str = "prefer",
 ) -> list[LevelGeometry]:
     """Draw masks and nested boxes of all levels for one image.
 
+    Content changes which tokens of an order are taken, never what is drawn from `random`.
+
     Args:
         random: source of all randomness.
-        image_size: size of the image, at least the first level's, voxels.
+        image_size: size of the image, voxels. Where it is smaller than the first level, that box begins before it, and
+            every split of what is missing between both sides is equally likely.
         level_sizes: native size of a volume of each level, outermost first, voxels.
         grid: token grid of every volume.
         num_visible: tokens that stay visible in every volume.
         num_children: volumes drawn from every volume for the next level.
         child_source: draw them from the "masked" tokens, or from the "visible" ones (the paper's Table 11).
+        find_content: which tokens of the parents that begin at `(V, 3)` have content, bool `(V, N)`; called once per
+            level but the innermost, outermost first. None = all.
+        child_content: "prefer" draws from tokens with content while there are any, "any" does not look at it.
     """
     room = np.asarray(image_size) - np.asarray(level_sizes[0])
-    start = np.array([[random.randint(0, r + 1) for r in room]], dtype=np.int64)
+    start = np.array([[random.randint(min(r, 0), max(r, 0) + 1) for r in room]], dtype=np.int64)
     num_tokens = int(np.prod(grid))
     token, overlap = np.zeros(0, dtype=np.int64), np.zeros((0, num_tokens), dtype=bool)
+    content = np.zeros(0, dtype=bool)
     levels = []
     for level, size in enumerate(level_sizes):
         orders, masked = draw_masks(random, len(start), num_tokens, num_visible)
-        levels.append(LevelGeometry(start, masked, token, overlap))
+        levels.append(LevelGeometry(start, masked, token, overlap, content))
         if level + 1 < len(level_sizes):
-            # the order is random, so its next tokens are a draw without replacement
-            first = num_visible if child_source == "masked" else 0
-            tokens = orders[:, first : first + num_children]
+            every = np.ones_like(masked)
+            filled = every if find_content is None else find_content(start)
+            # the order is random, so its first tokens are a draw without replacement
+            candidates = orders[:, num_visible:] if child_source == "masked" else orders[:, :num_visible]
+            tokens = choose_tokens(candidates, filled if child_content == "prefer" else every, num_children)
+            content = np.take_along_axis(filled, tokens, axis=1).ravel()
             start, overlap = place_children(start, tokens, size, level_sizes[level + 1], grid)
             token = tokens.reshape(-1).astype(np.int64)
     return levels

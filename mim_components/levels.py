@@ -36,17 +36,36 @@ class LevelBatch(NamedTuple):
         masked: bool `(B_l, N)`, True = hidden.
         parent_token: int64 `(B_l,)`, for levels 2 and inwards.
         parent_overlap: bool `(B_l, N)`, for levels 2 and inwards.
+        content_weight: float32 `(B_l,)`, for levels 2 and inwards: weight of every child in the mean over samples of
+            the mean over the children of a sample that have content; 0 = no content.
     """
 
     images: tuple[Tensor, ...]
     masked: tuple[Tensor, ...]
     parent_token: tuple[Tensor, ...]
     parent_overlap: tuple[Tensor, ...]
+    content_weight: tuple[Tensor, ...]
 
     @property
     def sizes(self) -> list[int]:
         """Number of volumes of each level."""
         return [len(images) for images in self.images]
+
+    @property
+    def content(self) -> tuple[Tensor, ...]:
+        """Whether the token that a child was drawn for has content, bool `(B_l,)`, for levels 2 and inwards."""
+        return tuple(weight > 0 for weight in self.content_weight)
+
+    def empty_children(self, sizes: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Share of the children without content, `empty_children_level2` ...
+
+        Args:
+            sizes: number of volumes of each level that it is a share of, where this is a part of them. None = of these.
+        """
+        return {
+            f"empty_children_level{level}": (~content).sum() / size
+            for level, (content, size) in enumerate(zip(self.content, (sizes or self.sizes)[1:], strict=True), start=2)
+        }
 
     def take(self, part: LevelPart) -> LevelBatch:
         """The volumes of a part; the other levels have none."""
@@ -56,8 +75,23 @@ class LevelBatch(NamedTuple):
             return tuple(v[part.volumes if level == part.level else nothing] for level, v in enumerate(values, first))
 
         return LevelBatch(
-            cut(self.images, 0), cut(self.masked, 0), cut(self.parent_token, 1), cut(self.parent_overlap, 1)
-        )
+            cut(self.images, 0), cut(self.masked, 0), cut(self.parent_token, 1), cut(self.parent_overlap, 1),
+            cut(self.content_weight, 1),
+        )  # fmt: skip
+
+
+def content_weights(content: Tensor) -> Tensor:
+    """Weights of children in the mean over samples of a mean over those with content: `(samples, V)` to float32.
+
+    A sample without any counts as one whose mean is 0, so that the weights of a sample do not depend on the others:
+    devices and micro-batches add up to one large batch.
+
+    Example:
+        >>> content_weights(torch.tensor([[True, False, True, False], [False, False, False, False]]))
+        tensor([[0.2500, 0.0000, 0.2500, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.0000]])
+    """
+    return content / (content.sum(1, keepdim=True).clamp_min(1) * len(content))
 
 
 def split_levels(sizes: Sequence[int], max_volumes: int) -> list[LevelPart]:
@@ -101,15 +135,19 @@ def level_batch(
         KeyError: a key is missing; names it and those there are.
     """
 
-    def take(name: str, levels: range) -> tuple[Tensor, ...]:
+    def read(name: str, levels: range) -> list[Tensor]:
         names = [f"{name}_level{level}" for level in levels]
         missing = [each for each in names if each not in batch]
         if missing:
             raise KeyError(f"the batch has no {missing[0]!r}; keys: {sorted(batch)}.")
-        return tuple(batch[each].flatten(0, 1).to(device, non_blocking=True) for each in names)
+        return [batch[each] for each in names]
+
+    def take(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(each.flatten(0, 1).to(device, non_blocking=True) for each in values)
 
     everything, children = range(1, num_levels + 1), range(2, num_levels + 1)
     return LevelBatch(
-        take(key, everything), take("masked", everything), take("parent_token", children),
-        take("parent_overlap", children),
+        take(read(key, everything)), take(read("masked", everything)), take(read("parent_token", children)),
+        take(read("parent_overlap", children)),
+        take([content_weights(content) for content in read("content", children)]),
     )  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mim_components.crop_geometry import CHILD_CONTENT
 from mim_components.levels import LevelBatch
 from mim_components.networks.mim import MiMOutput
 from mim_components.networks.tokens import gather_tokens, patchify, standardize_tokens, visible_and_masked_ids
@@ -37,10 +38,11 @@ def alignment_loss(
     parent_overlap: Tensor | None = None,
     temperature: float = 0.1,
     kind: str = "infonce",
+    reduction: str = "mean",
 ) -> Tensor:
     """Pull a child's context to its parent token, away from the parent's tokens it does not overlap (Equation 5).
 
-    Child i belongs to parent `i // (children / parents)`. Cosine similarity; mean over children.
+    Child i belongs to parent `i // (children / parents)`. Cosine similarity.
 
     Args:
         context: one vector per child, `(children, D)`.
@@ -50,12 +52,15 @@ def alignment_loss(
             are neither positive nor negative. None = only the parent token overlaps.
         temperature: of InfoNCE; unused by "byol".
         kind: "infonce", or "byol" for `2 - 2 cos` with the positive alone (Table 12).
+        reduction: "mean" over the children, or "none" for one value per child, `(children,)`.
 
     Raises:
-        ValueError: unknown kind, or children are not a multiple of parents.
+        ValueError: unknown kind or reduction, or children are not a multiple of parents.
     """
     if kind not in ("infonce", "byol"):
         raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}.")
     children, parents = len(context), len(patches)
     if children % parents:
         raise ValueError(f"children must be a multiple of parents, got {children=}, {parents=}.")
@@ -64,12 +69,13 @@ def alignment_loss(
         patches = F.normalize(_precise(patches), dim=-1)
         cosine = (context @ patches.transpose(1, 2)).flatten(0, 1)  # (children, N)
     if kind == "byol":
-        return (2 - 2 * cosine.gather(1, parent_token.unsqueeze(1))).mean()
+        distance = 2 - 2 * cosine.gather(1, parent_token.unsqueeze(1)).squeeze(1)
+        return distance.mean() if reduction == "mean" else distance
     logits = cosine / temperature
     if parent_overlap is not None:
         positive = torch.arange(logits.shape[1], device=logits.device) == parent_token.unsqueeze(1)
         logits = logits.masked_fill(parent_overlap & ~positive, -math.inf)
-    return F.cross_entropy(logits, parent_token)
+    return F.cross_entropy(logits, parent_token, reduction=reduction)
 
 
 def level_weights(weights: Sequence[float], schedule: str, progress: float) -> list[float]:
@@ -102,6 +108,9 @@ class MiMLoss(nn.Module):
         kind: "infonce" or "byol".
         normalize_target: standardise each target token.
         schedule: "simultaneous", "coarse_to_fine" or "fine_to_coarse" for the reconstruction weights.
+        child_content: that of the crop. "any": the alignment is a mean over all children, as in the paper. "prefer": a
+            mean over the samples, each of them the mean over its children with content, 0 where it has none; among
+            equal tokens of air InfoNCE has no answer.
 
     Raises:
         ValueError: numbers of weights do not fit each other, a weight is negative, all are 0, or a name is unknown.
@@ -116,6 +125,7 @@ class MiMLoss(nn.Module):
         kind: str = "infonce",
         normalize_target: bool = False,
         schedule: str = "simultaneous",
+        child_content: str = "prefer",
     ) -> None:
         super().__init__()
         if len(alignment_weights) != len(reconstruction_weights) - 1:
@@ -130,6 +140,8 @@ class MiMLoss(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}.")
         if kind not in ("infonce", "byol"):
             raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
+        if child_content not in CHILD_CONTENT:
+            raise ValueError(f"child_content must be one of {CHILD_CONTENT}, got {child_content!r}.")
         level_weights(reconstruction_weights, schedule, 0.0)  # refuses an unknown schedule
         self.patch_size = patch_size
         self.reconstruction_weights = tuple(reconstruction_weights)
@@ -138,6 +150,7 @@ class MiMLoss(nn.Module):
         self.kind = kind
         self.normalize_target = normalize_target
         self.schedule = schedule
+        self.child_content = child_content
 
     def forward(
         self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0, sizes: Sequence[int] | None = None
@@ -163,14 +176,14 @@ class MiMLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         total = output.prediction[0].new_zeros((), dtype=torch.float32)
         weights = level_weights(self.reconstruction_weights, self.schedule, progress)
-        shares = [len(x) / size for x, size in zip(output.prediction, sizes or batch.sizes, strict=True)]
+        sizes = sizes or batch.sizes
         for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
             term = self._reconstruction(prediction, batch.images[level - 1], batch.masked[level - 1])
-            terms[f"reconstruction_level{level}"] = term = shares[level - 1] * term
+            terms[f"reconstruction_level{level}"] = term = len(prediction) / sizes[level - 1] * term
             total = total + weight * term
         for pair, weight in enumerate(self.alignment_weights):
-            term = self._alignment(output, batch, pair)
-            terms[f"alignment_level{pair + 1}_{pair + 2}"] = term = shares[pair + 1] * term
+            term = self._alignment(output, batch, pair, sizes[pair + 1])
+            terms[f"alignment_level{pair + 1}_{pair + 2}"] = term
             total = total + weight * term
         return {"loss": total, **terms}
 
@@ -181,13 +194,15 @@ class MiMLoss(nn.Module):
         target = masked_targets(image, ids, self.patch_size, self.normalize_target)
         return reconstruction_loss(prediction, target)
 
-    def _alignment(self, output: MiMOutput, batch: LevelBatch, pair: int) -> Tensor:
+    def _alignment(self, output: MiMOutput, batch: LevelBatch, pair: int, size: int) -> Tensor:
         context, patches = output.context[pair], output.patches[pair]
         if not len(context):
             return context.sum() + patches.sum()
-        return alignment_loss(
-            context, patches, batch.parent_token[pair], batch.parent_overlap[pair], self.temperature, self.kind
-        )
+        token, overlap = batch.parent_token[pair], batch.parent_overlap[pair]
+        each = alignment_loss(context, patches, token, overlap, self.temperature, self.kind, reduction="none")
+        if self.child_content == "any":
+            return each.sum() / size
+        return (each * batch.content_weight[pair]).sum()  # all weights may be 0: still in the graph, as DDP wants it
 
 
 def _precise(x: Tensor) -> Tensor:

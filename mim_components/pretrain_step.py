@@ -62,13 +62,13 @@ class PretrainStep(OptimizerStep):
         return self.spread.take()
 
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Every term of the loss for one micro-batch."""
+        """Every term of the loss for one micro-batch, and the share of children without content."""
         device = engine.state.device
         levels = level_batch(batch, self.num_levels, device)
         with self.autocast(device):
             output = engine.network(levels.images, levels.masked, self.num_visible)
-        self.spread.add(output.context)
-        return engine.loss_function(output, levels, self._progress(engine))
+        self.spread.add(output.context, levels.content)
+        return {**engine.loss_function(output, levels, self._progress(engine)), **levels.empty_children()}
 
     def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
         """One pass, or as many as `max_volumes_per_pass` makes of it, parents before their children."""
@@ -80,16 +80,17 @@ class PretrainStep(OptimizerStep):
         return [partial(self._pass, engine, levels, part, latent) for part in parts]
 
     def _pass(self, engine: Any, levels: LevelBatch, part: LevelPart, latent: list[list[Tensor]]) -> dict[str, Tensor]:
-        """Share of one part in every term of the loss."""
+        """Share of one part in every term."""
         volumes = levels.take(part)
         parents: list[Tensor | None] = [None] * (self.num_levels - 1)
         if part.level > 0:
             parents[part.level - 1] = torch.cat(latent[part.level - 1])[part.parents]
         with self.autocast(engine.state.device):
             output = engine.network(volumes.images, volumes.masked, self.num_visible, parents)
-        self.spread.add(output.context)
+        self.spread.add(output.context, volumes.content)
         latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs write their outputs again
-        return engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
+        terms = engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
+        return {**terms, **volumes.empty_children(levels.sizes)}
 
     def _progress(self, engine: Any) -> float:
         return (engine.state.iteration - 1) / self.num_steps

@@ -6,7 +6,6 @@ Axes: image (C, H, W, D); V_l = num_children ** (l - 1) volumes at level l; N to
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,20 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mim_components.crop_geometry import CHILD_SOURCES, LevelGeometry, draw_geometry, num_visible_tokens
+from mim_components.crop_geometry import (
+    CHILD_CONTENT,
+    CHILD_SOURCES,
+    LevelGeometry,
+    draw_geometry,
+    num_visible_tokens,
+)
 from mim_components.networks.tokens import token_grid
 from mim_components.resize import RESIZE_MODES, resize_volumes
+
+# A token has content if its range is larger than content_range by this part of it. Devices round differently, by less
+# than 1e-6 of the window: 0.004 HU in a range. Means of q = 1, 2, 4 ... 64 integers are multiples of 1 / q: the ranges
+# that are possible next to 50 + 50 / 6400 = 50 + 1 / 128 HU are 50 and at least 50 + 1 / 64, each 0.008 HU away.
+CONTENT_MARGIN = 1 / 6400
 
 
 class MultiLevelCropMask(Randomizable, Transform):
@@ -32,8 +42,12 @@ class MultiLevelCropMask(Randomizable, Transform):
     larger than its token it is centred on it and shifted to lie inside the parent. Children are cut from the image, not
     from the resized parent; intensities are clipped before and scaled after the resize.
 
+    A token has content where the voxels of any channel inside it span more than `content_range` in the resized parent.
+    With `child_content="prefer"` children come from tokens with content while the parent has such among those to draw
+    from, in random order, and only then from the others, in random order, too.
+
     Works on NumPy arrays, tensors on any device and MetaTensors; the draws are the same for all. Randomness comes from
-    `self.R`.
+    `self.R`, and neither the image nor `child_content` changes how many numbers are drawn.
 
     Args:
         level_sizes: native size of a volume of each level, in voxels of the input, outermost first.
@@ -44,19 +58,25 @@ class MultiLevelCropMask(Randomizable, Transform):
         child_source: "masked", or "visible" for the paper's Table 11.
         resize: "area" or "trilinear", see `mim_components.resize`.
         window: intensities that become 0 and 1, others are clipped. Images smaller than level 1 are then padded with
-            the lower end, equally on both sides. None = as they are. Integer voxels and bounds are fastest.
+            the lower end, on both sides: every split of what is missing is equally likely. None = as they are. Integer
+            voxels and bounds are fastest.
+        child_content: "prefer", or "any" for the paper's text, which does not look at the content.
+        content_range: range of intensities that a token with content exceeds, in the units of the image that is given.
+            None = 50 where there is a window, which is then in HU; 0.025 where there is none, which is 50 HU in an
+            image whose 2000 HU were scaled to [0, 1].
 
     Returns:
         A dictionary with, for every level l, `image_level{l}` float32 `(V_l, C, *input_size)`, `masked_level{l}` bool
         `(V_l, N)` (True = hidden) and `start_level{l}` int64 `(V_l, 3)` (first voxel in the input, negative in
         padding); and for l >= 2 `parent_token_level{l}` int64 `(V_l,)`, the token of parent `i // num_children` that
-        child i was drawn for, and `parent_overlap_level{l}` bool `(V_l, N)`, that parent's tokens which the child's box
-        overlaps.
+        child i was drawn for, `parent_overlap_level{l}` bool `(V_l, N)`, that parent's tokens which the child's box
+        overlaps, and `content_level{l}` bool `(V_l,)`, whether that token has content.
 
     Raises:
         ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
-            masked than children wanted, no token is visible, or the window is empty; when called, an image smaller than
-            level 1 without a window, or of another size than the draw that `randomize=False` repeats.
+            masked than children wanted, no token is visible, the window is empty, or `content_range` is negative; when
+            called, an image smaller than level 1 without a window, or of another size than the draw that
+            `randomize=False` repeats.
 
     Example:
         >>> crop = MultiLevelCropMask([(32, 32, 32), (16, 16, 16)], (16, 16, 16), patch_size=8, num_children=2)
@@ -75,6 +95,8 @@ class MultiLevelCropMask(Randomizable, Transform):
         child_source: str = "masked",
         resize: str = "area",
         window: Sequence[float] | None = None,
+        child_content: str = "prefer",
+        content_range: float | None = None,
     ) -> None:
         super().__init__()
         self.level_sizes = [tuple(size) for size in level_sizes]
@@ -84,6 +106,8 @@ class MultiLevelCropMask(Randomizable, Transform):
         self.child_source = child_source
         self.resize = resize
         self.window = window
+        self.child_content = child_content
+        self.content_range = (50.0 if window else 0.025) if content_range is None else content_range
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}.")
         self.num_visible = num_visible_tokens(int(np.prod(self.grid)), mask_ratio)
@@ -100,6 +124,10 @@ class MultiLevelCropMask(Randomizable, Transform):
                 raise ValueError(f"every level must fit in the one above, got {inner} inside {outer}.")
         if self.child_source not in CHILD_SOURCES:
             raise ValueError(f"child_source must be one of {CHILD_SOURCES}, got {self.child_source!r}.")
+        if self.child_content not in CHILD_CONTENT:
+            raise ValueError(f"child_content must be one of {CHILD_CONTENT}, got {self.child_content!r}.")
+        if not self.content_range >= 0:
+            raise ValueError(f"content_range must be 0 or more, got {self.content_range}.")
         if self.resize not in RESIZE_MODES:
             raise ValueError(f"resize must be one of {RESIZE_MODES}, got {self.resize!r}.")
         if self.window is not None and (len(self.window) != 2 or not self.window[0] < self.window[1]):
@@ -113,15 +141,41 @@ class MultiLevelCropMask(Randomizable, Transform):
                 f"num_children={self.num_children}, {self.child_source} tokens: {candidates}."
             )
 
-    def randomize(self, data: Sequence[int]) -> None:
-        """Draw masks and boxes for an image of that spatial size."""
-        self._drawn_for = tuple(data)
-        size = np.maximum(data, self.level_sizes[0])
-        drawn = draw_geometry(
-            self.R, size.tolist(), self.level_sizes, self.grid, self.num_visible, self.num_children, self.child_source
+    def randomize(self, data: Tensor) -> None:
+        """Draw masks and boxes for an image `(C, H, W, D)`, whose voxels tell which tokens have content."""
+        self._draw(data)
+
+    def _draw(self, image: Tensor) -> list[Tensor]:
+        """Draw for an image; returns the resized volumes of all levels that were looked into."""
+        resized: list[Tensor] = []
+
+        def find_content(start: np.ndarray) -> np.ndarray:
+            resized.append(self._volumes(image, start, self.level_sizes[len(resized)]))
+            return self._token_content(resized[-1])
+
+        self._drawn_for = tuple(image.shape[1:])
+        self.geometry = draw_geometry(
+            self.R,
+            self._drawn_for,
+            self.level_sizes,
+            self.grid,
+            self.num_visible,
+            self.num_children,
+            self.child_source,
+            find_content,
+            self.child_content,
         )
-        padded = (size - data) // 2  # before the image
-        self.geometry = [replace(level, start=level.start - padded) for level in drawn]
+        return resized
+
+    def _token_content(self, volumes: Tensor) -> np.ndarray:
+        """Which tokens of resized volumes `(V, C, *input_size)` have content, bool `(V, N)`."""
+        high = low = volumes
+        for axis, count in enumerate(self.grid, start=2):  # one axis after the other: 20 times faster than all at once
+            high = high.unflatten(axis, (count, -1)).amax(axis + 1)
+            low = low.unflatten(axis, (count, -1)).amin(axis + 1)
+        unit = self.window[1] - self.window[0] if self.window else 1
+        filled = (high - low > self.content_range * (1 + CONTENT_MARGIN) / unit).any(1)  # (V, h, w, d)
+        return filled.flatten(1).cpu().numpy()
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> dict[str, Tensor]:
         """Cut and mask one image `(C, H, W, D)`; `randomize=False` repeats the last draw."""
@@ -131,24 +185,27 @@ class MultiLevelCropMask(Randomizable, Transform):
         size = tuple(image.shape[1:])
         if self.window is None and any(have < want for have, want in zip(size, self.level_sizes[0], strict=True)):
             raise ValueError(f"the image must be at least level 1, {self.level_sizes[0]} voxels, got {size}; pad it.")
+        resized: list[Tensor] = []
         if randomize:
-            self.randomize(size)
+            resized = self._draw(image)
         elif size != self._drawn_for:
             raise ValueError(f"randomize=False repeats a draw for an image of size {self._drawn_for}, got {size}.")
         out: dict[str, Tensor] = {}
-        for level, (geometry, native) in enumerate(zip(self.geometry, self.level_sizes, strict=True), start=1):
-            volumes, padding = self._cut(image, geometry.start, native)
-            out[f"image_level{level}"] = resize_volumes(volumes, self.input_size, self.resize, self.window, padding)
-            out[f"masked_level{level}"] = torch.from_numpy(geometry.masked).to(image.device, non_blocking=True)
+        for level, geometry in enumerate(self.geometry, start=1):
+            if level > len(resized):
+                resized.append(self._volumes(image, geometry.start, self.level_sizes[level - 1]))
+            out[f"image_level{level}"] = resized[level - 1]
             out[f"start_level{level}"] = torch.from_numpy(geometry.start)
-            if level > 1:
-                out[f"parent_token_level{level}"] = torch.from_numpy(geometry.parent_token).to(
-                    image.device, non_blocking=True
-                )
-                out[f"parent_overlap_level{level}"] = torch.from_numpy(geometry.parent_overlap).to(
-                    image.device, non_blocking=True
-                )
+            names = ("masked", "parent_token", "parent_overlap", "content") if level > 1 else ("masked",)
+            for name in names:
+                values = torch.from_numpy(getattr(geometry, name))
+                out[f"{name}_level{level}"] = values.to(image.device, non_blocking=True)
         return out
+
+    def _volumes(self, image: Tensor, starts: np.ndarray, size: Sequence[int]) -> Tensor:
+        """Boxes of an image, resized: `(V, C, *input_size)`."""
+        volumes, padding = self._cut(image, starts, size)
+        return resize_volumes(volumes, self.input_size, self.resize, self.window, padding)
 
     def _cut(self, image: Tensor, starts: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
         """Boxes `(V, C, ...)` of an image, and the padding that they still lack; a single box is a view."""
@@ -172,7 +229,7 @@ def _inside(image: Tensor, start: np.ndarray, size: Sequence[int]) -> tuple[Tens
 class MultiLevelCropMaskd(Randomizable, MapTransform):
     """Dictionary version of `MultiLevelCropMask`; keys share boxes and masks.
 
-    Under `{key}_level{l}` it writes the volumes of each key, and once the masks, starts and parents; under
+    Under `{key}_level{l}` it writes the volumes of each key, and once the masks, starts, parents and content; under
     `affine_level1` float64 `(4, 4)` the voxel-to-world matrix of the first key's level-1 volume before the resize
     (identity where the image has none). The whole image is dropped from the dictionary.
 
@@ -186,6 +243,8 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         child_source: "masked" or "visible".
         resize: "area" or "trilinear".
         window: intensities that become 0 and 1; needed where images are smaller than level 1.
+        child_content: "prefer" or "any". Content is that of the first key.
+        content_range: range of intensities that a token with content exceeds.
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:
@@ -203,11 +262,22 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         child_source: str = "masked",
         resize: str = "area",
         window: Sequence[float] | None = None,
+        child_content: str = "prefer",
+        content_range: float | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.crop = MultiLevelCropMask(
-            level_sizes, input_size, patch_size, mask_ratio, num_children, child_source, resize, window
+            level_sizes,
+            input_size,
+            patch_size,
+            mask_ratio,
+            num_children,
+            child_source,
+            resize,
+            window,
+            child_content,
+            content_range,
         )
 
     def set_random_state(
@@ -218,8 +288,8 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         self.crop.set_random_state(seed, state)
         return self
 
-    def randomize(self, data: Sequence[int]) -> None:
-        """Draw masks and boxes for images of that spatial size."""
+    def randomize(self, data: Tensor) -> None:
+        """Draw masks and boxes for an image `(C, H, W, D)`."""
         self.crop.randomize(data)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -110,8 +110,9 @@ def image_gradients(stop_gradient, alignment_weights):
     masked = tuple(torch.arange(8).expand(volumes, 8) >= 3 for volumes in (1, 2, 4))
     tokens = (torch.tensor([3, 4]), torch.tensor([3, 4, 5, 6]))
     overlap = tuple(torch.nn.functional.one_hot(token, 8).bool() for token in tokens)
+    weights = tuple(torch.full((volumes,), 1 / volumes) for volumes in (2, 4))
     loss = MiMLoss(8, (0.0, 0.0, 0.0), alignment_weights)
-    loss(net(images, masked), LevelBatch(images, masked, tokens, overlap))["loss"].backward()
+    loss(net(images, masked), LevelBatch(images, masked, tokens, overlap, weights))["loss"].backward()
     return [image.grad.abs().max().item() > 0 for image in images]
 
 

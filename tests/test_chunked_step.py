@@ -57,7 +57,11 @@ def run_step(
     levels = len(network.alignment_heads) + 1
     step = PretrainStep(levels, len(batches), VISIBLE, num_steps=10, max_volumes_per_pass=limit)
     output = step(make_engine(network, loss, iteration), batches)
-    losses = {name: value for name, value in output.items() if name.startswith(("loss", "recon", "align", "gradient"))}
+    losses = {
+        name: value
+        for name, value in output.items()
+        if name.startswith(("loss", "recon", "align", "empty", "gradient"))
+    }
     return losses, {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
@@ -121,6 +125,33 @@ def test_losses_and_gradients_of_several_passes_are_those_of_one(
     torch.testing.assert_close(chunked_terms, terms, rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(chunked_gradients, gradients, rtol=1e-9, atol=1e-13)
     assert gradients and all(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_children_without_content_are_left_out_of_the_whole_not_of_a_part(limit: int) -> None:
+    network, batch = make_network(), make_batch(children=2, samples=2)
+    batch["content_level2"] = torch.tensor([[True, False], [False, False]])
+    batch["content_level3"] = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    terms, gradients = run_step(network, make_loss(), [batch], None)
+    chunked_terms, chunked_gradients = run_step(network, make_loss(), [batch], limit)
+    assert terms["empty_children_level2"] == chunked_terms["empty_children_level2"] == 3 / 4
+    assert terms["empty_children_level3"] == chunked_terms["empty_children_level3"] == 4 / 8
+    torch.testing.assert_close(chunked_terms, terms, rtol=1e-6, atol=1e-14)
+    torch.testing.assert_close(chunked_gradients, gradients, rtol=1e-9, atol=1e-13)
+
+
+def test_accumulation_with_content_equals_one_large_batch() -> None:
+    network, large = make_network(), make_batch(children=2, samples=2)
+    large["content_level2"] = torch.tensor([[True, False], [False, False]])
+    large["content_level3"] = torch.tensor([[True, False, True, True], [False, False, False, False]])
+    small = [
+        {name: value[i : i + 1] if isinstance(value, Tensor) else value for name, value in large.items()}
+        for i in range(2)
+    ]
+    terms, gradients = run_step(network, make_loss(), [large], None)
+    other_terms, other_gradients = run_step(network, make_loss(), small, None)
+    torch.testing.assert_close(other_terms, terms, rtol=1e-6, atol=1e-14)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-9, atol=1e-13)
 
 
 def test_in_float32_they_differ_by_rounding_only() -> None:

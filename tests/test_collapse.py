@@ -85,6 +85,16 @@ def test_vectors_that_are_not_finite_are_left_out() -> None:
     assert float(spread.take()[NAME]) == pytest.approx(1.0)
 
 
+def test_children_without_content_are_not_measured() -> None:
+    spread = ContextSpread(size=4)
+    air = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    spread.add([torch.cat([torch.eye(3)[:2], air])], [torch.tensor([True, True, False, False])])
+    assert float(spread.take()[NAME]) == pytest.approx(1.0) and spread.full == {NAME: 1}
+    spread.add([air], [torch.tensor([False, False])])
+    spread.add([air], [torch.tensor([False, False])])
+    assert math.isnan(float(spread.take()[NAME]))
+
+
 def test_continued_run_has_the_same_numbers() -> None:
     vectors = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0))
     one, first, second = ContextSpread(size=5), ContextSpread(size=5), ContextSpread(size=5)
@@ -188,3 +198,4 @@ def test_bound_is_checked(folder: RunFolder) -> None:
 
 def test_short_name_in_the_log() -> None:
     assert metrics._short("context_std_level1_2") == "std12"
+    assert metrics._short("empty_children_level3") == "empty3"

@@ -4,12 +4,13 @@ One image per axis, `image[0, i, j, k] = i` (or j, or k), held as a broadcast vi
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, SpatialPadd
+from monai.transforms import BorderPadd, Compose, SpatialPadd
 
 from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
 
@@ -140,14 +141,28 @@ def test_small_volume_is_padded_first(size):
 def test_with_a_window_small_volumes_are_padded_with_its_lower_end(size, window):
     affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
     images = {name: MetaTensor(image, affine=affine) for name, image in coordinates(size).items()}
-    crop = MultiLevelCropMaskd(AXES, **SMALL, window=window)
-    pad = SpatialPadd(AXES, (32, 32, 32), value=math.floor(window[0]))
-    out, expected = crop.set_random_state(4)(images), crop.set_random_state(4)(pad(images))
-    before = torch.tensor([max(32 - n, 0) // 2 for n in size])
-    for level in (1, 2):
-        assert torch.equal(out.pop(f"start_level{level}"), expected.pop(f"start_level{level}") - before)
-    for name, value in expected.items():
-        assert torch.equal(out[name], value), name
+    crop = MultiLevelCropMaskd(AXES, **SMALL, window=window, content_range=0)
+    out = crop.set_random_state(4)(images)
+    start = out["start_level1"][0]
+    missing = torch.tensor([max(32 - n, 0) for n in size])
+    assert ((start <= 0) | (missing == 0)).all() and (start >= -missing).all()
+    # what is padded beforehand by the same split gives the same volumes
+    ends = [
+        (max(-first, 0), max(32 - n + first, 0) if n < 32 else 0) for first, n in zip(start.tolist(), size, strict=True)
+    ]
+    padded = BorderPadd(AXES, [side for end in ends for side in end], value=math.floor(window[0]))(images)
+    repeated = MultiLevelCropMask(**SMALL, window=window, content_range=0)
+    geometry = crop.crop.geometry
+    before = np.array([end[0] for end in ends])
+    repeated.geometry = [replace(level, start=level.start + before) for level in geometry]
+    repeated._drawn_for = tuple(padded["h"].shape[1:])
+    for name in AXES:
+        expected = repeated(padded[name], randomize=False)
+        for level in (1, 2):
+            assert torch.equal(out[f"{name}_level{level}"], expected[f"image_level{level}"])
+            assert torch.equal(out[f"start_level{level}"], expected[f"start_level{level}"] - torch.from_numpy(before))
+    voxel = torch.cat([start.double(), torch.ones(1)])
+    assert torch.equal(out["affine_level1"][:, 3], affine @ voxel)
 
 
 def test_a_child_may_lie_in_padding_alone():
@@ -155,5 +170,6 @@ def test_a_child_may_lie_in_padding_alone():
     crop = MultiLevelCropMask(levels, (16, 16, 16), 4, num_children=39, window=(0, 1)).set_random_state(0)
     out = crop(torch.ones(1, 8, 8, 8))
     inside = [(start > -4).all() and (start < 8).all() for start in out["start_level2"]]
+    assert torch.equal(out["content_level2"], torch.zeros(39, dtype=torch.bool)), "nothing spans 50"
     assert [bool(volume.any()) for volume in out["image_level2"]] == [bool(each) for each in inside]
     assert any(inside) and not all(inside)

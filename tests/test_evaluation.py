@@ -29,7 +29,14 @@ from mim_components.evaluation import (
     mean_error,
     reconstruction_scores,
 )
-from mim_components.evaluation.report import error_figures, level_table
+from mim_components.evaluation.report import (
+    error_figures,
+    level_rows,
+    level_table,
+    pair_rows,
+    pair_table,
+    volume_table,
+)
 from mim_components.levels import level_batch
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
@@ -130,13 +137,14 @@ def test_alignment_scores_by_hand() -> None:
     token = torch.tensor([0, 0])
     overlap = torch.tensor([[True, False, False, False], [True, True, False, False]])
     scores = alignment_scores(context, patches, token, overlap, temperature=0.5)
-    assert scores["accuracy"] == 0.5  # the second child is most like token 1, which it overlaps but was not drawn for
-    assert scores["overlap_accuracy"] == 1.0
-    assert scores["overlap_chance"] == 3 / 8
+    # the second child is most like token 1, which it overlaps but was not drawn for
+    assert scores["accuracy"].tolist() == [1.0, 0.0]
+    assert scores["overlap_accuracy"].tolist() == [1.0, 1.0]
+    assert scores["overlap_chance"].tolist() == [1 / 4, 2 / 4]
     # first child: cosines 1, 0, -1, 0; second: 0, (1, left out), 0, -1; exponents of cosine / 0.5
     first = -np.log(np.exp(2) / (np.exp(2) + 1 + np.exp(-2) + 1))
     second = -np.log(1 / (1 + 1 + np.exp(-2)))
-    assert float(scores["infonce"]) == pytest.approx((first + second) / 2)
+    assert scores["infonce"].tolist() == pytest.approx([first, second])
 
 
 def test_step_gives_the_terms_of_the_loss() -> None:
@@ -160,16 +168,69 @@ def test_step_gives_the_terms_of_the_loss() -> None:
         assert mean == pytest.approx(float(terms[f"alignment_level{pair}"]), rel=1e-5)
 
 
+def test_scores_of_children_with_content() -> None:
+    """Two samples of one parent and four children; of the second none has content."""
+    torch.manual_seed(0)
+    network = MiM(input_size=(32, 32, 32), preset="nano", num_levels=2, projection_dim=16)
+    crop = MultiLevelCropMask(LEVELS[:2], (32, 32, 32), patch_size=8)
+    samples = [crop.set_random_state(seed)(torch.rand(1, 40, 40, 36)) for seed in (0, 1)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch["content_level2"] = torch.tensor([[True, False, True, True], [False] * 4])
+    engine = SimpleNamespace(network=network, state=SimpleNamespace(device=torch.device("cpu")))
+    step = EvaluationStep(2, 8)
+    first, second = step(engine, {**batch, "name": ["a", "b"], "crop": torch.zeros(2)})["scores"]
+    assert (first["empty_children_level2"], second["empty_children_level2"]) == (0.25, 1.0)
+    names = [name for name in first if "content" in name]
+    place = ("mse_content_level2", "mse_visible_mean_content_level2")
+    pair = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
+    assert names == [*place, *(f"{name}_content_level1_2" for name in pair)]
+    assert all(second[name] is None for name in names) and second["mse_level2"] > 0
+    # the mean over all is that over the three with content and the one without
+    only = {**batch, "content_level2": ~batch["content_level2"]}
+    other = step(engine, {**only, "name": ["a", "b"], "crop": torch.zeros(2)})["scores"][0]
+    for name in names:
+        everything = first[name.replace("_content", "")]
+        assert (3 * first[name] + other[name]) / 4 == pytest.approx(everything), name
+
+
+def test_report_without_content_has_no_numbers() -> None:
+    means = {f"{name}_level{level}": 0.01 for name in ("mse", "mse_visible_mean") for level in (1, 2)}
+    pair = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
+    means |= {f"{name}_level1_2": 0.5 for name in pair} | {"empty_children_level2": 1.0}
+    levels, pairs = level_rows(means, 2, 2000.0), pair_rows(means, 2)
+    assert levels[1]["content"] is None and pairs[0]["content"] is None and "content" not in levels[0]
+    for row in levels:
+        row |= {"native_size": [8, 8, 8], "volumes_per_crop": 4}
+    lines = level_table({"levels": levels}).splitlines()
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["2, with content", "8x8x8", "0.0", *"-----"]
+    pairs[0] |= {"children_per_crop": 4, "chance": 0.1, "candidate_chance": 0.2}
+    assert [cell.strip() for cell in pair_table({"pairs": pairs}).splitlines()[-1].split("|")[1:-1]] == [
+        "1, 2, with content", "0.0", *"------"
+    ]  # fmt: skip
+    rows = [{"volume": name, "crop": 0, **means, "mse_content_level2": None} for name in "ab"]
+    rows[1] |= {"mse_content_level2": 0.02, "mse_visible_mean_content_level2": 0.03}
+    rows[0] |= {"mse_visible_mean_content_level2": None}
+    lines = list(csv.DictReader(volume_table(rows, 2, 2000.0).splitlines()))
+    assert [line["content_mse_level2"] for line in lines] == ["", "0.02"]
+    assert [line["empty_children_level2"] for line in lines] == ["1.0", "1.0"]
+
+
 def test_mean_over_crops() -> None:
     scores = CropScores()
     key = mean_error(scores)
-    first = [{"mse_level1": 0.1, "mse_level2": 0.3}, {"mse_level1": 0.3, "mse_level2": 0.5}]
+    first = [
+        {"mse_level1": 0.1, "mse_level2": 0.3, "mse_content_level2": 0.4, "mse_content_level3": None},
+        {"mse_level1": 0.3, "mse_level2": 0.5, "mse_content_level2": None, "mse_content_level3": None},
+    ]
     scores.update((["a", "a"], [0, 1], first))
-    scores.update((["b"], [0], [{"mse_level1": 0.2, "mse_level2": 0.1}]))
+    last = {"mse_level1": 0.2, "mse_level2": 0.1, "mse_content_level2": 0.2, "mse_content_level3": None}
+    scores.update((["b"], [0], [last]))
     means = scores.compute()
     assert means["mse_level1"] == pytest.approx(0.2)  # (0.1 + 0.3 + 0.2) / 3: a last batch of one counts once
     assert means["mse_level2"] == pytest.approx(0.3)
-    assert means["mse"] == pytest.approx(0.25)
+    assert means["mse"] == pytest.approx(0.25), "the mean of the levels, without what is about some of their volumes"
+    assert means["mse_content_level2"] == pytest.approx(0.3)  # of the two crops that have it
+    assert "mse_content_level3" not in means
     assert key.compute() == means["mse"]
 
 
@@ -314,6 +375,9 @@ def test_report_on_validation_data(place: Path) -> None:
     lines = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [Path(line["volume"]).name for line in lines] == [f"validation_{n}.nii.gz" for n in (2, 3, 4)]
     assert [line["crops"] for line in lines] == ["2", "2", "2"]
+    for row in (*report["levels"][1:], *report["pairs"]):
+        assert 0 <= row["empty_children"] < 1 and row["content"].keys() <= row.keys()
+    assert "3, with content" in text and "1, 2, with content" in text and "spans more than 50 HU" in text
     mean = sum(float(line["mse_level2"]) for line in lines) / 3
     assert mean == pytest.approx(report["levels"][1]["mse"])
 

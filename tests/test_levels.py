@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import list_data_collate
 
-from mim_components.levels import level_batch
+from mim_components.levels import level_batch, split_levels
 from mim_components.transforms import MultiLevelCropMaskd
 
 
@@ -48,11 +48,29 @@ def test_values_types_and_device():
     assert levels.parent_token[0].dtype == torch.int64 and levels.images[0].dtype == torch.float32
 
 
+def test_content_of_a_batch():
+    batch = list_data_collate([sample(seed) for seed in range(2)])
+    batch["content_level2"] = torch.tensor([[True, False], [False, False]])
+    batch["content_level3"] = torch.tensor([[True, False, True, False], [True, True, True, True]])
+    levels = level_batch(batch, 3)
+    assert levels.content_weight[0].tolist() == [0.5, 0, 0, 0]  # of two samples
+    assert levels.content_weight[1].tolist() == [0.25, 0, 0.25, 0, 0.125, 0.125, 0.125, 0.125]
+    assert [content.tolist() for content in levels.content] == [
+        [True, False, False, False], [True, False, True, False, True, True, True, True]
+    ]  # fmt: skip
+    shares = {name: share.item() for name, share in levels.empty_children().items()}
+    assert shares == {"empty_children_level2": 3 / 4, "empty_children_level3": 2 / 8}
+    parts = [levels.take(part).empty_children(levels.sizes) for part in split_levels(levels.sizes, 2)]
+    assert {name: sum(part[name].item() for part in parts) for name in shares} == shares
+
+
 def test_another_key():
     assert level_batch(list_data_collate([sample(0, key="ct")]), 3, key="ct").images[0].shape == (1, 1, 16, 16, 16)
 
 
-@pytest.mark.parametrize("missing", ["image_level2", "masked_level3", "parent_token_level2", "parent_overlap_level3"])
+@pytest.mark.parametrize(
+    "missing", ["image_level2", "masked_level3", "parent_token_level2", "parent_overlap_level3", "content_level3"]
+)
 def test_missing_key_is_named(missing):
     batch = list_data_collate([sample(0)])
     del batch[missing]

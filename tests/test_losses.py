@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mim_components.levels import LevelBatch
+from mim_components.levels import LevelBatch, content_weights
 from mim_components.losses import MiMLoss, level_weights, masked_targets, reconstruction_loss
 from mim_components.networks import MiMOutput
 
@@ -85,7 +85,7 @@ def two_levels():
         torch.tensor([[True, True, False, False], [False, False, True, True]]),
     )
     overlap = torch.tensor([[True, False, False, False], [False, False, True, True]])
-    batch = LevelBatch(images, masked, (torch.tensor([0, 2]),), (overlap,))
+    batch = LevelBatch(images, masked, (torch.tensor([0, 2]),), (overlap,), (torch.tensor([0.5, 0.5]),))
     patches = torch.tensor([[EAST, NORTH, EAST, EAST]])
     prediction = (torch.zeros(1, 2, 1), torch.full((2, 2, 1), 1.0))
     return MiMOutput(prediction, (torch.tensor([EAST, EAST]),), (patches,)), batch
@@ -153,10 +153,49 @@ def test_byol_reaches_the_sum():
     assert MiMLoss(1, (1.0, 1.0), (1.0,), kind="byol")(output, batch)["alignment_level1_2"].item() == 1.0  # (0 + 2) / 2
 
 
+def with_content(*flags):
+    """The batch of `two_levels` whose children have content or not, and its output."""
+    output, batch = two_levels()
+    return output, batch._replace(content_weight=(content_weights(torch.tensor([flags])).flatten(),))
+
+
+CHILDREN = math.log(3 + math.exp(-2)), math.log(2 + math.exp(-2))  # the two of ALIGNMENT
+
+
+@pytest.mark.parametrize(
+    ("flags", "prefer"), [((True, True), sum(CHILDREN) / 2), ((True, False), CHILDREN[0]), ((False, True), CHILDREN[1])]
+)
+def test_children_without_content_are_not_aligned(flags, prefer):
+    output, batch = with_content(*flags)
+    for child_content, expected in (("prefer", prefer), ("any", ALIGNMENT)):
+        loss = MiMLoss(1, (0.0, 0.0), (1.0,), temperature=0.5, child_content=child_content)
+        assert loss(output, batch)["alignment_level1_2"].item() == pytest.approx(expected)
+        assert loss(output, batch)["reconstruction_level2"].item() == RECONSTRUCTION[1], "they are reconstructed"
+
+
+def test_without_any_content_the_alignment_is_zero_and_in_the_graph():
+    output, batch = with_content(False, False)
+    for tensor in (*output.context, *output.patches):
+        tensor.requires_grad_()
+    term = MiMLoss(1, (1.0, 1.0), (1.0,))(output, batch)["alignment_level1_2"]
+    term.backward()
+    assert term.item() == 0
+    assert all(t.grad is not None and not t.grad.any() for t in (*output.context, *output.patches))
+
+
+def test_alignment_is_a_mean_over_samples_of_means_over_their_children_with_content():
+    # a sample with one, one with two, one without: (a + (b + c) / 2 + 0) / 3; in two batches as in one
+    weights = content_weights(torch.tensor([[True, False], [True, True], [False, False]]))
+    assert weights.flatten().tolist() == pytest.approx([1 / 3, 0, 1 / 6, 1 / 6, 0, 0])
+    first, rest = content_weights(torch.tensor([[True, False]])), content_weights(torch.tensor([[True, True]]))
+    both = content_weights(torch.tensor([[True, False], [True, True]]))
+    assert torch.equal(torch.cat([first, rest]) / 2, both)
+
+
 def test_one_level():
     output, batch = two_levels()
     output = MiMOutput(output.prediction[:1], (), ())
-    terms = MiMLoss(1, (1.0,), ())(output, LevelBatch(batch.images[:1], batch.masked[:1], (), ()))
+    terms = MiMLoss(1, (1.0,), ())(output, LevelBatch(batch.images[:1], batch.masked[:1], (), (), ()))
     assert {name: term.item() for name, term in terms.items()} == {"loss": 5.0, "reconstruction_level1": 5.0}
 
 
@@ -172,6 +211,7 @@ def test_one_level():
         ({"alignment_weights": (0.1, -0.1)}, "not be negative"),
         ({"reconstruction_weights": (0, 0, 0), "alignment_weights": (0, 0)}, "not all 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"child_content": "none"}, r"child_content must be one of \('prefer', 'any'\), got 'none'"),
         ({"kind": "simclr"}, "kind must be 'infonce' or 'byol', got 'simclr'"),
         ({"schedule": "linear"}, "schedule must be one of simultaneous, coarse_to_fine, fine_to_coarse, got 'linear'"),
     ],

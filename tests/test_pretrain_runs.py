@@ -436,6 +436,7 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
         {"normalize_target": True},
         {"stop_gradient": False},
         {"max_volumes_per_pass": 2, "checkpoint_activations": True},
+        {"child_content": "any"},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -445,7 +446,7 @@ def test_ablations_run(options: dict[str, Any], shared: dict[str, Any], tmp_path
     names = {name for name in losses(tmp_path / "run")[1] if "_level" in name}
     assert names == {f"reconstruction_level{level}" for level in range(1, levels + 1)} | {
         f"{name}_level{level}_{level + 1}" for level in range(1, levels) for name in ("alignment", "context_std")
-    }
+    } | {f"empty_children_level{level}" for level in range(2, levels + 1)}
     drawn = {path.name for path in (tmp_path / "run" / "pictures").glob("step_*")}
     assert drawn == {f"step_00000002_level{level}.png" for level in range(1, levels + 1)}
 

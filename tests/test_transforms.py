@@ -28,6 +28,7 @@ def test_shapes_and_types():
         "start_level2": ((3, 3), torch.int64),
         "parent_token_level2": ((3,), torch.int64),
         "parent_overlap_level2": ((3, 64), torch.bool),
+        "content_level2": ((3,), torch.bool),
     }
 
 
@@ -143,7 +144,7 @@ def test_compose_reseeds_the_dictionary_version():
 
 def test_dictionary_version_can_draw_beforehand():
     crop = MultiLevelCropMaskd("image", **SMALL).set_random_state(0)
-    crop.randomize((40, 36, 33))
+    crop.randomize(torch.from_numpy(hu_image()))
     array = MultiLevelCropMask(**SMALL).set_random_state(0)
     assert torch.equal(torch.from_numpy(crop.crop.geometry[0].masked), array(hu_image())["masked_level1"])
 
@@ -239,6 +240,9 @@ def test_samples_collate():
         ({"num_children": 40}, "between 1 and the number of masked tokens, got num_children=40, masked tokens: 39"),
         ({"child_source": "hidden"}, r"child_source must be one of \('masked', 'visible'\), got 'hidden'"),
         ({"resize": "nearest"}, r"resize must be one of \('area', 'trilinear'\), got 'nearest'"),
+        ({"child_content": "all"}, r"child_content must be one of \('prefer', 'any'\), got 'all'"),
+        ({"content_range": -1}, "content_range must be 0 or more, got -1"),
+        ({"content_range": math.nan}, "content_range must be 0 or more, got nan"),
         ({"window": (5, 5)}, r"window must be \(low, high\) with low < high, got \(5, 5\)"),
         ({"window": (1, 2, 3)}, r"window must be \(low, high\) with low < high, got \(1, 2, 3\)"),
     ],

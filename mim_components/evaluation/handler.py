@@ -140,6 +140,12 @@ class ReportHandler:
                 f"context vector. Children are drawn for {self.crop.child_source} tokens only; a guess that knows "
                 f"which these are has 1 in {candidates}. A child may overlap several tokens."
             )
+            first = "" if self.crop.child_content == "any" else " Children are drawn from tokens with content first."
+            notes.append(
+                f"With content: children whose parent token spans more than {self.crop.content_range:g} HU in the "
+                "resized parent, means over the crops that have any. Air is easy to reconstruct, and one token of air "
+                f"is as good as another.{first}"
+            )
         if not self.validation:
             notes.append("These are the training volumes: the figures say how well the network fits what it has seen.")
         if self.trained.spacing is not None:

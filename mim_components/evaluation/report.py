@@ -10,6 +10,7 @@ from mim_components.evaluation.step import mean_scores
 from mim_components.tables import csv_table, markdown_table
 
 PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": "token_mean_"}
+PAIR_FIGURES = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
 
 
 def error_figures(mse: float, hu_width: float) -> dict[str, float | None]:
@@ -23,23 +24,46 @@ def error_figures(mse: float, hu_width: float) -> dict[str, float | None]:
 
 
 def level_rows(means: Mapping[str, float], num_levels: int, hu_width: float) -> list[dict[str, Any]]:
-    """One row per level: the figures of the prediction and, with a prefix, of the trivial predictors."""
+    """One row per level: the figures of the prediction and, with a prefix, of the trivial predictors.
+
+    From level 2 also `empty_children`, the share of the volumes whose parent token has no content, and `content`, the
+    figures of the others, None where there are none.
+    """
     rows = []
     for level in range(1, num_levels + 1):
-        row: dict[str, Any] = {"level": level}
-        for name, prefix in PREDICTORS.items():
-            if f"{name}_level{level}" in means:
-                figures = error_figures(means[f"{name}_level{level}"], hu_width)
-                row.update({f"{prefix}{key}": value for key, value in figures.items()})
+        row: dict[str, Any] = {"level": level, **_level_figures(means, f"level{level}", hu_width)}
+        if level > 1:
+            row["empty_children"] = means[f"empty_children_level{level}"]
+            row["content"] = _level_figures(means, f"content_level{level}", hu_width) or None
         rows.append(row)
     return rows
 
 
+def _level_figures(means: Mapping[str, float], place: str, hu_width: float) -> dict[str, float | None]:
+    return {
+        f"{prefix}{key}": value
+        for name, prefix in PREDICTORS.items()
+        if f"{name}_{place}" in means
+        for key, value in error_figures(means[f"{name}_{place}"], hu_width).items()
+    }
+
+
 def pair_rows(means: Mapping[str, float], num_levels: int) -> list[dict[str, Any]]:
-    """One row per pair of adjacent levels: accuracies, what guessing gives, and the mean InfoNCE."""
-    names = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
+    """One row per pair of adjacent levels: accuracies, what guessing gives, and the mean InfoNCE.
+
+    `empty_children` and `content` as in `level_rows`.
+    """
+
+    def figures(place: str) -> dict[str, float]:
+        return {name: means[f"{name}_{place}"] for name in PAIR_FIGURES if f"{name}_{place}" in means}
+
     return [
-        {"parent_level": level, **{name: means[f"{name}_level{level}_{level + 1}"] for name in names}}
+        {
+            "parent_level": level,
+            **figures(f"level{level}_{level + 1}"),
+            "empty_children": means[f"empty_children_level{level + 1}"],
+            "content": figures(f"content_level{level}_{level + 1}") or None,
+        }
         for level in range(1, num_levels)
     ]
 
@@ -52,9 +76,13 @@ def volume_table(rows: Sequence[Mapping[str, Any]], num_levels: int, hu_width: f
         means = mean_scores(crops)
         line: dict[str, Any] = {"volume": volume, "crops": len(crops)}
         for row in level_rows(means, num_levels, hu_width):
+            content = row.pop("content", None) or {}
             line.update({f"{name}_level{row['level']}": value for name, value in row.items() if name != "level"})
-        line.update({name: value for name, value in means.items() if not name.startswith("mse")})
+            line.update({f"content_{name}_level{row['level']}": value for name, value in content.items()})
+        line.update({name: value for name, value in means.items() if not name.startswith(("mse", "empty"))})
         lines.append(line)
+    names = dict.fromkeys(name for line in lines for name in line)  # a volume without content lacks some
+    lines = [{name: line.get(name) for name in names} for line in lines]
     return csv_table(lines)
 
 
@@ -74,45 +102,60 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def level_table(report: Mapping[str, Any]) -> str:
-    """Table of the reconstruction in Markdown."""
+    """Table of the reconstruction in Markdown; a second line of a level is about the volumes with content."""
     standardized = "token_mean_mse" in report["levels"][0]
     head = ["level", "native size", "volumes per crop", "MSE", "RMSE (HU)", "PSNR (dB)", "visible mean: RMSE (HU)"]
-    rows = [
-        [
-            str(row["level"]),
-            "x".join(str(side) for side in row["native_size"]),
-            str(row["volumes_per_crop"]),
-            f"{row['mse']:.5f}",
-            f"{row['rmse_hu']:.1f}",
-            _decibel(row["psnr_db"]),
-            f"{row['visible_mean_rmse_hu']:.1f}",
-            _decibel(row["visible_mean_psnr_db"]),
-            *([f"{row['token_mean_rmse_hu']:.1f}"] if standardized else []),
-        ]
-        for row in report["levels"]
-    ]
     head += ["visible mean: PSNR (dB)", *(["token mean: RMSE (HU)"] if standardized else [])]
+
+    def cells(figures: Mapping[str, Any] | None) -> list[str]:
+        if figures is None:
+            return ["-"] * (len(head) - 3)
+        return [
+            f"{figures['mse']:.5f}",
+            f"{figures['rmse_hu']:.1f}",
+            _decibel(figures["psnr_db"]),
+            f"{figures['visible_mean_rmse_hu']:.1f}",
+            _decibel(figures["visible_mean_psnr_db"]),
+            *([f"{figures['token_mean_rmse_hu']:.1f}"] if standardized else []),
+        ]
+
+    rows = []
+    for row in report["levels"]:
+        size, volumes = "x".join(str(side) for side in row["native_size"]), row["volumes_per_crop"]
+        rows.append([str(row["level"]), size, str(volumes), *cells(row)])
+        if "content" in row:
+            rows.append([f"{row['level']}, with content", size, _filled(volumes, row), *cells(row["content"])])
     return markdown_table(head, rows)
 
 
 def pair_table(report: Mapping[str, Any]) -> str:
-    """Table of the alignment in Markdown."""
+    """Table of the alignment in Markdown; the second line of a pair is about the children with content."""
     head = ["levels", "children per crop", "parent token found", "chance", "chance among candidates"]
     head += ["overlapping token found", "chance", "mean InfoNCE"]
-    rows = [
-        [
-            f"{row['parent_level']}, {row['parent_level'] + 1}",
-            str(row["children_per_crop"]),
-            f"{row['accuracy']:.1%}",
+
+    def cells(figures: Mapping[str, Any] | None, row: Mapping[str, Any]) -> list[str]:
+        if figures is None:
+            return ["-"] * (len(head) - 2)
+        return [
+            f"{figures['accuracy']:.1%}",
             f"{row['chance']:.1%}",
             f"{row['candidate_chance']:.1%}",
-            f"{row['overlap_accuracy']:.1%}",
-            f"{row['overlap_chance']:.1%}",
-            f"{row['infonce']:.3f}",
+            f"{figures['overlap_accuracy']:.1%}",
+            f"{figures['overlap_chance']:.1%}",
+            f"{figures['infonce']:.3f}",
         ]
-        for row in report["pairs"]
-    ]
+
+    rows = []
+    for row in report["pairs"]:
+        levels, children = f"{row['parent_level']}, {row['parent_level'] + 1}", row["children_per_crop"]
+        rows.append([levels, str(children), *cells(row, row)])
+        rows.append([f"{levels}, with content", _filled(children, row), *cells(row["content"], row)])
     return markdown_table(head, rows)
+
+
+def _filled(volumes: int, row: Mapping[str, Any]) -> str:
+    """Mean number of volumes with content, of so many."""
+    return f"{volumes * (1 - row['empty_children']):.1f}"
 
 
 def _decibel(value: float | None) -> str:

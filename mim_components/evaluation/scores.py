@@ -47,7 +47,7 @@ def reconstruction_scores(
 def alignment_scores(
     context: Tensor, patches: Tensor, parent_token: Tensor, parent_overlap: Tensor, temperature: float = 0.1
 ) -> dict[str, Tensor]:
-    """Which of its parent's N tokens is most similar to a child's context; means over the children.
+    """Which of its parent's N tokens is most similar to a child's context, for every child.
 
     Child i belongs to parent `i // (children / parents)`. Cosine similarity.
 
@@ -60,15 +60,16 @@ def alignment_scores(
 
     Returns:
         `accuracy`: the most similar token is the parent token; `overlap_accuracy`: it is any that the child overlaps;
-        `overlap_chance`: share of the tokens that a child overlaps; `infonce`: the loss. Float64 scalars on the CPU.
+        `overlap_chance`: share of the tokens that the child overlaps; `infonce`: its loss. Each float64 `(children,)`
+        on the CPU.
     """
     parents = F.normalize(patches.float(), dim=-1).repeat_interleave(len(context) // len(patches), 0)
     cosine = (parents @ F.normalize(context.float(), dim=-1).unsqueeze(-1)).squeeze(-1)  # (children, N)
     best = cosine.argmax(1)
     scores = {
         "accuracy": best == parent_token,
-        "overlap_accuracy": parent_overlap.gather(1, best.unsqueeze(1)),
-        "overlap_chance": parent_overlap,
-        "infonce": alignment_loss(context, patches, parent_token, parent_overlap, temperature),
+        "overlap_accuracy": parent_overlap.gather(1, best.unsqueeze(1)).squeeze(1),
+        "overlap_chance": parent_overlap.double().mean(1),
+        "infonce": alignment_loss(context, patches, parent_token, parent_overlap, temperature, reduction="none"),
     }
-    return {name: value.to("cpu", torch.float64).mean() for name, value in scores.items()}
+    return {name: value.to("cpu", torch.float64) for name, value in scores.items()}

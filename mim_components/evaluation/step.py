@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from mim_components.evaluation.scores import alignment_scores, reconstruction_scores
 from mim_components.levels import LevelBatch, level_batch
 from mim_components.networks.mim import MiMOutput
+
+Scores = tuple[str, str, int, Tensor]  # name, level or pair of levels as text, level of the volumes, (volumes,)
 
 
 class EvaluationStep:
@@ -28,7 +30,9 @@ class EvaluationStep:
     Returns:
         When called, `names` and `crops` (volume and number of each crop) and `scores`: one dictionary per crop with
         `mse_level1` ... and `accuracy_level1_2` ..., means over the crop's volumes of a level, see
-        `reconstruction_scores` and `alignment_scores`.
+        `reconstruction_scores` and `alignment_scores`. `mse_content_level2` ... and `accuracy_content_level1_2` ... are
+        the same over the volumes whose parent token has content, None where the crop has none, and
+        `empty_children_level2` ... is the share of the others.
     """
 
     def __init__(self, num_levels: int, patch_size: int, temperature: float = 0.1, standardized: bool = False) -> None:
@@ -44,35 +48,36 @@ class EvaluationStep:
         with torch.no_grad():
             output = engine.network(levels.images, levels.masked)
             samples = len(batch["name"])
-            scores = self._reconstruction(output, levels, samples)
-            for sample, row in enumerate(scores):
-                row.update(self._alignment(output, levels, sample, samples))
-        return {"names": list(batch["name"]), "crops": [int(each) for each in batch["crop"]], "scores": scores}
+            tables = [*self._reconstruction(output, levels), *self._alignment(output, levels)]
+        columns = {
+            f"empty_children_level{level}": _means(~content, samples)
+            for level, content in enumerate(levels.content, start=2)
+        }
+        for name, place, level, values in tables:
+            columns[f"{name}_level{place}"] = _means(values, samples)
+            if level > 1:
+                columns[f"{name}_content_level{place}"] = _means(values, samples, levels.content[level - 2])
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return {"names": list(batch["name"]), "crops": [int(each) for each in batch["crop"]], "scores": rows}
 
-    def _reconstruction(self, output: MiMOutput, levels: LevelBatch, samples: int) -> list[dict[str, float]]:
-        rows: list[dict[str, float]] = [{} for _ in range(samples)]
-        for level, (prediction, image, masked) in enumerate(
-            zip(output.prediction, levels.images, levels.masked, strict=True), start=1
-        ):
-            scores = reconstruction_scores(prediction, image, masked, self.patch_size, self.standardized)
-            for name, values in scores.items():
-                for row, value in zip(rows, values.view(samples, -1).mean(1).tolist(), strict=True):
-                    row[f"{name}_level{level}"] = value
-        return rows
+    def _reconstruction(self, output: MiMOutput, levels: LevelBatch) -> Iterator[Scores]:
+        for level, everything in enumerate(zip(output.prediction, levels.images, levels.masked, strict=True), start=1):
+            scores = reconstruction_scores(*everything, self.patch_size, self.standardized)
+            yield from ((name, f"{level}", level, values) for name, values in scores.items())
 
-    def _alignment(self, output: MiMOutput, levels: LevelBatch, sample: int, samples: int) -> dict[str, float]:
-        row: dict[str, float] = {}
+    def _alignment(self, output: MiMOutput, levels: LevelBatch) -> Iterator[Scores]:
         for pair, everything in enumerate(
             zip(output.context, output.patches, levels.parent_token, levels.parent_overlap, strict=True), start=1
         ):
-            context, patches, token, overlap = (_of_sample(each, sample, samples) for each in everything)
-            scores = alignment_scores(context, patches, token, overlap, self.temperature)
-            row.update({f"{name}_level{pair}_{pair + 1}": float(value) for name, value in scores.items()})
-        return row
+            scores = alignment_scores(*everything, self.temperature)
+            yield from ((name, f"{pair}_{pair + 1}", pair + 1, values) for name, values in scores.items())
 
 
-def _of_sample(values: Tensor, sample: int, samples: int) -> Tensor:
-    return values.view(samples, -1, *values.shape[1:])[sample]
+def _means(values: Tensor, samples: int, content: Tensor | None = None) -> list[float | None]:
+    """Mean of every sample over its volumes, or over those with content; None where there are none."""
+    rows = values.cpu().double().view(samples, -1)
+    chosen = torch.ones_like(rows, dtype=torch.bool) if content is None else content.cpu().view(samples, -1)
+    return [float(row[each].mean()) if each.any() else None for row, each in zip(rows, chosen, strict=True)]
 
 
 class CropScores(Metric):
@@ -99,22 +104,23 @@ class CropScores(Metric):
     def update(self, output: Any) -> None:
         """Take the scores of a batch."""
         for name, crop, scores in zip(*output, strict=True):
-            bad = [key for key, value in scores.items() if not math.isfinite(value)]
+            bad = [key for key, value in scores.items() if value is not None and not math.isfinite(value)]
             if bad:
                 raise ValueError(f"{name}, crop {crop}: {bad[0]} is not finite.")
             self.rows.append({"volume": name, "crop": crop, **scores})
 
     def compute(self) -> dict[str, float]:
-        """Mean of every score over all crops; `mse` is the mean of the levels'."""
+        """Mean of every score over all crops that have it; `mse` is the mean of the levels'."""
         means = mean_scores(self.rows)
         levels = [value for name, value in means.items() if name.startswith("mse_level")]
         return {**means, "mse": math.fsum(levels) / len(levels)}
 
 
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of every score of the rows, by name."""
+    """Mean of every score over the rows that have it, by name; a score that none has is left out."""
     names = [name for name in rows[0] if name not in ("volume", "crop")]
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: math.fsum(there) / len(there) for name, there in values.items() if there}
 
 
 def mean_error(scores: CropScores) -> MetricsLambda:

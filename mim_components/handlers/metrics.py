@@ -172,6 +172,6 @@ def _shown(numbers: dict[str, float]) -> dict[str, str]:
 
 
 def _short(name: str) -> str:
-    """`reconstruction_level1` to `rec1`, `alignment_level1_2` to `align12`, `context_std_level1_2` to `std12`."""
+    """`reconstruction_level1` to `rec1`, `alignment_level1_2` to `align12`, `empty_children_level2` to `empty2`."""
     short = name.replace("reconstruction_level", "rec").replace("alignment_level", "align")
-    return short.replace("context_std_level", "std").replace("_", "")
+    return short.replace("context_std_level", "std").replace("empty_children_level", "empty").replace("_", "")

@@ -16,6 +16,7 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 
 POSITIONS = ("rescaled", "index")
+VARIANCE_FLOOR = 1e-4  # of targets: (20 HU)^2 where 2000 HU are scaled to [0, 1]; below it a target is noise in air
 
 
 def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
@@ -158,13 +159,16 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int) -> Tensor:
     return blocks.reshape(b, -1, h * p, w * p, d * p)
 
 
-def standardize_tokens(tokens: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give each token `(..., P)` mean 0 and (biased) variance 1: MAE's normalised target."""
+def standardize_tokens(tokens: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
+    """Give each token `(..., P)` mean 0 and (biased) variance v / (v + floor): MAE's normalised target, with a floor.
+
+    So what varies much has a variance of nearly 1, and noise of 10 HU in air one of 0.2 instead of 1.
+    """
     var, mean = torch.var_mean(tokens, dim=-1, keepdim=True, correction=0)
-    return (tokens - mean) / (var + eps).sqrt()
+    return (tokens - mean) / (var + floor).sqrt()
 
 
-def restore_tokens(standardized: Tensor, like: Tensor, eps: float = 1e-6) -> Tensor:
+def restore_tokens(standardized: Tensor, like: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Inverse of `standardize_tokens`: with the mean and deviation of `like`, both `(..., P)`."""
     var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
-    return standardized * (var + eps).sqrt() + mean
+    return standardized * (var + floor).sqrt() + mean

@@ -137,6 +137,15 @@ def test_standardize_a_constant_token_gives_zeros():
     assert standardize_tokens(torch.full((2, 3, 8), 0.7)).abs().max() < 1e-3
 
 
+def test_noise_in_air_is_no_target():
+    # 10 HU of 2000 are 0.005: variance 2.5e-5, and 2.5e-5 / (2.5e-5 + 1e-4) = 0.2
+    noise = 0.005 * torch.randn(20, 4096, generator=torch.Generator().manual_seed(0))
+    air, tissue = standardize_tokens(noise), standardize_tokens(0.5 + 40 * noise)  # 400 HU: 0.04 / (0.04 + 0.0001)
+    assert air.var(-1, correction=0).tolist() == pytest.approx([0.2] * 20, abs=0.02)
+    assert tissue.var(-1, correction=0).tolist() == pytest.approx([0.9975] * 20, abs=0.001)
+    torch.testing.assert_close(restore_tokens(air, noise), noise)
+
+
 def test_restore_is_the_inverse_of_standardize():
     tokens = 5 + 3 * torch.rand(2, 4, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(restore_tokens(standardize_tokens(tokens), tokens), tokens)
