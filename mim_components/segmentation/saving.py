@@ -14,8 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
+from mim_components.data.grids import grid_fault
+from mim_components.data.headers import stored_nifti_header
 from mim_components.data.volumes import BadVolume, suffix_of
-from mim_components.datasets.grids import grid_fault
 from mim_components.datasets.labels import LabelSet
 from mim_components.safe_write import write_safely, write_text_safely
 from mim_components.segmentation.label_files import write_label_files
@@ -126,12 +127,14 @@ def _numbers(affine: Any) -> np.ndarray:
 def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Image:
     """The label map in the place of its scan."""
     if suffix_of(scan).lower().startswith(".nii"):
-        source: Any = nib.load(scan).header
+        source: Any = stored_nifti_header(scan)[0]
         header = type(source)()  # Nifti1Header or Nifti2Header
+        header.set_data_shape(label.shape)
         for name in _PLACE:
             header[name] = source[name]
         header.set_data_dtype(np.uint8)
-        image = (nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image)(label, affine, header)
+        kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        image = kind(label, header.get_best_affine(), header)  # its own affine: no form and no unit is changed
     else:
         image = nib.Nifti1Image(label, affine)
         image.header.set_xyzt_units("mm")

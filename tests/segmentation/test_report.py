@@ -222,7 +222,10 @@ def test_masks_that_do_not_fit_are_named() -> None:
     wrong: dict[str, tuple[dict[str, Any], str]] = {
         "shape": ({"pred": meta(small)}, r"0035: pred is \(2, 2, 2\), but label is \(16, 8, 6\) voxels"),
         "picture": ({"picture": meta(small)}, r"0035: picture is \(2, 2, 2\)"),
-        "affine": ({"pred": meta(masks, shift=1.5)}, "0035: pred and label do not lie on each other"),
+        "affine": (
+            {"pred": meta(masks, shift=1.5)},
+            "0035: pred does not lie on the label, its position differs by 1.5 x 0 x 0 mm",
+        ),
         "plain": ({"label": torch.zeros(1, 16, 8, 6)}, "0035: label must be a MetaTensor, for its affine, got Tensor"),
         "channels": (
             {"pred": meta(np.zeros((3, 16, 8, 6)))},

@@ -206,7 +206,7 @@ def test_other_formats_get_both_forms(tmp_path, suffix):
 def test_what_lies_beside_the_maps(tmp_path, caplog):
     save_scan(tmp_path / "a" / "scan.nii.gz", GRIDS["LPS"])
     save_scan(tmp_path / "b" / "scan.nii.gz", GRIDS["RAS"], np.where(block_scan() > 100, 0, block_scan()))
-    save_scan(tmp_path / "air.nii.gz", GRIDS["RAS"], np.full(SHAPE, -1000, dtype=np.int16))
+    save_scan(tmp_path / "air.nii.gz", GRIDS["RAS"], np.where(block_scan() > 100, -1000, -1024).astype(np.int16))
     with caplog.at_level(logging.INFO):
         segment(tmp_path, tmp_path / "out", Threshold())
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
