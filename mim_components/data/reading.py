@@ -152,7 +152,7 @@ def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Has
     return raw, affine
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """One line for a table: the cause of a refusal or of a failed read."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join((text or type(error).__name__).split())

@@ -17,7 +17,7 @@ from mim_components import __version__
 from mim_components.datasets.labels import COLOURS
 from mim_components.pictures.overlay import LegendEntry, overlay_figure
 from mim_components.pictures.panels import save_figure
-from mim_components.safe_write import write_text_safely
+from mim_components.safe_write import shorten_name, write_text_safely
 from mim_components.segmentation.case_scores import CaseScores
 from mim_components.segmentation.report import (
     case_rows,
@@ -168,4 +168,4 @@ def _warnings(targets: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _file_name(case: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", case)[:200]
+    return shorten_name(re.sub(r"[^\w.+-]", "_", case))

@@ -49,11 +49,13 @@ def segmentation_items(
         dataset_dir: folder to search to any depth, or one file.
         output_dir: where results go; nothing in it is a scan.
         in_channels: of the network.
-        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out.
+        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out; "report" hands them on
+            with their cause.
         max_voxels: larger headers are refused.
 
     Returns:
-        Per scan `image` (a `VolumeSource`), `source` (the same, as text) and `name` (for files, no two alike).
+        Per scan `image` (a `VolumeSource`), `source` (the same, as text), `name` (for files, no two alike) and `cause`
+        (why it is bad, else "").
 
     Raises:
         DataError: nothing is given, no scan was found, or headers are bad.
@@ -148,14 +150,14 @@ class LoadScand(MapTransform):
 
     In place of `LoadImaged`, which does not read DICOM series of given files, does not notice damage inside compressed
     files, and cannot leave a scan out. `EnsureChannelFirstd` may follow and changes nothing. CT without tissue is read
-    with a warning, a constant scan is refused. Adds `cause`: why the scan could not be read, with `on_bad="exclude"`;
-    else "".
+    with a warning, a constant scan is refused. Adds `cause`: why the scan could not be read, unless `on_bad="stop"`;
+    else "". An item that has one is not read.
 
     Args:
         keys: items that are a `VolumeSource` or a path.
         in_channels: of the network.
         modality: "CT" expects HU; "MR" anything finite.
-        on_bad: "stop" raises for a scan that cannot be read; "exclude" makes it one voxel and says why.
+        on_bad: "stop" raises for a scan that cannot be read; else it is made one voxel.
         max_voxels: larger headers are refused.
 
     Raises:
@@ -178,10 +180,12 @@ class LoadScand(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans."""
-        out = {**data, "cause": ""}
+        out = {**data, "cause": data.get("cause", "")}
         for key in self.key_iterator(out):
             source = as_source(out[key])
             try:
+                if out["cause"]:
+                    raise VolumeError(out["cause"])
                 out[key] = self._read(source)
             except (VolumeError, OSError) as error:
                 bad = BadVolume(str(source), cause_of(error))
