@@ -111,6 +111,7 @@ class EvaluationReport:
         """Everything that `metrics.json` holds."""
         labels = self.scores.labels
         targets = target_rows(results, self.scores.tolerance_mm)
+        reasons = why_not_comparable(self.published, labels.name, self.space, self.facts)
         return {
             "settings": {
                 **self.facts,
@@ -123,8 +124,8 @@ class EvaluationReport:
             "mean": mean_row(results),
             "targets": targets,
             "per_case": case_rows(results),
-            "published": dict(self.published),
-            "not_comparable": why_not_comparable(self.published, labels.name, self.space, self.facts),
+            "published": {} if reasons else dict(self.published),
+            "not_comparable": reasons if self.published else [],
             "pictures": dict(pictures),
             "notes": [*NOTES, *_warnings(targets)],
         }

@@ -171,6 +171,8 @@ def test_regions_and_nothing_in_any_label(tmp_path: Path) -> None:
 
 def test_published_figures_only_where_comparable() -> None:
     assert why_not_comparable(PUBLISHED, "default", "resampled", FACTS) == []
+    own = {**FACTS, "datalist": "own.json"}
+    assert why_not_comparable(PUBLISHED, "default", "resampled", own) == ["the cases are those of a list of your own"]
     assert why_not_comparable(PUBLISHED, "organ_only", "original", {"fold": 2, "label_ratio": 0.25}) == [
         "the label set is 'organ_only', theirs 'default'",
         "the scores are in original space, theirs in resampled space",
