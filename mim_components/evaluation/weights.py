@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mim_components.checkpoints import read_checkpoint
-from mim_components.contract import InputContract, read_contract
+from mim_components.contract import TRAINING_VOLUMES, InputContract, read_contract
 from mim_components.networks.mim import MiM
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,14 @@ class TrainedNetwork:
     network: MiM
     path: Path
     contract: InputContract | None
+
+    @property
+    def training_volumes(self) -> frozenset[str]:
+        """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty where not known."""
+        for folder in (self.path.parent, self.path.parent.parent / "models"):
+            if (folder / TRAINING_VOLUMES).is_file():
+                return frozenset((folder / TRAINING_VOLUMES).read_text(encoding="utf-8").splitlines())
+        return frozenset()
 
     @property
     def origin(self) -> str:
