@@ -257,3 +257,10 @@ def test_missing_and_wrong_tolerances_are_named() -> None:
 def test_unknown_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="space must be one of resampled, original, got 'native'"):
         report(CaseScores(LABELS, TOLERANCE), tmp_path, space="native")
+
+
+def test_rounded_positions_are_one_grid() -> None:
+    masks = np.zeros((1, 16, 8, 6), np.uint8)
+    scores = CaseScores(LABELS, TOLERANCE)
+    scores.add(case("0035", 0, pred=meta(masks, shift=0.003), picture=meta(masks.astype(np.float32), shift=0.003)))
+    assert len(scores.results) == 1
