@@ -13,6 +13,7 @@ import torch
 
 from mim_components.digests import WrongDigestError, check_digest, digest_file, write_with_digest
 from mim_components.disk import as_full_disk, tensor_bytes
+from mim_components.safe_write import PARTIAL
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class CheckpointStore:
         path = save_safely(self.directory / f"step_{step:08d}.pt", state)
         self._damaged.discard(path)
         whole = [each for each in self.paths() if each not in self._damaged]
-        killed_saves = self.directory.glob(".step_*.partial")
+        killed_saves = self.directory.glob(f".*{PARTIAL}")
         for old in [*whole[: -self.keep], *self._damaged, *killed_saves]:
             old.unlink(missing_ok=True)
             digest_file(old).unlink(missing_ok=True)

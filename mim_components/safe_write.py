@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 from mim_components.disk import FULL, as_full_disk
 
 PARTIAL = ".partial"  # ending of files that are being written
+MAX_NAME = 200  # bytes; file systems allow 255, and endings such as `_reconstruction.nii.gz` follow
 
 
 def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
@@ -24,7 +26,7 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
         OSError: with the path and the cause; what was at `path` before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")  # short: `path.name` may be as long as names can be
     try:
         write(partial)
         with partial.open("rb+") as file:
@@ -49,6 +51,20 @@ def remove_partials(folder: Path) -> None:
     for partial in folder.rglob(f".*{PARTIAL}"):
         with suppress(OSError):  # of a folder that is only read
             partial.unlink()
+
+
+def shorten_name(name: str, limit: int = MAX_NAME) -> str:
+    """A file name of at most `limit` bytes; what is cut off is told apart by a digest of the whole.
+
+    Example:
+        >>> shorten_name("scan"), len(shorten_name("\u8096" * 81).encode()), shorten_name("x" * 300, 20)
+        ('scan', 200, 'xxx_98a59b7b8a28f142')
+    """
+    content = name.encode("utf-8", "surrogateescape")
+    if len(content) <= limit:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return f"{content[: limit - len(digest) - 1].decode('utf-8', 'ignore')}_{digest}"
 
 
 def write_text_safely(path: Path, text: str, private: bool = False) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -21,9 +22,11 @@ from monai.bundle import ConfigWorkflow
 
 from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import InputContract
+from mim_components.data import BadVolumesError
 from mim_components.datasets.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.pretrained import save_encoder
+from mim_components.runs.errors import root_cause
 from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
 from mim_components.synthetic.labels import LABEL_NUMBERS
 
@@ -206,6 +209,29 @@ def check_segmentation(place: Place, tmp_path: Path) -> None:
     assert set(np.unique(label.dataobj)) <= set(range(len(place.labels.names)))
     names = (tmp_path / "inference" / "labels.ctbl").read_text()
     assert all(name.replace(" ", "_") in names or name in names for name in place.labels.names[1:])
+
+    batch = tmp_path / "batch"
+    batch.mkdir()
+    for name in ("bad", "good"):
+        shutil.copy(scan, batch / f"{name}.nii.gz")
+    content = bytearray(gzip.decompress(scan.read_bytes()))
+    content[-20] ^= 1
+    (batch / "bad.nii.gz").write_bytes(gzip.compress(content)[:-6] + bytes(6))
+    content[123] = 1  # lengths in metres
+    (batch / "large.nii.gz").write_bytes(gzip.compress(content))
+    (batch / "void.nii.gz").touch()
+    workflow = place.workflow("inference", kind="inference", dataset_dir=str(batch), output_dir=str(batch / "out"),
+                              checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
+    workflow.initialize()
+    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's, around ours
+        workflow.run()
+    error = root_cause(raised.value)
+    assert isinstance(error, BadVolumesError) and "3 of 4 volumes cannot be used" in str(error)
+    causes = {Path(bad.path).name: bad.cause for bad in error.bad}
+    assert "damaged compressed data" in causes["bad.nii.gz"] and "is empty (0 bytes)" in causes["void.nii.gz"]
+    assert "m large; expected mm" in causes["large.nii.gz"]
+    (other,) = (batch / "out" / "inference").glob("*_seg.nii.gz")
+    assert other.name == "good_seg.nii.gz" and other.read_bytes() == path.read_bytes()
 
 
 def check_classification(place: Place, tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ COMBINATIONS = [(BUNDLE, names) for names in PRETRAINING] + [
 # keys that training and inference must not disagree about
 SAME = {
     "mim_pretrain": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
-        mask_ratio projection_dim normalize_target on_bad max_voxels output_dir contract""".split(),
+        mask_ratio projection_dim normalize_target max_voxels output_dir contract""".split(),
     "segmentation": """bundle_root seed device network preset in_channels orientation spacing intensity foreground
-        roi_size sw_batch_size on_bad output_dir network_def settings""".split(),
+        roi_size sw_batch_size output_dir network_def settings""".split(),
     "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size num_slices
-        crop_shift padded_size crop_size intensity on_bad output_dir network_def settings""".split(),
+        crop_shift padded_size crop_size intensity output_dir network_def settings""".split(),
 }
 SMALL: dict[str, Any] = {
     "preset": "nano",

@@ -382,6 +382,18 @@ def test_report_on_validation_data(place: Path) -> None:
     assert mean == pytest.approx(report["levels"][1]["mse"])
 
 
+def test_scans_of_the_training_are_named(place: Path) -> None:
+    (place / "mixed").mkdir()
+    write_scan(place / "mixed" / "other_name.nii", 0)  # the voxels of scans/scans_0.nii.gz
+    write_scan(place / "mixed" / "new.nii.gz", 9)
+    shutil.copytree(place / "run" / "models", place / "known" / "models")
+    prepared = prepare_volumes(find_sources(place / "scans"), place / "cache", progress=False)
+    contents = "".join(f"{volume.content}\n" for volume in prepared.volumes)
+    (place / "known" / "models" / "training_volumes.txt").write_text(contents)
+    text = (evaluate(place, "known", validation_dir=str(place / "mixed")) / "report.md").read_text()
+    assert "1 of 2 volumes were in the training, with the same voxels" in text and ": other_name." in text
+
+
 def test_figures_do_not_depend_on_workers_and_batches(place: Path) -> None:
     options = {"validation_dir": str(place / "validation")}
     first = json.loads((evaluate(place, **options) / "metrics.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from pathlib import Path
@@ -20,7 +21,16 @@ from safetensors import safe_open
 from mim_components.contract import InputContract
 from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
 from mim_components.evaluation import TrainedNetwork
-from mim_components.inference import MASKED_HU, InferenceStep, LoadVolumed, SaveResults, inference_items, unique_names
+from mim_components.inference import (
+    MASKED_HU,
+    InferenceStep,
+    LoadVolumed,
+    SaveResults,
+    ScanDataset,
+    ScanStep,
+    inference_items,
+    unique_names,
+)
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.networks.features import FeatureMap, feature_affine, pad_to_windows, window_overlap
 from mim_components.networks.reconstruction import MiMReconstructor
@@ -264,7 +274,7 @@ def test_items_need_volumes(tmp_path: Path) -> None:
         inference_items(tmp_path, out)
     with pytest.raises(BadVolumesError, match="missing.nii.gz: no such file"):
         inference_items(tmp_path / "missing.nii.gz", out)
-    with pytest.raises(DataError, match="on_bad must be one of stop, exclude, got 'skip'"):
+    with pytest.raises(DataError, match="on_bad must be one of report, stop, exclude, got 'skip'"):
         inference_items(tmp_path, out, on_bad="skip")
     write_scan(out / "scan_masked.nii.gz")
     with pytest.raises(NoVolumesError, match="no volumes but the results"):
@@ -300,9 +310,13 @@ def test_features_must_fit_their_type(tmp_path: Path, network: MiMReconstructor)
     output = {"name": "x", "source": "x.nii", "cause": "", "affine": np.eye(4), "shape": (8, 8, 8), "stride": 8}
     state = SimpleNamespace(output={**output, "features": features}, iteration=1, epoch_length=1)
     engine = SimpleNamespace(state=state)
-    with pytest.raises(ValueError, match=r"x.nii: features are not finite in float16 \(largest 100000\).*float32"):
+    with pytest.raises(ValueError, match=r"features are not finite in float16 \(largest 100000\).*float32"):
         saver(tmp_path, network, feature_dtype="float16")(engine)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+    reporting = saver(tmp_path / "out", network, feature_dtype="float16", on_bad="report")
+    assert reporting(engine) == []  # type: ignore[arg-type]
+    with pytest.raises(BadVolumesError, match=r"1 of 1 volumes cannot be used:\n  x.nii: features are not finite"):
+        reporting.summarize(engine)  # type: ignore[arg-type]
     (path,) = saver(tmp_path, network)(engine)  # type: ignore[arg-type]
     with safe_open(path, "pt") as file:
         assert file.get_tensor("mean").tolist() == [1e5, 1e5]
@@ -328,7 +342,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_of_every_volume(run: Path) -> None:
     names = sorted(path.name for path in (run / "run" / "inference").iterdir())
     kinds = ("features.safetensors", "masked.nii.gz", "reconstruction.nii.gz")
-    assert names == [f"{volume}_ct_{kind}" for volume in "ab" for kind in kinds]
+    assert names == [*(f"{volume}_ct_{kind}" for volume in "ab" for kind in kinds), "results.csv"]
+    results = (run / "run" / "inference" / "results.csv").read_text().splitlines()
+    files = " ".join(f"a_ct_{kind}" for kind in kinds)
+    assert results[:2] == ["name,source,files,cause", f"a_ct,{run / 'scans' / 'a' / 'ct.nii.gz'},{files},"]
 
 
 @pytest.mark.parametrize("name, file", [("a_ct", "a/ct.nii.gz"), ("b_ct", "b/ct.nii")])
@@ -424,10 +441,14 @@ def test_results_are_reproducible_and_options_work(run: Path, tmp_path: Path) ->
     ))  # fmt: skip
     np.testing.assert_array_equal(first, again)
     other = infer(tmp_path / "other", scan, checkpoint=weights, seed=1, features=False)
-    assert sorted(path.name for path in other.iterdir()) == ["ct_masked.nii.gz", "ct_reconstruction.nii.gz"]
+    assert sorted(path.name for path in other.iterdir()) == [
+        "ct_masked.nii.gz",
+        "ct_reconstruction.nii.gz",
+        "results.csv",
+    ]
     assert (nib.load(other / "ct_masked.nii.gz").get_fdata() != first).any()
     only = infer(tmp_path / "only", scan, checkpoint=weights, reconstruction=False, normalize_target=True)
-    assert [path.name for path in only.iterdir()] == ["ct_features.safetensors"]
+    assert sorted(path.name for path in only.iterdir()) == ["ct_features.safetensors", "results.csv"]
 
 
 def test_own_results_are_not_read_again(run: Path, tmp_path: Path) -> None:
@@ -435,18 +456,57 @@ def test_own_results_are_not_read_again(run: Path, tmp_path: Path) -> None:
     weights = str(run / "run" / "models" / "model.pt")
     for _ in range(2):
         folder = infer(tmp_path, tmp_path, checkpoint=weights)
-        assert len(list(folder.iterdir())) == 3
+        assert len(list(folder.iterdir())) == 4
 
 
-def test_bad_volumes_can_be_left_out(run: Path, tmp_path: Path) -> None:
+def test_bad_volumes_end_no_batch(run: Path, tmp_path: Path) -> None:
     weights = str(run / "run" / "models" / "model.pt")
-    write_scan(tmp_path / "in" / "good.nii.gz", (20, 20, 20))
-    write_scan(tmp_path / "in" / "cut.nii.gz", (20, 20, 20))
-    whole = (tmp_path / "in" / "cut.nii.gz").read_bytes()
-    (tmp_path / "in" / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    assert "cut.nii.gz: truncated" in refusal(tmp_path / "stop", tmp_path / "in", checkpoint=weights)
+    for name in ("cut", "good", "x" * 212, "肖" * 81):
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", (20, 20, 20), seed=len(name))
+    cut = tmp_path / "in" / "cut.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-8])
+    (tmp_path / "in" / "empty.nii").touch()
+    reported = refusal(tmp_path / "report", tmp_path / "in", checkpoint=weights)
+    assert "2 of 5 volumes cannot be used" in reported
+    assert "cut.nii.gz: truncated" in reported and "empty.nii: the file is empty (0 bytes)" in reported
+    folder = tmp_path / "report" / "inference"
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = {Path(row["source"]).name: row for row in csv.DictReader(file)}
+    for name in ("good", "x" * 212, "肖" * 81):
+        files = rows[f"{name}.nii.gz"]["files"].split()
+        assert len(files) == 3 and all((folder / each).exists() for each in files)
+    assert not rows["cut.nii.gz"]["files"] and rows["cut.nii.gz"]["cause"].startswith("truncated")
+    assert len(list(folder.iterdir())) == 3 * 3 + 1
+    assert "empty.nii: the file is empty" in refusal(
+        tmp_path / "stop", tmp_path / "in", checkpoint=weights, on_bad="stop"
+    )
     folder = infer(tmp_path / "go", tmp_path / "in", checkpoint=weights, on_bad="exclude")
-    assert {path.name.split("_")[0] for path in folder.iterdir()} == {"good"}
+    assert len(list(folder.glob("*.nii.gz"))) == 6
+
+
+def test_volume_that_fails_on_the_way_is_its_own_cause(tmp_path: Path, network: MiMReconstructor) -> None:
+    def fail(data: Any) -> Any:
+        if not data["cause"]:
+            raise MemoryError("Unable to allocate 1 PiB")
+        return data
+
+    item = {"image": "x.nii", "source": "x.nii", "name": "x", "cause": ""}
+    assert ScanDataset([item], fail)[0]["cause"] == "Unable to allocate 1 PiB"
+    with pytest.raises(RuntimeError, match="applying transform"):  # MONAI's, with the error as its cause
+        ScanDataset([item], fail, on_bad="stop")[0]
+    batch = {"name": ["x"], "source": ["x.nii"], "cause": [""], "hu": torch.zeros(1, 1, 8, 8)}
+    step = InferenceStep(network, WINDOW, on_bad="report")
+    engine: Any = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu")))
+    engine._iteration = lambda engine, batch: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
+    assert ScanStep()(engine, batch) == [{"cause": "can't allocate memory"}]
+    assert engine.state.batch == [{"name": "x", "source": "x.nii"}]
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        ScanStep("stop")(engine, batch)
+    step._results = lambda engine, batch: (_ for _ in ()).throw(RuntimeError("out of memory"))  # type: ignore
+    assert step(engine, batch)["cause"] == "out of memory"
+    step.on_bad = "stop"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step(engine, batch)
 
 
 def test_refusals(run: Path, tmp_path: Path) -> None:
@@ -471,6 +531,6 @@ def test_demo_overlay(tmp_path: Path) -> None:
     write_weights(tmp_path / "demo" / "models", "tiny", (48, 48, 48), 128)
     device = {"device": "$torch.device('cpu')", "num_workers": 0}
     folder = infer(tmp_path / "demo", scan.parent, overlay="demo.json", **device)
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 4
     with safe_open(folder / "scan_features.safetensors", "pt") as file:
         assert file.get_tensor("features").shape[0] == 96

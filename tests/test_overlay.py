@@ -153,3 +153,27 @@ def test_names_scores_and_position_are_written(tmp_path: Path) -> None:
     assert "another class" not in {text.get_text() for text in one.texts}
     path = save_figure(figure, tmp_path / "best_0035.png")
     assert path.read_bytes() == save_figure(figure, tmp_path / "again.png").read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 4, 13, 15])
+@pytest.mark.parametrize("scores", ["Dice 91.2 %, NSD 80.0 %", "not in the label, 1234.25 ml predicted"])
+def test_legend_of_many_classes_does_not_overlap(count: int, scores: str) -> None:
+    legend = [LegendEntry(f"portal and splenic veins {number}", (9, 9, 9), scores) for number in range(count)]
+    check_texts(overlay_figure(overlay_picture(*case(), AFFINE), "case", legend))
+
+
+def test_name_that_is_wider_than_the_figure_is_wrapped() -> None:
+    legend = [LegendEntry("structure " * 40, (9, 9, 9), "Dice 91.2 %"), LegendEntry("liver", (9, 9, 9), "Dice 1 %")]
+    check_texts(overlay_figure(overlay_picture(*case(), AFFINE), "case", legend))
+
+
+def check_texts(figure: Figure) -> None:
+    """No text of the figure leaves it or covers another."""
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    width, height = figure.bbox.size
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, figure.texts[number].get_text()
+        for other in boxes[:number]:
+            apart = box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 + 2 or other.y1 <= box.y0 + 2
+            assert apart, figure.texts[number].get_text()

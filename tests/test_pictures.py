@@ -205,6 +205,16 @@ def test_titles_state_slice_size_window_and_share():
     assert "Hidden: 1 of 18 tokens" in shown and "W 1500 L -600 HU" in shown
 
 
+def test_slices_beyond_the_scan_have_no_number():
+    masked = np.zeros(GRID, dtype=bool)
+    masked[1, 2, 0] = True  # slices 36, 62 and 36 of the scan, as above
+    figure = reconstruction_figure([picture(masked=masked, scan_size=(36, 63, 37))], "scan")
+    titles = {name: axes.get_title(loc="left") for name, axes in panels(figure).items()}
+    assert titles["level1-sagittal-input"] == "sagittal, padding outside the scan"
+    assert titles["level1-coronal-input"] == "coronal, slice 62 of scan"
+    assert titles["level1-axial-input"] == "axial, slice 36 of scan"
+
+
 def test_hidden_tokens_are_covered_where_they_are():
     masked = np.zeros(GRID, dtype=bool)
     masked[1, 0, 2] = masked[0, 2, 2] = True

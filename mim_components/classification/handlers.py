@@ -25,6 +25,7 @@ from mim_components.classification.report import (
     summary_table,
 )
 from mim_components.classification.scores import ClassScores, decollated
+from mim_components.inference.results import Results
 from mim_components.pictures.confusion import confusion_figure
 from mim_components.pictures.panels import save_figure
 from mim_components.safe_write import write_text_safely
@@ -95,14 +96,17 @@ class SavePredictions:
 
     Args:
         class_names: of the classes.
-        output_dir: folder for the file; made when missing.
+        output_dir: folder for the file, and for `results.csv`, which also names bad scans; made when missing.
+        on_bad: "report" raises for bad scans, when all are done.
 
     Raises:
         ValueError: when called, a probability that is not finite; names the scan.
+        BadVolumesError: at the end, with `on_bad="report"`: lists all bad scans.
     """
 
-    def __init__(self, class_names: Sequence[str], output_dir: str | Path) -> None:
+    def __init__(self, class_names: Sequence[str], output_dir: str | Path, on_bad: str = "exclude") -> None:
         self.class_names = tuple(class_names)
+        self.results = Results(Path(output_dir), on_bad)
         self.path = Path(output_dir) / "predictions.csv"
         self._rows: list[list[str]] = []
 
@@ -114,12 +118,16 @@ class SavePredictions:
     def __call__(self, engine: Engine) -> None:
         """Add the scans of a batch."""
         for item in decollated(engine):
+            if item.get("cause"):
+                self.results.add(str(item["name"]), str(item["source"]), cause=str(item["cause"]))
+                continue
             probabilities = torch.as_tensor(item["pred"]).double().flatten()
             if not bool(torch.isfinite(probabilities).all()):
                 raise ValueError(f"{item['source']}: the network's output is not finite: {probabilities.tolist()}.")
             predicted = self.class_names[int(probabilities.argmax())]
             texts = [probability_text(value) for value in probabilities.tolist()]
             self._rows.append([str(item["source"]), predicted, *texts])
+            self.results.add(str(item.get("name", item["source"])), str(item["source"]), [self.path])
             logger.info("%s: %s (%s)", item["source"], predicted, ", ".join(self._named(texts)))
         self._write()
 
@@ -135,4 +143,4 @@ class SavePredictions:
 
     def summarize(self, engine: Engine) -> None:
         """Say where the table is."""
-        logger.info("%d scans done: %s", len(self._rows), self.path)
+        self.results.finish(f"scans are in {self.path.name}")

@@ -10,7 +10,6 @@ from typing import Any
 from mim_components.classification.checks import SliceFolderChecker
 from mim_components.classification.scans import HU_ADVICE
 from mim_components.data.finding import describe_files, find_volumes, walk
-from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import cause_of
 from mim_components.data.volumes import (
     BadVolume,
@@ -23,6 +22,7 @@ from mim_components.data.volumes import (
 from mim_components.datasets.cases import Case
 from mim_components.datasets.names import natural_key
 from mim_components.datasets.slices import is_slice
+from mim_components.inference.volumes import ON_BAD_SCAN
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,19 @@ def scan_items(
     Args:
         dataset_dir: the folder of one scan's slices, or a folder with such folders at any depth; with `hu_window` also
             a CT volume or a folder with such.
-        on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out.
+        on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out; "report" hands them on with
+            their cause.
         hu_window: HU that become black and white; None = slices only.
 
     Returns:
-        Per scan `image`, `source` and `name`, each its path as text; in natural order.
+        Per scan `image`, `source` and `name`, each its path as text, and `cause` (why it is bad, else ""); in natural
+        order.
 
     Raises:
         DataError: nothing is given, no scan was found, or scans are bad.
     """
-    if on_bad not in ON_BAD:
-        raise DataError(f"on_bad must be one of {', '.join(ON_BAD)}, got {on_bad!r}.")
+    if on_bad not in ON_BAD_SCAN:
+        raise DataError(f"on_bad must be one of {', '.join(ON_BAD_SCAN)}, got {on_bad!r}.")
     if not dataset_dir:
         raise DataError("Give the scans: --dataset_dir, the folder of one scan's slices or a folder with such folders.")
     paths = _find(Path(dataset_dir), hu_window)
@@ -53,15 +55,16 @@ def scan_items(
     bad: list[BadVolume] = []
     items: list[dict[str, Any]] = []
     for path in paths:
+        cause = ""
         try:
-            facts = checker(Case(str(path), (path,)))
+            for note in checker(Case(str(path), (path,))).notes:
+                logger.warning("%s: %s", path, note)
         except (DataError, OSError) as error:
-            bad.append(BadVolume(str(path), cause_of(error)))
-            continue
-        for note in facts.notes:
-            logger.warning("%s: %s", path, note)
-        items.append({"image": str(path), "source": str(path), "name": str(path)})
-    if bad and (on_bad == "stop" or not items):
+            cause = cause_of(error)
+            bad.append(BadVolume(str(path), cause))
+        if not cause or on_bad == "report":
+            items.append({"image": str(path), "source": str(path), "name": str(path), "cause": cause})
+    if bad and (on_bad == "stop" or len(bad) == len(paths)):
         raise BadVolumesError(bad, len(paths))
     for each in bad:
         logger.warning("left out: %s", each)

@@ -20,6 +20,8 @@ from mim_components.tensors import without_meta
 class LoadScand(MapTransform):
     """Read scans: uint8 `(1, H, W, D)`, axes as in `mim_components.classification.scans`.
 
+    An item with a `cause` is known to be bad: it becomes one voxel.
+
     Args:
         keys: items that are the path of a folder of slices or, with `hu_window`, of a CT volume.
         hu_window: HU that become 0 and 255; None = slices only.
@@ -36,6 +38,9 @@ class LoadScand(MapTransform):
         """Read the scans."""
         out = dict(data)
         for key in self.key_iterator(out):
+            if out.get("cause"):
+                out[key] = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+                continue
             try:
                 volume = read_scan(Path(out[key]), self.hu_window)
             except VolumeError as error:

@@ -1,5 +1,6 @@
 """From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
 
+from .checked_reader import CheckedReader
 from .crop_place import CropPlace
 from .dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
 from .distributed import prepare_on_nodes
@@ -24,6 +25,7 @@ __all__ = [
     "BadVolume",
     "BadVolumesError",
     "CacheError",
+    "CheckedReader",
     "CropPlace",
     "DataError",
     "FoundVolumes",

@@ -30,7 +30,7 @@ from .resample import Spacing
 from .volumes import CacheError, PreparedVolume, VolumeSource
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
-FORMAT = 1
+FORMAT = 2
 VERIFY = ("full", "quick")
 _DTYPE = np.dtype("<i2")
 _CHUNK = 2**22

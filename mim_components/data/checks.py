@@ -30,6 +30,10 @@ _LABEL_MAX = 255
 _ODD_SPACING = (0.05, 20.0)
 # Beyond this no scanner's numbers lie, damaged floats do; sums of squares in float32 overflow soon after.
 LARGEST = 1e12
+# So many voxels of 1 mm, as many as a volume may have at all.
+_MAX_MM3 = 2**31
+# mm; lengths in metres that a header calls mm are below
+_FINEST = 0.01
 # No room is so large, in mm; float32 no longer tells voxels apart from here on.
 _FARTHEST = 1e6
 
@@ -119,6 +123,25 @@ def check_affine(affine: np.ndarray) -> None:
         raise VolumeError(f"the affine is singular (axes in one plane or of length 0): {affine[:3].tolist()}")
     if np.abs(affine[:3, 3]).max() > _FARTHEST:
         raise VolumeError(f"the affine places the volume {np.abs(affine[:3, 3]).max():.3g} mm away (damaged header?)")
+
+
+def check_extent(shape: tuple[int, ...], affine: np.ndarray) -> None:
+    """Refuse a volume that resampling to mm would make too large for any memory, or shrink to nothing.
+
+    Args:
+        shape: (H, W, D, ...) in voxels.
+        affine: 4x4, voxel index to world in mm.
+
+    Raises:
+        VolumeError: the volume is larger than 2 cubic metres, or no edge of its voxels is as long as 0.01 mm.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    edges = np.array(shape[:3]) * spacing
+    if np.prod(edges) > _MAX_MM3:
+        raise VolumeError(f"the volume is {' x '.join(f'{edge / 1000:.3g}' for edge in edges)} m large; expected mm")
+    if spacing.max() < _FINEST:
+        text = " x ".join(f"{step:.3g}" for step in spacing)
+        raise VolumeError(f"the spacing is {text} mm, finer than any scanner's (metres?); expected mm")
 
 
 def check_range(low: float, high: float) -> None:

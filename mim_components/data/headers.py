@@ -1,4 +1,8 @@
-"""Read the header of a volume without its voxels: NIfTI through nibabel, MetaImage and NRRD from their text."""
+"""Read the header of a volume without its voxels: NIfTI through nibabel, MetaImage and NRRD from their text.
+
+A NIfTI file lies where MONAI's `NibabelReader` places it: by the sform, or by the qform where only that has the spacing
+of pixdim. Lengths in metres or micrometres become mm, as ITK has it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
@@ -20,6 +25,8 @@ _NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _GZIP_MAGIC = b"\x1f\x8b"
 # of the shortest edge of a voxel
 _FORM_TOLERANCE = 0.05
+# mm in a unit of length, by the three lowest bits of xyzt_units; none is read as mm
+_UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class VolumeHeader:
         scale: slope and intercept from stored value to HU that are still to be applied.
         notes: what is odd.
         placed: the file says where its voxels lie; False: `affine` is a guess.
+        mirrored: for each slice of a MONOCHROME1 series, the HU from which ITK's value is to be subtracted; else empty.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +53,7 @@ class VolumeHeader:
     scale: tuple[float, float] = (1.0, 0.0)
     notes: tuple[str, ...] = ()
     placed: bool = True
+    mirrored: tuple[float, ...] = ()
 
 
 def read_header(source: VolumeSource) -> VolumeHeader:
@@ -75,10 +84,13 @@ def read_header(source: VolumeSource) -> VolumeHeader:
 
 
 def _dicom_header(source: VolumeSource) -> VolumeHeader:
-    from .dicom import read_slice
+    from .dicom import read_slice, sums_of
 
-    columns, rows = read_slice(source.files[0]).size
-    return VolumeHeader((columns, rows, len(source.files)), np.dtype(np.int16), source.files)
+    first = read_slice(source.files[0])
+    for path in source.files:
+        first.check_claimed_size(path)
+    mirrored = sums_of([read_slice(path) for path in source.files]) if first.inverted else ()
+    return VolumeHeader((*first.size, len(source.files)), np.dtype(np.int16), source.files, mirrored=mirrored)
 
 
 def _text_header(path: Path, text: TextHeader) -> VolumeHeader:
@@ -92,6 +104,25 @@ def _text_header(path: Path, text: TextHeader) -> VolumeHeader:
 
 
 def _nifti_header(path: Path) -> VolumeHeader:
+    stored, compressed = stored_nifti_header(path)
+    try:
+        with LoggingOutputSuppressor():
+            header = stored.copy()
+            header.check_fix()
+            return _from_nifti(path, header, compressed, stored)
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        if isinstance(error, VolumeError):
+            raise
+        raise VolumeError(f"damaged NIfTI header: {error}") from error
+
+
+def stored_nifti_header(path: Path) -> tuple[nib.Nifti1Header, bool]:
+    """The header of a NIfTI file as it is stored, right or wrong; and whether the file is compressed.
+
+    Raises:
+        VolumeError: truncated, or no NIfTI file.
+        OSError: the file cannot be read.
+    """
     block, compressed = first_bytes(path)
     order, length = next(
         ((order, n) for order in ("little", "big") for n in _NIFTI_HEADERS if int.from_bytes(block[:4], order) == n),
@@ -101,21 +132,10 @@ def _nifti_header(path: Path) -> VolumeHeader:
         raise VolumeError(f"not a NIfTI file: {_what_begins_with(block)}")
     if len(block) < length:
         raise VolumeError(f"truncated: {len(block)} bytes, the header alone has {length}")
-    try:
-        with LoggingOutputSuppressor():
-            stored = _NIFTI_HEADERS[length](block[:length], "<" if order == "little" else ">", check=False)
-            header = stored.copy()
-            header.check_fix()
-            return _from_nifti(path, header, compressed, tuple(stored["pixdim"][1:4].tolist()))
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        if isinstance(error, VolumeError):
-            raise
-        raise VolumeError(f"damaged NIfTI header: {error}") from error
+    return _NIFTI_HEADERS[length](block[:length], "<" if order == "little" else ">", check=False), compressed
 
 
-def _from_nifti(
-    path: Path, header: nib.Nifti1Header, compressed: bool, pixdim: tuple[float, float, float]
-) -> VolumeHeader:
+def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool, stored: nib.Nifti1Header) -> VolumeHeader:
     if bytes(header["magic"].item()) not in (b"n+1", b"n+2"):
         raise VolumeError("a NIfTI header without voxels (.hdr/.img pair), expected one .nii file")
     axes = int(header["dim"][0])
@@ -128,18 +148,44 @@ def _from_nifti(
         raise VolumeError(f"damaged NIfTI header: voxels at byte {offset}, inside the header")
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     payload = Payload(path, 0, offset, size, True) if compressed else Payload(path, offset, 0, size, False)
-    slope, intercept = header.get_slope_inter()
-    scale = (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
+    pixdim = tuple(stored["pixdim"][1:4].tolist())
     # nibabel takes 1 mm for an edge of 0
     if int(header["sform_code"]) == 0 and any(n > 1 and edge == 0 for n, edge in zip(shape, pixdim, strict=False)):
         raise VolumeError(f"the spacing is not known: pixdim {_text(pixdim)} mm, and there is no sform")
-    notes = _notes_on_place(header)
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    affine = _place(header, shape)
+    notes = _notes_on_place(header, affine)
+    unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    if mm != 1:
+        notes = (*notes, f"lengths are in {unit}, converted to mm")
+        affine[:3] *= mm
     placed = int(header["sform_code"]) != 0 or int(header["qform_code"]) != 0
-    return VolumeHeader(shape, dtype, (path,), payload, affine, scale, notes, placed)
+    return VolumeHeader(shape, dtype, (path,), payload, affine, _scale(header), notes, placed)
 
 
-def _notes_on_place(header: nib.Nifti1Header) -> tuple[str, ...]:
+def _scale(header: nib.Nifti1Header) -> tuple[float, float]:
+    """Slope and intercept: the standard has slope 0 mean that there are none; nibabel takes NaN for that, too."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0:
+        return 1.0, 0.0
+    for name, value in (("scl_slope", slope), ("scl_inter", intercept)):
+        if not np.isfinite(value):
+            raise VolumeError(f"damaged NIfTI header: {name} is {value}, expected a number (scl_slope 0: no scaling)")
+    return slope, intercept
+
+
+def _place(header: nib.Nifti1Header, shape: tuple[int, ...]) -> np.ndarray:
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        return affine  # to be refused, whatever the other form says
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    try:
+        image = kind(np.broadcast_to(np.uint8(0), shape), affine, header)
+        return np.array(correct_nifti_header_if_necessary(image).affine, dtype=np.float64)
+    except (ValueError, HeaderDataError):  # an axis is negative, or the qform is damaged
+        return affine
+
+
+def _notes_on_place(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[str, ...]:
     with_qform, with_sform = int(header["qform_code"]) != 0, int(header["sform_code"]) != 0
     if not (with_qform or with_sform):
         return ("neither qform nor sform is set: position and orientation are guessed from the spacing",)
@@ -151,7 +197,8 @@ def _notes_on_place(header: nib.Nifti1Header) -> tuple[str, ...]:
         spacing = nib.affines.voxel_sizes(sform)
         if not np.allclose(sform, qform, rtol=1e-3, atol=_FORM_TOLERANCE * spacing.min()):
             edges = _text(tuple(nib.affines.voxel_sizes(qform)))
-            return (f"sform and qform differ: spacing {_text(tuple(spacing))} and {edges} mm; the sform is used",)
+            used = "sform" if np.allclose(affine, sform) else "qform"
+            return (f"sform and qform differ: spacing {_text(tuple(spacing))} and {edges} mm; the {used} is used",)
     return ()
 
 

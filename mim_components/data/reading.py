@@ -93,8 +93,13 @@ def as_source(source: VolumeSource | str | Path) -> VolumeSource:
     return found[0]
 
 
-def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS) -> VolumeHeader:
+def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:
     """Read and check the header of a volume; opens regular files only and allocates nothing.
+
+    Args:
+        source: the volume.
+        max_voxels: larger headers are refused.
+        any_channels: accept a fourth axis of any length.
 
     Raises:
         VolumeError: the volume is refused by its header.
@@ -103,7 +108,8 @@ def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS) -> Volume
     for path in source.files:
         check_file(path)
     header = read_header(source)
-    check_header(header, max_voxels)
+    channels = header.shape[3] if any_channels and len(header.shape) == 4 else 1
+    check_header(header, max_voxels, channels)
     return header
 
 
@@ -141,6 +147,9 @@ def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Has
         header: its header, already checked.
         digest: receives all bytes of its files.
 
+    Returns:
+        Voxels in the order of the file; where all of a large volume are equal, a view of one (strides 0).
+
     Raises:
         VolumeError: damaged.
         OSError: a file cannot be read.
@@ -154,7 +163,7 @@ def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Has
     return raw, affine
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: BaseException) -> str:
     """One line for a table: the cause of a refusal or of a failed read."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join((text or type(error).__name__).split())
@@ -164,7 +173,13 @@ def _read_file(header: VolumeHeader, payload: Payload, digest: hashlib._Hash) ->
     for path in header.files:
         if path != payload.path:
             hash_file(path, digest)
-    return np.frombuffer(read_payload(payload, digest), dtype=header.dtype).reshape(header.shape, order="F")
+    content = read_payload(payload, digest)
+    if len(content) < payload.size:
+        one = header.dtype.itemsize
+        if content == content[:one] * (len(content) // one):
+            return np.broadcast_to(np.frombuffer(content, dtype=header.dtype)[0], header.shape)  # needs no memory
+        content = (content * (payload.size // len(content) + 1))[: payload.size]
+    return np.frombuffer(content, dtype=header.dtype).reshape(header.shape, order="F")
 
 
 def _in_c_order(voxels: np.ndarray) -> np.ndarray:
@@ -207,6 +222,8 @@ def _read_series(source: VolumeSource, header: VolumeHeader, digest: hashlib._Ha
         raise VolumeError(f"cannot be decoded: {_last_line(error)}") from error
     if voxels.shape != header.shape:
         raise VolumeError(f"the header claims shape {header.shape}, ITK reads {voxels.shape}")
+    if header.mirrored:
+        voxels = np.asarray(header.mirrored, dtype=voxels.dtype) - voxels
     return voxels, np.asarray(meta["affine"], dtype=np.float64)
 
 
@@ -224,6 +241,9 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
     Raises:
         VolumeError: not finite, or no CT in HU.
     """
+    total = raw.size
+    if not any(raw.strides):
+        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`: one tells what is wrong
     voxels = np.empty(raw.shape, dtype=np.int16, order="F")
     histogram = np.zeros(2**16, dtype=np.int64)
     low, high, clipped, unfit = np.inf, -np.inf, 0, 0
@@ -240,7 +260,7 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         voxels[part] = values
         histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
     if unfit:
-        raise VolumeError(f"{unfit:,} of {raw.size:,} voxels are NaN or infinite")
+        raise VolumeError(f"{unfit * (total // raw.size):,} of {total:,} voxels are NaN or infinite")
     return voxels, check_intensities(histogram, low, high, clipped)
 
 

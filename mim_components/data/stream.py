@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _CHUNK = 2**20
 # A deflate stream cannot expand by more than this factor.
 MAX_DEFLATE_RATIO = 1032
+PERIOD = 16  # bytes, after which equal voxels of any type repeat
 
 
 class Decoder(NamedTuple):
@@ -119,28 +120,59 @@ def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
         digest: receives all bytes of the file, as they are on disk.
 
     Returns:
-        `payload.size` bytes.
+        `payload.size` bytes; only the first `PERIOD` where the rest repeats them, as it does when all voxels are equal.
 
     Raises:
         VolumeError: truncated, a failed checksum, or much more data than the header claims.
     """
-    voxels = bytearray()
+    kept = _Kept()
     position = 0
     end = payload.skip + payload.size
+    # some writers pad the end of a file; a whole part more means that the sizes in the header are damaged
+    slack = max(payload.size // 100, 4096)
     with open(payload.path, "rb", buffering=0) as raw:
         file = io.BufferedReader(HashingFile(raw, digest), _CHUNK)
         file.read(payload.start)
         for chunk in _checked_chunks(file, payload.compressed):
-            voxels += chunk[max(payload.skip - position, 0) : max(end - position, 0)]
+            part = chunk[max(payload.skip - position, 0) : max(end - position, 0)]
             position += len(chunk)
+            if position - end > slack and payload.compressed:  # it could go on for a thousand times the file's size
+                raise VolumeError(f"the header claims {end:,} bytes, but at least {position - end:,} more come out")
+            kept.add(part)
         while file.read(_CHUNK):
             pass
     if position < end:
         raise VolumeError(f"truncated: the header claims {end:,} bytes, the data end after {position:,}")
-    # some writers pad the end of a file; a whole part more means that the sizes in the header are damaged
-    if position - end > max(payload.size // 100, 4096):
+    if position - end > slack:
         raise VolumeError(f"the header claims {end:,} bytes, but there are {position - end:,} more (damaged header?)")
-    return voxels
+    return kept.content
+
+
+class _Kept:
+    """Bytes that were added; only the first `PERIOD` while the others repeat these: a small file can hold gigabytes.
+
+    Attributes:
+        content: what is kept.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._repeated = 0  # bytes that are not kept
+
+    def add(self, part: bytes) -> None:
+        """Add bytes."""
+        if len(self.content) < PERIOD:
+            first = PERIOD - len(self.content)
+            self.content += part[:first]
+            part = part[first:]
+        if len(self.content) == PERIOD:
+            pattern, start = bytes(self.content), self._repeated % PERIOD
+            if part == (pattern * (len(part) // PERIOD + 2))[start : start + len(part)]:
+                self._repeated += len(part)
+                return
+            self.content *= self._repeated // PERIOD + 1
+            self.content += pattern[:start]
+        self.content += part
 
 
 def _checked_chunks(file: io.BufferedReader[HashingFile], compressed: bool) -> Iterator[bytes]:

@@ -132,8 +132,12 @@ def read_nrrd(path: Path) -> TextHeader:
     if compressed and skip:
         raise VolumeError("byte skip in compressed data is not supported")
     placed = "spacedirections" in fields
+    sizes = _integers(_needed(fields, "sizes", "NRRD"), "sizes")
+    kinds = fields.get("kinds", "").lower().split()
+    if len(sizes) == 4 and sizes[0] > 1 and kinds and kinds[0] not in ("domain", "space", "time", "none", "???"):
+        raise VolumeError(f"{sizes[0]} values per voxel (kind {kinds[0]}), expected 1")
     return TextHeader(
-        shape=_channels_last(_integers(_needed(fields, "sizes", "NRRD"), "sizes")),
+        shape=_channels_last(sizes),
         dtype=_type(_NRRD_TYPES, _needed(fields, "type", "NRRD").lower(), fields.get("endian", "little") == "big"),
         data_file=_beside(path, data) if data else path,
         start=skip if data or skip < 0 else start + skip,
@@ -162,14 +166,14 @@ def _lines(path: Path) -> list[tuple[str, int]]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    folder = os.path.realpath(path.parent)
-    target = os.path.realpath(os.path.join(folder, name))
-    # a header must not make us open files elsewhere
-    if os.path.commonpath([folder, target]) != folder:
+    # a header must not make us open files elsewhere; where the user's own links in the folder lead is the user's matter
+    inside = os.path.relpath(os.path.join(path.parent, name), path.parent)
+    if inside.split(os.sep)[0] == os.pardir:
         raise VolumeError(f"its data file {name!r} lies outside the folder of the header")
-    if not os.path.isfile(target):
-        raise VolumeError(f"its data file {name!r} is missing")
-    return path.parent / name
+    target = path.parent / inside
+    if not target.is_file():
+        raise VolumeError(f"its data file {name!r} is " + ("a link to no file" if target.is_symlink() else "missing"))
+    return target
 
 
 def _needed(fields: dict[str, str], name: str, form: str) -> str:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY = "known_bad.jsonl"
 # Part of the key: raise it when a check changes.
-FORMAT = 1
+FORMAT = 2
 
 
 def as_bad(

@@ -11,15 +11,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.checks import check_file, check_header, check_placed, note_geometry
+from mim_components.data.checks import check_extent, check_file, check_header, check_placed, note_geometry
+from mim_components.data.grids import grid_fault
 from mim_components.data.headers import VolumeHeader, read_header
 from mim_components.data.reading import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
 
 from .cases import Case, CaseFacts
-from .grids import grid_fault
 from .labels import LabelSet
-from .reader import check_extent, check_name, reader_affine
 from .voxels import LabelValues, check_channel, count_labels, holds_only
 
 MODALITIES = ("CT", "MR")
@@ -109,7 +108,6 @@ class SegmentationChecker:
                 headers.append(read_header(_source(path)))
                 check_header(headers[-1], channels=1 if path is label else axis)
                 check_placed(headers[-1])
-                check_name(path)
             except (VolumeError, OSError) as error:
                 faults.append(cause_of(error) if path == case.image[0] else f"{_named(path)}: {cause_of(error)}")
         if not faults:
@@ -153,9 +151,9 @@ class SegmentationChecker:
             image.notes.extend(f"{where}{note}" for note in notes)
             return False
         low, high = check_channel(raw, scale)
-        image.content.update(f"{raw.shape} {raw.dtype} {scale}".encode())
-        image.content.update(raw.ravel("K").view(np.uint8).data)
+        image.content.update(f"{raw.shape} {raw.dtype} {scale} {low}".encode())
         if low != high:
+            image.content.update(raw.ravel("K").view(np.uint8).data)
             return False
         if low != 0:
             raise VolumeError(f"constant: every voxel is {low:g}")
@@ -192,8 +190,7 @@ def _source(path: Path) -> VolumeSource:
 def _read(path: Path, header: VolumeHeader, digest: hashlib._Hash, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         raw, affine = read_stored(_source(path), header, digest)
-        affine = reader_affine(path, affine)
-        check_extent(header, affine)
+        check_extent(header.shape, affine)
         return raw, affine
     except (VolumeError, OSError) as error:
         raise VolumeError(f"{where}{cause_of(error)}") from error

@@ -153,6 +153,13 @@ class ReportHandler:
                 f"Volumes were resampled to {per_axis(self.trained.spacing)} mm, as in the training; native sizes are "
                 "voxels of that grid."
             )
+        known = self.trained.training_volumes if self.validation else frozenset()
+        if seen := [volume.name for volume in self.prepared.volumes if volume.content in known]:
+            notes.append(
+                f"{len(seen)} of {len(self.prepared)} volumes were in the training, with the same voxels; their "
+                f"figures say how well the network fits what it has seen: {', '.join(seen[:20])}"
+                + (f" and {len(seen) - 20} more." if len(seen) > 20 else ".")
+            )
         if self.standardized:
             notes.append(
                 "The network predicts standardised tokens. To compare in HU, each got the mean and the standard "

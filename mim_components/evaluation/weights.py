@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mim_components.checkpoints import read_checkpoint
-from mim_components.contract import InputContract, read_contract
+from mim_components.contract import TRAINING_VOLUMES, InputContract, read_contract
 from mim_components.data.resample import Spacing, as_spacing
 from mim_components.data.volumes import per_axis
 from mim_components.networks.mim import MiM
@@ -45,6 +45,14 @@ class TrainedNetwork:
     path: Path
     contract: InputContract | None
     spacing: Spacing | None = None
+
+    @property
+    def training_volumes(self) -> frozenset[str]:
+        """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty where not known."""
+        for folder in (self.path.parent, self.path.parent.parent / "models"):
+            if (folder / TRAINING_VOLUMES).is_file():
+                return frozenset((folder / TRAINING_VOLUMES).read_text(encoding="utf-8").splitlines())
+        return frozenset()
 
     @property
     def origin(self) -> str:

@@ -26,7 +26,7 @@ class BestModel:
     `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
     every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that
     model until a better one comes. Where a checkpoint was copied into a new folder without the model, the next
-    validation is kept.
+    validation is kept. For as long as no validation is a number, the last model is kept, and called that.
 
     Args:
         folder: of the run.
@@ -42,6 +42,7 @@ class BestModel:
         self.settings = settings
         self.best = -math.inf
         self.step = 0
+        self.last = 0  # step of the model that is kept for want of a number
 
     @property
     def path(self) -> Path:
@@ -65,6 +66,9 @@ class BestModel:
             return
         try:
             kept = json.loads(beside.read_text())
+            if kept["metric_value"] is None:
+                self.last = int(kept["step"])
+                return
             value, step = float(kept["metric_value"]), int(kept["step"])
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); the best metric is that of the checkpoint.", beside, error)
@@ -79,23 +83,36 @@ class BestModel:
         value = float(engine.state.validation[self.metric])
         if math.isnan(value):
             self.folder.note(f"{self.metric} of step {engine.state.iteration} is not a number: no scan has any target.")
-        if not value > self.best:
+        if not value > self.best and self.best > -math.inf:
             return
+        numbered = value > self.best
         with self.folder.unless_full("better models"):
             if idist.get_rank() == 0:
                 state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
                 save_safely(self.path, state)
-            self.best, self.step = value, engine.state.iteration  # of what was written: the next one tries again
+            step = engine.state.iteration
+            if numbered:
+                self.best, self.step = value, step  # of what was written: the next one tries again
+            else:
+                self.last = step
             if idist.get_rank() == 0:
-                facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": value, "step": self.step}
+                known = value if numbered else None
+                facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": known, "step": step}
                 write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
-                logger.info("best model so far: %s %.4f at step %d", self.metric, value, self.step)
+                if numbered:
+                    logger.info("best model so far: %s %.4f at step %d", self.metric, value, step)
+                else:
+                    logger.info("the last model is kept, of step %d: no %s was a number so far", step, self.metric)
 
     @property
     def summary(self) -> str:
         """One line for the end of the run."""
+        if not self.step and self.last:
+            return (
+                f"No {self.metric} was a number: models/model.pt is the last model, of step {self.last}, not the best"
+            )
         if not self.step:
-            return f"No model was kept: {self.metric} was never a number."
+            return f"No model was kept: there was no validation with {self.metric}."
         return f"Best {self.metric}: {self.best:.4f} at step {self.step}; its weights are models/model.pt"
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class TrainedModel:
         """File, and step and validation metric of the training where they are known."""
         if "step" not in self.facts:
             return str(self.path)
-        return f"{self.path}, step {self.facts['step']}, {self.facts['metric']} {self.facts['metric_value']:.4f}"
+        metric, value = self.facts["metric"], self.facts["metric_value"]
+        known = "the last model, no validation was a number" if value is None else f"{metric} {value:.4f}"
+        return f"{self.path}, step {self.facts['step']}, {known}"
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:

@@ -71,6 +71,8 @@ class Validation(ValidationHandler):
         if self.targets and details is not None:
             means = torch.nanmean(torch.as_tensor(details, dtype=torch.float64).reshape(-1, len(self.targets)), dim=0)
             numbers |= {f"dice_{name}": value for name, value in zip(self.targets, means.tolist(), strict=True)}
+            if bool(means.isnan().all()):
+                numbers["val_mean_dice"] = math.nan  # no scan has any target: MONAI's mean of nothing is 0
         return numbers
 
 

@@ -9,11 +9,13 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components.checkpoints import save_safely
-from mim_components.contract import InputContract
+from mim_components.contract import TRAINING_VOLUMES, InputContract
+from mim_components.data.volumes import PreparedDataset
 from mim_components.disk import FullDiskError
 from mim_components.networks.mim import MiM
 from mim_components.pretrained import save_encoder
 from mim_components.runs.folder import RunFolder
+from mim_components.safe_write import write_text_safely
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +23,20 @@ logger = logging.getLogger(__name__)
 class ExportHandler:
     """At the end, write `models/model.pt` (plain state dict) and `models/encoder.safetensors` (with its contract).
 
-    Beside each stands its digest, `.sha256`.
+    Beside each stands its digest, `.sha256`, and beside both `training_volumes.txt`: what identifies the voxels of
+    every scan of the training, so that an evaluation can tell which it was trained on.
 
     Args:
         folder: of the run.
         network: without the wrapper for several devices.
         contract: of the input; the step is filled in.
+        prepared: volumes of the training; None = no list of them.
     """
 
-    def __init__(self, folder: RunFolder, network: MiM, contract: InputContract) -> None:
+    def __init__(
+        self, folder: RunFolder, network: MiM, contract: InputContract, prepared: PreparedDataset | None = None
+    ) -> None:
+        self.prepared = prepared
         self.folder = folder
         self.network = network
         self.contract = contract
@@ -52,5 +59,8 @@ class ExportHandler:
         try:
             save_safely(models / "model.pt", state)
             save_encoder(self.network.encoder, models / "encoder.safetensors", contract)
+            if self.prepared is not None:
+                contents = sorted(volume.content for volume in self.prepared.volumes)
+                write_text_safely(models / TRAINING_VOLUMES, "".join(f"{content}\n" for content in contents))
         except FullDiskError as error:  # without them the run is not finished, whatever `on_full_disk` says
             raise self.folder.with_advice(error) from error

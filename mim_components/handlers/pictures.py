@@ -143,6 +143,7 @@ class PictureHandler:
             title=f"{self.scan.name}: volumes of the inner levels inside level 1",
             window=self.picture_window,
             start=picture.start,
+            scan_size=picture.scan_size,
         )
         with self.folder.unless_full("pictures"):
             return self._keep([save_figure(figure, path)])
@@ -174,6 +175,7 @@ class PictureHandler:
             spacing=(x, y, z),
             start=(i, j, k),
             native_size=(native[0], native[1], native[2]),
+            scan_size=self.scan.shape,
         )
 
     def _start_in_scan(self, level: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mim_components import __version__
 from mim_components.contract import InputContract
-from mim_components.data.volumes import BadVolume
 from mim_components.evaluation.weights import TrainedNetwork
+from mim_components.inference.results import Results
 from mim_components.networks.features import feature_affine
 from mim_components.safe_write import write_safely, write_tensors_safely
 
@@ -40,9 +40,14 @@ class SaveResults:
         expected: input contract of the configuration, where the weights came without one.
         feature_level: index of the map in the encoder's pyramid.
         feature_dtype: "float32" or "float16".
+        on_bad: "stop" raises for a volume whose results cannot be written; "report" raises when all are done.
+
+    Attributes:
+        results: of all volumes so far.
 
     Raises:
         ValueError: unknown `feature_dtype`; when called, features that are too large for float16.
+        BadVolumesError: at the end, with `on_bad="report"`: lists all bad volumes.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class SaveResults:
         expected: InputContract,
         feature_level: int = -1,
         feature_dtype: str = "float32",
+        on_bad: str = "stop",
     ) -> None:
         if feature_dtype not in DTYPES:
             raise ValueError(f"feature_dtype must be one of {', '.join(DTYPES)}, got {feature_dtype!r}.")
@@ -60,8 +66,7 @@ class SaveResults:
         self.expected = expected
         self.feature_level = feature_level
         self.feature_dtype = feature_dtype
-        self.bad: list[BadVolume] = []
-        self.count = 0
+        self.results = Results(self.output_dir, on_bad)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -73,12 +78,17 @@ class SaveResults:
         output = engine.state.output
         assert isinstance(output, dict)
         if output["cause"]:
-            self.bad.append(BadVolume(output["source"], output["cause"]))
-            logger.warning("left out: %s", self.bad[-1])
+            self.results.add(output["name"], output["source"], cause=output["cause"])
             return []
-        files = [self._save_features(output)] if "features" in output else []
+        try:
+            files = [self._save_features(output)] if "features" in output else []
+        except ValueError as error:
+            if self.results.on_bad == "stop":
+                raise
+            self.results.add(output["name"], output["source"], cause=str(error))
+            return []
         files += [self._save_volume(output, name) for name in ("masked", "reconstruction") if name in output]
-        self.count += 1
+        self.results.add(output["name"], output["source"], files)
         total = engine.state.epoch_length
         names = ", ".join(path.name for path in files)
         logger.info("%d/%s %s: %s", engine.state.iteration, total, output["source"], names)
@@ -86,9 +96,7 @@ class SaveResults:
 
     def summarize(self, engine: Engine) -> None:
         """Log how many volumes were done, and what was left out."""
-        logger.info("%d volumes done: %s", self.count, self.output_dir)
-        if self.bad:
-            logger.warning("%d volumes left out:\n%s", len(self.bad), "\n".join(f"  {each}" for each in self.bad))
+        self.results.finish("volumes done")
 
     def _save_features(self, output: Mapping[str, Any]) -> Path:
         features: Tensor = output["features"]
@@ -96,7 +104,7 @@ class SaveResults:
         tensors = {name: value.to(DTYPES[self.feature_dtype]).contiguous() for name, value in tensors.items()}
         if not bool(torch.isfinite(tensors["features"]).all()):
             raise ValueError(
-                f"{output['source']}: features are not finite in {self.feature_dtype} "
+                f"features are not finite in {self.feature_dtype} "
                 f"(largest {features.abs().max():g})"
                 + ("; set --feature_dtype float32." if self.feature_dtype == "float16" else ".")
             )

@@ -14,10 +14,39 @@ import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
+from mim_components.data.reading import cause_of
 from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
 from mim_components.networks.reconstruction import MiMReconstructor
+from mim_components.runs.errors import root_cause
 
 MASKED_HU = -1500  # below air (-1000) and what scanners write outside their field (-1024), so that it can be told apart
+
+
+class ScanStep:
+    """`iteration_update` of MONAI's `SupervisedEvaluator` that does what it does without, but for bad scans.
+
+    A scan with a `cause` is passed by, and one that the network or the postprocessing fails on gets one; the output is
+    then `[{"cause": ...}]`. For batches of one scan.
+
+    Args:
+        on_bad: "stop" raises instead.
+    """
+
+    def __init__(self, on_bad: str = "report") -> None:
+        self.on_bad = on_bad
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> Any:
+        """Process one scan."""
+        cause = batch["cause"][0]
+        if not cause:
+            try:
+                return engine._iteration(engine, batch)
+            except (RuntimeError, MemoryError, ValueError) as error:
+                if self.on_bad == "stop":
+                    raise
+                cause = cause_of(root_cause(error))
+        engine.state.batch = [{key: batch[key][0] for key in ("name", "source")}]
+        return [{"cause": cause}]
 
 
 class InferenceStep:
@@ -36,6 +65,7 @@ class InferenceStep:
         overlap: of the encoder's windows; made smaller until they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
         amp: run the network in bfloat16 autocast.
+        on_bad: "stop" raises where a volume does not go through; else that is its `cause`.
 
     Returns:
         When called, `name`, `source`, `cause`, and unless there is a cause: `affine` `(4, 4)` float64, `shape`; with
@@ -54,7 +84,9 @@ class InferenceStep:
         overlap: float = 0.25,
         sw_batch_size: int = 4,
         amp: bool = False,
+        on_bad: str = "stop",
     ) -> None:
+        self.on_bad = on_bad
         self.network = network
         self.input_size = tuple(input_size)
         self.hu_window = (float(hu_window[0]), float(hu_window[1]))
@@ -70,6 +102,14 @@ class InferenceStep:
         done = {"name": batch["name"][0], "source": batch["source"][0], "cause": batch["cause"][0]}
         if done["cause"]:
             return done
+        try:
+            return {**done, **self._results(engine, batch)}
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if self.on_bad == "stop":
+                raise
+            return {**done, "cause": cause_of(root_cause(error))}
+
+    def _results(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         hu = batch["hu"][0, 0]
         affine = np.asarray(hu.affine, dtype=np.float64)
         image = batch["image"].as_tensor()
@@ -78,7 +118,7 @@ class InferenceStep:
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
             encoded = self._encode(image, device) if self.features else {}
             filled = self._reconstruct(engine.inferer, image, hu.as_tensor(), device) if self.reconstruction else {}
-        return {**done, "affine": affine, "shape": tuple(hu.shape), **encoded, **filled}
+        return {"affine": affine, "shape": tuple(hu.shape), **encoded, **filled}
 
     def _encode(self, image: Tensor, device: torch.device) -> dict[str, Any]:
         padded = pad_to_windows(image, self.input_size, [self.network.patch_size] * 3)

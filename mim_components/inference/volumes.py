@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.transforms import MapTransform
 
 from mim_components.data.checks import MAX_VOXELS
@@ -20,8 +20,13 @@ from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
 from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
+from mim_components.runs.errors import root_cause
+from mim_components.safe_write import shorten_name
 
 logger = logging.getLogger(__name__)
+
+# "report": leave bad scans out, do the others, and fail at the end
+ON_BAD_SCAN = ("report", *ON_BAD)
 
 
 def inference_items(
@@ -32,11 +37,13 @@ def inference_items(
     Args:
         dataset_dir: folder to search, or one file.
         output_dir: where results go; volumes inside it are results of an earlier run and are passed over.
-        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those volumes out.
+        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those volumes out; "report" hands them
+            on with their cause.
         max_voxels: larger headers are refused.
 
     Returns:
-        Per volume `image` (where it lies), `source` (the same, as text) and `name` (for files, no two alike).
+        Per volume `image` (where it lies), `source` (the same, as text), `name` (for files, no two alike) and `cause`
+        (why it is bad, else "").
 
     Raises:
         DataError: nothing is given, no volume was found, or headers are bad.
@@ -52,8 +59,8 @@ def given_path(dataset_dir: str | Path | None, on_bad: str) -> Path:
     Raises:
         DataError: nothing is given, or `on_bad` is none of its values.
     """
-    if on_bad not in ON_BAD:
-        raise DataError(f"on_bad must be one of {', '.join(ON_BAD)}, got {on_bad!r}.")
+    if on_bad not in ON_BAD_SCAN:
+        raise DataError(f"on_bad must be one of {', '.join(ON_BAD_SCAN)}, got {on_bad!r}.")
     if not dataset_dir:
         raise DataError("Give the volumes: --dataset_dir, a folder with volumes or one file.")
     return Path(dataset_dir)
@@ -73,7 +80,7 @@ def items_of(
         root: where they were searched.
         output_dir: volumes inside it are passed over.
         check: raises `DataError` or `OSError` for a volume that is unfit.
-        on_bad: "stop" or "exclude".
+        on_bad: "report", "stop" or "exclude".
     """
     results = Path(output_dir).resolve()
     kept = [source for source in sources if results not in source.path.resolve().parents]
@@ -86,10 +93,14 @@ def items_of(
         raise BadVolumesError(bad, len(kept))
     for item in bad:
         logger.warning("left out: %s", item)
-    unfit = {item.path for item in bad}
-    kept = [source for source in kept if str(source) not in unfit]
+    causes = {item.path: item.cause for item in bad}
+    if on_bad == "exclude":
+        kept = [source for source in kept if str(source) not in causes]
     names = unique_names(kept, root)
-    return [{"image": s, "source": str(s), "name": name} for s, name in zip(kept, names, strict=True)]
+    return [
+        {"image": source, "source": str(source), "name": name, "cause": causes.get(str(source), "")}
+        for source, name in zip(kept, names, strict=True)
+    ]
 
 
 def _cause(source: VolumeSource, check: Callable[[VolumeSource], object]) -> str:
@@ -138,17 +149,44 @@ def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
 
 def _as_file_name(text: str) -> str:
     # a SeriesInstanceUID is whatever the file says, and may hold "../"
-    return re.sub(r"[^\w .+-]", "_", text).lstrip(". ")[:200] or "volume"
+    return shorten_name(re.sub(r"[^\w .+-]", "_", text).lstrip(". ")) or "volume"
+
+
+class ScanDataset(Dataset):
+    """MONAI's `Dataset` of scans, which a scan that cannot be read, or not resampled, does not end.
+
+    Its item goes through the transform again with `cause`, which makes the loader give one voxel instead.
+
+    Args:
+        data: items of `inference_items` or `segmentation_items`.
+        transform: begins with a loader that knows `cause`.
+        on_bad: "stop" raises instead.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[..., Any], on_bad: str = "report") -> None:
+        super().__init__(data, transform)
+        self.on_bad = on_bad
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:  # whatever a file brings about: memory, a transform of MONAI, a library
+            if self.on_bad == "stop":
+                raise
+            logger.debug("%s", self.data[index]["source"], exc_info=error)
+            cause = cause_of(root_cause(error))
+        assert self.transform is not None
+        return self.transform({**self.data[index], "cause": cause})
 
 
 class LoadVolumed(MapTransform):
     """Read volumes in HU: a MetaTensor `(1, H, W, D)` int16, RAS, with its affine in mm.
 
-    Adds `cause`: why the volume could not be read, with `on_bad="exclude"`; else "".
+    Adds `cause`: why the volume could not be read, unless `on_bad="stop"`; else "". An item that has one is not read.
 
     Args:
         keys: items that are a `VolumeSource` or a path.
-        on_bad: "stop" raises for a volume that cannot be read; "exclude" makes it one voxel and says why.
+        on_bad: "stop" raises for a volume that cannot be read; else it is made one voxel, and `cause` says why.
         max_voxels: larger headers are refused, and volumes that would be larger after resampling.
         spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
             new voxels lie.
@@ -172,8 +210,11 @@ class LoadVolumed(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the volumes."""
-        out = {**data, "cause": ""}
+        out = {**data, "cause": data.get("cause", "")}
         for key in self.key_iterator(out):
+            if out["cause"]:
+                out[key] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
+                continue
             try:
                 voxels, affine = load_volume(out[key], self.max_voxels, self.spacing)
             except BadVolumesError as error:

@@ -25,7 +25,7 @@ from mim_components.pictures.panels import (
     title_panel,
     wrapped,
 )
-from mim_components.pictures.planes import PLANES, Plane, resized_slice
+from mim_components.pictures.planes import PLANES, Plane, resized_slice, slice_text
 
 FOOTNOTE = (
     "Solid: the slice passes through the box. Dashed: the box lies in front of or behind the slice. "
@@ -61,6 +61,7 @@ def boxes_figure(
     title: str = "Volumes of all levels",
     window: tuple[float, float] = SOFT_TISSUE,
     start: tuple[int, int, int] = (0, 0, 0),
+    scan_size: tuple[int, int, int] | None = None,
 ) -> Figure:
     """Draw the boxes of the deeper levels into level 1, in three planes.
 
@@ -77,6 +78,7 @@ def boxes_figure(
         title: heading of the figure.
         window: lower and upper end of the grey window, HU.
         start: index of level 1's first voxel in the prepared scan, for the slice numbers.
+        scan_size: voxels of the prepared scan; slices beyond it are called padding. None = not known.
 
     Returns:
         The figure, to be read at 100 dpi.
@@ -95,7 +97,7 @@ def boxes_figure(
     sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
     grey = window_to_grey(nest.image, window)
     for row in rows:
-        _draw_row(sheet, top, nest, grey, row)
+        _draw_row(sheet, top, nest, grey, row, scan_size)
         top += _row_height(nest, row)
     sheet.text(MARGIN, top + 0.2, note, TEXT_SIZE)
     return sheet.figure
@@ -134,13 +136,17 @@ def _row_height(nest: Nest, row: _Row) -> float:
     return _row_head(row) + max(height for _, height in sizes)
 
 
-def _draw_row(sheet: Sheet, top: float, nest: Nest, grey: np.ndarray, row: _Row) -> None:
+def _draw_row(
+    sheet: Sheet, top: float, nest: Nest, grey: np.ndarray, row: _Row, scan_size: tuple[int, int, int] | None
+) -> None:
     sheet.text(MARGIN, top + 0.15, row.heading, HEADING_SIZE, bold=True)
     top += _row_head(row)
     sizes = panel_inches(row.region[1] * nest.native_mm, MAX_COLUMN, MAX_ROW)
     for column, (plane, (width, height)) in enumerate(zip(PLANES, sizes, strict=True)):
         axes = sheet.axes(MARGIN + column * (MAX_COLUMN + GAP), top, width, height)
         _draw_plane(axes, nest, grey, plane, row)
+        number = nest.start[plane.axis] + int(row.voxel[plane.axis])
+        title_panel(axes, f"{plane.name}, {slice_text(number, scan_size[plane.axis] if scan_size else None)}")
     if row.child is None:
         _draw_legend(sheet, nest, top)
 
@@ -160,7 +166,6 @@ def _draw_plane(axes: Axes, nest: Nest, grey: np.ndarray, plane: Plane, row: _Ro
     axes.set_xlim(high[plane.across], low[plane.across])
     axes.set_ylim(low[plane.up], high[plane.up])
     draw_scale_bar(axes)
-    title_panel(axes, f"{plane.name}, slice {nest.start[axis] + native} of scan")
     axes.set_label(f"level{1 if row.child is None else 2}-{plane.name}")
     if row.child is not None:
         for spine in axes.spines.values():

@@ -21,6 +21,7 @@ class LevelPicture:
         spacing: mm per voxel of these arrays, that is, after the resize.
         start: index of the volume's first voxel in the prepared scan, native voxels.
         native_size: native voxels that the volume covers.
+        scan_size: voxels of the prepared scan; slices beyond it are padding. None = not known.
 
     Raises:
         ValueError: shapes that do not fit together, no masked token, spacing or size not positive.
@@ -33,6 +34,7 @@ class LevelPicture:
     spacing: tuple[float, float, float]
     start: tuple[int, int, int]
     native_size: tuple[int, int, int]
+    scan_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""

@@ -21,6 +21,7 @@ from mim_components.pictures.panels import (
     draw_scale_bar,
     lines_height,
     panel_inches,
+    text_inches,
     title_panel,
     wrapped,
 )
@@ -34,12 +35,13 @@ FOOTNOTE = (
     "own coordinates."
 )
 TINT = 0.22  # of the areas of the classes
+SWATCH = 0.22  # inches, with the gap to its text
 LINE = 1.1  # points, about 1.5 pixels
 
 MARGIN, GAP, ROW_GAP = 0.2, 0.12, 0.26  # inches
 COLUMN, MAX_ROW = 3.4, 3.4  # inches
 WIDTH = 2 * MARGIN + len(COLUMNS) * COLUMN + (len(COLUMNS) - 1) * GAP
-LEGEND_COLUMNS, LEGEND_ROW = 4, 0.22  # inches
+LEGEND_ROW = 0.22  # inches
 
 
 class LegendEntry(NamedTuple):
@@ -64,7 +66,8 @@ def overlay_figure(picture: OverlayPicture, title: str, legend: Sequence[LegendE
     title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
     sizes = panel_inches(picture.size_mm, COLUMN, MAX_ROW)
     head = MARGIN + lines_height(title, TITLE_SIZE) + 0.3
-    rows = math.ceil(len(legend) / LEGEND_COLUMNS) + 1
+    lines = _legend_lines(legend)
+    rows = max(map(len, lines)) + 1
     panels = sum(height + ROW_GAP for _, height in sizes)
     sheet = Sheet(WIDTH, head + panels + 0.2 + rows * LEGEND_ROW + lines_height(FOOTNOTE, TEXT_SIZE) + MARGIN)
     sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
@@ -77,7 +80,7 @@ def overlay_figure(picture: OverlayPicture, title: str, legend: Sequence[LegendE
         row = [sheet.axes(left, top, width, height) for left in lefts]
         _draw_row(row, part, picture.spacing, [entry.colour for entry in legend])
         top += height
-    _draw_legend(sheet, top + 0.2, legend)
+    _draw_legend(sheet, top + 0.2, lines, len(legend))
     sheet.text(MARGIN, top + 0.2 + rows * LEGEND_ROW, FOOTNOTE, TEXT_SIZE)
     return sheet.figure
 
@@ -139,14 +142,33 @@ def _draw_difference(axes: Axes, part: PlaneSlice) -> None:
     axes.imshow(np.flip(colours.swapaxes(0, 1), (0, 1)), extent=extent, origin="upper", interpolation="nearest")
 
 
-def _draw_legend(sheet: Sheet, top: float, legend: Sequence[LegendEntry]) -> None:
+def _legend_lines(legend: Sequence[LegendEntry]) -> list[list[tuple[tuple[int, int, int] | None, str]]]:
+    """Lines of the legend, by column: as many columns as the longest text allows; only the first line has a colour."""
+    texts = [f"{entry.name}: {entry.scores}" for entry in legend]
+    whole = WIDTH - 2 * MARGIN
+    longest = max((text_inches(text, TEXT_SIZE) for text in texts), default=0.0) + SWATCH + GAP
+    columns = min(max(int(whole / longest), 1), 4)
+    per_column = math.ceil(len(legend) / columns)
+    lines: list[list[tuple[tuple[int, int, int] | None, str]]] = [[] for _ in range(columns)]
+    for number, (entry, text) in enumerate(zip(legend, texts, strict=True)):
+        first, *others = wrapped(text, whole - SWATCH, TEXT_SIZE).split("\n")
+        lines[number // per_column] += [(entry.colour, first), *((None, other) for other in others)]
+    return lines
+
+
+def _draw_legend(
+    sheet: Sheet, top: float, lines: Sequence[Sequence[tuple[tuple[int, int, int] | None, str]]], targets: int
+) -> None:
     """The targets column by column, and below them what the colours of the difference mean."""
-    rows = math.ceil(len(legend) / LEGEND_COLUMNS)
-    for number, entry in enumerate(legend):
-        left = MARGIN + number // rows * (COLUMN + GAP)
-        colour = tuple(value / 255 for value in entry.colour)
-        _draw_swatch(sheet, left, top + number % rows * LEGEND_ROW, colour, f"{entry.name}: {entry.scores}")
-    kinds = list(DIFFERENCES.items())[: 2 if len(legend) == 1 else 3]
+    rows = max(map(len, lines))
+    for column, entries in enumerate(lines):
+        left = MARGIN + column * (WIDTH - 2 * MARGIN) / len(lines)
+        for row, (colour, text) in enumerate(entries):
+            if colour is None:
+                sheet.text(left + SWATCH, top + row * LEGEND_ROW, text, TEXT_SIZE)
+            else:
+                _draw_swatch(sheet, left, top + row * LEGEND_ROW, tuple(value / 255 for value in colour), text)
+    kinds = list(DIFFERENCES.items())[: 2 if targets == 1 else 3]
     for column, (name, hexadecimal) in enumerate(kinds, start=1):
         _draw_swatch(sheet, MARGIN + column * 1.2, top + rows * LEGEND_ROW, to_rgb(hexadecimal), name)
     sheet.text(MARGIN, top + rows * LEGEND_ROW, "Difference:", TEXT_SIZE, bold=True)
@@ -156,4 +178,4 @@ def _draw_swatch(sheet: Sheet, left: float, top: float, colour: tuple[float, ...
     corner = (left / sheet.width, 1 - (top + 0.15) / sheet.height)
     size = (0.15 / sheet.width, 0.12 / sheet.height)
     sheet.figure.add_artist(Rectangle(corner, *size, facecolor=colour, edgecolor="black", linewidth=0.5))
-    sheet.text(left + 0.22, top, text, TEXT_SIZE)
+    sheet.text(left + SWATCH, top, text, TEXT_SIZE)

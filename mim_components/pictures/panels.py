@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
 from matplotlib.transforms import ScaledTranslation
 
 from mim_components.pictures.planes import PLANES, Plane, panel_of
@@ -69,6 +70,11 @@ def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str
     """
     em = 0.72 if bold else 0.55
     return "\n".join(textwrap.wrap(text, int(inches * 72 / (em * size))))
+
+
+def text_inches(text: str, size: float) -> float:
+    """Width in inches of one line that `Sheet.text` writes."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72 if text.strip() else 0.0
 
 
 def lines_height(text: str, size: float) -> float:

@@ -70,6 +70,21 @@ def native_slice(index: int, size: int, native_size: int, start: int = 0) -> int
     return start + (2 * index + 1) * native_size // (2 * size)
 
 
+def slice_text(number: int, scan_size: int | None = None) -> str:
+    """What is written of a slice: its number, unless it lies beyond the scan, where there is padding.
+
+    Args:
+        number: voxel index in the scan, counted from 0.
+        scan_size: voxels of the scan along this axis; None = not known.
+
+    Example:
+        >>> slice_text(78, 79), slice_text(80, 79), slice_text(-1)
+        ('slice 78 of scan', 'padding outside the scan', 'padding outside the scan')
+    """
+    inside = number >= 0 and (scan_size is None or number < scan_size)
+    return f"slice {number} of scan" if inside else "padding outside the scan"
+
+
 def resized_slice(native_index: int, size: int, native_size: int) -> int:
     """Voxel of a resized volume that holds the centre of a native voxel, along one axis; inverse of `native_slice`.
 

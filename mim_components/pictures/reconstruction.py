@@ -24,7 +24,7 @@ from mim_components.pictures.panels import (
     title_panel,
     wrapped,
 )
-from mim_components.pictures.planes import PLANES, Plane, native_slice
+from mim_components.pictures.planes import PLANES, Plane, native_slice, slice_text
 
 COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error (HU)")
 FOOTNOTE = (
@@ -181,7 +181,7 @@ def _draw_row(
     axis = plane.axis
     number = native_slice(index, level.image.shape[axis], level.native_size[axis], level.start[axis])
     draw_scale_bar(row[0])
-    title_panel(row[0], f"{plane.name}, slice {number} of scan")
+    title_panel(row[0], f"{plane.name}, {slice_text(number, level.scan_size[axis] if level.scan_size else None)}")
     for axes, name in zip(row, ("input", "masked", "reconstruction", "error"), strict=True):
         axes.set_label(f"level{level.level}-{plane.name}-{name}")
 

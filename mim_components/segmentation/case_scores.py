@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch import Tensor
 
+from mim_components.data.grids import grid_fault
 from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.names import natural_key
 from mim_components.pictures.slices import OverlayPicture, overlay_picture
@@ -75,11 +76,8 @@ class CaseScores:
         for key, volume in (("pred", case["pred"]), ("picture", image)):
             if volume.shape[1:] != label.shape[1:]:
                 raise ValueError(f"{name}: {key} is {tuple(volume.shape[1:])}, but label is {label.shape[1:]} voxels.")
-            if not np.allclose(found := np.asarray(volume.affine.cpu(), dtype=float), affine, atol=1e-3):
-                raise ValueError(
-                    f"{name}: {key} and label do not lie on each other, their affines are {found.tolist()} and "
-                    f"{affine.tolist()}."
-                )
+            if fault := grid_fault(label.shape[1:], affine, np.asarray(volume.affine.cpu(), dtype=float)):
+                raise ValueError(f"{name}: {key} does not lie on the label, {fault}.")
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         scores = score_case(pred, label, spacing, list(self.tolerance_mm.values()))
         result = CaseResult(name, dict(zip(self.labels.targets, scores, strict=True)))

@@ -17,7 +17,7 @@ from mim_components import __version__
 from mim_components.datasets.labels import COLOURS
 from mim_components.pictures.overlay import LegendEntry, overlay_figure
 from mim_components.pictures.panels import save_figure
-from mim_components.safe_write import write_text_safely
+from mim_components.safe_write import shorten_name, write_text_safely
 from mim_components.segmentation.case_scores import CaseScores
 from mim_components.segmentation.report import (
     case_rows,
@@ -111,6 +111,7 @@ class EvaluationReport:
         """Everything that `metrics.json` holds."""
         labels = self.scores.labels
         targets = target_rows(results, self.scores.tolerance_mm)
+        reasons = why_not_comparable(self.published, labels.name, self.space, self.facts)
         return {
             "settings": {
                 **self.facts,
@@ -123,8 +124,8 @@ class EvaluationReport:
             "mean": mean_row(results),
             "targets": targets,
             "per_case": case_rows(results),
-            "published": dict(self.published),
-            "not_comparable": why_not_comparable(self.published, labels.name, self.space, self.facts),
+            "published": {} if reasons else dict(self.published),
+            "not_comparable": reasons if self.published else [],
             "pictures": dict(pictures),
             "notes": [*NOTES, *_warnings(targets)],
         }
@@ -168,4 +169,4 @@ def _warnings(targets: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _file_name(case: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", case)[:200]
+    return shorten_name(re.sub(r"[^\w.+-]", "_", case))

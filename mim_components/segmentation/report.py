@@ -71,6 +71,7 @@ def why_not_comparable(published: Mapping[str, Any], label_set: str, space: str,
         f"the scores are in {space} space, theirs in resampled space": space != "resampled",
         f"the fold is {fold}, theirs 0": fold != 0,
         f"the training used {ratio} of the labels, theirs all": float(ratio) != 1.0,
+        "the cases are those of a list of your own": bool(facts.get("datalist")),
     }
     return [reason for reason, holds in reasons.items() if holds]
 
@@ -109,10 +110,10 @@ def target_table(report: Mapping[str, Any]) -> str:
 def published_text(report: Mapping[str, Any]) -> str:
     """Ours and the paper's figures side by side, or why they are not shown."""
     published, reasons = report["published"], report["not_comparable"]
-    if not published:
-        return "None are known for this dataset."
     if reasons:
         return f"Not shown, since they cannot be compared: {'; '.join(reasons)}."
+    if not published:
+        return "None are known for this dataset."
     entries = list(dict.fromkeys([*published.get("dice", {}), *published.get("nsd", {})]))
     per_class = published.get("per_class", {})
     rows = [["mean Dice", _percent(report["mean"]["dice"]), *_cells(published.get("dice", {}), entries)]]

@@ -14,9 +14,11 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from mim_components.data.volumes import BadVolume, suffix_of
-from mim_components.datasets.grids import grid_fault
+from mim_components.data.grids import grid_fault
+from mim_components.data.headers import stored_nifti_header
+from mim_components.data.volumes import suffix_of
 from mim_components.datasets.labels import LabelSet
+from mim_components.inference.results import Results
 from mim_components.safe_write import write_safely, write_text_safely
 from mim_components.segmentation.label_files import write_label_files
 from mim_components.segmentation.transforms import RegionsToLabel
@@ -36,8 +38,8 @@ class SaveSegmentation:
 
     A label map holds the number of the class per voxel in uint8, in the voxels of the scan. The qform and sform of a
     NIfTI scan are taken over as they are, so that every program shows both in one place; scans of other formats get
-    both. Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer) and `volumes.csv`: ml per class and
-    region.
+    both. Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer), `volumes.csv`: ml per class and
+    region, and `results.csv`: what became of every scan.
 
     The evaluator's output, or the batch it belongs to, holds lists of dictionaries, one per scan: `pred`, a MetaTensor
     `(1, H, W, D)` of classes or `(R, H, W, D)` of regions on the scan's grid; `name`, `source`, and `cause`, which says
@@ -46,19 +48,21 @@ class SaveSegmentation:
     Args:
         output_dir: folder for the files; made when missing.
         labels: what the classes or regions are.
+        on_bad: "report" raises for the scans that were left out, when all are done.
 
     Attributes:
-        bad: scans that were left out.
+        results: of all scans so far.
 
     Raises:
         ValueError: when called, a prediction that does not lie on its scan.
+        BadVolumesError: at the end, with `on_bad="report"`: lists all bad scans.
     """
 
-    def __init__(self, output_dir: str | Path, labels: LabelSet) -> None:
+    def __init__(self, output_dir: str | Path, labels: LabelSet, on_bad: str = "exclude") -> None:
         self.output_dir = Path(output_dir)
         self.labels = labels
         self.to_label = RegionsToLabel(labels.regions)
-        self.bad: list[BadVolume] = []
+        self.results = Results(self.output_dir, on_bad)
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -77,12 +81,12 @@ class SaveSegmentation:
         for batch, output in zip(state.batch, state.output, strict=True):
             scan = {**batch, **output}
             if scan.get("cause"):
-                self.bad.append(BadVolume(scan["source"], scan["cause"]))
-                logger.warning("left out: %s", self.bad[-1])
+                self.results.add(scan["name"], scan["source"], cause=scan["cause"])
                 continue
             path, volumes = self.save(scan)
             self.rows.append({"case": scan["name"], **{name: f"{ml:.3f}" for name, ml in volumes.items()}})
             write_text_safely(self.output_dir / "volumes.csv", csv_table(self.rows))
+            self.results.add(scan["name"], scan["source"], [path])
             found = ", ".join(f"{name} {ml:.1f} ml" for name, ml in volumes.items() if ml) or "background"
             logger.info("%d/%s %s: %s: %s", state.iteration, state.epoch_length, scan["source"], path.name, found)
             if not any(volumes.values()):
@@ -90,9 +94,7 @@ class SaveSegmentation:
 
     def summarize(self, engine: Engine) -> None:
         """Log how many scans were done, and what was left out."""
-        logger.info("%d label maps: %s", len(self.rows), self.output_dir)
-        if self.bad:
-            logger.warning("%d scans left out:\n%s", len(self.bad), "\n".join(f"  {each}" for each in self.bad))
+        self.results.finish("label maps")
 
     def save(self, scan: Mapping[str, Any]) -> tuple[Path, dict[str, float]]:
         """Write the label map of one scan; returns the file, and ml of every class and region."""
@@ -126,12 +128,14 @@ def _numbers(affine: Any) -> np.ndarray:
 def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Image:
     """The label map in the place of its scan."""
     if suffix_of(scan).lower().startswith(".nii"):
-        source: Any = nib.load(scan).header
+        source: Any = stored_nifti_header(scan)[0]
         header = type(source)()  # Nifti1Header or Nifti2Header
+        header.set_data_shape(label.shape)
         for name in _PLACE:
             header[name] = source[name]
         header.set_data_dtype(np.uint8)
-        image = (nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image)(label, affine, header)
+        kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        image = kind(label, header.get_best_affine(), header)  # its own affine: no form and no unit is changed
     else:
         image = nib.Nifti1Image(label, affine)
         image.header.set_xyzt_units("mm")

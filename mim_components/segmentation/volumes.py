@@ -5,7 +5,6 @@ Axes: scan (C, H, W, D), in the order of the file.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,12 +17,12 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from mim_components.data.checked_reader import metadata, read_channels
 from mim_components.data.checks import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.finding import find_volumes
 from mim_components.data.headers import VolumeHeader, first_bytes, read_header
-from mim_components.data.reading import as_source, cause_of, read_stored, scaled_parts, to_int16
+from mim_components.data.reading import as_source, cause_of, to_int16
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource, suffix_of
-from mim_components.datasets.grids import grid_fault
 from mim_components.datasets.layouts.brats2021 import CHANNELS
 from mim_components.datasets.voxels import check_channel
 from mim_components.inference.volumes import given_path, items_of
@@ -50,11 +49,13 @@ def segmentation_items(
         dataset_dir: folder to search to any depth, or one file.
         output_dir: where results go; nothing in it is a scan.
         in_channels: of the network.
-        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out.
+        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out; "report" hands them on
+            with their cause.
         max_voxels: larger headers are refused.
 
     Returns:
-        Per scan `image` (a `VolumeSource`), `source` (the same, as text) and `name` (for files, no two alike).
+        Per scan `image` (a `VolumeSource`), `source` (the same, as text), `name` (for files, no two alike) and `cause`
+        (why it is bad, else "").
 
     Raises:
         DataError: nothing is given, no scan was found, or headers are bad.
@@ -149,13 +150,14 @@ class LoadScand(MapTransform):
 
     In place of `LoadImaged`, which does not read DICOM series of given files, does not notice damage inside compressed
     files, and cannot leave a scan out. `EnsureChannelFirstd` may follow and changes nothing. CT without tissue is read
-    with a warning. Adds `cause`: why the scan could not be read, with `on_bad="exclude"`; else "".
+    with a warning, a constant scan is refused. Adds `cause`: why the scan could not be read, unless `on_bad="stop"`;
+    else "". An item that has one is not read.
 
     Args:
         keys: items that are a `VolumeSource` or a path.
         in_channels: of the network.
         modality: "CT" expects HU; "MR" anything finite.
-        on_bad: "stop" raises for a scan that cannot be read; "exclude" makes it one voxel and says why.
+        on_bad: "stop" raises for a scan that cannot be read; else it is made one voxel.
         max_voxels: larger headers are refused.
 
     Raises:
@@ -178,10 +180,12 @@ class LoadScand(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the scans."""
-        out = {**data, "cause": ""}
+        out = {**data, "cause": data.get("cause", "")}
         for key in self.key_iterator(out):
             source = as_source(out[key])
             try:
+                if out["cause"]:
+                    raise VolumeError(out["cause"])
                 out[key] = self._read(source)
             except (VolumeError, OSError) as error:
                 bad = BadVolume(str(source), cause_of(error))
@@ -193,24 +197,14 @@ class LoadScand(MapTransform):
 
     def _read(self, source: VolumeSource) -> MetaTensor:
         headers = read_headers(source, self.in_channels, self.max_voxels)
-        voxels = np.empty((self.in_channels, *headers[0].shape[:3]), dtype=np.float32)
-        affine = np.eye(4)
-        for index, header in enumerate(headers):
-            path = source.files[index]
-            part = VolumeSource(path, (path,)) if len(headers) > 1 else source
-            raw, placed = read_stored(part, header, hashlib.sha256())
-            if index == 0:
-                affine = placed
-            elif fault := grid_fault(header.shape, affine, placed):
-                raise VolumeError(f"{path.name}: {fault}")
-            for number, channel in enumerate(np.moveaxis(raw, 3, 0) if raw.ndim == 4 else [raw], start=index):
-                self._check(channel, header.scale, source)
-                for where, values in scaled_parts(channel, header.scale):
-                    voxels[number][where] = values
+        parts = [VolumeSource(path, (path,)) for path in source.files] if len(headers) > 1 else [source]
+        voxels, affine = read_channels(parts, headers, lambda raw, scale: self._check(raw, scale, source))
         return _as_tensor(voxels, affine, source)
 
     def _check(self, channel: np.ndarray, scale: tuple[float, float], source: VolumeSource) -> None:
         low, high = check_channel(channel, scale)
+        if low == high and self.in_channels == 1:
+            raise VolumeError(f"constant: every voxel is {low:g}")
         if low == high or (self.modality == "CT" and high < AIR_ONLY):
             logger.warning("%s: values from %g to %g only, nothing to be seen there", source, low, high)
         elif self.modality == "CT":
@@ -218,11 +212,5 @@ class LoadScand(MapTransform):
 
 
 def _as_tensor(voxels: np.ndarray, affine: np.ndarray, source: VolumeSource) -> MetaTensor:
-    meta = {
-        "filename_or_obj": str(source.files[0]),
-        "original_affine": affine.copy(),
-        "spatial_shape": np.asarray(voxels.shape[1:]),
-        "original_channel_dim": 0,
-        "space": "RAS",
-    }
-    return MetaTensor(torch.from_numpy(voxels), affine=torch.as_tensor(affine), meta=meta)
+    meta = {"filename_or_obj": str(source.files[0]), **metadata(voxels, affine)}
+    return MetaTensor(torch.from_numpy(voxels), meta=meta)

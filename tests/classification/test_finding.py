@@ -90,7 +90,7 @@ def sources(*args, **options) -> list[str]:
 
 def test_one_scan_or_all_below_a_folder(root):
     scan = root / "NCP/9/20"
-    assert scan_items(scan) == [{"image": str(scan), "source": str(scan), "name": str(scan)}]
+    assert scan_items(scan) == [{"image": str(scan), "source": str(scan), "name": str(scan), "cause": ""}]
     assert sources(root) == [
         str(root / scan) for scan in ("CP/30/40", "CP/31/41", "NCP/9/20", "NCP/10/21", "Normal/50/60", "Normal/51/61")
     ]
@@ -102,6 +102,8 @@ def test_bad_scans_are_listed_at_once_or_left_out(root):
     with pytest.raises(BadVolumesError, match=r"2 of 6 .*\n.*CP/30/40: 1 of 3 slices .*\n.*NCP/9/20: 1 of 3 slices"):
         scan_items(root)
     assert len(scan_items(root, on_bad="exclude")) == 4
+    reported = scan_items(root, on_bad="report")
+    assert len([item for item in reported if not item["cause"]]) == 4 < len(reported)
     shutil.rmtree(root / "NCP/10")
     with pytest.raises(BadVolumesError, match="1 of 1"):
         scan_items(root / "NCP", on_bad="exclude")
@@ -127,7 +129,7 @@ def test_nothing_to_work_on(tmp_path):
         scan_items(tmp_path / "absent")
     with pytest.raises(NoVolumesError, match=r"no slices \(.png, .jpg\) found in 0 files"):
         scan_items(tmp_path)
-    with pytest.raises(DataError, match="on_bad must be one of stop, exclude, got 'skip'"):
+    with pytest.raises(DataError, match="on_bad must be one of report, stop, exclude, got 'skip'"):
         scan_items(tmp_path, on_bad="skip")
 
 

@@ -350,6 +350,6 @@ def test_notes_of_odd_geometry(tmp_path, ct, write_nifti):
     dataset = prepare_volumes(FoundVolumes(sources), tmp_path / "cache", progress=False)
     assert "slice.nii: a single slice, shape (10, 12, 1)" in dataset.notes[0]
     assert "metres.nii: unusual spacing of 0.001 x 0.001 x 0.002 mm" in dataset.notes[1]
-    text = "two.nii: sform and qform differ: spacing 2 x 3 x 4 and 2 x 3 x 5 mm; the sform is used"
+    text = "two.nii: sform and qform differ: spacing 2 x 3 x 4 and 2 x 3 x 5 mm; the qform is used"
     assert text in dataset.notes[2]
     assert "turn.nii: the qform is damaged; the sform is used" in dataset.notes[3]

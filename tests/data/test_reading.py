@@ -1,4 +1,7 @@
 import gzip
+import hashlib
+import tracemalloc
+import zlib
 
 import itk
 import nibabel as nib
@@ -193,3 +196,67 @@ def test_odd_names_are_read(tmp_path, ct, name, write_nifti):
     path = write_nifti(name) if ".nii" in name else write_itk(tmp_path / name, ct, np.eye(4))
     assert find_volumes(tmp_path).sources[0].path == path
     assert load_volume(path)[0].shape == ct.shape
+
+
+@pytest.mark.parametrize("form", ["mhd", "nhdr"])
+def test_data_file_may_be_a_link_that_leads_elsewhere(tmp_path, ct, form):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "store" / "SHA256E-1").write_bytes(ct.tobytes(order="F"))
+    (tmp_path / "scan" / "a.raw").symlink_to("../store/SHA256E-1")
+    heads = {
+        "mhd": "NDims = 3\nDimSize = 10 12 14\nElementType = MET_SHORT\nElementDataFile = {}\n",
+        "nhdr": "NRRD0004\ntype: short\ndimension: 3\nsizes: 10 12 14\nencoding: raw\nendian: little\ndata file: {}\n",
+    }
+    path = tmp_path / "scan" / f"a.{form}"
+    for name in ("a.raw", "./a.raw", str(tmp_path / "scan" / "a.raw")):
+        path.write_text(heads[form].format(name))
+        np.testing.assert_array_equal(np.sort(load_volume(path)[0], axis=None), np.sort(ct, axis=None))
+    for name in ("../store/SHA256E-1", "b/../../store/SHA256E-1", str(tmp_path / "store" / "SHA256E-1")):
+        path.write_text(heads[form].format(name))
+        with pytest.raises(DataError, match="lies outside the folder of the header"):
+            load_volume(path)
+    (tmp_path / "store" / "SHA256E-1").unlink()
+    path.write_text(heads[form].format("a.raw"))
+    with pytest.raises(DataError, match="its data file 'a.raw' is a link to no file"):
+        load_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_small_file_that_expands_to_one_value_is_refused_without_memory(tmp_path, suffix):
+    size = 256**3
+    body = bytes(2 * size)
+    if suffix == ".nii.gz":
+        header = nib.Nifti1Header()
+        header.set_data_shape((256, 256, 256))
+        header.set_data_dtype(np.int16)
+        header.set_sform(np.eye(4), 1)
+        header["vox_offset"], header["magic"], header["scl_slope"] = 352, b"n+1", 0
+        content = gzip.compress(header.binaryblock + bytes(4) + body, 1)
+    elif suffix == ".nrrd":
+        head = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 256 256 256\nencoding: gzip\nendian: little\n\n"
+        content = head + gzip.compress(body, 1)
+    else:
+        packed = zlib.compress(body, 1)
+        head = "NDims = 3\nDimSize = 256 256 256\nElementType = MET_SHORT\nCompressedData = True\n"
+        content = f"{head}CompressedDataSize = {len(packed)}\nElementDataFile = LOCAL\n".encode() + packed
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    del body, content
+    tracemalloc.start()
+    with pytest.raises(DataError, match="constant: every voxel is 0"):
+        load_volume(tmp_path / f"a{suffix}")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_empty_label_of_any_size_is_read(tmp_path, write_nifti):
+    path = write_nifti("a.nii.gz", np.full((64, 64, 64), 3, dtype=np.float64))
+    source = reading.as_source(path)
+    raw, _ = reading.read_stored(source, reading.inspect_source(source), hashlib.sha256())
+    assert raw.shape == (64, 64, 64) and raw.dtype == np.float64 and (raw == 3).all() and raw.strides == (0, 0, 0)
+
+
+def test_voxels_that_repeat_but_differ_are_read(write_nifti):
+    values = np.tile(np.array([1, 2, 3, 4, 5, 6, 7, 1000], dtype=np.int16), 8).reshape(8, 8, order="F")
+    values = np.stack([values, values], axis=-1)
+    np.testing.assert_array_equal(load_volume(write_nifti("a.nii", values))[0], values)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mim_components.data import VolumeError
+from mim_components.data.grids import grid_fault
 from mim_components.datasets import Case, LabelSet, SegmentationChecker
-from mim_components.datasets.grids import grid_fault
 
 LABELS = LabelSet(("background", "organ", "lesion"), {}, {})
 HEART = LabelSet(("background", "myocardium", "atrium"), {205: 1, 420: 2}, {})
@@ -184,25 +184,11 @@ def test_unknown_modality():
         SegmentationChecker(LABELS, 1, "PET")
 
 
-# --- what MONAI's reader would make of it
+# --- where a volume lies
 
 
-@pytest.mark.parametrize("which", ["image", "label"])
-def test_name_that_the_reader_would_take_at_its_word(tmp_path, pair, which):
-    case = pair()
-    where = "" if which == "image" else "label/"
-    content = gzip.decompress((case.image[0] if which == "image" else case.label).read_bytes())
-    for name, data, text in (
-        ("x.nii.gz", content, "the file is not compressed, but its name ends in .nii.gz; rename it to .nii"),
-        ("x.nii", gzip.compress(content), "the file is compressed, but its name ends in .nii; rename it to .nii.gz"),
-    ):
-        path = tmp_path / "label" / name
-        path.write_bytes(data)
-        assert cause(pair(**{which: path})) == (f"{where}{name}: {text}" if where else text)
-
-
-def test_grid_is_that_of_the_reader(pair):
-    # the sform says 1 x 1 x 2 mm, pixdim and qform 1 x 1 x 1: MONAI takes the qform
+def test_grid_is_that_of_the_qform_where_only_that_has_the_spacing_of_pixdim(pair):
+    # the sform says 1 x 1 x 2 mm, pixdim and qform 1 x 1 x 1
     case = pair()
     content = bytearray(gzip.decompress(case.label.read_bytes()))
     content[80:92] = struct.pack("<3f", 1, 1, 1)

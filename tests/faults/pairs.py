@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 import struct
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from tests.faults.damage import CODES, PIXDIM, affine_of, dims, flip, floats, patch, write
+from tests.faults.damage import CODES, PIXDIM, SLOPE, affine_of, dims, flip, floats, patch, write
 from tests.faults.dicom_series import voxels_of
 
 
@@ -90,11 +89,6 @@ def in_micrometres(image: Path, label: Path) -> None:
         write(path, voxels_of(path).copy(), np.diag([1000, 1000, 1000, 1]) @ affine_of(path))
 
 
-def decompress(path: Path) -> None:
-    """The content without compression, under the same name."""
-    path.write_bytes(gzip.decompress(path.read_bytes()))
-
-
 PAIRS = [
     PairDamage("C14", "label of another shape", "a slice less", "the image has (40, 40, 36)",
                relabel(lambda values: values[..., 1:])),
@@ -139,10 +133,10 @@ PAIRS = [
                lambda image, label: write(
                    image, np.where(np.arange(57600).reshape(40, 40, 36) == 5, np.nan, voxels_of(image)),
                    affine_of(image))),
-    PairDamage("C23", "plain NIfTI called .nii.gz", "decompressed under its old name",
-               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(image)),
-    PairDamage("C23b", "label: plain NIfTI called .nii.gz", "decompressed under its old name",
-               "the file is not compressed, but its name ends in .nii.gz", lambda image, label: decompress(label)),
+    PairDamage("C23", "scale that is no number", "scl_slope NaN", "damaged NIfTI header: scl_slope is nan",
+               lambda image, label: patch(image, floats(SLOPE, np.nan, 0))),
+    PairDamage("C23b", "label: scale that is no number", "scl_slope infinite",
+               "damaged NIfTI header: scl_slope is inf", lambda image, label: patch(label, floats(SLOPE, np.inf, 0))),
     PairDamage("C24", "scan of many metres", "affine of micrometres, both files",
                "m large; expected mm", in_micrometres),
 ]  # fmt: skip

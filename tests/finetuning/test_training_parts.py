@@ -36,6 +36,7 @@ from mim_components.finetuning import (
     validation_share,
 )
 from mim_components.finetuning.plan import length_of
+from mim_components.finetuning.trained import TrainedModel
 from mim_components.optimizer_step import NonFiniteError
 from mim_components.runs import RunFolder
 
@@ -386,10 +387,33 @@ def test_damaged_facts_fall_back_to_the_checkpoint(folder: RunFolder, caplog: py
 
 
 def test_nothing_kept_is_said(folder: RunFolder) -> None:
-    training = Training(folder, [math.nan])
-    trainer_with(training, steps=1)
-    assert training.best.summary == "No model was kept: val_mean_dice was never a number."
-    assert not (folder.path / "models").exists()
+    best = Training(folder, []).best
+    assert best.summary == "No model was kept: there was no validation with val_mean_dice."
+
+
+def test_last_model_is_kept_where_no_validation_is_a_number(folder: RunFolder) -> None:
+    training = Training(folder, [math.nan, math.nan])
+    trainer_with(training, steps=2)
+    path = folder.path / "models" / "model.pt"
+    text = "No val_mean_dice was a number: models/model.pt is the last model, of step 2, not the best"
+    assert training.best.summary == text and weight_of(path) == 2.0
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["metric_value"] is None and facts["step"] == 2
+    assert TrainedModel(training.network, path, facts).origin == (
+        f"{path}, step 2, the last model, no validation was a number"
+    )
+    again = Training(folder, [math.nan])
+    trainer_with(again, steps=2, start=2)  # nothing is left to do
+    assert again.best.summary == text
+    better = Training(folder, [0.1])
+    trainer_with(better, steps=3, start=2)
+    assert weight_of(path) == 3.0 and better.best.best == 0.1
+
+
+def test_validation_without_any_target_is_no_number() -> None:
+    evaluator = FakeEvaluator([0.0], details=[[math.nan, math.nan], [math.nan, math.nan]])
+    engine = trainer_with(Validation(evaluator, 1, ("spleen", "liver")), steps=1)
+    assert all(math.isnan(value) for value in engine.state.validation.values())
 
 
 # and back

@@ -12,6 +12,7 @@ from ignite.engine import Engine
 
 from mim_components.contract import InputContract, read_contract
 from mim_components.disk import FullDiskError
+from mim_components.evaluation.weights import TrainedNetwork
 from mim_components.handlers.export import ExportHandler
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.pretrained import load_pretrained
@@ -89,3 +90,15 @@ def test_full_disk_ends_the_run_whatever_may_be_missing(
     with pytest.raises(FullDiskError, match=f"cannot write .*{file}, which needs .*Make room; the same command"):
         engine.run([None])
     folder.release()
+
+
+def test_voxels_of_the_training_are_listed(tmp_path: Path, network: MiM) -> None:
+    volumes = [SimpleNamespace(content=content) for content in ("b", "a")]
+    folder: Any = SimpleNamespace(path=tmp_path)
+    engine = Engine(lambda engine, batch: None)
+    ExportHandler(folder, network, CONTRACT, SimpleNamespace(volumes=volumes)).attach(engine)  # type: ignore[arg-type]
+    engine.run([None])
+    assert (tmp_path / "models" / "training_volumes.txt").read_text() == "a\nb\n"
+    assert TrainedNetwork(network, tmp_path / "models" / "model.pt", None).training_volumes == {"a", "b"}
+    assert TrainedNetwork(network, tmp_path / "checkpoints" / "step_1.pt", None).training_volumes == {"a", "b"}
+    assert TrainedNetwork(network, tmp_path / "a" / "b" / "model.pt", None).training_volumes == frozenset()

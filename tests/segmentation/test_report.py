@@ -171,6 +171,8 @@ def test_regions_and_nothing_in_any_label(tmp_path: Path) -> None:
 
 def test_published_figures_only_where_comparable() -> None:
     assert why_not_comparable(PUBLISHED, "default", "resampled", FACTS) == []
+    own = {**FACTS, "datalist": "own.json"}
+    assert why_not_comparable(PUBLISHED, "default", "resampled", own) == ["the cases are those of a list of your own"]
     assert why_not_comparable(PUBLISHED, "organ_only", "original", {"fold": 2, "label_ratio": 0.25}) == [
         "the label set is 'organ_only', theirs 'default'",
         "the scores are in original space, theirs in resampled space",
@@ -222,7 +224,10 @@ def test_masks_that_do_not_fit_are_named() -> None:
     wrong: dict[str, tuple[dict[str, Any], str]] = {
         "shape": ({"pred": meta(small)}, r"0035: pred is \(2, 2, 2\), but label is \(16, 8, 6\) voxels"),
         "picture": ({"picture": meta(small)}, r"0035: picture is \(2, 2, 2\)"),
-        "affine": ({"pred": meta(masks, shift=1.5)}, "0035: pred and label do not lie on each other"),
+        "affine": (
+            {"pred": meta(masks, shift=1.5)},
+            "0035: pred does not lie on the label, its position differs by 1.5 x 0 x 0 mm",
+        ),
         "plain": ({"label": torch.zeros(1, 16, 8, 6)}, "0035: label must be a MetaTensor, for its affine, got Tensor"),
         "channels": (
             {"pred": meta(np.zeros((3, 16, 8, 6)))},
@@ -252,3 +257,10 @@ def test_missing_and_wrong_tolerances_are_named() -> None:
 def test_unknown_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="space must be one of resampled, original, got 'native'"):
         report(CaseScores(LABELS, TOLERANCE), tmp_path, space="native")
+
+
+def test_rounded_positions_are_one_grid() -> None:
+    masks = np.zeros((1, 16, 8, 6), np.uint8)
+    scores = CaseScores(LABELS, TOLERANCE)
+    scores.add(case("0035", 0, pred=meta(masks, shift=0.003), picture=meta(masks.astype(np.float32), shift=0.003)))
+    assert len(scores.results) == 1

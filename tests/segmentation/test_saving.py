@@ -206,7 +206,7 @@ def test_other_formats_get_both_forms(tmp_path, suffix):
 def test_what_lies_beside_the_maps(tmp_path, caplog):
     save_scan(tmp_path / "a" / "scan.nii.gz", GRIDS["LPS"])
     save_scan(tmp_path / "b" / "scan.nii.gz", GRIDS["RAS"], np.where(block_scan() > 100, 0, block_scan()))
-    save_scan(tmp_path / "air.nii.gz", GRIDS["RAS"], np.full(SHAPE, -1000, dtype=np.int16))
+    save_scan(tmp_path / "air.nii.gz", GRIDS["RAS"], np.where(block_scan() > 100, -1000, -1024).astype(np.int16))
     with caplog.at_level(logging.INFO):
         segment(tmp_path, tmp_path / "out", Threshold())
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -216,6 +216,7 @@ def test_what_lies_beside_the_maps(tmp_path, caplog):
         "b_scan_seg.nii.gz",
         "labels.ctbl",
         "labels.txt",
+        "results.csv",
         "volumes.csv",
     ]
     head, *rows = [line.split(",") for line in (tmp_path / "out" / "volumes.csv").read_text().splitlines()]
@@ -266,7 +267,7 @@ def test_unreadable_scans_are_left_out(tmp_path, caplog, in_channels):
     network, labels = (Threshold(), ORGAN) if in_channels == 1 else (Regions(), BRATS)
     intensity = CT if in_channels == 1 else NormalizeIntensityd("image", nonzero=True, channel_wise=True)
     saver = segment(tmp_path, tmp_path / "out", network, labels, in_channels, on_bad="exclude", intensity=intensity)
-    assert [each.path for each in saver.bad] == [str(bad)] and "truncated" in saver.bad[0].cause
+    assert [each.path for each in saver.results.bad] == [str(bad)] and "truncated" in saver.results.bad[0].cause
     assert (tmp_path / "out" / "good_seg.nii.gz").exists() and not (tmp_path / "out" / "bad_seg.nii.gz").exists()
     assert "1 scans left out:\n  " in caplog.text and good.exists()
 
