@@ -12,11 +12,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from .data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
-from .data.naming import name_sources, path_of_name
-from .data.paper_collections import COLLECTIONS, CollectionVolumes
-from .data.quarantine import MAX_BAD_FRACTION
-from .tables import printable
+from mim_components.data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
+from mim_components.data.naming import name_sources, path_of_name
+from mim_components.data.paper_collections import COLLECTIONS, CollectionVolumes
+from mim_components.data.quarantine import MAX_BAD_FRACTION
+from mim_components.tables import printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim_components.pretrain_step import NonFiniteError, PretrainStep
+from mim_components.nonfinite import NonFiniteError
+from mim_components.pretrain_step import PretrainStep
 
 
 class OneWeight(nn.Module):

@@ -1,13 +1,13 @@
-"""From folders of CT to a checked, memory-mapped cache: find, check, prepare."""
+"""What `monai.data` lacks, in the order in which a scan passes: find, read, check, cache, prepare, load."""
 
-from .checked_reader import CheckedReader
-from .crop_place import CropPlace
-from .dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
-from .distributed import prepare_on_nodes
-from .prepare import find_sources, open_cached, prepare_volumes
-from .sampler import StepSampler, accumulation_steps
-from .transform_cache import TransformCache
-from .volumes import (
+from mim_components.data.checked_reader import CheckedReader
+from mim_components.data.crop_place import CropPlace
+from mim_components.data.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
+from mim_components.data.distributed import prepare_on_nodes
+from mim_components.data.prepare import find_sources, open_cached, prepare_volumes
+from mim_components.data.sampler import StepSampler, accumulation_steps
+from mim_components.data.transform_cache import TransformCache
+from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
     CacheError,
@@ -19,7 +19,7 @@ from .volumes import (
     VolumeError,
     VolumeSource,
 )
-from .workers import SteadyDataLoader, init_worker
+from mim_components.data.workers import SteadyDataLoader, init_worker
 
 __all__ = [
     "BadVolume",

@@ -20,14 +20,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.data.headers import VolumeHeader
+from mim_components.data.reading import DecodedVolume
+from mim_components.data.resample import Spacing
+from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
 from mim_components.digests import hash_file
 from mim_components.disk import as_size
 from mim_components.safe_write import PARTIAL, write_safely
-
-from .headers import VolumeHeader
-from .reading import DecodedVolume
-from .resample import Spacing
-from .volumes import CacheError, PreparedVolume, VolumeSource
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
 FORMAT = 2

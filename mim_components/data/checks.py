@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .headers import VolumeHeader
-from .stream import check_claimed_size
-from .volumes import VolumeError
+from mim_components.data.headers import VolumeHeader
+from mim_components.data.stream import check_claimed_size
+from mim_components.data.volumes import VolumeError
 
 MAX_VOXELS = 2**31
 

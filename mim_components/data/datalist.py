@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .finding import find_volumes
-from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
+from mim_components.data.finding import find_volumes
+from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 
 KEY = "image"
 _SHOWN = 10

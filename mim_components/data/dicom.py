@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .stream import Payload, check_claimed_size
-from .volumes import DataError, FoundVolumes, VolumeError, VolumeSource
+from mim_components.data.stream import Payload, check_claimed_size
+from mim_components.data.volumes import DataError, FoundVolumes, VolumeError, VolumeSource
 
 MIN_SLICES = 3
 _BLOCK = 1024  # bytes; the first elements of a file are short

@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .dicom import MIN_SLICES, find_series, is_dicom
-from .volumes import FoundVolumes, NoVolumesError, VolumeSource, suffix_of
+from mim_components.data.dicom import MIN_SLICES, find_series, is_dicom
+from mim_components.data.volumes import FoundVolumes, NoVolumesError, VolumeSource, suffix_of
 
 logger = logging.getLogger(__name__)
 

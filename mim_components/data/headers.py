@@ -17,9 +17,9 @@ from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
-from .stream import Payload
-from .text_headers import TextHeader, read_metaimage, read_nrrd
-from .volumes import VolumeError, VolumeSource, suffix_of
+from mim_components.data.stream import Payload
+from mim_components.data.text_headers import TextHeader, read_metaimage, read_nrrd
+from mim_components.data.volumes import VolumeError, VolumeSource, suffix_of
 
 _NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -75,7 +75,7 @@ def read_header(source: VolumeSource) -> VolumeHeader:
         return _text_header(source.path, read_metaimage(source.path))
     if suffix in (".nrrd", ".nhdr"):
         return _text_header(source.path, read_nrrd(source.path))
-    from .dicom import is_dicom, read_slice
+    from mim_components.data.dicom import is_dicom, read_slice
 
     if is_dicom(source.path):
         read_slice(source.path)  # raises and says why the header is unreadable
@@ -84,7 +84,7 @@ def read_header(source: VolumeSource) -> VolumeHeader:
 
 
 def _dicom_header(source: VolumeSource) -> VolumeHeader:
-    from .dicom import read_slice, sums_of
+    from mim_components.data.dicom import read_slice, sums_of
 
     first = read_slice(source.files[0])
     for path in source.files:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .finding import find_volumes, walk
-from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource, suffix_of
+from mim_components.data.finding import find_volumes, walk
+from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource, suffix_of
 
 SCAN, FILE, PATIENT = "scan-", "file-", "patient-"
 _DIGITS = 12

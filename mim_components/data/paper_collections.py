@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .dicom import find_series, is_dicom
-from .finding import describe_files, is_regular, walk
-from .volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
+from mim_components.data.dicom import find_series, is_dicom
+from mim_components.data.finding import describe_files, is_regular, walk
+from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 
 # The authors' list of DICOM volumes is not explained; 32 slices leave scouts and short series out.
 MIN_DICOM_SLICES = 32

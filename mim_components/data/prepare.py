@@ -18,18 +18,18 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from .cache import VERIFY, SourceState, VolumeCache, cache_bytes
-from .checks import MAX_VOXELS, check_placed
-from .datalist import load_datalist
-from .finding import find_volumes
-from .headers import VolumeHeader
-from .naming import names_of_source
-from .paper_collections import list_collection
-from .quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
-from .reading import decode_volume, inspect_source
-from .resample import Spacing, as_spacing, resampled_shape
-from .verdicts import KnownBad, as_bad
-from .volumes import (
+from mim_components.data.cache import VERIFY, SourceState, VolumeCache, cache_bytes
+from mim_components.data.checks import MAX_VOXELS, check_placed
+from mim_components.data.datalist import load_datalist
+from mim_components.data.finding import find_volumes
+from mim_components.data.headers import VolumeHeader
+from mim_components.data.naming import names_of_source
+from mim_components.data.paper_collections import list_collection
+from mim_components.data.quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
+from mim_components.data.reading import decode_volume, inspect_source
+from mim_components.data.resample import Spacing, as_spacing, resampled_shape
+from mim_components.data.verdicts import KnownBad, as_bad
+from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
     CacheError,

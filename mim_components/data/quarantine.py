@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
 from mim_components.safe_write import write_text_safely
-
-from .volumes import BadVolume, BadVolumesError, DataError
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from mim_components.data.checks import (
+    MAX_VOXELS,
+    check_affine,
+    check_file,
+    check_header,
+    check_intensities,
+    note_geometry,
+)
+from mim_components.data.headers import VolumeHeader, read_header
+from mim_components.data.resample import Spacing, resample
+from mim_components.data.stream import Payload, read_payload
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
 from mim_components.digests import hash_file
-
-from .checks import MAX_VOXELS, check_affine, check_file, check_header, check_intensities, note_geometry
-from .headers import VolumeHeader, read_header
-from .resample import Spacing, resample
-from .stream import Payload, read_payload
-from .volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
 
 _INT16 = np.iinfo(np.int16)
 _PART = 2**22  # voxels that are scaled at a time
@@ -85,7 +91,7 @@ def as_source(source: VolumeSource | str | Path) -> VolumeSource:
     path = Path(source)
     if not path.is_dir():
         return VolumeSource(path, (path,))
-    from .finding import find_volumes
+    from mim_components.data.finding import find_volumes
 
     found = find_volumes(path).sources
     if len(found) != 1:

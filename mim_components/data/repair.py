@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 
-from .cache import SourceState, VolumeCache
-from .naming import hide, names_of_source
-from .prepare import open_cached
-from .reading import DecodedVolume, cause_of, decode_volume, inspect_source
-from .volumes import CacheError, PreparedVolume, VolumeSource
+from mim_components.data.cache import SourceState, VolumeCache
+from mim_components.data.naming import hide, names_of_source
+from mim_components.data.prepare import open_cached
+from mim_components.data.reading import DecodedVolume, cause_of, decode_volume, inspect_source
+from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from mim_components.data.volumes import DataError, per_axis
 from mim_components.resize import weighted_means
-
-from .volumes import DataError, per_axis
 
 Spacing = tuple[float, float, float]
 Weights = list[list[tuple[int, float]]]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .volumes import VolumeError
+from mim_components.data.volumes import VolumeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .volumes import VolumeError
+from mim_components.data.volumes import VolumeError
 
 # Longer than any real header; keeps a file of another kind from being read as one endless line.
 _MAX_HEADER = 2**16

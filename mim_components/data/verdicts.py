@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mim_components.data.cache import SourceState
+from mim_components.data.finding import is_regular
+from mim_components.data.naming import hide
+from mim_components.data.reading import cause_of
+from mim_components.data.record_lines import RecordLines
+from mim_components.data.volumes import BadVolume, DataError, VolumeError, VolumeSource
 from mim_components.digests import hash_file
-
-from .cache import SourceState
-from .finding import is_regular
-from .naming import hide
-from .reading import cause_of
-from .record_lines import RecordLines
-from .volumes import BadVolume, DataError, VolumeError, VolumeSource
 
 logger = logging.getLogger(__name__)
 

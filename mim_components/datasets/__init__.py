@@ -1,10 +1,10 @@
 """From the folder of a labelled dataset to checked cases, divided into training and validation."""
 
-from .cases import Case, CaseChecker, CaseFacts, FoundCases
-from .checks import SegmentationChecker
-from .finding import find_cases
-from .labels import LabelSet, label_conversion, select_labels
-from .prepare import PreparedCases, prepare_cases
+from mim_components.datasets.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.datasets.checks import SegmentationChecker
+from mim_components.datasets.finding import find_cases
+from mim_components.datasets.labels import LabelSet, label_conversion, select_labels
+from mim_components.datasets.prepare import PreparedCases, prepare_cases
 
 __all__ = [
     "Case",

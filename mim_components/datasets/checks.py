@@ -16,10 +16,9 @@ from mim_components.data.grids import grid_fault
 from mim_components.data.headers import VolumeHeader, read_header
 from mim_components.data.reading import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
-
-from .cases import Case, CaseFacts
-from .labels import LabelSet
-from .voxels import LabelValues, check_channel, count_labels, holds_only
+from mim_components.datasets.cases import Case, CaseFacts
+from mim_components.datasets.labels import LabelSet
+from mim_components.datasets.voxels import LabelValues, check_channel, count_labels, holds_only
 
 MODALITIES = ("CT", "MR")
 _SHOWN = 5

@@ -13,10 +13,9 @@ from typing import Any
 
 from mim_components.data.datalist import DataFolder, read_list, section_of, shown
 from mim_components.data.volumes import DataError, NoVolumesError, VolumeSource
+from mim_components.datasets.cases import Case, FoundCases
+from mim_components.datasets.splits import Division
 from mim_components.inference.volumes import unique_names
-
-from .cases import Case, FoundCases
-from .splits import Division
 
 _SECTIONS = ("training", "validation", "test")
 

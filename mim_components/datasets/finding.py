@@ -8,10 +8,9 @@ from typing import Any
 
 from mim_components.data.finding import describe_files
 from mim_components.data.volumes import DataError, NoVolumesError
-
-from .cases import FoundCases
-from .datalist import load_cases
-from .layouts import LAYOUTS, Folder, Layout, all_layouts
+from mim_components.datasets.cases import FoundCases
+from mim_components.datasets.datalist import load_cases
+from mim_components.datasets.layouts import LAYOUTS, Folder, Layout, all_layouts
 
 # what an entry of a bundle's metadata says beside the arguments of the layout
 _OWN_KEYS = ("name", "label_set", "num_cases")

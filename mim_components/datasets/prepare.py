@@ -21,13 +21,12 @@ from mim_components.data.prepare import check_options, run_each
 from mim_components.data.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
 from mim_components.data.verdicts import as_bad
 from mim_components.data.volumes import BadVolume, DataError
+from mim_components.datasets.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.datasets.datalist import datalist_of
+from mim_components.datasets.remembered import CheckMemory, files_of, state_of
+from mim_components.datasets.splits import Division, divide, take_share
+from mim_components.datasets.written import count_rows, data_report
 from mim_components.safe_write import write_text_safely
-
-from .cases import Case, CaseChecker, CaseFacts, FoundCases
-from .datalist import datalist_of
-from .remembered import CheckMemory, files_of, state_of
-from .splits import Division, divide, take_share
-from .written import count_rows, data_report
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from typing import Any
 from mim_components.data.record_lines import RecordLines
 from mim_components.data.verdicts import bad_of_record, files_in, record_of_bad, state_of_files
 from mim_components.data.volumes import BadVolume
-
-from .cases import Case, CaseChecker, CaseFacts
+from mim_components.datasets.cases import Case, CaseChecker, CaseFacts
 
 # Part of the key: raise it when a check becomes stricter.
 FORMAT = 2

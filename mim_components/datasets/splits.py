@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from mim_components.data.volumes import DataError
-
-from .cases import Case, FoundCases
-from .grouped_split import grouped_stratified, share_of_patients
-from .names import natural_key
+from mim_components.datasets.cases import Case, FoundCases
+from mim_components.datasets.grouped_split import grouped_stratified, share_of_patients
+from mim_components.datasets.names import natural_key
 
 NUM_FOLDS = 5
 # scikit-learn's KFold(5, shuffle=True, random_state=12345), which nnU-Net made a convention

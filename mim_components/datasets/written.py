@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mim_components.data.volumes import BadVolume
-
-from .cases import Case, FoundCases
-from .splits import Division
+from mim_components.datasets.cases import Case, FoundCases
+from mim_components.datasets.splits import Division
 
 
 def data_report(

@@ -1,4 +1,4 @@
-"""What monai.engines lacks."""
+"""What `monai.engines` lacks: the step of a training and of an evaluation, and the training as a whole."""
 
 from mim_components.engines.probe import FeatureProbe, ProbeResult
 from mim_components.engines.run_probe import ProbedEncoder, load_probed, run_probe

@@ -1,4 +1,4 @@
-"""Ignite handlers: what MONAI's lack for pre-training."""
+"""What `monai.handlers` lacks: metrics, checkpoints, validation, tracking, pictures, reports, saved results."""
 
 from typing import Any
 

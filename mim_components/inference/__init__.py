@@ -5,9 +5,9 @@ from mim_components.inference.step import MASKED_HU, InferenceStep, ScanStep
 from mim_components.inference.volumes import LoadVolumed, ScanDataset, inference_items, unique_names
 
 __all__ = [
-    "MASKED_HU",
     "InferenceStep",
     "LoadVolumed",
+    "MASKED_HU",
     "SaveResults",
     "ScanDataset",
     "ScanStep",

@@ -10,12 +10,12 @@ from mim_components.networks.training_modes import for_training
 from mim_components.networks.vit import ViTEncoder
 
 __all__ = [
-    "PRESETS",
     "HybridClassifier",
     "HybridEncoder",
     "HybridSwinUNETR",
     "MiM",
     "MiMOutput",
+    "PRESETS",
     "Preset",
     "SwinViTClassifier",
     "ViTEncoder",

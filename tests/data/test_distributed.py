@@ -139,7 +139,8 @@ def step(rank: int) -> dict[str, Any]:
 
     from mim_components.handlers.metrics import _over_processes
     from mim_components.networks import MiMOutput
-    from mim_components.pretrain_step import NonFiniteError, PretrainStep
+    from mim_components.nonfinite import NonFiniteError
+    from mim_components.pretrain_step import PretrainStep
 
     class OneWeight(torch.nn.Module):
         def __init__(self) -> None:

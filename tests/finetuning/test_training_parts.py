@@ -37,7 +37,7 @@ from mim_components.finetuning import (
 )
 from mim_components.finetuning.plan import length_of
 from mim_components.finetuning.trained import TrainedModel
-from mim_components.optimizer_step import NonFiniteError
+from mim_components.nonfinite import NonFiniteError
 from mim_components.runs import RunFolder
 
 SETTINGS = ModelSettings("mim_test", {"network": "hybrid_swin_unetr", "spacing": (1.0, 2.0, 3.0)}, ("spleen", "liver"))

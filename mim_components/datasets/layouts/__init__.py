@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .amos22 import Amos22
-from .base import Folder, Layout
-from .brats2021 import brats2021
-from .btcv import btcv
-from .ccccii import CcCcii
-from .covid19 import covid19
-from .decathlon import TASKS, Decathlon
-from .flare22 import flare22
-from .mmwhs import mmwhs
+from mim_components.datasets.layouts.amos22 import Amos22
+from mim_components.datasets.layouts.base import Folder, Layout
+from mim_components.datasets.layouts.brats2021 import brats2021
+from mim_components.datasets.layouts.btcv import btcv
+from mim_components.datasets.layouts.ccccii import CcCcii
+from mim_components.datasets.layouts.covid19 import covid19
+from mim_components.datasets.layouts.decathlon import TASKS, Decathlon
+from mim_components.datasets.layouts.flare22 import flare22
+from mim_components.datasets.layouts.mmwhs import mmwhs
 
 # Name in a bundle's metadata to what makes the layout; further keys of the metadata's entry are its arguments.
 LAYOUTS: dict[str, Callable[..., Layout]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..cases import FoundCases
-from .base import Folder
-from .pairs import PairedFiles
+from mim_components.datasets.cases import FoundCases
+from mim_components.datasets.layouts.base import Folder
+from mim_components.datasets.layouts.pairs import PairedFiles
 
 # ids from here on are MR
 FIRST_MR = 500

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mim_components.data.finding import walk
-
-from ..cases import FoundCases
+from mim_components.datasets.cases import FoundCases
 
 # two folders above the dataset's own (`BTCV/RawData`), and three below it (`CP/patient/scan`)
 MAX_DEPTH = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .pairs import PairedFiles
+from mim_components.datasets.layouts.pairs import PairedFiles
 
 _TRAINING = r"(?:[^/]*Train[^/]*/)?"
 _CASE = r"(?P<id>BraTS2021_\d{5})/(?P=id)_"

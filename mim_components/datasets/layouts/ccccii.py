@@ -14,12 +14,11 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from mim_components.data.volumes import NoVolumesError
-
-from ..cases import Case, FoundCases
-from ..names import natural_key
-from ..scan_lists import ListedScan, read_scan_list
-from ..slices import is_slice
-from .base import Folder
+from mim_components.datasets.cases import Case, FoundCases
+from mim_components.datasets.layouts.base import Folder
+from mim_components.datasets.names import natural_key
+from mim_components.datasets.scan_lists import ListedScan, read_scan_list
+from mim_components.datasets.slices import is_slice
 
 CLASS_NAMES = ("Normal", "CP", "NCP")
 OTHER_NAMES = {"covid19": "ncp", "covid-19": "ncp"}  # what the server calls the zips of NCP

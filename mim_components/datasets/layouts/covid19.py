@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .pairs import PairedFiles
+from mim_components.datasets.layouts.pairs import PairedFiles
 
 _NAME = r"volume-covid19-(?P<id>A-\d{4}(?:_\d+)?)"
 

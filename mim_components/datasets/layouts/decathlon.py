@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..cases import FoundCases
-from .base import Folder
-from .pairs import PairedFiles
+from mim_components.datasets.cases import FoundCases
+from mim_components.datasets.layouts.base import Folder
+from mim_components.datasets.layouts.pairs import PairedFiles
 
 # task to its bundle, and to what `name` in dataset.json and file names may begin with
 TASKS = {

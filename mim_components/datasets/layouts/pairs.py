@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mim_components.data.volumes import DataError
-
-from ..cases import Case, FoundCases
-from ..names import natural_key
-from .base import Folder
+from mim_components.datasets.cases import Case, FoundCases
+from mim_components.datasets.layouts.base import Folder
+from mim_components.datasets.names import natural_key
 
 _TOP = r"^(?P<top>(?:[^/]+/){0,2}?)"
 _END = r"\.nii(?:\.gz)?$"
