@@ -26,7 +26,7 @@ FREE_KEYS = frozenset(
     num_workers worker_timeout prepare_workers on_bad max_bad_fraction max_voxels verify_cache checkpoint imports
     max_volumes_per_pass checkpoint_activations compile crop_on
     on_nonfinite max_skipped on_full_disk collapse_bound
-    tracking_uri experiment_name run_name log_interval checkpoint_interval keep_checkpoints
+    tracking_uri experiment_name log_interval checkpoint_interval keep_checkpoints
     picture_interval picture_window picture_error_range picture_volume
     probe_datalist probe_labels probe_interval probe
     """.split()

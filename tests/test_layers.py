@@ -1,0 +1,89 @@
+"""The rooms of the package stand on floors: a module imports its own room and floors below, never beside or above."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("mim_components", "mim_tools", "benchmarks", "studies")
+PREFIXES = tuple(f"{package}." for package in PACKAGES)
+FLOORS = [
+    "utils tokens labels randomness",
+    "networks transforms inferers run",
+    "losses data visualize",
+    "weights metrics mim_tools",
+    "handlers optimizers",
+    "engines",
+    "benchmarks studies",
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+# (module, room that it imports) that the floors forbid, each with its reason
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("mim_components.handlers.probe", "engines"): "until the moves are done",
+    ("mim_components.handlers.reports.probe", "engines"): "until the moves are done",
+    ("mim_components.transforms", "networks"): "until the moves are done",
+    ("studies.report", "benchmarks"): "until the moves are done",
+}
+# rooms that have no floor
+UNPLACED: frozenset[str] = frozenset(
+    """
+    bundle_files checkpoints classification collapse contract crop_geometry datasets digests disk evaluation
+    finetuning inference levels masks nonfinite optimizer optimizer_step pictures prepare pretrain_step pretrained
+    rebuild_batch resize runs safe_write segmentation start synthetic tables tensors training verify
+    """.split()
+)
+
+
+def room_of(module: str) -> str:
+    """`mim_components.data.find.walk` is in `data`, `mim_tools.prepare` in `mim_tools`."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "mim_components" else package
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if name != "mim_components":  # it hands on the public names of all rooms
+                yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Modules of ours that a module names in an import, wherever that stands in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative import at line {node.lineno}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith(PREFIXES))
+
+
+def arrows() -> set[tuple[str, str]]:
+    """(module, room) of every import that leaves its room."""
+    return {
+        (module, room)
+        for module, tree in modules()
+        for room in map(room_of, imports(tree))
+        if room not in (room_of(module), "__version__")
+    }
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room_of(module) for module, _ in modules()}
+    assert rooms - FLOOR.keys() == UNPLACED
+    assert {"data", "handlers", "networks"} <= rooms  # the walk found the packages
+
+
+def test_imports_go_down() -> None:
+    placed = {(module, room) for module, room in arrows() if {room_of(module), room} <= FLOOR.keys()}
+    assert placed
+    assert {(module, room) for module, room in placed if FLOOR[room_of(module)] <= FLOOR[room]} == EXCEPTIONS.keys()
+
+
+def test_components_need_no_command() -> None:
+    assert not [module for module, room in arrows() if room == "mim_tools" and module.startswith("mim_components.")]
