@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.pretraining import Settings, Training, make_optimizer
 from benchmarks.report import measure
 from mim_components.networks import get_preset
-from mim_components.networks.tokens import patchify
+from mim_components.tokens import patchify
 
 
 def monai_autoencoder(settings: Settings) -> MaskedAutoEncoderViT:

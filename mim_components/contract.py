@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
-from mim_components.checkpoints import CONTRACT_VERSION, OtherVersionError, what_it_is
+from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError, what_it_is
 
 TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: what identifies the voxels of every scan, one a line
 

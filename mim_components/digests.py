@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mim_components.safe_write import write_safely, write_text_safely
+from mim_components.utils.files import write_safely, write_text_safely
 
 ENDING = ".sha256"
 _CHUNK = 2**20

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mim_components.crop_geometry import CHILD_CONTENT
 from mim_components.levels import LevelBatch
 from mim_components.networks.mim import MiMOutput
-from mim_components.networks.tokens import gather_tokens, patchify, standardize_tokens, visible_and_masked_ids
+from mim_components.tokens import gather_tokens, patchify, standardize_tokens, visible_and_masked_ids
 
 SCHEDULES = ("simultaneous", "coarse_to_fine", "fine_to_coarse")
 

@@ -16,7 +16,7 @@ from mim_components.data import BadVolumesError, DataError, FoundVolumes, Prepar
 from mim_components.data.naming import name_sources, path_of_name
 from mim_components.data.paper_collections import COLLECTIONS, CollectionVolumes
 from mim_components.data.quarantine import MAX_BAD_FRACTION
-from mim_components.tables import printable
+from mim_components.utils.text import printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
 

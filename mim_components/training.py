@@ -21,7 +21,7 @@ from mim_components.data.worker_errors import explain_worker_error, kill_workers
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.runs.folder import RunFolder
-from mim_components.safe_write import write_text_safely
+from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 

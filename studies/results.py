@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mim_components.safe_write import append_line
+from mim_components.utils.files import append_line
 from studies.definition import ROOT, Cell, Study, StudyError, network_volumes
 
 DONE, FAILED = "done", "failed"

@@ -16,10 +16,10 @@ from monai.bundle import ConfigParser
 from mim_components.bundle_files import update_bundle
 from mim_components.data.sampler import StepSampler
 from mim_components.datasets.cases import Case
-from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.layouts import LAYOUTS
 from mim_components.datasets.splits import RULES, take_share
 from mim_components.finetuning.plan import length_of
+from mim_components.labels import LabelSet
 from mim_components.start import IGNORABLE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,15 +20,15 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import InputContract
 from mim_components.data import BadVolumesError
-from mim_components.datasets.labels import LabelSet
+from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.pretrained import save_encoder
 from mim_components.runs.errors import root_cause
 from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
 from mim_components.synthetic.labels import LABEL_NUMBERS
+from mim_components.utils.tensor_files import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from mim_components import __version__
-from mim_components.checkpoints import OtherVersionError
 from mim_components.contract import InputContract, find_contract, read_contract
+from mim_components.utils.tensor_files import OtherVersionError
 
 CONTRACT = InputContract(
     encoder="hybrid", preset="nano", in_channels=1, patch_size=8, input_size=(32, 32, 32),

@@ -23,15 +23,14 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("mim_components.handlers.probe", "engines"): "until the moves are done",
     ("mim_components.handlers.reports.probe", "engines"): "until the moves are done",
-    ("mim_components.transforms", "networks"): "until the moves are done",
     ("studies.report", "benchmarks"): "until the moves are done",
 }
 # rooms that have no floor
 UNPLACED: frozenset[str] = frozenset(
     """
-    bundle_files checkpoints classification collapse contract crop_geometry datasets digests disk evaluation
-    finetuning inference levels masks nonfinite optimizer optimizer_step pictures prepare pretrain_step pretrained
-    rebuild_batch resize runs safe_write segmentation start synthetic tables tensors training verify
+    bundle_files classification collapse contract crop_geometry datasets digests disk evaluation finetuning
+    inference levels masks nonfinite optimizer optimizer_step pictures prepare pretrain_step pretrained
+    rebuild_batch resize runs segmentation start synthetic training verify
     """.split()
 )
 

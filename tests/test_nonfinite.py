@@ -18,7 +18,6 @@ from monai.inferers import SimpleInferer
 from monai.transforms import RandRotate90d
 from torch import Tensor, nn
 
-from mim_components.checkpoints import CheckpointStore
 from mim_components.data.dataset import KeyedDataset
 from mim_components.data.sampler import StepSampler
 from mim_components.finetuning import FinetuneStep, UpdateAverage, averaged_network
@@ -28,6 +27,7 @@ from mim_components.optimizer_step import OptimizerStep
 from mim_components.pretrain_step import PretrainStep
 from mim_components.rebuild_batch import describe, main, rebuild_batches
 from mim_components.runs import RunFolder
+from mim_components.utils.tensor_files import CheckpointStore
 
 
 @pytest.fixture

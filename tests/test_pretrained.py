@@ -14,8 +14,8 @@ from torch import nn
 
 from mim_components.contract import InputContract, read_contract
 from mim_components.networks import HybridEncoder, MiM, ViTEncoder
-from mim_components.networks.tokens import sincos_positions
 from mim_components.pretrained import LoadReport, PretrainedError, encoder_of, load_pretrained, save_encoder
+from mim_components.tokens import sincos_positions
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),))
 

@@ -16,22 +16,22 @@ from monai.transforms import Compose, LoadImaged
 from safetensors.torch import save_file
 
 import mim_components
-from mim_components.checkpoints import CheckpointStore, DamagedCheckpointError, read_checkpoint
 from mim_components.classification import find_scans
 from mim_components.contract import InputContract, find_contract, read_contract
 from mim_components.data import BadVolumesError, DataError, TransformCache, find_sources, prepare_volumes
 from mim_components.datasets import SegmentationChecker, find_cases
 from mim_components.datasets.cases import Case
 from mim_components.datasets.datalist import datalist_of
-from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.splits import Division
 from mim_components.evaluation import find_validation, load_trained
 from mim_components.finetuning import ModelSettings, load_model
 from mim_components.inference.volumes import inference_items
+from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.prepare import main as prepare_command
 from mim_components.pretrained import load_pretrained, save_encoder
 from mim_components.start import start_from
+from mim_components.utils.tensor_files import CheckpointStore, DamagedCheckpointError, read_checkpoint
 
 PACKAGE = Path(mim_components.__file__).parent
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),), step=1)

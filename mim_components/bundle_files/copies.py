@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mim_components.bundle_files.options import BEGIN, with_options
-from mim_components.safe_write import write_safely, write_text_safely
+from mim_components.utils.files import write_safely, write_text_safely
 
 SOURCES = Path(__file__).parent
 COMMON = "common"  # files of every workflow

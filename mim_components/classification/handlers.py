@@ -28,7 +28,7 @@ from mim_components.classification.scores import ClassScores, decollated
 from mim_components.inference.results import Results
 from mim_components.pictures.confusion import confusion_figure
 from mim_components.pictures.panels import save_figure
-from mim_components.safe_write import write_text_safely
+from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mim_components.classification.scans import read_scan
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError
-from mim_components.tensors import without_meta
+from mim_components.utils.tensors import without_meta
 
 
 class LoadScand(MapTransform):

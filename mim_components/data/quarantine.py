@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
-from mim_components.safe_write import write_text_safely
+from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 

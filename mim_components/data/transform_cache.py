@@ -14,12 +14,12 @@ from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
-from mim_components.checkpoints import DamagedCheckpointError, read_checkpoint, save_to
 from mim_components.data.dataset import ItemError
 from mim_components.data.item_state import STATE, is_unchanged
 from mim_components.data.naming import hide, names_of_item
 from mim_components.runs.errors import root_cause
-from mim_components.safe_write import write_safely
+from mim_components.utils.files import write_safely
+from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
 
 logger = logging.getLogger(__name__)
 

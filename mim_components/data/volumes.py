@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from mim_components.tables import printable
+from mim_components.utils.text import printable
 
 GIB = 2**30
 

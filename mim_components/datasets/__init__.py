@@ -3,7 +3,6 @@
 from mim_components.datasets.cases import Case, CaseChecker, CaseFacts, FoundCases
 from mim_components.datasets.checks import SegmentationChecker
 from mim_components.datasets.finding import find_cases
-from mim_components.datasets.labels import LabelSet, label_conversion, select_labels
 from mim_components.datasets.prepare import PreparedCases, prepare_cases
 
 __all__ = [
@@ -11,11 +10,8 @@ __all__ = [
     "CaseChecker",
     "CaseFacts",
     "FoundCases",
-    "LabelSet",
     "PreparedCases",
     "SegmentationChecker",
     "find_cases",
-    "label_conversion",
     "prepare_cases",
-    "select_labels",
 ]

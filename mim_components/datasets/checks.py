@@ -17,8 +17,8 @@ from mim_components.data.headers import VolumeHeader, read_header
 from mim_components.data.reading import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.datasets.cases import Case, CaseFacts
-from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.voxels import LabelValues, check_channel, count_labels, holds_only
+from mim_components.labels import LabelSet
 
 MODALITIES = ("CT", "MR")
 _SHOWN = 5

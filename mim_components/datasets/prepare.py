@@ -26,7 +26,7 @@ from mim_components.datasets.datalist import datalist_of
 from mim_components.datasets.remembered import CheckMemory, files_of, state_of
 from mim_components.datasets.splits import Division, divide, take_share
 from mim_components.datasets.written import count_rows, data_report
-from mim_components.safe_write import write_text_safely
+from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 

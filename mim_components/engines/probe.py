@@ -20,15 +20,15 @@ from tqdm import tqdm
 from mim_components.contract import InputContract
 from mim_components.data.quarantine import MAX_BAD_FRACTION
 from mim_components.datasets.checks import SegmentationChecker
-from mim_components.datasets.labels import LabelSet
 from mim_components.datasets.prepare import PreparedCases, prepare_cases
 from mim_components.engines.features import RawFeatures, WindowFeatures, add_position
 from mim_components.engines.probe_cases import find_probe_cases, probe_labels, probe_transform
+from mim_components.labels import LabelSet
 from mim_components.metrics.probe import fit_linear, nearest_classes, recalls
 from mim_components.pictures.slices import OverlayPicture, overlay_picture
 from mim_components.randomness import keyed_seed
 from mim_components.segmentation.scores import CaseResult, TargetScore, mean_of
-from mim_components.tensors import without_meta
+from mim_components.utils.tensors import without_meta
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from mim_components.data.reading import read_stored
 from mim_components.data.volumes import DataError, VolumeError, VolumeSource
 from mim_components.datasets.cases import Case, FoundCases
 from mim_components.datasets.datalist import load_cases
-from mim_components.datasets.labels import BACKGROUND, LabelSet, label_conversion
 from mim_components.datasets.voxels import count_labels
+from mim_components.labels import BACKGROUND, LabelSet, label_conversion
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.evaluation.report import level_rows, level_table, markdown, pair_rows, pair_table, volume_table
 from mim_components.evaluation.step import CropScores
 from mim_components.evaluation.weights import TrainedNetwork
-from mim_components.safe_write import write_text_safely
 from mim_components.transforms import MultiLevelCropMask
+from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mim_components.evaluation.step import mean_scores
-from mim_components.tables import csv_table, markdown_table
+from mim_components.utils.text import csv_table, markdown_table
 
 PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": "token_mean_"}
 PAIR_FIGURES = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")

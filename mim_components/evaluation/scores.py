@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim_components.losses import alignment_loss
-from mim_components.networks.tokens import gather_tokens, patchify, restore_tokens, visible_and_masked_ids
+from mim_components.tokens import gather_tokens, patchify, restore_tokens, visible_and_masked_ids
 
 
 def reconstruction_scores(

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mim_components.checkpoints import read_checkpoint
 from mim_components.contract import TRAINING_VOLUMES, InputContract, read_contract
 from mim_components.data.resample import Spacing, as_spacing
 from mim_components.data.volumes import per_axis
 from mim_components.networks.mim import MiM
+from mim_components.utils.tensor_files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import nn
 
-from mim_components.checkpoints import save_safely
 from mim_components.finetuning.trained import ModelSettings
 from mim_components.runs.folder import RunFolder
-from mim_components.safe_write import write_text_safely
+from mim_components.utils.files import write_text_safely
+from mim_components.utils.tensor_files import save_safely
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mim_components.optimizer_step import OptimizerStep
-from mim_components.tensors import without_meta
+from mim_components.utils.tensors import without_meta
 
 
 class FinetuneStep(OptimizerStep):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_components.safe_write import append_line, write_text_safely
+from mim_components.utils.files import append_line, write_text_safely
 
 Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mim_components.data.volumes import BadVolume, BadVolumesError
-from mim_components.safe_write import write_text_safely
-from mim_components.tables import csv_table, printable
+from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import csv_table, printable
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mim_components.contract import InputContract
 from mim_components.evaluation.weights import TrainedNetwork
 from mim_components.inference.results import Results
 from mim_components.networks.features import feature_affine
-from mim_components.safe_write import write_safely, write_tensors_safely
+from mim_components.utils.files import write_safely, write_tensors_safely
 
 logger = logging.getLogger(__name__)
 

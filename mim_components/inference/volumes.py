@@ -21,7 +21,7 @@ from mim_components.data.reading import as_source, cause_of, inspect_source, loa
 from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
 from mim_components.runs.errors import root_cause
-from mim_components.safe_write import shorten_name
+from mim_components.utils.files import shorten_name
 
 logger = logging.getLogger(__name__)
 

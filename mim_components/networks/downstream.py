@@ -11,7 +11,7 @@ from torch import nn
 from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
 from mim_components.networks.presets import get_preset
 from mim_components.networks.segmentation import HybridSwinUNETR, check_sides
-from mim_components.networks.tokens import check_positions
+from mim_components.tokens import check_positions
 
 SEGMENTATION_NETWORKS = ("hybrid_swin_unetr", "unetr", "swin_unetr")
 CLASSIFICATION_NETWORKS = ("hybrid", "swin_vit")

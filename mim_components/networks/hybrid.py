@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mim_components.networks.depthwise import depthwise
 from mim_components.networks.presets import get_preset
 from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neighbour_rows
-from mim_components.networks.tokens import (
+from mim_components.networks.transformer import init_linear, transformer_block
+from mim_components.tokens import (
     Grid,
     check_mask,
     check_positions,
@@ -28,7 +29,6 @@ from mim_components.networks.tokens import (
     upsample_mask,
     visible_and_masked_ids,
 )
-from mim_components.networks.transformer import init_linear, transformer_block
 
 KERNEL_SIZE = 5  # of the depth-wise convolutions
 

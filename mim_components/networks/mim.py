@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.presets import TransformerSizes, get_preset
-from mim_components.networks.tokens import (
+from mim_components.networks.transformer import init_linear, transformer_block
+from mim_components.networks.vit import ViTEncoder
+from mim_components.tokens import (
     gather_tokens,
     patchify,
     restore_tokens,
@@ -23,8 +25,6 @@ from mim_components.networks.tokens import (
     unpatchify,
     visible_and_masked_ids,
 )
-from mim_components.networks.transformer import init_linear, transformer_block
-from mim_components.networks.vit import ViTEncoder
 
 ENCODERS = ("hybrid", "vit")
 

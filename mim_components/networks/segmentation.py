@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
 from mim_components.networks.image_conv import replace_image_convs
 from mim_components.networks.instance_norm import replace_instance_norms
-from mim_components.networks.tokens import nearest_multiples
+from mim_components.tokens import nearest_multiples
 
 
 class HybridSwinUNETR(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim_components.networks.tokens import Grid, gather_tokens, token_grid
+from mim_components.tokens import Grid, gather_tokens, token_grid
 
 
 def cut_blocks(image: Tensor, ids: Tensor, edge: int) -> Tensor:

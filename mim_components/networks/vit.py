@@ -12,7 +12,8 @@ from monai.networks.nets import ViT
 from torch import Tensor
 
 from mim_components.networks.presets import get_preset
-from mim_components.networks.tokens import (
+from mim_components.networks.transformer import init_linear
+from mim_components.tokens import (
     check_mask,
     check_positions,
     gather_tokens,
@@ -20,7 +21,6 @@ from mim_components.networks.tokens import (
     token_grid,
     visible_and_masked_ids,
 )
-from mim_components.networks.transformer import init_linear
 
 
 class ViTEncoder(ViT):

@@ -22,7 +22,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import ScaledTranslation
 
 from mim_components.pictures.planes import PLANES, Plane, panel_of
-from mim_components.safe_write import write_bytes_safely
+from mim_components.utils.files import write_bytes_safely
 
 DPI = 100
 LETTER_COLOUR = "#ffe14d"

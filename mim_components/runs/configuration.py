@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from mim_components.runs.options import check_options
-from mim_components.tables import mask_secrets
+from mim_components.utils.text import mask_secrets
 
 # Values that change where, how fast or how loud, but not what is computed.
 FREE_KEYS = frozenset(

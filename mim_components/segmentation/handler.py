@@ -14,10 +14,9 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.datasets.labels import COLOURS
+from mim_components.labels import COLOURS
 from mim_components.pictures.overlay import LegendEntry, overlay_figure
 from mim_components.pictures.panels import save_figure
-from mim_components.safe_write import shorten_name, write_text_safely
 from mim_components.segmentation.case_scores import CaseScores
 from mim_components.segmentation.report import (
     case_rows,
@@ -30,6 +29,7 @@ from mim_components.segmentation.report import (
     why_not_comparable,
 )
 from mim_components.segmentation.scores import CaseResult, TargetScore
+from mim_components.utils.files import shorten_name, write_text_safely
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from mim_components.tensors import without_meta
+from mim_components.utils.tensors import without_meta
 
 MAX_CLASSES = 256  # a class is one byte
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mim_components.datasets.labels import LabelSet
-from mim_components.safe_write import write_text_safely
+from mim_components.labels import LabelSet
+from mim_components.utils.files import write_text_safely
 
 _SNAP_HEAD = """\
 ################################################

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mim_components.segmentation.scores import CaseResult, mean_of
-from mim_components.tables import csv_table, markdown_table
+from mim_components.utils.text import csv_table, markdown_table
 
 
 def known(value: float) -> float | None:

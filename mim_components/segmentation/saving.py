@@ -17,13 +17,13 @@ from monai.data import MetaTensor
 from mim_components.data.grids import grid_fault
 from mim_components.data.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
-from mim_components.datasets.labels import LabelSet
 from mim_components.inference.results import Results
-from mim_components.safe_write import write_safely, write_text_safely
+from mim_components.labels import LabelSet
 from mim_components.segmentation.label_files import write_label_files
 from mim_components.segmentation.transforms import RegionsToLabel
 from mim_components.segmentation.volumes import WRITTEN_BY
-from mim_components.tables import csv_table
+from mim_components.utils.files import write_safely, write_text_safely
+from mim_components.utils.text import csv_table
 
 logger = logging.getLogger(__name__)
 

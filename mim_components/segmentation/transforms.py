@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor
 
-from mim_components.tensors import without_meta
+from mim_components.utils.tensors import without_meta
 
 
 class LabelToRegions(Transform):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mim_components.tables import printable
+from mim_components.utils.text import printable
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from mim_components.checkpoints import what_it_is
+from mim_components.utils.tensor_files import what_it_is
 
 # what is weights by its name; a file of another name is judged by its first bytes
 SUFFIXES = (".bin", ".ckpt", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".th")

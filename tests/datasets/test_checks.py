@@ -11,7 +11,8 @@ import pytest
 
 from mim_components.data import VolumeError
 from mim_components.data.grids import grid_fault
-from mim_components.datasets import Case, LabelSet, SegmentationChecker
+from mim_components.datasets import Case, SegmentationChecker
+from mim_components.labels import LabelSet
 
 LABELS = LabelSet(("background", "organ", "lesion"), {}, {})
 HEART = LabelSet(("background", "myocardium", "atrium"), {205: 1, 420: 2}, {})

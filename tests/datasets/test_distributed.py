@@ -58,7 +58,8 @@ def test_bad_case_is_left_out_by_both(seen: list[dict[str, Any]]) -> None:
 def main(folder: Path) -> None:
     """What one process does."""
     from mim_components.data import DataError
-    from mim_components.datasets import LabelSet, SegmentationChecker, checks, find_cases, prepare, prepare_cases
+    from mim_components.datasets import SegmentationChecker, checks, find_cases, prepare, prepare_cases
+    from mim_components.labels import LabelSet
     from mim_components.runs import start_processes, stop_processes
 
     start_processes("gloo")

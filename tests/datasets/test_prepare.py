@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 
 from mim_components.data import BadVolumesError, DataError
-from mim_components.datasets import (
-    Case,
-    CaseFacts,
-    FoundCases,
-    LabelSet,
-    SegmentationChecker,
-    find_cases,
-    prepare_cases,
-)
+from mim_components.datasets import Case, CaseFacts, FoundCases, SegmentationChecker, find_cases, prepare_cases
 from mim_components.datasets import prepare as prepare_module
 from mim_components.datasets.remembered import state_of
+from mim_components.labels import LabelSet
 
 SPLIT = {"rule": "fifths", "folds": [], "label_ratios": {}}
 LABELS = LabelSet(("background", "organ", "lesion"), {}, {})

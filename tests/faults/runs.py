@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mim_components.checkpoints import CheckpointStore, read_checkpoint
+from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.01  # seconds

@@ -20,7 +20,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from mim_components.checkpoints import CheckpointStore, read_checkpoint
+from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, assert_same, finish, hold, losses, rows_of, start
 
 pytestmark = pytest.mark.slow

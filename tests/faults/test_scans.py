@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from mim_components.checkpoints import read_checkpoint, save_to
-from mim_components.tables import printable
+from mim_components.utils.tensor_files import read_checkpoint, save_to
+from mim_components.utils.text import printable
 from tests.faults.damage import BOMBS, SCANS, SERIES, Damage, affine_of, write
 from tests.faults.dicom_series import voxels_of
 from tests.faults.pairs import PAIRS, PairDamage

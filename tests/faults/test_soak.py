@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_components.checkpoints import read_checkpoint, save_safely
+from mim_components.utils.tensor_files import read_checkpoint, save_safely
 from tests.faults.soak import Kill, Soak, compare, run_soak
 
 

@@ -83,7 +83,7 @@ def test_full_disk_ends_the_run_whatever_may_be_missing(
         return path
 
     folder = RunFolder(tmp_path, on_full_disk="continue")
-    monkeypatch.setattr("mim_components.checkpoints.write_with_digest", full)
+    monkeypatch.setattr("mim_components.utils.tensor_files.write_with_digest", full)
     monkeypatch.setattr("mim_components.pretrained.write_with_digest", full)
     engine = Engine(lambda engine, batch: None)
     ExportHandler(folder, network, CONTRACT).attach(engine)

@@ -147,7 +147,7 @@ def test_full_disk_costs_the_pictures_where_it_may(
         raise OSError(28, f"cannot write {path}: No space left on device")
 
     handler = make_handler(tmp_path, network)
-    monkeypatch.setattr("mim_components.safe_write.write_safely", full)
+    monkeypatch.setattr("mim_components.utils.files.write_safely", full)
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=4, epoch_length=9, output={}))
     with pytest.raises(FullDiskError, match="cannot write .*crops.png, which needs .* Make room; the same command"):
         handler.draw_boxes(engine)

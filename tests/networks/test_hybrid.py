@@ -8,7 +8,7 @@ from torch import nn
 
 from mim_components.networks import PRESETS, HybridEncoder
 from mim_components.networks.hybrid import ConvBlock, PatchEmbedding
-from mim_components.networks.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
+from mim_components.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
 
 SIZES = {"nano": (32, 16, 40), "tiny": (48, 32, 32), "small": (48, 32, 32), "base": (48, 32, 32)}
 

@@ -11,7 +11,7 @@ from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
 from mim_components.networks.mim import Decoder
 from mim_components.networks.presets import TransformerSizes
-from mim_components.networks.tokens import (
+from mim_components.tokens import (
     gather_tokens,
     patchify,
     sincos_positions,

@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import UNETR
 
 from mim_components.networks import PRESETS, ViTEncoder
-from mim_components.networks.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
+from mim_components.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
 
 SIZES = {"nano": (32, 16, 40), "tiny": (48, 32, 32), "small": (48, 32, 32), "base": (48, 32, 32)}
 

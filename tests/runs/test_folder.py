@@ -189,7 +189,7 @@ def test_full_disk_costs_the_state_only_where_it_may(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, f"cannot write {path}: No space left on device")
 
     folder = RunFolder(tmp_path, on_full_disk="continue").begin("digest")
-    monkeypatch.setattr("mim_components.safe_write.write_safely", full)
+    monkeypatch.setattr("mim_components.utils.files.write_safely", full)
     for status in ("running", "interrupted"):
         folder.update(status=status)
     assert len(folder.notes) == 1 and "the state in run.json may be missing from now on" in folder.notes[0]

@@ -19,13 +19,13 @@ import torch
 from monai.data import DataLoader
 from torch import nn
 
-from mim_components.checkpoints import CheckpointStore, read_checkpoint, save_safely
 from mim_components.data import StepLoader, StepSampler, init_worker
 from mim_components.data.dataset import KeyedDataset
 from mim_components.data.worker_errors import WorkerError, explain_worker_error, kill_workers
 from mim_components.disk import FullDiskError, as_full_disk, free_bytes, tensor_bytes
 from mim_components.handlers import CheckpointHandler
 from mim_components.runs import RunFolder, StartError, check_start, check_validation_start, start_checks
+from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint, save_safely
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -180,7 +180,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"half")
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4160 vs 4054")  # torch.save's
 
-    monkeypatch.setattr("mim_components.checkpoints.save_to", full)
+    monkeypatch.setattr("mim_components.utils.tensor_files.save_to", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 100))
 
 

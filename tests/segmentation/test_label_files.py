@@ -2,7 +2,7 @@
 
 import re
 
-from mim_components.datasets.labels import LabelSet
+from mim_components.labels import LabelSet
 from mim_components.segmentation.label_files import write_label_files
 
 LABELS = LabelSet(("background", "left atrium", 'the "aorta"'), {}, {})

@@ -16,7 +16,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
-from mim_components.datasets.labels import LabelSet
+from mim_components.labels import LabelSet
 from mim_components.segmentation import CaseScores, EvaluationReport
 from mim_components.segmentation.handler import choose_cases
 from mim_components.segmentation.report import published_text, why_not_comparable

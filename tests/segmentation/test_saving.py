@@ -27,7 +27,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from mim_components.datasets.labels import LabelSet
+from mim_components.labels import LabelSet
 from mim_components.segmentation.inferer import ClassMapInferer
 from mim_components.segmentation.saving import SaveSegmentation
 from mim_components.segmentation.transforms import LabelToRegions

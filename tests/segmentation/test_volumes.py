@@ -14,7 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.datasets.labels import LabelSet
+from mim_components.labels import LabelSet
 from mim_components.segmentation.saving import SaveSegmentation
 from mim_components.segmentation.volumes import LoadScand, segmentation_items
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mim_components.checkpoints import CheckpointStore, DamagedCheckpointError, read_checkpoint
 from mim_components.data.dataset import KeyedDataset, StepLoader
 from mim_components.data.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.runs.folder import RunFolder
+from mim_components.utils.tensor_files import CheckpointStore, DamagedCheckpointError, read_checkpoint
 
 STATE = {"step": 4, "network": {"weight": torch.arange(64.0), "count": torch.tensor(3)}, "optimizer": {"lr": 0.1}}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_components.safe_write import write_safely
+from mim_components.utils.files import write_safely
 
 
 def names(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from mim_components.digests import WrongDigestError, check_digest, digest_file, write_with_digest
 from mim_components.disk import as_full_disk, tensor_bytes
-from mim_components.safe_write import PARTIAL
+from mim_components.utils.files import PARTIAL
 
 logger = logging.getLogger(__name__)
 

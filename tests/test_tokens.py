@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 
-from mim_components.networks.tokens import (
+from mim_components.tokens import (
     POSITIONS,
     axis_coordinates,
     check_positions,

@@ -1,0 +1,1 @@
+"""Files that are whole, tensor files, text: what every room uses and no configuration names."""
