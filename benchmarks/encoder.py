@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import add_report_options, measure, report
-from mim_components.crop_geometry import num_visible_tokens
 from mim_components.networks import PRESETS, HybridEncoder
-from mim_components.tokens import token_grid
+from mim_components.tokens import num_visible_tokens, token_grid
 
 FORMS = {"whole grid": False, "visible only": True}
 

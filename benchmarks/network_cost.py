@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mim_components.crop_geometry import num_visible_tokens
 from mim_components.networks import PRESETS, HybridEncoder, MiM
 from mim_components.networks.mim import ENCODERS
+from mim_components.tokens import num_visible_tokens
 
 INPUT_SIZE = (96, 96, 96)
 MASK_RATIO = 0.6

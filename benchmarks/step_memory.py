@@ -25,7 +25,7 @@ from benchmarks.encoder import kept_bytes
 from benchmarks.own_process import GIB, numbers_of, peak, timed
 from benchmarks.pretraining import FORMS, Settings, Training, make_batch, make_network
 from benchmarks.report import add_report_options, report
-from mim_components.crop_geometry import num_visible_tokens
+from mim_components.tokens import num_visible_tokens
 
 
 class Case(NamedTuple):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mim_components.tokens import draw_masks, token_numbers
+
 CHILD_SOURCES = ("masked", "visible")
 CHILD_CONTENT = ("prefer", "any")
 
@@ -32,26 +34,6 @@ class LevelGeometry:
     parent_token: np.ndarray
     parent_overlap: np.ndarray
     content: np.ndarray
-
-
-def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
-    """floor(N * (1 - mask_ratio)), exact also where the product is an integer that floats miss."""
-    return int(num_tokens * (1 - mask_ratio) + 1e-9)
-
-
-def token_numbers(grid: Sequence[int]) -> np.ndarray:
-    """Place of every token on the grid, int64 `(N, 3)`, row-major."""
-    return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)
-
-
-def draw_masks(
-    random: np.random.RandomState, num_volumes: int, num_tokens: int, num_visible: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random token orders `(V, N)`, whose first `num_visible` are kept, and the masks `(V, N)` that follow."""
-    orders = np.stack([random.permutation(num_tokens) for _ in range(num_volumes)])
-    masked = np.ones((num_volumes, num_tokens), dtype=bool)
-    np.put_along_axis(masked, orders[:, :num_visible], False, axis=1)
-    return orders, masked
 
 
 def choose_tokens(orders: np.ndarray, content: np.ndarray, num_children: int) -> np.ndarray:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mim_components.data.sampler import StepSampler
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.configuration import bundle_root
 from mim_components.runs.folder import RunFolder
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.tensor_files import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mim_components.contract import InputContract, find_contract
-from mim_components.digests import WrongDigestError, check_digest, write_with_digest
-from mim_components.disk import as_full_disk, tensor_bytes
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.tokens import Grid, check_positions, sincos_positions, token_grid
-from mim_components.utils.files import tensors_writer
+from mim_components.utils.files import (
+    WrongDigestError,
+    as_full_disk,
+    check_digest,
+    tensor_bytes,
+    tensors_writer,
+    write_with_digest,
+)
 from mim_components.utils.tensor_files import check_finite, check_version, read_checkpoint, what_it_is
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Token grids: positions, masks and blocks of voxels.
+"""Token grids: positions, masks and blocks of voxels; drawing masks.
 
 Axes: images (B, C, H, W, D); token grid (h, w, d), row-major, N = h * w * d; tokens (B, N, E); n visible, M masked.
 `masked` is bool (B, N), True = the network must not see it.
@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,3 +173,23 @@ def restore_tokens(standardized: Tensor, like: Tensor, floor: float = VARIANCE_F
     """Inverse of `standardize_tokens`: with the mean and deviation of `like`, both `(..., P)`."""
     var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
     return standardized * (var + floor).sqrt() + mean
+
+
+def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
+    """floor(N * (1 - mask_ratio)), exact also where the product is an integer that floats miss."""
+    return int(num_tokens * (1 - mask_ratio) + 1e-9)
+
+
+def token_numbers(grid: Sequence[int]) -> np.ndarray:
+    """Place of every token on the grid, int64 `(N, 3)`, row-major."""
+    return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)
+
+
+def draw_masks(
+    random: np.random.RandomState, num_volumes: int, num_tokens: int, num_visible: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random token orders `(V, N)`, whose first `num_visible` are kept, and the masks `(V, N)` that follow."""
+    orders = np.stack([random.permutation(num_tokens) for _ in range(num_volumes)])
+    masked = np.ones((num_volumes, num_tokens), dtype=bool)
+    np.put_along_axis(masked, orders[:, :num_visible], False, axis=1)
+    return orders, masked

@@ -18,15 +18,9 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mim_components.crop_geometry import (
-    CHILD_CONTENT,
-    CHILD_SOURCES,
-    LevelGeometry,
-    draw_geometry,
-    num_visible_tokens,
-)
+from mim_components.crop_geometry import CHILD_CONTENT, CHILD_SOURCES, LevelGeometry, draw_geometry
 from mim_components.resize import RESIZE_MODES, resize_volumes
-from mim_components.tokens import token_grid
+from mim_components.tokens import num_visible_tokens, token_grid
 
 # A token has content if its range is larger than content_range by this part of it. Devices round differently, by less
 # than 1e-6 of the window: 0.004 HU in a range. Means of q = 1, 2, 4 ... 64 integers are multiples of 1 / q: the ranges

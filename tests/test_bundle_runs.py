@@ -25,10 +25,10 @@ from mim_components.data import BadVolumesError
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.pretrained import save_encoder
-from mim_components.runs.errors import root_cause
 from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
 from mim_components.synthetic.labels import LABEL_NUMBERS
 from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.utils.text import root_cause
 
 pytestmark = pytest.mark.slow
 

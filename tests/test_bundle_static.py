@@ -24,7 +24,7 @@ from monai.bundle.scripts import verify_net_in_out
 from mim_components.contract import InputContract
 from mim_components.networks import MiM
 from mim_components.pretrained import save_encoder
-from mim_components.runs.errors import root_cause
+from mim_components.utils.text import root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "mim_pretrain"

@@ -9,7 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mim_components.crop_geometry import draw_geometry, num_visible_tokens, place_children, token_numbers
+from mim_components.crop_geometry import draw_geometry, place_children
+from mim_components.tokens import num_visible_tokens, token_numbers
 
 PAPER = {"image": (400, 390, 200), "levels": ((384, 384, 192), (96, 96, 96), (16, 16, 16)), "grid": (6, 6, 6)}
 CASES = {

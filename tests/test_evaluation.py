@@ -41,9 +41,9 @@ from mim_components.levels import level_batch
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
 from mim_components.pretrained import save_encoder
-from mim_components.runs.errors import root_cause
 from mim_components.tokens import patchify, standardize_tokens
 from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.utils.text import root_cause
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "mim_pretrain" / "configs"
 LEVELS = [[40, 40, 32], [16, 16, 16], [8, 8, 8]]

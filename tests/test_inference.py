@@ -35,7 +35,7 @@ from mim_components.networks import HybridEncoder, MiM
 from mim_components.networks.features import FeatureMap, feature_affine, pad_to_windows, window_overlap
 from mim_components.networks.reconstruction import MiMReconstructor
 from mim_components.pretrained import save_encoder
-from mim_components.runs.errors import root_cause
+from mim_components.utils.text import root_cause
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "mim_pretrain" / "configs"
 LEVELS = [[40, 40, 32], [16, 16, 16], [8, 8, 8]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mim_components.masks import target_boxes, target_mask
+from mim_components.labels import target_boxes, target_mask
 
 
 def test_regions_and_classes_have_the_same_boxes_and_masks() -> None:

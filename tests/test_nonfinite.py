@@ -26,8 +26,8 @@ from mim_components.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.optimizer_step import OptimizerStep
 from mim_components.pretrain_step import PretrainStep
 from mim_components.rebuild_batch import describe, main, rebuild_batches
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs import RunFolder
-from mim_components.utils.tensor_files import CheckpointStore
 
 
 @pytest.fixture

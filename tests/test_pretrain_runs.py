@@ -26,8 +26,8 @@ from mim_components.contract import read_contract
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.pretrained import load_pretrained
 from mim_components.rebuild_batch import main
-from mim_components.runs.errors import root_cause
 from mim_components.runs.folder import FolderInUseError, SettingsChangedError
+from mim_components.utils.text import root_cause
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"

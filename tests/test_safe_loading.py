@@ -30,8 +30,9 @@ from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.prepare import main as prepare_command
 from mim_components.pretrained import load_pretrained, save_encoder
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.start import start_from
-from mim_components.utils.tensor_files import CheckpointStore, DamagedCheckpointError, read_checkpoint
+from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint
 
 PACKAGE = Path(mim_components.__file__).parent
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),), step=1)

@@ -27,8 +27,8 @@ from mim_components.networks import (
     segmentation_network,
 )
 from mim_components.pretrained import PretrainedError, save_encoder
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.start import start_from
-from mim_components.utils.tensor_files import CheckpointStore
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),), step=7)
 ABDOMEN = ScaleIntensityRanged("image", a_min=-175.0, a_max=250.0, b_min=0.0, b_max=1.0, clip=True)

@@ -20,9 +20,10 @@ from mim_components.finetuning import ModelSettings, load_model
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.networks import HybridEncoder, MiM, classification_network, segmentation_network
 from mim_components.pretrained import load_pretrained, save_encoder
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder
 from mim_components.start import start_from
-from mim_components.utils.tensor_files import CheckpointStore, OtherVersionError, read_checkpoint
+from mim_components.utils.tensor_files import OtherVersionError, read_checkpoint
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),), step=7)
 SETTINGS = ModelSettings("b", {"network": "hybrid_swin_unetr", "positions": "rescaled"}, ["spleen"])

@@ -24,9 +24,7 @@ from mim_components.data.headers import VolumeHeader
 from mim_components.data.reading import DecodedVolume
 from mim_components.data.resample import Spacing
 from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
-from mim_components.digests import hash_file
-from mim_components.disk import as_size
-from mim_components.utils.files import PARTIAL, write_safely
+from mim_components.utils.files import PARTIAL, as_size, hash_file, write_safely
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
 FORMAT = 2

@@ -15,7 +15,7 @@ from mim_components.data.repair import open_or_remake
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
 from mim_components.randomness import keyed_seed
-from mim_components.runs.errors import root_cause
+from mim_components.utils.text import root_cause
 
 
 def volume_items(prepared: PreparedDataset) -> list[dict[str, Any]]:

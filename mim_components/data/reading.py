@@ -27,7 +27,7 @@ from mim_components.data.headers import VolumeHeader, read_header
 from mim_components.data.resample import Spacing, resample
 from mim_components.data.stream import Payload, read_payload
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
-from mim_components.digests import hash_file
+from mim_components.utils.files import hash_file
 
 _INT16 = np.iinfo(np.int16)
 _PART = 2**22  # voxels that are scaled at a time

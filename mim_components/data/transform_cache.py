@@ -17,9 +17,9 @@ from monai.utils import convert_to_tensor
 from mim_components.data.dataset import ItemError
 from mim_components.data.item_state import STATE, is_unchanged
 from mim_components.data.naming import hide, names_of_item
-from mim_components.runs.errors import root_cause
 from mim_components.utils.files import write_safely
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
+from mim_components.utils.text import root_cause
 
 logger = logging.getLogger(__name__)
 

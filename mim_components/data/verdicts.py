@@ -16,7 +16,7 @@ from mim_components.data.naming import hide
 from mim_components.data.reading import cause_of
 from mim_components.data.record_lines import RecordLines
 from mim_components.data.volumes import BadVolume, DataError, VolumeError, VolumeSource
-from mim_components.digests import hash_file
+from mim_components.utils.files import hash_file
 
 logger = logging.getLogger(__name__)
 

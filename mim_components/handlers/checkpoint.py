@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mim_components.data.dataset import StepLoader
-from mim_components.disk import FullDiskError
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder
-from mim_components.utils.tensor_files import CheckpointStore
+from mim_components.utils.files import FullDiskError
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from mim_components.data.quarantine import ON_BAD
 from mim_components.data.reading import as_source, cause_of, inspect_source, load_volume
 from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.runs.errors import root_cause
 from mim_components.utils.files import shorten_name
+from mim_components.utils.text import root_cause
 
 logger = logging.getLogger(__name__)
 

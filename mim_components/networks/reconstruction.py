@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim_components.crop_geometry import draw_masks, num_visible_tokens
 from mim_components.networks.mim import MiM
 from mim_components.randomness import keyed_seed
+from mim_components.tokens import draw_masks, num_visible_tokens
 
 
 class MiMReconstructor(MiM):

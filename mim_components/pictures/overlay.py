@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mim_components.masks import target_boxes, target_mask
+from mim_components.labels import target_boxes, target_mask
 from mim_components.pictures.panels import (
     TEXT_SIZE,
     TITLE_SIZE,

@@ -1,6 +1,6 @@
 """The three slices that show a segmentation best; they are small, so that those of every case can be kept.
 
-Masks are as in `mim_components.masks`. A slice is what a plane leaves of a volume: `(C, a, b)`, axes in their order.
+Masks are as in `mim_components.labels`. A slice is what a plane leaves of a volume: `(C, a, b)`, axes in their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-from mim_components.masks import Box, target_boxes, target_mask, union_box
+from mim_components.labels import Box, target_boxes, target_mask, union_box
 from mim_components.pictures.planes import PLANES, Plane
 
 MARGIN_MM = 20.0  # around what is segmented

@@ -14,15 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from mim_components.runs.processes import is_lost_process, is_silent_process
+from mim_components.utils.text import root_cause
 
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; leaving takes seconds
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error that started a chain: MONAI wraps what a configuration's component raises."""
-    while error.__cause__ is not None and type(error) is RuntimeError:
-        error = error.__cause__
-    return error
 
 
 def explain_errors() -> None:

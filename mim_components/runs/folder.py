@@ -15,10 +15,10 @@ import ignite.distributed as idist
 from filelock import FileLock, Timeout
 
 from mim_components import __version__
-from mim_components.disk import FullDiskError
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.configuration import current_config, differences
-from mim_components.utils.files import remove_partials, write_text_safely
-from mim_components.utils.tensor_files import CONTRACT_VERSION, CheckpointStore, OtherVersionError
+from mim_components.utils.files import FullDiskError, remove_partials, write_text_safely
+from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import ignite.distributed as idist
 from torch import nn
 
-from mim_components.disk import FullDiskError, as_size, free_bytes, tensor_bytes
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder
-from mim_components.utils.tensor_files import CheckpointStore
+from mim_components.utils.files import FullDiskError, as_size, free_bytes, tensor_bytes
 
 ROOM = 3  # checkpoints
 SHARED_MEMORY = Path("/dev/shm")

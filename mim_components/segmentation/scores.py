@@ -1,6 +1,6 @@
 """Dice and normalised surface dice (NSD) of one case, target by target, and their means.
 
-Masks are as in `mim_components.masks`; `spacing` and tolerances are mm.
+Masks are as in `mim_components.labels`; `spacing` and tolerances are mm.
 
 A target that the label does not have is not counted (NaN). One that only the prediction lacks scores 0.
 """
@@ -17,7 +17,7 @@ import torch
 from monai.metrics import compute_dice, compute_surface_dice
 from torch import Tensor
 
-from mim_components.masks import target_boxes, target_mask, union_box
+from mim_components.labels import target_boxes, target_mask, union_box
 
 
 class TargetScore(NamedTuple):

@@ -1,19 +1,21 @@
-"""Write files so that a reader never sees half of one, whatever happens meanwhile."""
+"""Files that are whole: written so that a reader never sees half of one, digests, what a full disk says."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import resource
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
-
-from mim_components.disk import FULL, as_full_disk
 
 PARTIAL = ".partial"  # ending of files that are being written
 MAX_NAME = 200  # bytes; file systems allow 255, and endings such as `_reconstruction.nii.gz` follow
@@ -129,3 +131,128 @@ def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Call
 def write_tensors_safely(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     """`write_safely` of a safetensors file."""
     return write_safely(path, tensors_writer(tensors, metadata))
+
+
+ENDING = ".sha256"
+_CHUNK = 2**20
+
+
+class WrongDigestError(ValueError):
+    """A file is not the one that was written; names it."""
+
+
+def digest_file(path: Path) -> Path:
+    """Where the digest of a file stands: `model.pt.sha256` beside `model.pt`."""
+    return path.with_name(path.name + ENDING)
+
+
+def write_with_digest(path: Path, write: Callable[[Path], object]) -> Path:
+    """`write_safely`, then its digest. A run that is killed in between leaves a file without one, never a wrong one.
+
+    Raises:
+        OSError: as `write_safely`; what was at `path` before is still there.
+    """
+    digests = []
+
+    def write_and_hash(partial: Path) -> None:
+        write(partial)
+        digests.append(_sha256(partial))
+        digest_file(path).unlink(missing_ok=True)
+
+    write_safely(path, write_and_hash)
+    write_text_safely(digest_file(path), f"{digests[0]}  {path.name}\n")
+    return path
+
+
+def check_digest(path: Path) -> bool:
+    """Compare a file with the digest beside it; False where there is none.
+
+    Raises:
+        WrongDigestError: they differ.
+    """
+    beside = digest_file(path)
+    if not beside.is_file():
+        return False
+    wanted, found = beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0], _sha256(path)
+    if wanted != found:
+        raise WrongDigestError(
+            f"{path}: not the file that was written: its sha256 is {found[:12]}..., {beside.name} says "
+            f"{wanted[:12]}...; remove {beside.name} if the file was changed on purpose."
+        )
+    return True
+
+
+def hash_file(path: Path, digest: hashlib._Hash) -> None:
+    """Add all bytes of a file to a digest."""
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    hash_file(path, digest)
+    return digest.hexdigest()
+
+
+# torch.save hides the reason when a disk is full; `write_safely` gives it EIO
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class FullDiskError(OSError):
+    """A file does not fit on its disk, into a quota or below a limit; says how many bytes are missing."""
+
+
+def as_size(count: float) -> str:
+    """Bytes as a person reads them.
+
+    Example:
+        >>> as_size(20), as_size(20_500), as_size(1_234_567), as_size(45e9)
+        ('20 B', '20.5 kB', '1.2 MB', '45.0 GB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists; a tensor that stands in several places counts once."""
+    seen: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            seen[value.data_ptr() or id(value)] = value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                visit(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                visit(each)
+
+    visit(state)
+    return sum(seen.values())
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, or of the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def as_full_disk(error: OSError, path: Path, needed: int) -> OSError:
+    """The same error with what is missing, where a full disk or a limit is the reason; else the error itself."""
+    if error.errno not in FULL:
+        return error
+    free = free_bytes(path.parent)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and (limit < needed or error.errno == errno.EFBIG):
+        reason = f"files are limited to {as_size(limit)} (ulimit -f)"
+    elif free < needed:
+        reason = f"disk full: {as_size(free)} are free, {as_size(needed - free)} are missing"
+    else:
+        cause = (error.strerror or str(error)).removeprefix(f"cannot write {path}: ")
+        reason = f"{cause}; {as_size(free)} are free"
+    return FullDiskError(error.errno, f"cannot write {path}, which needs {as_size(needed)}: {reason}")

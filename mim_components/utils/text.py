@@ -1,4 +1,4 @@
-"""Tables as text: Markdown for reports and logs, CSV for spreadsheets; and names of files as they may stand in them."""
+"""Text: tables in Markdown and CSV, names of files as they may stand in them, the cause of an error."""
 
 from __future__ import annotations
 
@@ -58,3 +58,10 @@ def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that started a chain: MONAI wraps what a configuration's component raises."""
+    while error.__cause__ is not None and type(error) is RuntimeError:
+        error = error.__cause__
+    return error

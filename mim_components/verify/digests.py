@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from mim_components.digests import hash_file
+from mim_components.utils.files import hash_file
 from mim_components.verify.configs import read_content
 from mim_components.verify.findings import Finding
 

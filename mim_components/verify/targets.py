@@ -50,6 +50,7 @@ DENIED = (
     "ignite.handlers.wandb_logger",
     "ignite.metrics.gan",
     "mim_components.bundle_files",
+    "mim_components.run.checkpoints",
     "mim_components.utils.tensor_files",
     "mim_components.prepare",
     "mim_components.utils.files",

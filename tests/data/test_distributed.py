@@ -204,7 +204,7 @@ def stop(rank: int) -> list[int]:
 def restore(folder: Path, rank: int) -> str:
     """Continue from checkpoints that only process 0 has."""
     from mim_components.handlers.checkpoint import CheckpointHandler, DifferentStepsError
-    from mim_components.utils.tensor_files import CheckpointStore
+    from mim_components.run.checkpoints import CheckpointStore
 
     own: Any = SimpleNamespace(path=folder / f"own_{rank}", state={}, on_full_disk="stop")
     if rank == 0:

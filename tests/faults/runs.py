@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint
+from mim_components.run.checkpoints import CheckpointStore
+from mim_components.utils.tensor_files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.01  # seconds

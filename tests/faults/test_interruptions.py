@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from mim_components.utils.tensor_files import CheckpointStore
+from mim_components.run.checkpoints import CheckpointStore
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, assert_same, finish, hold, losses, start
 
 pytestmark = pytest.mark.slow

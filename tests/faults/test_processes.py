@@ -20,7 +20,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint
+from mim_components.run.checkpoints import CheckpointStore
+from mim_components.utils.tensor_files import read_checkpoint
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, assert_same, finish, hold, losses, rows_of, start
 
 pytestmark = pytest.mark.slow

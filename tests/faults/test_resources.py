@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.utils.tensor_files import CheckpointStore
+from mim_components.run.checkpoints import CheckpointStore
 from tests.faults.runs import (
     PRETRAIN,
     SEGMENTATION,

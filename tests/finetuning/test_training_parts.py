@@ -17,7 +17,6 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from mim_components.data.sampler import StepSampler
-from mim_components.disk import FullDiskError
 from mim_components.evaluation.weights import WrongWeightsError
 from mim_components.finetuning import (
     BestModel,
@@ -38,6 +37,7 @@ from mim_components.finetuning.plan import length_of
 from mim_components.finetuning.trained import TrainedModel
 from mim_components.nonfinite import NonFiniteError
 from mim_components.runs import RunFolder
+from mim_components.utils.files import FullDiskError
 from mim_components.utils.tensor_files import read_checkpoint, save_safely
 
 SETTINGS = ModelSettings("mim_test", {"network": "hybrid_swin_unetr", "spacing": (1.0, 2.0, 3.0)}, ("spleen", "liver"))

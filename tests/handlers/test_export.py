@@ -11,12 +11,12 @@ import torch
 from ignite.engine import Engine
 
 from mim_components.contract import InputContract, read_contract
-from mim_components.disk import FullDiskError
 from mim_components.evaluation.weights import TrainedNetwork
 from mim_components.handlers.export import ExportHandler
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.pretrained import load_pretrained
 from mim_components.runs.folder import RunFolder
+from mim_components.utils.files import FullDiskError
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((40, 40, 32), (16, 16, 16)))
 

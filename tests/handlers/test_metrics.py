@@ -16,10 +16,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components.data.sampler import StepSampler
-from mim_components.disk import FullDiskError
 from mim_components.handlers import metrics as module
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
 from mim_components.runs.folder import RunFolder
+from mim_components.utils.files import FullDiskError
 
 
 class Clock:

@@ -13,11 +13,11 @@ from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, Sp
 
 from mim_components.data.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.volumes import PreparedVolume
-from mim_components.disk import FullDiskError
 from mim_components.handlers.pictures import PICTURE_EPOCH, PictureHandler
 from mim_components.networks import MiM
 from mim_components.runs.folder import RunFolder
 from mim_components.transforms import MultiLevelCropMaskd
+from mim_components.utils.files import FullDiskError
 
 LEVELS = [(16, 16, 16), (8, 8, 8)]
 SHAPE = (12, 20, 24)  # thinner than level 1 along the first axis

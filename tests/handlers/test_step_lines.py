@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mim_components.disk import FullDiskError
 from mim_components.handlers.step_lines import StepLines
 from mim_components.runs.folder import RunFolder
+from mim_components.utils.files import FullDiskError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mim_components.runs.configuration import (
     flatten,
     known_keys,
 )
-from mim_components.runs.errors import root_cause
+from mim_components.utils.text import root_cause
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "configs"
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mim_components.runs import errors as module
-from mim_components.runs.errors import explain_errors, root_cause
+from mim_components.runs.errors import explain_errors
+from mim_components.utils.text import root_cause
 
 
 class NamedError(RuntimeError):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mim_components import __version__
-from mim_components.disk import FullDiskError
 from mim_components.runs import folder as module
 from mim_components.runs.folder import FolderInUseError, RunFolder, SettingsChangedError
+from mim_components.utils.files import FullDiskError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mim_components.bundle_files.options import FILES, options_of, with_options
-from mim_components.runs.errors import root_cause
 from mim_components.runs.options import KINDS, OptionsError, convert, expectation, option_table, read_words
+from mim_components.utils.text import root_cause
 
 BUNDLES = sorted((Path(__file__).resolve().parents[2] / "bundles").iterdir())
 TABLE = option_table()

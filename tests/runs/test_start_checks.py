@@ -22,10 +22,11 @@ from torch import nn
 from mim_components.data import StepLoader, StepSampler, init_worker
 from mim_components.data.dataset import KeyedDataset
 from mim_components.data.worker_errors import WorkerError, explain_worker_error, kill_workers
-from mim_components.disk import FullDiskError, as_full_disk, free_bytes, tensor_bytes
 from mim_components.handlers import CheckpointHandler
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs import RunFolder, StartError, check_start, check_validation_start, start_checks
-from mim_components.utils.tensor_files import CheckpointStore, read_checkpoint, save_safely
+from mim_components.utils.files import FullDiskError, as_full_disk, free_bytes, tensor_bytes
+from mim_components.utils.tensor_files import read_checkpoint, save_safely
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from mim_components.data.dataset import KeyedDataset, StepLoader
 from mim_components.data.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder
-from mim_components.utils.tensor_files import CheckpointStore, DamagedCheckpointError, read_checkpoint
+from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint
 
 STATE = {"step": 4, "network": {"weight": torch.arange(64.0), "count": torch.tensor(3)}, "optimizer": {"lr": 0.1}}
 
@@ -238,7 +239,7 @@ def test_killed_between_checkpoint_and_digest(tmp_path: Path, monkeypatch: pytes
     def killed(path: Path, text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mim_components.digests.write_text_safely", killed)
+    monkeypatch.setattr("mim_components.utils.files.write_text_safely", killed)
     with pytest.raises(KeyboardInterrupt):
         store.save(1, {**STATE, "step": 1, "other": 0})
     assert os.listdir(tmp_path) == ["step_00000001.pt"] and (store.newest() or {})["other"] == 0
