@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import add_report_options, report, size_option
-from mim_components.crop_geometry import CHILD_CONTENT
 from mim_components.data import find_sources
 from mim_components.data.reading import load_volume
-from mim_components.resize import resize_volumes
 from mim_components.synthetic import synthetic_ct
-from mim_components.transforms import MultiLevelCropMask
+from mim_components.transforms.crop import MultiLevelCropMask
+from mim_components.transforms.geometry import CHILD_CONTENT
+from mim_components.transforms.resize import resize_volumes
 
 WINDOW = (-1000, 1000)
 PERSONS = 4  # synthetic ones

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from benchmarks.data_stores import WINDOW, Store, blosc_store, map_store, monai_store, noisy_ct
 from benchmarks.report import add_report_options, measure, report, size_option
-from mim_components.crop_geometry import LevelGeometry, draw_geometry
 from mim_components.data import find_sources, open_cached, prepare_volumes, stream
 from mim_components.data.reading import load_volume
-from mim_components.resize import resize_volumes
-from mim_components.transforms import MultiLevelCropMask
+from mim_components.transforms.crop import MultiLevelCropMask
+from mim_components.transforms.geometry import LevelGeometry, draw_geometry
+from mim_components.transforms.resize import resize_volumes
 
 LEVELS = ((384, 384, 192), (96, 96, 96), (16, 16, 16))
 INPUT = (96, 96, 96)

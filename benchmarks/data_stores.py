@@ -18,7 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged, 
 
 from mim_components.data import open_cached
 from mim_components.data.volumes import PreparedVolume
-from mim_components.resize import resize_volumes
+from mim_components.transforms.resize import resize_volumes
 
 WINDOW = (-1000.0, 1000.0)
 PAGE = 4096

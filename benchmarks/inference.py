@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.own_process import numbers_of, peak, timed
 from benchmarks.report import add_report_options, report, size_option
+from mim_components.inferers import ClassMapInferer
 from mim_components.networks import segmentation_network
-from mim_components.segmentation import ClassMapInferer
 
 CLASSES = 14
 OURS, MONAI = "ClassMapInferer", "SlidingWindowInferer + argmax"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mim_components.losses import MiMLoss
     from mim_components.networks import HybridEncoder, MiM
     from mim_components.pretrained import load_pretrained
-    from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+    from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
     from mim_components.losses import MiMLoss
     from mim_components.networks import HybridEncoder, MiM
     from mim_components.pretrained import load_pretrained
-    from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+    from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 
     public = (HybridEncoder, MiM, MiMLoss, MultiLevelCropMask, MultiLevelCropMaskd, load_pretrained, read_contract)
     return {each.__name__: each for each in public}[name]

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim_components.crop_geometry import CHILD_CONTENT
-from mim_components.levels import LevelBatch
 from mim_components.networks.mim import MiMOutput
 from mim_components.tokens import gather_tokens, patchify, standardize_tokens, visible_and_masked_ids
+from mim_components.transforms.geometry import CHILD_CONTENT
+from mim_components.transforms.levels import LevelBatch
 
 SCHEDULES = ("simultaneous", "coarse_to_fine", "fine_to_coarse")
 

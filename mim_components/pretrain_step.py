@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mim_components.collapse import ContextSpread
-from mim_components.levels import LevelBatch, LevelPart, level_batch, split_levels
 from mim_components.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.optimizer_step import OptimizerStep
+from mim_components.transforms.levels import LevelBatch, LevelPart, level_batch, split_levels
 
 __all__ = ["NonFiniteError", "PretrainStep"]
 

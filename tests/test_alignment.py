@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mim_components.levels import LevelBatch
 from mim_components.losses import MiMLoss, alignment_loss
 from mim_components.networks import MiM
+from mim_components.transforms.levels import LevelBatch
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mim_components.levels import level_batch, split_levels
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
 from mim_components.pretrain_step import PretrainStep
-from mim_components.transforms import MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMaskd
+from mim_components.transforms.levels import level_batch, split_levels
 
 SIZE, VISIBLE = (24, 24, 24), 10  # 27 tokens of 8^3 voxels, floor(27 * 0.4) visible
 SIZES = [(64, 64, 64), (20, 20, 20), (8, 8, 8)]

@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from mim_components import transforms
-from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms import crop as transforms
+from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 
 WINDOW = (-1000, 1000)
 LEVELS = [(64, 64, 32), (24, 24, 24), (8, 8, 8)]

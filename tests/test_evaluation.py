@@ -37,12 +37,12 @@ from mim_components.evaluation.report import (
     pair_table,
     volume_table,
 )
-from mim_components.levels import level_batch
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
 from mim_components.pretrained import save_encoder
 from mim_components.tokens import patchify, standardize_tokens
-from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.levels import level_batch
 from mim_components.utils.text import root_cause
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "mim_pretrain" / "configs"

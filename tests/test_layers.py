@@ -28,9 +28,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 # rooms that have no floor
 UNPLACED: frozenset[str] = frozenset(
     """
-    bundle_files classification collapse contract crop_geometry datasets evaluation finetuning inference levels
-    nonfinite optimizer optimizer_step pictures prepare pretrain_step pretrained rebuild_batch resize runs
-    segmentation start synthetic training verify
+    bundle_files classification collapse contract datasets evaluation finetuning inference nonfinite
+    optimizer_step pictures prepare pretrain_step pretrained rebuild_batch runs segmentation start synthetic
+    training verify
     """.split()
 )
 

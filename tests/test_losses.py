@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mim_components.levels import LevelBatch, content_weights
 from mim_components.losses import MiMLoss, level_weights, masked_targets, reconstruction_loss
 from mim_components.networks import MiMOutput
+from mim_components.transforms.levels import LevelBatch, content_weights
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 

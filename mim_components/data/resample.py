@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mim_components.data.volumes import DataError, per_axis
-from mim_components.resize import weighted_means
+from mim_components.transforms.resize import weighted_means
 
 Spacing = tuple[float, float, float]
 Weights = list[list[tuple[int, float]]]

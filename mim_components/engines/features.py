@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
+from mim_components.inferers import ClassMapInferer
 from mim_components.metrics.probe import LinearClassifier
 from mim_components.networks.features import pad_to_windows, window_overlap
-from mim_components.segmentation.inferer import ClassMapInferer
 
 RAW_STRIDE = 2  # of the finest map of the hybrid encoder
 

@@ -17,7 +17,7 @@ from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.evaluation.report import level_rows, level_table, markdown, pair_rows, pair_table, volume_table
 from mim_components.evaluation.step import CropScores
 from mim_components.evaluation.weights import TrainedNetwork
-from mim_components.transforms import MultiLevelCropMask
+from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)

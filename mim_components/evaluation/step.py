@@ -12,8 +12,8 @@ from ignite.metrics import Metric, MetricsLambda
 from torch import Tensor
 
 from mim_components.evaluation.scores import alignment_scores, reconstruction_scores
-from mim_components.levels import LevelBatch, level_batch
 from mim_components.networks.mim import MiMOutput
+from mim_components.transforms.levels import LevelBatch, level_batch
 
 Scores = tuple[str, str, int, Tensor]  # name, level or pair of levels as text, level of the volumes, (volumes,)
 

@@ -17,9 +17,9 @@ from mim_components.data.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
 from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM
-from mim_components.pictures import LevelPicture, boxes_figure, save_figure, save_reconstruction_pictures, unit_to_hu
-from mim_components.pictures.intensity import AIR_HU
+from mim_components.pictures import LevelPicture, boxes_figure, save_figure, save_reconstruction_pictures
 from mim_components.runs.folder import RunFolder
+from mim_components.transforms.intensity import AIR_HU, unit_to_hu
 
 logger = logging.getLogger(__name__)
 

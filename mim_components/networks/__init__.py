@@ -2,10 +2,10 @@
 
 from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
 from mim_components.networks.downstream import classification_network, segmentation_network
+from mim_components.networks.fine_tuning import HybridSwinUNETR
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.mim import MiM, MiMOutput
 from mim_components.networks.presets import PRESETS, Preset, get_patch_size, get_preset
-from mim_components.networks.segmentation import HybridSwinUNETR
 from mim_components.networks.training_modes import for_training
 from mim_components.networks.vit import ViTEncoder
 

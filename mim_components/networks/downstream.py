@@ -9,8 +9,8 @@ from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
 from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
+from mim_components.networks.fine_tuning import HybridSwinUNETR, check_sides
 from mim_components.networks.presets import get_preset
-from mim_components.networks.segmentation import HybridSwinUNETR, check_sides
 from mim_components.tokens import check_positions
 
 SEGMENTATION_NETWORKS = ("hybrid_swin_unetr", "unetr", "swin_unetr")

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from monai.networks.blocks.mlp import MLPBlock
 from torch import Tensor, nn
 
+from mim_components.networks.blocks import init_linear, transformer_block
 from mim_components.networks.depthwise import depthwise
 from mim_components.networks.presets import get_preset
 from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neighbour_rows
-from mim_components.networks.transformer import init_linear, transformer_block
 from mim_components.tokens import (
     Grid,
     check_mask,

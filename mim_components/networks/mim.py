@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mim_components.networks.blocks import init_linear, transformer_block
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.presets import TransformerSizes, get_preset
-from mim_components.networks.transformer import init_linear, transformer_block
 from mim_components.networks.vit import ViTEncoder
 from mim_components.tokens import (
     gather_tokens,

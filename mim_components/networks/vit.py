@@ -11,8 +11,8 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor
 
+from mim_components.networks.blocks import init_linear
 from mim_components.networks.presets import get_preset
-from mim_components.networks.transformer import init_linear
 from mim_components.tokens import (
     check_mask,
     check_positions,

@@ -5,18 +5,8 @@ be drawn in any thread and leaves no global state behind.
 """
 
 from mim_components.pictures.boxes import boxes_figure
-from mim_components.pictures.intensity import hu_to_unit, unit_to_hu, window_to_grey
 from mim_components.pictures.levels import LevelPicture
 from mim_components.pictures.panels import save_figure
 from mim_components.pictures.reconstruction import reconstruction_figure, save_reconstruction_pictures
 
-__all__ = [
-    "LevelPicture",
-    "boxes_figure",
-    "hu_to_unit",
-    "reconstruction_figure",
-    "save_figure",
-    "save_reconstruction_pictures",
-    "unit_to_hu",
-    "window_to_grey",
-]
+__all__ = ["LevelPicture", "boxes_figure", "reconstruction_figure", "save_figure", "save_reconstruction_pictures"]

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from mim_components.pictures.intensity import SOFT_TISSUE, window_text, window_to_grey
 from mim_components.pictures.nest import Nest
 from mim_components.pictures.panels import (
     HEADING_SIZE,
@@ -26,6 +25,7 @@ from mim_components.pictures.panels import (
     wrapped,
 )
 from mim_components.pictures.planes import PLANES, Plane, resized_slice, slice_text
+from mim_components.transforms.intensity import SOFT_TISSUE, window_text, window_to_grey
 
 FOOTNOTE = (
     "Solid: the slice passes through the box. Dashed: the box lies in front of or behind the slice. "

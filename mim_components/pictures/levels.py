@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim_components.pictures.intensity import AIR_HU, HU_RANGE
 from mim_components.pictures.planes import nearest_to_centre
+from mim_components.transforms.intensity import AIR_HU, HU_RANGE
 
 
 @dataclass(eq=False)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mim_components.pictures.intensity import AIR_HU
 from mim_components.pictures.levels import check_triple, checked_mask, checked_volume
+from mim_components.transforms.intensity import AIR_HU
 
 
 @dataclass(eq=False)

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mim_components.pictures.intensity import HU_RANGE, SOFT_TISSUE, window_text, window_to_grey
 from mim_components.pictures.levels import LevelPicture
 from mim_components.pictures.panels import (
     HEADING_SIZE,
@@ -25,6 +24,7 @@ from mim_components.pictures.panels import (
     wrapped,
 )
 from mim_components.pictures.planes import PLANES, Plane, native_slice, slice_text
+from mim_components.transforms.intensity import HU_RANGE, SOFT_TISSUE, window_text, window_to_grey
 
 COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error (HU)")
 FOOTNOTE = (

@@ -2,22 +2,15 @@
 
 from mim_components.segmentation.case_scores import CaseScores
 from mim_components.segmentation.handler import EvaluationReport
-from mim_components.segmentation.inferer import ClassMapInferer
 from mim_components.segmentation.label_files import write_label_files
 from mim_components.segmentation.saving import SaveSegmentation
 from mim_components.segmentation.space import is_original
-from mim_components.segmentation.transforms import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
 from mim_components.segmentation.volumes import LoadScand, segmentation_items
 
 __all__ = [
     "CaseScores",
-    "ClassMapInferer",
     "EvaluationReport",
-    "LabelToRegions",
-    "LabelToRegionsd",
     "LoadScand",
-    "RegionsToLabel",
-    "RegionsToLabeld",
     "SaveSegmentation",
     "is_original",
     "segmentation_items",

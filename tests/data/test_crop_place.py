@@ -20,7 +20,7 @@ from mim_components.data.prepare import prepare_volumes
 from mim_components.data.sampler import StepSampler
 from mim_components.data.volumes import PreparedDataset
 from mim_components.data.workers import init_worker
-from mim_components.transforms import MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMaskd
 
 LEVELS = [(8, 8, 8), (4, 4, 4)]
 CONFIG = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "configs" / "train.json"

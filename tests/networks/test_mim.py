@@ -6,7 +6,6 @@ import pytest
 import torch
 from monai.data import list_data_collate
 
-from mim_components.levels import level_batch
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
 from mim_components.networks.mim import Decoder
@@ -19,7 +18,8 @@ from mim_components.tokens import (
     upsample_mask,
     visible_and_masked_ids,
 )
-from mim_components.transforms import MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMaskd
+from mim_components.transforms.levels import level_batch
 
 ENCODERS = ["hybrid", "vit"]
 SIZE, GRID, TOKENS = (16, 32, 24), (2, 4, 3), 24  # nano: patch 8

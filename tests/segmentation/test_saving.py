@@ -27,11 +27,11 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from mim_components.inferers import ClassMapInferer
 from mim_components.labels import LabelSet
-from mim_components.segmentation.inferer import ClassMapInferer
 from mim_components.segmentation.saving import SaveSegmentation
-from mim_components.segmentation.transforms import LabelToRegions
 from mim_components.segmentation.volumes import LoadScand, segmentation_items
+from mim_components.transforms.regions import LabelToRegions
 
 ORGAN = LabelSet(("background", "organ"), {}, {})
 BRATS = LabelSet(("background", "edema", "core", "enhancing"), {}, {"TC": (2, 3), "WT": (1, 2, 3), "ET": (3,)})

@@ -7,8 +7,8 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from mim_components.networks import PRESETS, HybridSwinUNETR
+from mim_components.networks.fine_tuning import check_sides
 from mim_components.networks.presets import HybridSizes, Preset
-from mim_components.networks.segmentation import check_sides
 
 SIZES = [(96, 96, 96), (192, 192, 32), (224, 224, 128), (128, 128, 128), (384, 384, 32)]  # regions of the datasets
 WIDTHS = (12, 24, 48, 96, 192)  # of the preset `tiny`, and of Swin-UNETR with feature size 12

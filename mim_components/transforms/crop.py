@@ -18,9 +18,9 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from mim_components.crop_geometry import CHILD_CONTENT, CHILD_SOURCES, LevelGeometry, draw_geometry
-from mim_components.resize import RESIZE_MODES, resize_volumes
 from mim_components.tokens import num_visible_tokens, token_grid
+from mim_components.transforms.geometry import CHILD_CONTENT, CHILD_SOURCES, LevelGeometry, draw_geometry
+from mim_components.transforms.resize import RESIZE_MODES, resize_volumes
 
 # A token has content if its range is larger than content_range by this part of it. Devices round differently, by less
 # than 1e-6 of the window: 0.004 HU in a range. Means of q = 1, 2, 4 ... 64 integers are multiples of 1 / q: the ranges
@@ -50,7 +50,7 @@ class MultiLevelCropMask(Randomizable, Transform):
         mask_ratio: share of the N tokens to mask, in (0, 1); floor(N * (1 - mask_ratio)) stay visible.
         num_children: volumes cut from each volume of the level above.
         child_source: "masked", or "visible" for the paper's Table 11.
-        resize: "area" or "trilinear", see `mim_components.resize`.
+        resize: "area" or "trilinear", see `mim_components.transforms.resize`.
         window: intensities that become 0 and 1, others are clipped. Images smaller than level 1 are then padded with
             the lower end, on both sides: every split of what is missing is equally likely. None = as they are. Integer
             voxels and bounds are fastest.

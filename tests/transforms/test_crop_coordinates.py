@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import BorderPadd, Compose, SpatialPadd
 
-from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 
 AXES = ("h", "w", "d")
 SMALL = {"level_sizes": [(32, 32, 32), (16, 16, 16)], "input_size": (16, 16, 16), "patch_size": 4, "num_children": 3}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mim_components.networks import HybridEncoder, MiM, segmentation_network
-from mim_components.optimizer import finetune_groups, weight_decay_groups
+from mim_components.optimizers import finetune_groups, weight_decay_groups
 
 
 def network_of(encoder: str) -> MiM:

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from monai.transforms import ScaleIntensityRange
 
-from mim_components.resize import resize_volumes
-from mim_components.transforms import MultiLevelCropMask
+from mim_components.transforms.crop import MultiLevelCropMask
+from mim_components.transforms.resize import resize_volumes
 
 WINDOW = (-1000.0, 1000.0)
 
@@ -129,7 +129,7 @@ def test_slabs_make_no_difference(monkeypatch):
     volumes = hu(2, 1, 21, 8, 8)
     whole = resize_volumes(volumes, (7, 4, 4), window=WINDOW)
     for voxels in (1, 2 * 4 * 3 * 64, 2 * 5 * 3 * 64):  # slabs of 1, of 4 + 3, of 5 + 2 rows of the result
-        monkeypatch.setattr("mim_components.resize._SLAB", voxels)
+        monkeypatch.setattr("mim_components.transforms.resize._SLAB", voxels)
         assert torch.equal(resize_volumes(volumes, (7, 4, 4), window=WINDOW), whole)
 
 
@@ -148,7 +148,7 @@ def test_views_of_a_larger_volume_need_no_copy():
 def test_padding_becomes_0(dtype, window, mode, voxels, monkeypatch):
     volumes, padding, size = hu(2, 1, 5, 9, 8, dtype=dtype), (0, 4, 2, 1, 7, 8), (5, 6, 6)  # to 20 x 12 x 12
     padded = F.pad(volumes.float(), padding, value=window[0] if window else 0)
-    monkeypatch.setattr("mim_components.resize._SLAB", voxels)  # with 1, slabs of nothing but padding
+    monkeypatch.setattr("mim_components.transforms.resize._SLAB", voxels)  # with 1, slabs of nothing but padding
     out = resize_volumes(volumes, size, mode, window, padding)
     torch.testing.assert_close(out, plainly(padded, size, mode, window), rtol=1e-6, atol=1e-6)
 

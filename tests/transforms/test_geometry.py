@@ -1,6 +1,6 @@
 """Geometry of the nested crops: counts, containment, overlap, and how the draws are distributed.
 
-Everything is integers here; `test_transforms.py` proves on intensities that the crops are cut where this says.
+Everything is integers here; `transforms/test_crop.py` proves on intensities that the crops are cut where this says.
 """
 
 import itertools
@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mim_components.crop_geometry import draw_geometry, place_children
 from mim_components.tokens import num_visible_tokens, token_numbers
+from mim_components.transforms.geometry import draw_geometry, place_children
 
 PAPER = {"image": (400, 390, 200), "levels": ((384, 384, 192), (96, 96, 96), (16, 16, 16)), "grid": (6, 6, 6)}
 CASES = {

@@ -10,12 +10,12 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Invertd, Orientationd, SpatialPadd
 
+from mim_components.inferers import ClassMapInferer
 from mim_components.networks import HybridSwinUNETR
-from mim_components.segmentation.inferer import ClassMapInferer
 
 PEAK = """
 import json, resource, torch
-from mim_components.segmentation.inferer import ClassMapInferer
+from mim_components.inferers import ClassMapInferer
 
 network = torch.nn.Sequential(torch.nn.AvgPool3d(16), torch.nn.Conv3d(1, 16, 1), torch.nn.Upsample(scale_factor=16))
 inferer = ClassMapInferer(({roi}, {roi}, {roi}), sw_batch_size=1, overlap=0.25)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from mim_components.segmentation.transforms import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
+from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
 
 BRATS = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [3]}
 WRONG_ET = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [2]}  # et_label=2, as the paper's code has it

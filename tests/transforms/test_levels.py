@@ -4,8 +4,8 @@ import pytest
 import torch
 from monai.data import list_data_collate
 
-from mim_components.levels import level_batch, split_levels
-from mim_components.transforms import MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMaskd
+from mim_components.transforms.levels import level_batch, split_levels
 
 
 def sample(seed, value=0.0, key="image"):

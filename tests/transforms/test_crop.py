@@ -1,6 +1,6 @@
 """Multi-level crop and mask: shapes, randomness, keys and refusals.
 
-`test_crop_coordinates.py` proves on intensities where the crops are cut.
+`transforms/test_crop_coordinates.py` proves on intensities where the crops are cut.
 """
 
 import math
@@ -12,7 +12,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, SpatialPadd
 
-from mim_components.transforms import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 
 SMALL = {"level_sizes": [(32, 32, 32), (16, 16, 16)], "input_size": (16, 16, 16), "patch_size": 4, "num_children": 3}
 

@@ -1,0 +1,23 @@
+"""What `monai.transforms` lacks: multi-level crop and mask, regions, HU windows."""
+
+from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.intensity import hu_to_unit, unit_to_hu, window_to_grey
+from mim_components.transforms.levels import LevelBatch, level_batch, split_levels
+from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
+from mim_components.transforms.resize import resize_volumes
+
+__all__ = [
+    "LabelToRegions",
+    "LabelToRegionsd",
+    "LevelBatch",
+    "MultiLevelCropMask",
+    "MultiLevelCropMaskd",
+    "RegionsToLabel",
+    "RegionsToLabeld",
+    "hu_to_unit",
+    "level_batch",
+    "resize_volumes",
+    "split_levels",
+    "unit_to_hu",
+    "window_to_grey",
+]
