@@ -6,12 +6,11 @@ otherwise channel i is target i as 0 and 1. Box: one slice per spatial axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from monai.transforms import Identityd, MapLabelValued, MapTransform
 from scipy.ndimage import find_objects
 
 BACKGROUND = "background"
@@ -140,18 +139,6 @@ def select_labels(
         ValueError: there is no such label set.
     """
     return LabelSet.from_metadata(label_sets, label_set or getattr(found, "label_set", None) or "default")
-
-
-def label_conversion(labels: LabelSet, keys: str | Sequence[str] = "label") -> MapTransform:
-    """MONAI's transform from raw values to classes; does nothing where every value stands for itself.
-
-    Values that are not listed are refused when the dataset is prepared, not here. Missing keys are passed over, so that
-    one list of transforms serves labelled and unlabelled scans.
-    """
-    pairs = {raw: value for raw, value in labels.values.items() if raw != value}
-    if not pairs:
-        return Identityd(keys, allow_missing_keys=True)
-    return MapLabelValued(keys, list(pairs), list(pairs.values()), allow_missing_keys=True)
 
 
 Box = tuple[slice, ...]

@@ -33,7 +33,7 @@ from mim_components.inference import (
 )
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.networks.features import FeatureMap, feature_affine, pad_to_windows, window_overlap
-from mim_components.networks.reconstruction import MiMReconstructor
+from mim_components.networks.mim import MiMReconstructor
 from mim_components.pretrained import save_encoder
 from mim_components.utils.text import root_cause
 

@@ -26,7 +26,8 @@ from mim_components.data.volumes import DataError, VolumeError, VolumeSource
 from mim_components.datasets.cases import Case, FoundCases
 from mim_components.datasets.datalist import load_cases
 from mim_components.datasets.voxels import count_labels
-from mim_components.labels import BACKGROUND, LabelSet, label_conversion
+from mim_components.labels import BACKGROUND, LabelSet
+from mim_components.transforms.regions import label_conversion
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mim_components.data.reading import cause_of
 from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
-from mim_components.networks.reconstruction import MiMReconstructor
+from mim_components.networks.mim import MiMReconstructor
 from mim_components.utils.text import root_cause
 
 MASKED_HU = -1500  # below air (-1000) and what scanners write outside their field (-1024), so that it can be told apart

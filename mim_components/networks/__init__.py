@@ -1,10 +1,14 @@
 """Networks: the shared encoders, the pre-training network, and those for fine-tuning."""
 
-from mim_components.networks.classification import HybridClassifier, SwinViTClassifier
-from mim_components.networks.downstream import classification_network, segmentation_network
-from mim_components.networks.fine_tuning import HybridSwinUNETR
+from mim_components.networks.fine_tuning import (
+    HybridClassifier,
+    HybridSwinUNETR,
+    SwinViTClassifier,
+    classification_network,
+    segmentation_network,
+)
 from mim_components.networks.hybrid import HybridEncoder
-from mim_components.networks.mim import MiM, MiMOutput
+from mim_components.networks.mim import MiM, MiMOutput, MiMReconstructor
 from mim_components.networks.presets import PRESETS, Preset, get_patch_size, get_preset
 from mim_components.networks.training_modes import for_training
 from mim_components.networks.vit import ViTEncoder
@@ -15,6 +19,7 @@ __all__ = [
     "HybridSwinUNETR",
     "MiM",
     "MiMOutput",
+    "MiMReconstructor",
     "PRESETS",
     "Preset",
     "SwinViTClassifier",

@@ -1,6 +1,9 @@
-"""Segmentation network: the hybrid encoder with Swin-UNETR's residual decoder (docs/method.md, fine-tuning).
+"""Networks for fine-tuning, and by name: ours with the hybrid encoder, and MONAI's own (docs/method.md, fine-tuning).
 
-Axes: image (B, C, H, W, D); feature maps (B, E, h, w, d); logits (B, K, H, W, D).
+Segmentation is the hybrid encoder with Swin-UNETR's residual decoder. Classification is an encoder, the mean over its
+tokens, one linear layer.
+
+Axes: image (B, C, H, W, D); feature maps (B, E, h, w, d); logits (B, K, H, W, D) or (B, K).
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks.transformerblock import TransformerBlock
+from monai.networks.nets import UNETR, SwinUNETR
+from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
+from mim_components.networks.blocks import replace_image_convs, replace_instance_norms
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
-from mim_components.networks.image_conv import replace_image_convs
-from mim_components.networks.instance_norm import replace_instance_norms
-from mim_components.tokens import nearest_multiples
+from mim_components.networks.presets import get_preset
+from mim_components.tokens import check_positions, nearest_multiples
 
 
 class HybridSwinUNETR(nn.Module):
@@ -111,3 +117,173 @@ def _up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
     return UnetrUpBlock(
         3, in_channels, out_channels, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True
     )
+
+
+class HybridClassifier(nn.Module):
+    """Hybrid encoder, mean over the tokens of its last stage, LayerNorm, linear.
+
+    Args:
+        in_channels: channels C of the image.
+        num_classes: number of classes K.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        input_size: size of an image in voxels, see `HybridEncoder`.
+        positions: "rescaled" or "index", see `HybridEncoder`.
+
+    Raises:
+        ValueError: unknown preset or `positions`; in `forward`, a side that is not a multiple of the patch size.
+
+    Example:
+        >>> import torch
+        >>> HybridClassifier(in_channels=1, num_classes=3, preset="nano")(torch.zeros(2, 1, 16, 16, 8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        preset: str = "base",
+        input_size: Sequence[int] | None = None,
+        positions: str = "rescaled",
+    ) -> None:
+        super().__init__()
+        self.encoder = HybridEncoder(in_channels, preset, dense_only=True, input_size=input_size, positions=positions)
+        self.norm = nn.LayerNorm(self.encoder.embed_dim)
+        self.head = nn.Linear(self.encoder.embed_dim, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits `(B, K)` of an image `(B, C, H, W, D)`."""
+        return self.head(self.norm(self.encoder(image)[-1].mean((2, 3, 4))))
+
+
+class SwinViTClassifier(nn.Module):
+    """The baseline: MONAI's Swin transformer, mean over the tokens of its last stage, LayerNorm, linear.
+
+    Args:
+        in_channels: channels C of the image.
+        num_classes: number of classes K.
+        preset: gives the width after the first stage, 48 for `base`; the last is 16 times as wide.
+
+    Raises:
+        ValueError: unknown preset.
+
+    Example:
+        >>> import torch
+        >>> SwinViTClassifier(in_channels=1, num_classes=3, preset="nano")(torch.zeros(1, 1, 32, 32, 32)).shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, preset: str = "base") -> None:
+        super().__init__()
+        width = get_preset(preset).feature_size
+        self.swin = SwinTransformer(
+            in_chans=in_channels,
+            embed_dim=width,
+            window_size=(7, 7, 7),
+            patch_size=(2, 2, 2),
+            depths=(2, 2, 2, 2),
+            num_heads=(3, 6, 12, 24),
+        )
+        self.norm = nn.LayerNorm(16 * width)
+        self.head = nn.Linear(16 * width, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits `(B, K)` of an image `(B, C, H, W, D)` of any size."""
+        return self.head(self.norm(self.swin(image, normalize=False)[-1].mean((2, 3, 4))))
+
+
+SEGMENTATION_NETWORKS = ("hybrid_swin_unetr", "unetr", "swin_unetr")
+CLASSIFICATION_NETWORKS = ("hybrid", "swin_vit")
+UNETR_PATCH_SIZE = 16  # fixed in MONAI's class
+SWIN_MULTIPLE = 32  # five times halved
+
+
+def segmentation_network(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    roi_size: Sequence[int],
+    preset: str = "base",
+    positions: str = "rescaled",
+) -> nn.Module:
+    """A network from images `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
+
+    Args:
+        name: "hybrid_swin_unetr"; "unetr", MONAI's, which a pre-trained plain ViT encoder fits; or "swin_unetr",
+            MONAI's, from scratch only.
+        in_channels: channels C of the image.
+        out_channels: channels K of the logits.
+        roi_size: size in voxels of what the network sees at a time; only "unetr" is built for this one size.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        positions: of "hybrid_swin_unetr", see `HybridEncoder`; "unetr" gets its positions with its weights.
+
+    Raises:
+        ValueError: unknown name, preset or `positions`, a `roi_size` that the network cannot take (names the nearest
+            that it can), or a preset whose patch size is not UNETR's.
+    """
+    sizes = get_preset(preset)
+    check_positions(positions)
+    if name == "hybrid_swin_unetr":
+        check_sides(roi_size, 2 * sizes.patch_size, name, least_positions=2)
+        return HybridSwinUNETR(in_channels, out_channels, preset, roi_size, positions)
+    if name == "swin_unetr":
+        check_sides(roi_size, SWIN_MULTIPLE, name, least_positions=2)
+        return SwinUNETR(in_channels, out_channels, feature_size=sizes.feature_size)
+    if name == "unetr":
+        return _unetr(in_channels, out_channels, roi_size, preset)
+    raise ValueError(f"network must be one of {', '.join(SEGMENTATION_NETWORKS)}, got {name!r}.")
+
+
+def _unetr(in_channels: int, out_channels: int, roi_size: Sequence[int], preset: str) -> UNETR:
+    sizes = get_preset(preset)
+    if sizes.patch_size != UNETR_PATCH_SIZE:
+        raise ValueError(
+            f"unetr has tokens of {UNETR_PATCH_SIZE} voxels, those of preset {preset!r} have {sizes.patch_size}; "
+            "use another preset, such as tiny."
+        )
+    check_sides(roi_size, UNETR_PATCH_SIZE, "unetr")
+    network = UNETR(
+        in_channels,
+        out_channels,
+        tuple(roi_size),
+        feature_size=sizes.feature_size // 3,
+        hidden_size=sizes.vit.hidden_size,
+        mlp_dim=4 * sizes.vit.hidden_size,
+        num_heads=sizes.vit.num_heads,
+    )
+    for block in network.vit.blocks:
+        assert isinstance(block, TransformerBlock)
+        block.norm_cross_attn.requires_grad_(False)  # never used, and DDP refuses a parameter without gradient
+    return network
+
+
+def classification_network(
+    name: str,
+    in_channels: int,
+    num_classes: int,
+    input_size: Sequence[int],
+    preset: str = "base",
+    positions: str = "rescaled",
+) -> nn.Module:
+    """A network from images `(B, C, H, W, D)` to logits `(B, K)`.
+
+    Args:
+        name: "hybrid"; or "swin_vit", MONAI's Swin transformer with a linear head, from scratch only.
+        in_channels: channels C of the image.
+        num_classes: number of classes K.
+        input_size: size of an image in voxels.
+        preset: name of the sizes, see `mim_components.networks.PRESETS`.
+        positions: of "hybrid", see `HybridEncoder`.
+
+    Raises:
+        ValueError: unknown name, preset or `positions`, or a size that the network cannot take (names the nearest that
+            it can).
+    """
+    check_positions(positions)
+    if name == "hybrid":
+        check_sides(input_size, get_preset(preset).patch_size, name)
+        return HybridClassifier(in_channels, num_classes, preset, input_size, positions)
+    if name == "swin_vit":
+        check_sides(input_size, 1, name)
+        return SwinViTClassifier(in_channels, num_classes, preset)
+    raise ValueError(f"network must be one of {', '.join(CLASSIFICATION_NETWORKS)}, got {name!r}.")

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Transform
+from monai.transforms import Identityd, MapLabelValued, MapTransform, Transform
 from torch import Tensor
 
+from mim_components.labels import LabelSet
 from mim_components.utils.tensors import without_meta
 
 
@@ -128,3 +129,15 @@ class RegionsToLabeld(MapTransform):
 
 def _like(tensor: Tensor, source: Tensor) -> Tensor:
     return MetaTensor(tensor).copy_meta_from(source) if isinstance(source, MetaTensor) else tensor
+
+
+def label_conversion(labels: LabelSet, keys: str | Sequence[str] = "label") -> MapTransform:
+    """MONAI's transform from raw values to classes; does nothing where every value stands for itself.
+
+    Values that are not listed are refused when the dataset is prepared, not here. Missing keys are passed over, so that
+    one list of transforms serves labelled and unlabelled scans.
+    """
+    pairs = {raw: value for raw, value in labels.values.items() if raw != value}
+    if not pairs:
+        return Identityd(keys, allow_missing_keys=True)
+    return MapLabelValued(keys, list(pairs), list(pairs.values()), allow_missing_keys=True)

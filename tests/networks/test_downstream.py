@@ -15,7 +15,7 @@ from mim_components.networks import (
     classification_network,
     segmentation_network,
 )
-from mim_components.networks.instance_norm import replace_instance_norms
+from mim_components.networks.blocks import replace_instance_norms
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mim_components.networks import HybridSwinUNETR
-from mim_components.networks.image_conv import ImageConv, replace_image_convs
+from mim_components.networks.blocks import ImageConv, replace_image_convs
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mim_components.networks import HybridSwinUNETR
-from mim_components.networks.instance_norm import InstanceNorm, replace_instance_norms
+from mim_components.networks.blocks import InstanceNorm, replace_instance_norms
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
 

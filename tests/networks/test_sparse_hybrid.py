@@ -10,7 +10,7 @@ from torch import nn
 
 from mim_components.networks import PRESETS, HybridEncoder, MiM
 from mim_components.networks.depthwise import depthwise
-from mim_components.networks.sparse_blocks import conv_blocks, cut_blocks, neighbour_rows
+from mim_components.networks.hybrid import conv_blocks, cut_blocks, neighbour_rows
 from mim_components.tokens import upsample_mask, visible_and_masked_ids
 
 SIZES = {"nano": (32, 16, 40), "tiny": (48, 32, 32), "small": (48, 32, 32), "base": (32, 32, 48)}  # no cubes
