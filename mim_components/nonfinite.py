@@ -13,7 +13,7 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.sampler import StepSampler
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.configuration import bundle_root
 from mim_components.runs.folder import RunFolder

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from mim_components.data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
-from mim_components.data.naming import name_sources, path_of_name
-from mim_components.data.paper_collections import COLLECTIONS, CollectionVolumes
-from mim_components.data.quarantine import MAX_BAD_FRACTION
+from mim_components.data.find.collections import COLLECTIONS, CollectionVolumes
+from mim_components.data.names import name_sources, path_of_name
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.utils.text import printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2

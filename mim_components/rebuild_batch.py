@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 
-from mim_components.data.dataset import KeyedDataset
+from mim_components.data.load.dataset import KeyedDataset
 
 
 def rebuild_batches(report: str | Path, dataset: KeyedDataset, rank: int = 0) -> list[Any]:

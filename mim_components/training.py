@@ -14,8 +14,8 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from mim_components.data.quarantine import QUARANTINE
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.sampler import StepSampler
+from mim_components.data.prepare.quarantine import QUARANTINE
 from mim_components.data.volumes import PreparedDataset
 from mim_components.data.worker_errors import explain_worker_error, kill_workers
 from mim_components.handlers.checkpoint import CheckpointHandler

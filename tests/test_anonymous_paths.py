@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.data.naming import path_name
+from mim_components.data.names import path_name
 from mim_components.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, everything_logged
 

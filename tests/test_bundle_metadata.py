@@ -14,10 +14,10 @@ import pytest
 from monai.bundle import ConfigParser
 
 from mim_components.bundle_files import update_bundle
-from mim_components.data.sampler import StepSampler
-from mim_components.datasets.cases import Case
-from mim_components.datasets.layouts import LAYOUTS
-from mim_components.datasets.splits import RULES, take_share
+from mim_components.data.cases import Case
+from mim_components.data.find.layouts import LAYOUTS
+from mim_components.data.load.sampler import StepSampler
+from mim_components.data.prepare.splits import RULES, take_share
 from mim_components.finetuning.plan import length_of
 from mim_components.labels import LabelSet
 from mim_components.start import IGNORABLE

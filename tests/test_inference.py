@@ -19,18 +19,18 @@ from monai.inferers import SlidingWindowInferer
 from safetensors import safe_open
 
 from mim_components.contract import InputContract
-from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.evaluation import TrainedNetwork
-from mim_components.inference import (
-    MASKED_HU,
-    InferenceStep,
+from mim_components.data import (
+    BadVolumesError,
+    DataError,
     LoadVolumed,
-    SaveResults,
+    NoVolumesError,
     ScanDataset,
-    ScanStep,
+    VolumeSource,
     inference_items,
     unique_names,
 )
+from mim_components.evaluation import TrainedNetwork
+from mim_components.inference import MASKED_HU, InferenceStep, SaveResults, ScanStep
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.networks.features import FeatureMap, feature_affine, pad_to_windows, window_overlap
 from mim_components.networks.mim import MiMReconstructor

@@ -18,8 +18,8 @@ from monai.inferers import SimpleInferer
 from monai.transforms import RandRotate90d
 from torch import Tensor, nn
 
-from mim_components.data.dataset import KeyedDataset
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.dataset import KeyedDataset
+from mim_components.data.load.sampler import StepSampler
 from mim_components.finetuning import FinetuneStep, UpdateAverage, averaged_network
 from mim_components.handlers.step_lines import StepLines
 from mim_components.nonfinite import NonFiniteError, NonFiniteGuard
@@ -257,8 +257,8 @@ def test_command_makes_it_from_the_configuration_of_the_run(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_until_report(folder)
-    monkeypatch.setattr("mim_components.data.dataset.TestDataset", Dataset, raising=False)
-    dataset = {"_target_": "mim_components.data.dataset.TestDataset"}
+    monkeypatch.setattr("mim_components.data.load.dataset.TestDataset", Dataset, raising=False)
+    dataset = {"_target_": "mim_components.data.load.dataset.TestDataset"}
     folder.update(config={"prepared": {}, "train": {"dataset": dataset}})
     assert main([str(folder.path / "nonfinite_step_00000005.json")]) == 0
     printed = capsys.readouterr().out

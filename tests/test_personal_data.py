@@ -15,7 +15,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from mim_components.data import prepare_volumes
-from mim_components.data.finding import find_volumes
+from mim_components.data.find.walk import find_volumes
 from mim_components.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, content_of, everything_logged
 

@@ -18,14 +18,21 @@ from safetensors.torch import save_file
 import mim_components
 from mim_components.classification import find_scans
 from mim_components.contract import InputContract, find_contract, read_contract
-from mim_components.data import BadVolumesError, DataError, TransformCache, find_sources, prepare_volumes
-from mim_components.datasets import SegmentationChecker, find_cases
-from mim_components.datasets.cases import Case
+from mim_components.data import (
+    BadVolumesError,
+    DataError,
+    SegmentationChecker,
+    TransformCache,
+    find_cases,
+    find_sources,
+    prepare_volumes,
+)
+from mim_components.data.cases import Case
+from mim_components.data.inputs import inference_items
+from mim_components.data.prepare.splits import Division
 from mim_components.datasets.datalist import datalist_of
-from mim_components.datasets.splits import Division
 from mim_components.evaluation import find_validation, load_trained
 from mim_components.finetuning import ModelSettings, load_model
-from mim_components.inference.volumes import inference_items
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.prepare import main as prepare_command

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_components.data.reading import load_volume
+from mim_components.data.read.volume import load_volume
 from mim_components.synthetic import write_synthetic_layout
 from mim_components.synthetic.__main__ import main
 from mim_components.synthetic.generate import SyntheticCT

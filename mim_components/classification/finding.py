@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mim_components.data.cases import Case, FoundCases
+from mim_components.data.find.scan_lists import ListedScan, read_scan_list
+from mim_components.data.find.sources import find_cases
 from mim_components.data.volumes import DataError
-from mim_components.datasets.cases import Case, FoundCases
-from mim_components.datasets.finding import find_cases
-from mim_components.datasets.scan_lists import ListedScan, read_scan_list
 
 SHOWN = 5
 

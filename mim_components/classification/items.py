@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_components.classification.checks import SliceFolderChecker
 from mim_components.classification.scans import HU_ADVICE
-from mim_components.data.finding import describe_files, find_volumes, walk
-from mim_components.data.reading import cause_of
+from mim_components.data.cases import Case
+from mim_components.data.check.slices import SliceFolderChecker
+from mim_components.data.find.walk import describe_files, find_volumes, walk
+from mim_components.data.inputs import ON_BAD_SCAN
+from mim_components.data.read.slices import is_slice
+from mim_components.data.read.volume import cause_of
 from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
@@ -19,10 +22,7 @@ from mim_components.data.volumes import (
     VolumeSource,
     suffix_of,
 )
-from mim_components.datasets.cases import Case
 from mim_components.datasets.names import natural_key
-from mim_components.datasets.slices import is_slice
-from mim_components.inference.volumes import ON_BAD_SCAN
 
 logger = logging.getLogger(__name__)
 

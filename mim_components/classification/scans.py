@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from monai.transforms import SpatialPad
 
-from mim_components.data.reading import load_volume
+from mim_components.data.read.slices import is_slice, read_slices
+from mim_components.data.read.volume import load_volume
 from mim_components.data.volumes import VolumeError
-from mim_components.datasets.slices import is_slice, read_slices
 from mim_components.transforms.intensity import window_to_grey
 
 HU_ADVICE = "for CT in HU set --hu_window '[low,high]', the HU that become black and white"

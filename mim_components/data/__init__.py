@@ -1,12 +1,19 @@
 """What `monai.data` lacks, in the order in which a scan passes: find, read, check, cache, prepare, load."""
 
+from mim_components.data.cache.transforms import TransformCache
+from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.check.segmentation import SegmentationChecker
+from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.crop_place import CropPlace
-from mim_components.data.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
-from mim_components.data.distributed import prepare_on_nodes
-from mim_components.data.prepare import find_sources, open_cached, prepare_volumes
-from mim_components.data.sampler import StepSampler, accumulation_steps
-from mim_components.data.transform_cache import TransformCache
+from mim_components.data.find.sources import find_cases
+from mim_components.data.inputs import LoadVolumed, ScanDataset, inference_items, unique_names
+from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
+from mim_components.data.load.loader import SteadyDataLoader, init_worker
+from mim_components.data.load.sampler import StepSampler, accumulation_steps
+from mim_components.data.prepare.cases import PreparedCases, prepare_cases
+from mim_components.data.prepare.nodes import prepare_on_nodes
+from mim_components.data.prepare.volumes import find_sources, open_cached, prepare_volumes
 from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
@@ -19,21 +26,29 @@ from mim_components.data.volumes import (
     VolumeError,
     VolumeSource,
 )
-from mim_components.data.workers import SteadyDataLoader, init_worker
 
 __all__ = [
     "BadVolume",
     "BadVolumesError",
     "CacheError",
+    "Case",
+    "CaseChecker",
+    "CaseFacts",
     "CheckedReader",
     "CropPlace",
     "DataError",
+    "FoundCases",
     "FoundVolumes",
     "KeyedDataset",
+    "LoadVolumed",
     "NoVolumesError",
     "OpenPreparedd",
+    "PreparedCases",
     "PreparedDataset",
     "PreparedVolume",
+    "ScanDataset",
+    "SegmentationChecker",
+    "SliceFolderChecker",
     "SteadyDataLoader",
     "StepLoader",
     "StepSampler",
@@ -41,10 +56,14 @@ __all__ = [
     "VolumeError",
     "VolumeSource",
     "accumulation_steps",
+    "find_cases",
     "find_sources",
+    "inference_items",
     "init_worker",
     "open_cached",
+    "prepare_cases",
     "prepare_on_nodes",
     "prepare_volumes",
+    "unique_names",
     "volume_items",
 ]

@@ -11,7 +11,7 @@ from monai.data import Dataset, list_data_collate
 from monai.data.utils import no_collation
 from torch import Tensor
 
-from mim_components.data.dataset import KeyedDataset
+from mim_components.data.load.dataset import KeyedDataset
 
 CROP_ON = ("worker", "device")
 KEY = "crop_key"

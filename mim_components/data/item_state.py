@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.verdicts import files_in, state_of_files
+from mim_components.data.prepare.memory import files_in, state_of_files
 
 STATE = "state"
 

@@ -12,10 +12,10 @@ import sys
 
 import numpy as np
 
-from mim_components.data.cache import SourceState, VolumeCache
-from mim_components.data.naming import hide, names_of_source
-from mim_components.data.prepare import open_cached
-from mim_components.data.reading import DecodedVolume, cause_of, decode_volume, inspect_source
+from mim_components.data.cache.volumes import SourceState, VolumeCache
+from mim_components.data.names import hide, names_of_source
+from mim_components.data.prepare.volumes import open_cached
+from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
 from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.datalist import DataFolder, read_list, section_of, shown
+from mim_components.data.cases import Case, FoundCases
+from mim_components.data.find.datalist import DataFolder, read_list, section_of, shown
+from mim_components.data.inputs import unique_names
+from mim_components.data.prepare.splits import Division
 from mim_components.data.volumes import DataError, NoVolumesError, VolumeSource
-from mim_components.datasets.cases import Case, FoundCases
-from mim_components.datasets.splits import Division
-from mim_components.inference.volumes import unique_names
 
 _SECTIONS = ("training", "validation", "test")
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mim_components.datasets.cases import Case
+from mim_components.data.cases import Case
 
 NUM_DRAWS = 5
 

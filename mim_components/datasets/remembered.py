@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mim_components.data.cases import Case, CaseChecker, CaseFacts
+from mim_components.data.prepare.memory import bad_of_record, files_in, record_of_bad, state_of_files
 from mim_components.data.record_lines import RecordLines
-from mim_components.data.verdicts import bad_of_record, files_in, record_of_bad, state_of_files
 from mim_components.data.volumes import BadVolume
-from mim_components.datasets.cases import Case, CaseChecker, CaseFacts
 
 # Part of the key: raise it when a check becomes stricter.
 FORMAT = 2

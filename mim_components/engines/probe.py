@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mim_components.contract import InputContract
-from mim_components.data.quarantine import MAX_BAD_FRACTION
-from mim_components.datasets.checks import SegmentationChecker
-from mim_components.datasets.prepare import PreparedCases, prepare_cases
+from mim_components.data.check.segmentation import SegmentationChecker
+from mim_components.data.prepare.cases import PreparedCases, prepare_cases
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.engines.features import RawFeatures, WindowFeatures, add_position
 from mim_components.engines.probe_cases import find_probe_cases, probe_labels, probe_transform
 from mim_components.labels import LabelSet

@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.data import Dataset
 
-from mim_components.data.prepare import find_sources
+from mim_components.data.prepare.volumes import find_sources
 from mim_components.data.volumes import DataError, FoundVolumes
 from mim_components.randomness import keyed_seed
 

@@ -10,7 +10,7 @@ import ignite.distributed as idist
 import torch
 from torch import nn
 
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.sampler import StepSampler
 from mim_components.runs.folder import RunFolder
 from mim_components.training import keep_remarks, size_of_run
 

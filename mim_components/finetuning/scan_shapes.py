@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mim_components.data.headers import read_header
+from mim_components.data.read.headers import read_header
 from mim_components.data.volumes import VolumeError, VolumeSource
 
 

@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from mim_components.data.dataset import KeyedDataset
+from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
 from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM

@@ -2,15 +2,5 @@
 
 from mim_components.inference.saving import SaveResults
 from mim_components.inference.step import MASKED_HU, InferenceStep, ScanStep
-from mim_components.inference.volumes import LoadVolumed, ScanDataset, inference_items, unique_names
 
-__all__ = [
-    "InferenceStep",
-    "LoadVolumed",
-    "MASKED_HU",
-    "SaveResults",
-    "ScanDataset",
-    "ScanStep",
-    "inference_items",
-    "unique_names",
-]
+__all__ = ["InferenceStep", "MASKED_HU", "SaveResults", "ScanStep"]

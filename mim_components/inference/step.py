@@ -14,7 +14,7 @@ import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
-from mim_components.data.reading import cause_of
+from mim_components.data.read.volume import cause_of
 from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
 from mim_components.networks.mim import MiMReconstructor
 from mim_components.utils.text import root_cause

@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from mim_components.data.grids import grid_fault
-from mim_components.data.headers import stored_nifti_header
+from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.inference.results import Results
 from mim_components.labels import LabelSet

@@ -17,15 +17,15 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from mim_components.data.check.volume import AIR_ONLY, MAX_VOXELS, check_file, check_header
+from mim_components.data.check.voxels import check_channel
 from mim_components.data.checked_reader import metadata, read_channels
-from mim_components.data.checks import AIR_ONLY, MAX_VOXELS, check_file, check_header
-from mim_components.data.finding import find_volumes
-from mim_components.data.headers import VolumeHeader, first_bytes, read_header
-from mim_components.data.reading import as_source, cause_of, to_int16
+from mim_components.data.find.layouts.brats2021 import CHANNELS
+from mim_components.data.find.walk import find_volumes
+from mim_components.data.inputs import given_path, items_of
+from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
+from mim_components.data.read.volume import as_source, cause_of, to_int16
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource, suffix_of
-from mim_components.datasets.layouts.brats2021 import CHANNELS
-from mim_components.datasets.voxels import check_channel
-from mim_components.inference.volumes import given_path, items_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,18 +1,21 @@
-"""Small CT files of every format, made in a temporary folder."""
+"""Small CT files of every format, folders of datasets and of slices, made in a temporary folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from mim_components.data import stream
+from mim_components.data.read import stream
 
 SHAPE = (10, 12, 14)
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -96,5 +99,82 @@ def write_dicom(tmp_path: Path) -> Callable[..., list[Path]]:
             _dataset(uid, volume[:, :, z].T, position, changes).save_as(path, enforce_file_format=True)
             paths.append(path)
         return paths
+
+    return write
+
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+CASE_AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+
+
+@pytest.fixture
+def touch(tmp_path: Path) -> Callable[[Iterable[str]], Path]:
+    """Make empty files below `tmp_path`, which is returned."""
+
+    def make(names: Iterable[str]) -> Path:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def metadata() -> Callable[[str], dict[str, Any]]:
+    """Section `dataset` of a bundle's metadata, by the middle of the bundle's name."""
+
+    def read(name: str) -> dict[str, Any]:
+        path = BUNDLES / f"mim_{name}_segmentation" / "configs" / "metadata.json"
+        return json.loads(path.read_text())["dataset"]
+
+    return read
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a NIfTI file below `tmp_path`: an array, or one made of a seed: an int the CT, "label" values 0 to 2."""
+
+    def make(name: str, content: Any = 0, affine: np.ndarray = CASE_AFFINE) -> Path:
+        if isinstance(content, int):
+            content = random_ct(content)
+        elif isinstance(content, str):
+            content = np.arange(60).reshape(3, 4, 5).astype(np.uint8) % 3
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(content, affine), path)
+        return path
+
+    return make
+
+
+def random_ct(seed: int = 0) -> np.ndarray:
+    """int16 (3, 4, 5) in HU."""
+    return np.random.default_rng(seed).integers(-1000, 1000, (3, 4, 5)).astype(np.int16)
+
+
+SIZE = (24, 20)  # rows, columns
+
+
+@pytest.fixture
+def write_scan(tmp_path: Path) -> Callable[..., Path]:
+    """Write a scan of noise below `tmp_path`, `0000.png` and so on; returns its folder."""
+
+    def write(
+        folder: str,
+        count: int = 4,
+        suffix: str = ".png",
+        size: tuple[int, int] = SIZE,
+        level: int = 0,
+        seed: int = 0,
+    ) -> Path:
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([seed, count, *folder.encode()])
+        for number in range(count):
+            pixels = np.clip(rng.integers(0, 60, size) + level, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(path / f"{number:04d}{suffix}")
+        return path
 
     return write

@@ -10,7 +10,7 @@ import torch
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 
 from mim_components.data import BadVolumesError, CheckedReader
-from mim_components.data.reading import load_volume
+from mim_components.data.read.volume import load_volume
 
 READER = "mim_components.data.CheckedReader"
 OBLIQUE = np.array([[0.866, -0.5, 0, 5], [0.5, 0.866, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([2, 3, 4, 1])

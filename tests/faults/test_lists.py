@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from mim_components.data import DataError, find_sources
-from mim_components.datasets import find_cases
+from mim_components.data import DataError, find_cases, find_sources
 from tests.faults.damage import affine_of, write
 from tests.faults.dicom_series import voxels_of
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, finish, losses, start

@@ -16,7 +16,7 @@ from monai.engines import Evaluator
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.sampler import StepSampler
 from mim_components.evaluation.weights import WrongWeightsError
 from mim_components.finetuning import (
     BestModel,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers import metrics as module
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
 from mim_components.runs.folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, SpatialPadd
 
-from mim_components.data.dataset import KeyedDataset, OpenPreparedd
+from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.volumes import PreparedVolume
 from mim_components.handlers.pictures import PICTURE_EPOCH, PictureHandler
 from mim_components.networks import MiM

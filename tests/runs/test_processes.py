@@ -1,4 +1,4 @@
-"""Beginning and ending several processes; what two of them do together is in data/test_distributed.py."""
+"""Beginning and ending several processes; what two of them do together is in data/prepare/test_nodes.py."""
 
 from __future__ import annotations
 

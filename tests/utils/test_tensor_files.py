@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mim_components.data.dataset import KeyedDataset, StepLoader
-from mim_components.data.sampler import StepSampler
+from mim_components.data.load.dataset import KeyedDataset, StepLoader
+from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder

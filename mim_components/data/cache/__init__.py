@@ -1,0 +1,1 @@
+"""What was prepared, memory-mapped and never stale."""

@@ -1,0 +1,113 @@
+"""Cache of what the deterministic transforms make of a scan: MONAI's, with files that are whole and never stale."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from monai.data import PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.utils import convert_to_tensor
+
+from mim_components.data.item_state import STATE, is_unchanged
+from mim_components.data.load.dataset import ItemError
+from mim_components.data.names import hide, names_of_item
+from mim_components.utils.files import write_safely
+from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
+from mim_components.utils.text import root_cause
+
+logger = logging.getLogger(__name__)
+
+
+class TransformCache(PersistentDataset):
+    """`PersistentDataset` that checks what it reads and writes beside and renames.
+
+    A file belongs to the content of a scan (`digest` of its item; else size and time of its files) and to the
+    transforms: when either changes, it is made anew. A damaged or missing file is made anew, as long as the scan is
+    what it was when it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
+    back as plain tensors without meta data.
+
+    Args:
+        data: items; `source` names them in messages.
+        transform: deterministic transforms.
+        cache_dir: folder of the cache; None = no cache.
+
+    Raises:
+        ItemError: when read, an item that the transforms cannot make, or whose scan has changed; names the scan, the
+            cause and the file of the cache.
+    """
+
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable[..., Any], cache_dir: str | Path | None
+    ) -> None:
+        super().__init__(data, transform, cache_dir, hash_func=_item_hash, hash_transform=pickle_hashing)
+        self._writable = cache_dir is not None
+
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
+        path, found = self._path(item_transformed), ""
+        if path is not None and path.is_file():
+            try:
+                return read_checkpoint(path)
+            except (DamagedCheckpointError, FileNotFoundError) as error:
+                logger.warning("%s; it is made anew.", error)
+                found = str(error)
+        made = self._make(item_transformed, found or (f"{path}: no such file." if path is not None else ""))
+        if path is not None and self._writable:
+            self._write(path, made)
+        return made
+
+    def _make(self, item: Mapping[str, Any], found: str) -> Any:
+        """What the transforms make of an item; `found` says why it does not come from the cache."""
+        name = item.get("source", item.get("name", "an item"))
+        try:
+            made = self._pre_transform(deepcopy({key: value for key, value in item.items() if key != STATE}))
+        except Exception as error:  # a worker hands on the text only: it must name the scan and the cause
+            hidden = names_of_item(item)
+            cause = hide(str(root_cause(error)), hidden)
+            raise ItemError(f"{name}: {cause}{_cache_file(found)}") from (None if hidden else error)
+        if not is_unchanged(item):  # after it was read, so that a change meanwhile counts
+            raise ItemError(
+                f"{name}: its files have changed since they were checked.{_cache_file(found)} Restore them; the same "
+                "command then continues."
+            )
+        return convert_to_tensor(made, convert_numeric=False, track_meta=False)
+
+    def _path(self, item: Mapping[str, Any]) -> Path | None:
+        if self.cache_dir is None:
+            return None
+        name = f"{self.hash_func(item).decode()}{self.transform_hash}"
+        return Path(self.cache_dir) / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.pt"
+
+    def _write(self, path: Path, made: Any) -> None:
+        try:
+            write_safely(path, lambda partial: save_to(partial, made))
+        except OSError as error:
+            self._writable = False
+            logger.warning("%s; the run goes on without writing to the cache.", error)
+
+
+def _cache_file(found: str) -> str:
+    return f" (In the cache: {found.rstrip('.')}.)" if found else ""
+
+
+def _item_hash(item: Mapping[str, Any]) -> bytes:
+    """Of the content where it is known, and of all values of the item."""
+    values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
+    if "digest" not in item:
+        values += [_state(path) for name in ("image", "label") for path in _paths(item.get(name))]
+    return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest().encode()
+
+
+def _paths(value: Any) -> list[str]:
+    paths = value if isinstance(value, (list, tuple)) else [value]
+    return [str(path) for path in paths if isinstance(path, (str, Path))]
+
+
+def _state(path: str) -> str:
+    info = os.stat(path)
+    return f"{info.st_size} {info.st_mtime_ns}"

@@ -1,0 +1,264 @@
+"""Cache of prepared volumes: one memory-mappable int16 file and one small JSON beside it per volume.
+
+A volume counts as cached only when its JSON is there, undamaged and fits both the source and the voxel file. The JSON
+is written last and files appear by renaming, so a run that is killed leaves nothing that looks complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mim_components.data.read.headers import VolumeHeader
+from mim_components.data.read.volume import DecodedVolume
+from mim_components.data.resample import Spacing
+from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
+from mim_components.utils.files import PARTIAL, as_size, hash_file, write_safely
+
+# Part of the key: raise it when the content of a cache file changes its meaning.
+FORMAT = 2
+VERIFY = ("full", "quick")
+_DTYPE = np.dtype("<i2")
+_CHUNK = 2**22
+_LEFTOVER_AGE = 24 * 3600
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """Cheap signs that a source has changed.
+
+    Args:
+        files: number of files.
+        size: bytes of all files.
+        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time moves even when a
+            copy keeps the old modification time.
+    """
+
+    files: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, files: tuple[Path, ...]) -> SourceState:
+        """State of the files now."""
+        infos = [path.stat() for path in files]
+        latest = max(max(info.st_mtime_ns, info.st_ctime_ns) for info in infos)
+        return cls(len(infos), sum(info.st_size for info in infos), latest)
+
+
+class VolumeCache:
+    """Folder of prepared volumes; several processes may use it at once.
+
+    Args:
+        folder: where the cache lies; made when missing.
+        spacing: that its volumes were resampled to, mm; None = native voxels. Both may lie in one folder.
+    """
+
+    def __init__(self, folder: str | Path, spacing: Spacing | None = None) -> None:
+        self.folder = Path(folder)
+        self.spacing = spacing
+
+    def check_usable(self) -> None:
+        """Make the folder, try to write to it, and remove what killed runs left there more than a day ago.
+
+        Raises:
+            CacheError: the folder cannot be made or written to.
+        """
+        probe = self.folder / f".{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+            for path in self.folder.glob(f"**/.*{PARTIAL}"):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                    path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass  # another process tidied up at the same moment
+        except OSError as error:
+            raise CacheError(f"{self.folder}: the cache folder cannot be written to: {error.strerror}") from error
+
+    def check_space(self, needed: int) -> None:
+        """Compare the bytes still to be written with the free space.
+
+        Raises:
+            CacheError: the disk is too small.
+        """
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise CacheError(
+                f"{self.folder}: the cache needs {as_size(needed)}, {as_size(free)} are free there, "
+                f"{as_size(needed - free)} are missing. Set another --cache_dir, or make room."
+            )
+
+    def voxel_file(self, source: VolumeSource) -> Path:
+        """Where the voxels of a source are kept; the same source at the same spacing always has the same place."""
+        identity = f"{FORMAT}\n{os.path.abspath(source.path)}\n{source.series_uid or ''}"
+        if self.spacing is not None:
+            identity += f"\n{self.spacing}"
+        key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return self.folder / key[:2] / f"{key}.npy"
+
+    def read(self, source: VolumeSource, header: VolumeHeader, verify: str) -> PreparedVolume | None:
+        """Look a volume up.
+
+        Args:
+            source: the volume.
+            header: its header.
+            verify: "full" compares the checksum of the voxels, "quick" only the sizes.
+
+        Returns:
+            The volume, or None when it must be prepared: not there, damaged, or its source has changed.
+        """
+        path = self.voxel_file(source)
+        record = _read_record(path.with_suffix(".json"))
+        if record is None or not _is_whole(path, record, verify):
+            return None
+        state = SourceState.of(header.files)
+        if record["state"] != vars(state):
+            if record["state"]["size"] != state.size or record["digest"] != _digest_of(header):
+                return None
+            record["state"] = vars(state)
+            self._write(path.with_suffix(".json"), _record_writer(record))
+        return _as_volume(source, path, record)
+
+    def write(
+        self, source: VolumeSource, header: VolumeHeader, state: SourceState, decoded: DecodedVolume
+    ) -> PreparedVolume:
+        """Store a volume.
+
+        Args:
+            source: the volume.
+            header: its header.
+            state: state of the source before it was read, so that a change while reading is noticed later.
+            decoded: the voxels, at the spacing of this cache.
+
+        Raises:
+            CacheError: the disk is full or refuses to be written to.
+        """
+        path = self.voxel_file(source)
+        voxels = decoded.voxels
+        steps = np.linalg.norm(decoded.affine[:3, :3], axis=0)
+        record = {
+            "source": str(source),
+            "state": vars(state),
+            "digest": decoded.digest,
+            "shape": list(voxels.shape),
+            "spacing": [float(step) for step in steps],
+            "affine": decoded.affine.tolist(),
+            "orientation": decoded.orientation,
+            "intensity_range": [int(voxels.min()), int(voxels.max())],
+            "crc32": zlib.crc32(_bytes_of(voxels)),
+            "notes": list(decoded.notes),
+            **({} if self.spacing is None else {"resampled_to": self.spacing}),
+        }
+        # voxels of a changed source must never stand beside the JSON of the old one
+        path.with_suffix(".json").unlink(missing_ok=True)
+        self._write(path, lambda file: _write_voxels(file, voxels))
+        self._write(path.with_suffix(".json"), _record_writer(record))
+        return _as_volume(source, path, record)
+
+    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
+        def write_to(partial: Path) -> None:
+            with partial.open("wb") as file:
+                write(file)
+
+        try:
+            write_safely(path, write_to)
+        except OSError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise CacheError(f"{path}: the cache cannot be written: {cause.strerror or cause}") from error
+
+
+def cache_bytes(shape: Sequence[int]) -> int:
+    """Bytes a volume takes in the cache: two per voxel and one block for each of its two files."""
+    return int(np.prod(shape, dtype=object)) * _DTYPE.itemsize + 2 * 4096
+
+
+def _is_whole(path: Path, record: dict[str, Any], verify: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return False
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            size = int(np.prod(shape, dtype=object)) * _DTYPE.itemsize
+            if (list(shape), fortran, dtype) != (record["shape"], False, _DTYPE):
+                return False
+            if path.stat().st_size != file.tell() + size:
+                return False
+            return verify == "quick" or _crc_to_end(file) == record["crc32"]
+    except (OSError, ValueError):
+        return False
+
+
+def _crc_to_end(file: BinaryIO) -> int:
+    crc = 0
+    while chunk := file.read(_CHUNK):
+        crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _bytes_of(voxels: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(voxels, dtype=_DTYPE).data.cast("B")
+
+
+def _write_voxels(file: BinaryIO, voxels: np.ndarray) -> None:
+    # numpy.save writes through tofile, which hides the reason when a disk is full
+    header = {"descr": _DTYPE.str, "fortran_order": False, "shape": voxels.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(_bytes_of(voxels))
+
+
+def _record_writer(record: dict[str, Any]) -> Callable[[BinaryIO], object]:
+    content = {"format": FORMAT, **{name: value for name, value in record.items() if name not in ("format", "check")}}
+    text = json.dumps({**content, "check": _check_of(content)}, indent=1)
+    return lambda file: file.write(text.encode())
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_bytes())
+        check = record.pop("check")
+        return record if record["format"] == FORMAT and check == _check_of(record) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _check_of(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _digest_of(header: VolumeHeader) -> str:
+    digest = hashlib.sha256()
+    for path in header.files:
+        hash_file(path, digest)
+    return digest.hexdigest()
+
+
+def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> PreparedVolume:
+    low, high = record["intensity_range"]
+    h, w, d = record["shape"]
+    return PreparedVolume(
+        name=source.name,
+        source=str(source),
+        cache_file=path,
+        shape=(h, w, d),
+        spacing=tuple(record["spacing"]),
+        affine=np.array(record["affine"], dtype=np.float64),
+        digest=record["digest"],
+        source_bytes=record["state"]["size"],
+        intensity_range=(low, high),
+        notes=tuple(record["notes"]),
+        content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
+        resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
+    )

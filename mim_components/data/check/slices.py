@@ -1,0 +1,108 @@
+"""Decide whether a scan is fit: every slice is decoded to its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mim_components.classification.scans import HU_ADVICE, holds_slices
+from mim_components.data.cases import Case, CaseFacts
+from mim_components.data.read.slices import decode_slice, read_bytes, slice_files, slice_number
+from mim_components.data.read.volume import as_source, decode_volume, inspect_source
+from mim_components.data.volumes import VolumeError
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SliceFolderChecker:
+    """Check of one scan, see `CaseChecker`: a folder of slices or, with `hu_window`, a CT volume.
+
+    A slice that cannot be decoded makes the scan unfit, as do fewer slices than two and a scan of one grey. Slices of
+    different sizes, with equal numbers or equal pictures are notes.
+
+    Args:
+        class_names: labels are the positions in it; empty = labels are not checked.
+        hu_window: HU that become black and white; None = folders of slices only.
+    """
+
+    class_names: Sequence[str] = ()
+    hu_window: Sequence[float] | None = None
+
+    def datalist_facts(self) -> dict[str, Any]:
+        """Modality and classes, as a datalist names them."""
+        return {"modality": {"0": "CT"}, "labels": {str(number): name for number, name in enumerate(self.class_names)}}
+
+    def __call__(self, case: Case) -> CaseFacts:
+        """Check one scan.
+
+        Raises:
+            VolumeError: the scan is unfit; the message is the cause and names the slices.
+        """
+        if len(case.image) != 1:
+            raise VolumeError(f"{len(case.image)} images, expected one folder of slices")
+        if self.class_names and case.label not in range(len(self.class_names)):
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(self.class_names))
+            raise VolumeError(f"the label is {case.label!r}, expected one of {known}")
+        path = case.image[0]
+        if self.hu_window is not None and not holds_slices(path):
+            source = as_source(path)
+            decoded = decode_volume(source, inspect_source(source))
+            return CaseFacts(decoded.digest, decoded.notes)
+        if path.is_file():
+            raise VolumeError(f"is a file, expected a folder of slices; {HU_ADVICE}")
+        return _check_slices(slice_files(path))
+
+
+def _check_slices(files: Sequence[Path]) -> CaseFacts:
+    """Decode all slices; only sizes, hashes and the range of grey values are kept."""
+    digests: list[str] = []
+    sizes: Counter[tuple[int, ...]] = Counter()
+    low, high = 255, 0
+    bad: list[str] = []
+    for path in files:
+        try:
+            content = read_bytes(path)
+            pixels = decode_slice(content)
+        except VolumeError as error:
+            bad.append(f"{path.name}: {error}")
+            continue
+        digests.append(hashlib.sha256(content).hexdigest())
+        sizes[pixels.shape] += 1
+        low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+    if bad:
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise VolumeError(f"{len(bad)} of {len(files)} slices cannot be used: {'; '.join(bad[:SHOWN])}{more}")
+    if len(files) < 2:
+        raise VolumeError("holds a single slice, expected a volume")
+    if low == high:
+        raise VolumeError(f"every pixel of all {len(files)} slices is {low}")
+    digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return CaseFacts(digest, (*_note_sizes(sizes), *_note_order(files), *_note_repeats(digests)))
+
+
+def _note_sizes(sizes: Counter[tuple[int, ...]]) -> list[str]:
+    if len(sizes) == 1:
+        return []
+    shown = ", ".join(f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(SHOWN))
+    return [f"slices of {len(sizes)} sizes (rows x columns): {shown}; the smaller are padded around their centre"]
+
+
+def _note_order(files: Sequence[Path]) -> list[str]:
+    numbers = Counter(slice_number(path) for path in files)
+    notes = []
+    if without := numbers.pop(None, 0):
+        notes.append(f"{without} slices without a number in their name come last")
+    if repeated := [number for number, count in numbers.items() if count > 1]:
+        shown = ", ".join(map(str, repeated[:SHOWN]))
+        notes.append(f"{len(repeated)} slice numbers occur more than once ({shown}): ordered by name")
+    return notes
+
+
+def _note_repeats(digests: Sequence[str]) -> list[str]:
+    repeats = len(digests) - len(set(digests))
+    return [f"{repeats} slices are copies of another slice of the scan"] if repeats else []

@@ -1,0 +1,1 @@
+"""Which files are scans, and of whom."""

@@ -1,0 +1,59 @@
+"""What a layout is: the folders and file names in which one dataset unpacks from its archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from mim_components.data.cases import FoundCases
+from mim_components.data.find.walk import walk
+
+# two folders above the dataset's own (`BTCV/RawData`), and three below it (`CP/patient/scan`)
+MAX_DEPTH = 5
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder that the user gave, listed once for all layouts.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def files(self) -> Sequence[str]:
+        """Files relative to the folder, with `/` between names; what macOS hides in archives is passed over."""
+        tree = walk(self.path, max_depth=MAX_DEPTH)
+        # a folder called x.nii.gz is handed on as well, so that the check can name it
+        return [path.relative_to(self.path).as_posix() for path in (*tree.files, *tree.named_folders)]
+
+
+class Layout(Protocol):
+    """Knows one dataset by its files; options of a layout are arguments of its constructor."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset for messages, such as "MSD Task09_Spleen"."""
+
+    @property
+    def bundle(self) -> str:
+        """Bundle for the dataset, "" where there is none."""
+
+    @property
+    def expected(self) -> str:
+        """The files that it looks for, in words."""
+
+    def recognises(self, folder: Folder) -> bool:
+        """Whether the dataset lies in the folder or up to two levels below it; opens no images."""
+
+    def find(self, folder: Folder) -> FoundCases:
+        """All cases of a folder that is recognised; opens no images.
+
+        Raises:
+            DataError: the dataset lies in the folder twice, or without any pair of image and label.
+        """

@@ -1,0 +1,1 @@
+"""The phase during training: which sample, from which file, in which process."""

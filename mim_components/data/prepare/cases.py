@@ -1,0 +1,265 @@
+"""The phase before fine-tuning: check every case, list everything that is bad at once, split, and write it down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from tqdm import tqdm
+
+from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.item_state import state_text
+from mim_components.data.names import hide, is_anonymous
+from mim_components.data.prepare.memory import as_bad
+from mim_components.data.prepare.nodes import first_on_each_node
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
+from mim_components.data.prepare.report import count_rows, data_report
+from mim_components.data.prepare.splits import Division, divide, take_share
+from mim_components.data.prepare.volumes import check_options, run_each
+from mim_components.data.volumes import BadVolume, DataError
+from mim_components.datasets.datalist import datalist_of
+from mim_components.datasets.remembered import CheckMemory, files_of, state_of
+from mim_components.utils.files import write_text_safely
+
+logger = logging.getLogger(__name__)
+
+MEMORY = "checked_cases.jsonl"
+DATALIST = "datalist.json"
+REPORT = "data_report.md"
+
+
+@dataclass
+class PreparedCases:
+    """Cases that are fit, divided.
+
+    Args:
+        training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group`
+            (patient), `source` (path for messages), `digest` (sha256 of the files) and `state` (signs by which
+            `TransformCache` notices that a file has changed since).
+        validation: the same.
+        unlabelled: items without `label`, `digest` and `state`; they are not checked.
+        bad: what was left out.
+        notes: lines for log and report.
+        digest: one sha256 over the content of all cases used and the split.
+        counts: rows of the report's table.
+    """
+
+    training: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    unlabelled: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadVolume] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    digest: str = ""
+    counts: list[tuple[str, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.training)
+
+    def summary(self) -> str:
+        """Text of a few lines: number of cases of each part, what was left out."""
+        lines = [", ".join(f"{row}: {count}" for row, count in self.counts)]
+        return "\n".join([*lines, *(f"left out: {item}" for item in self.bad)])
+
+
+@dataclass
+class _Checked:
+    """Facts of the cases that are fit, by name, with the state of their files before they were read; and the others."""
+
+    facts: dict[str, CaseFacts] = field(default_factory=dict)
+    states: dict[str, dict[str, int] | None] = field(default_factory=dict)
+    bad: list[BadVolume] = field(default_factory=list)
+
+
+def prepare_cases(
+    found: FoundCases,
+    checker: CaseChecker,
+    split: Mapping[str, Any],
+    fold: int = 0,
+    label_ratio: float = 1.0,
+    num_cases: int | None = None,
+    *,
+    cache_dir: str | Path,
+    on_bad: str = "stop",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    num_workers: int = 0,
+    output_dir: str | Path | None = None,
+    name: str = "dataset",
+    anonymous_paths: bool = False,
+) -> PreparedCases:
+    """Check every labelled case, divide them, and write `datalist.json`, `data_report.md` and `quarantine.jsonl`.
+
+    The split is made of all cases found, so that one that is left out moves no other. In a run of several processes
+    the first of each machine checks, the others take over its results, and the first of all writes.
+
+    Args:
+        found: the cases.
+        checker: check of one case.
+        split: section `dataset.split` of a bundle's metadata.
+        fold: the fold that validates.
+        label_ratio: share of the training cases that is used, in (0, 1].
+        num_cases: labelled cases of the complete dataset, for the report; what the layout says goes first.
+        cache_dir: folder in which results of checks are kept.
+        on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: share of the labelled cases that "exclude" may leave out.
+        num_workers: processes that check.
+        output_dir: where the files are written; None = nowhere.
+        name: of the dataset, for list and report.
+        anonymous_paths: name cases by digests, see `mim_components.data.names`; `datalist.json`, which is made of
+            paths, is not written.
+
+    Raises:
+        BadVolumesError: cases are bad and `on_bad` is "stop", or more are than may be left out.
+        DataError: there is no such fold or share, or a part is empty; in all processes alike.
+    """
+    check_options(on_bad, max_bad_fraction, num_workers)
+    if is_anonymous(anonymous_paths):
+        found = found.named_by_digests()
+    # whatever is wrong with the settings shows before hours of checks
+    planned = divide(found, split, fold)
+    take_share(planned.training, split, fold, label_ratio)
+    expected = num_cases if found.num_cases is None else found.num_cases
+    folder = Path(output_dir) if output_dir is not None and idist.get_rank() == 0 else None
+
+    def prepare(first: bool) -> PreparedCases:
+        memory = CheckMemory(Path(cache_dir) / MEMORY, checker)
+        checked = _check(found.cases, checker, memory, num_workers if first else 0)
+        _find_copies(checked, planned)
+        if folder is not None:
+            write_quarantine(folder, checked.bad)
+        refuse_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction)
+        division = _without_bad(planned, checked)
+        training = take_share(division.training, split, fold, label_ratio)
+        prepared = _prepared(found, division, training, checked, expected)
+        if folder is not None:
+            facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
+            _write(folder, found, division, training, prepared, facts, with_list=not anonymous_paths)
+        return prepared
+
+    prepared = first_on_each_node(prepare)
+    if idist.get_rank() == 0:
+        logger.info("%s (%s, %s): %s", name, found.layout, planned.how, prepared.summary())
+        for note in prepared.notes:
+            logger.warning("%s", note)
+    return prepared
+
+
+def _write(
+    folder: Path,
+    found: FoundCases,
+    division: Division,
+    training: list[Case],
+    prepared: PreparedCases,
+    facts: dict[str, Any],
+    with_list: bool,
+) -> None:
+    report = data_report(facts["name"], found, division, training, prepared.counts, prepared.bad, prepared.notes)
+    if with_list:
+        write_text_safely(folder / DATALIST, json.dumps(datalist_of(found, division, facts), indent=1) + "\n")
+    write_text_safely(folder / REPORT, report)
+
+
+def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int) -> _Checked:
+    known = {case.name: memory.recall(case) for case in cases}
+    tasks = [case for case in cases if known[case.name] is None]
+    logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
+    outcomes = {name: result for name, result in known.items() if result is not None}
+    states = {case.name: state_of(case) for case in cases if case.name in outcomes}
+    with tqdm(total=len(tasks), desc="check", unit="case", disable=idist.get_rank() != 0 or not tasks) as bar:
+        results = run_each(partial(_check_one, checker), tasks, num_workers, bar)
+        for case, (state, outcome) in zip(tasks, results, strict=True):
+            outcomes[case.name], states[case.name] = outcome, state
+            memory.keep(case, state, outcome)
+    checked = _Checked(states=states)
+    for case in cases:
+        outcome = outcomes[case.name]
+        if isinstance(outcome, BadVolume):
+            checked.bad.append(outcome)
+        else:
+            # facts may have been kept by a run that names files
+            checked.facts[case.name] = replace(outcome, notes=tuple(hide(note, case.hidden) for note in outcome.notes))
+    return checked
+
+
+def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None, CaseFacts | BadVolume]:
+    state = state_of(case)
+    try:
+        return state, checker(case)
+    except Exception as error:
+        files = [] if state is None else files_of(case)
+        return state, as_bad(case.source, error, files, case.hidden)
+
+
+def _find_copies(checked: _Checked, division: Division) -> None:
+    """A training case with the image of a validation case is bad: the score would tell nothing."""
+    contents = {
+        _content(checked.facts[case.name]): case.title for case in division.validation if case.name in checked.facts
+    }
+    for case in division.training:
+        facts = checked.facts.get(case.name)
+        if facts is not None and (copy := contents.get(_content(facts))) is not None:
+            cause = f"the same image as validation case {copy}, and case {case.title} is for training"
+            checked.bad.append(BadVolume(case.source, cause, facts.digest, state_of(case)))
+            del checked.facts[case.name]
+
+
+def _without_bad(planned: Division, checked: _Checked) -> Division:
+    training = [case for case in planned.training if case.name in checked.facts]
+    validation = [case for case in planned.validation if case.name in checked.facts]
+    for part, cases in (("training", training), ("validation", validation)):
+        if not cases:
+            left_out = "\n".join(f"  {item}" for item in checked.bad)
+            raise DataError(f"no fit case is left for {part}; left out:\n{left_out}")
+    return replace(planned, training=training, validation=validation)
+
+
+def _prepared(
+    found: FoundCases, division: Division, training: list[Case], checked: _Checked, num_cases: int | None
+) -> PreparedCases:
+    notes = [*found.notes, *division.notes]
+    if num_cases is not None and len(found.cases) != num_cases:
+        notes.append(f"{num_cases} labelled cases expected, {len(found.cases)} found")
+    facts = checked.facts
+    notes += [f"{case.title}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
+    notes += _repeats([*division.training, *division.validation], facts)
+    parts = {"training": training, "validation": division.validation}
+    lines = sorted(f"{part} {case.name} {facts[case.name].digest}" for part, cases in parts.items() for case in cases)
+    return PreparedCases(
+        training=[_checked_item(case, checked) for case in training],
+        validation=[_checked_item(case, checked) for case in division.validation],
+        unlabelled=[_item(case) for case in found.unlabelled],
+        bad=checked.bad,
+        notes=notes,
+        digest=hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+        counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
+    )
+
+
+def _repeats(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for case in cases:
+        original = first.setdefault(_content(facts[case.name]), case.title)
+        if original != case.title:
+            yield f"{case.title}: the same image as {original}; it is kept and counts twice"
+
+
+def _content(facts: CaseFacts) -> str:
+    return facts.content or facts.digest
+
+
+def _item(case: Case) -> dict[str, Any]:
+    files = [str(path) for path in case.image]
+    image = files[0] if len(files) == 1 else files
+    return {"image": image, "name": case.title, "group": case.patient, "source": case.source}
+
+
+def _checked_item(case: Case, checked: _Checked) -> dict[str, Any]:
+    label = str(case.label) if isinstance(case.label, Path) else case.label
+    facts = {"digest": checked.facts[case.name].digest, "state": state_text(checked.states[case.name])}
+    return {**_item(case), "label": label, **facts}

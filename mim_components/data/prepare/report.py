@@ -1,0 +1,78 @@
+"""What a run writes down about its data: the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mim_components.data.cases import Case, FoundCases
+from mim_components.data.prepare.splits import Division
+from mim_components.data.volumes import BadVolume
+
+
+def data_report(
+    name: str,
+    found: FoundCases,
+    division: Division,
+    training: Sequence[Case],
+    counts: Sequence[tuple[str, int]],
+    bad: Sequence[BadVolume],
+    notes: Sequence[str],
+) -> str:
+    """Markdown: counts, notes, what was left out, and the names of both parts.
+
+    Args:
+        name: of the dataset.
+        found: where the cases lie.
+        division: the split.
+        training: the training cases that the label ratio leaves.
+        counts: rows of the table.
+        bad: cases that are unfit.
+        notes: what is odd.
+    """
+    lines = [f"# Data of {name}", "", f"Layout `{found.layout}`, divided by {division.how}.", ""]
+    lines += ["| cases | number |", "|---|---|", *(f"| {row} | {count} |" for row, count in counts)]
+    if notes:
+        lines += ["", "## Notes", "", *(f"- {_one_line(note)}" for note in notes)]
+    if bad:
+        rows = (f"| {_cell(relative_to(item.path, found.root))} | {_cell(item.cause)} |" for item in bad)
+        lines += ["", "## Left out", "", "| file | cause |", "|---|---|", *rows]
+    for title, cases in (("Training", training), ("Validation", division.validation)):
+        lines += ["", f"## {title}", "", _one_line(", ".join(case.title for case in cases))]
+    return "\n".join(lines) + "\n"
+
+
+def relative_to(path: str, root: Path) -> str:
+    """A path without the folder of the dataset."""
+    return path.removeprefix(f"{root}/")
+
+
+def count_rows(
+    found: FoundCases, division: Division, training: Sequence[Case], bad: int, expected: int | None
+) -> Iterator[tuple[str, int]]:
+    """Rows of the report's table.
+
+    Args:
+        found: all cases.
+        division: those that are fit, divided.
+        training: what the label ratio leaves.
+        bad: number of cases left out.
+        expected: labelled cases of the complete dataset.
+    """
+    if expected is not None:
+        yield "labelled in the complete dataset", expected
+    yield "labelled and found", len(found.cases)
+    yield "unfit and left out", bad
+    yield "training", len(training)
+    if unused := len(division.training) - len(training):
+        yield "not used because of the label ratio", unused
+    yield "validation", len(division.validation)
+    yield "without label", len(found.unlabelled)
+
+
+def _cell(text: str) -> str:
+    return _one_line(text).replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,210 @@
+"""Which cases validate and which train: by the user's list, or by the rule that a dataset's published split follows.
+
+A share of the training cases (`label_ratio`) is taken after that; it never touches the validation cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mim_components.data.cases import Case, FoundCases
+from mim_components.data.volumes import DataError
+from mim_components.datasets.grouped_split import grouped_stratified, share_of_patients
+from mim_components.datasets.names import natural_key
+
+NUM_FOLDS = 5
+# scikit-learn's KFold(5, shuffle=True, random_state=12345), which nnU-Net made a convention
+_SHUFFLE_SEED = 12345
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How a dataset is divided where no list says so.
+
+    Args:
+        folds: names that validate in each fold, from the labelled cases and section `dataset.split` of the metadata.
+        share: the training cases that a share of them, in (0, 1], leaves.
+    """
+
+    folds: Callable[[Sequence[Case], Mapping[str, Any]], list[list[str]]]
+    share: Callable[[Sequence[Case], Mapping[str, Any], float], list[Case]]
+
+
+@dataclass
+class Division:
+    """Cases divided.
+
+    Args:
+        training: cases in natural order of their names.
+        validation: the same.
+        how: what decided, for the report.
+        folds: fold that a case validates in; None where validation sets of folds overlap or a list has sections.
+        notes: lines for log and report.
+    """
+
+    training: list[Case]
+    validation: list[Case]
+    how: str
+    folds: dict[str, int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def fifths(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
+    """Fold i is the i-th part of `numpy.array_split(names, 5)`, names in natural order."""
+    return [[str(name) for name in part] for part in np.array_split(np.array(_names(cases), dtype=object), NUM_FOLDS)]
+
+
+def shuffled_fifths(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
+    """The same of the shuffled names; for AMOS's 300 CT these are the published folds."""
+    names = _names(cases)
+    order = np.arange(len(names))
+    np.random.RandomState(_SHUFFLE_SEED).shuffle(order)  # noqa: NPY002  # its numbers are part of the rule
+    return [[names[index] for index in sorted(part)] for part in np.array_split(order, NUM_FOLDS)]
+
+
+def listed(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
+    """The names that the metadata lists, as far as they are there."""
+    there = {case.name for case in cases}
+    return [[name for name in fold if name in there] for fold in split["folds"]]
+
+
+def first_share(training: Sequence[Case], split: Mapping[str, Any], ratio: float) -> list[Case]:
+    """The first `ceil(ratio * n)` of n cases.
+
+    Example:
+        >>> cases = [Case(str(number), ()) for number in range(24)]
+        >>> [len(first_share(cases, {}, ratio)) for ratio in (0.25, 0.5, 0.51)]
+        [6, 12, 13]
+    """
+    return list(training[: math.ceil(ratio * len(training) - 1e-9)])
+
+
+def share_by_patient(training: Sequence[Case], split: Mapping[str, Any], ratio: float) -> list[Case]:
+    """The cases of a share of the patients of every class; see `share_of_patients`."""
+    return share_of_patients(training, ratio, split["seed"])
+
+
+# Name in a bundle's metadata to the rule.
+RULES: dict[str, SplitRule] = {
+    "listed": SplitRule(listed, first_share),
+    "fifths": SplitRule(fifths, first_share),
+    "shuffled_fifths": SplitRule(shuffled_fifths, first_share),
+    "grouped_stratified": SplitRule(grouped_stratified, share_by_patient),
+}
+
+
+def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Division:
+    """Divide cases into training and validation.
+
+    A section or fold of the user's list goes first; a list without either is divided by the rule "fifths", or by
+    patient where the dataset's own rule is by patient. Without a list the rule of the dataset decides.
+
+    Args:
+        found: the cases.
+        split: section `dataset.split` of a bundle's metadata: `rule`, and `folds` for "listed".
+        fold: the fold that validates.
+
+    Raises:
+        DataError: there is no such fold, a part is empty, or a patient is in both.
+    """
+    cases = sorted(found.cases, key=lambda case: natural_key(case.name))
+    if any(case.section for case in cases):
+        if fold != 0:
+            raise DataError(f"the list has a section 'validation', which leaves no choice of a fold; got {fold=}.")
+        chosen, division = {case.name for case in cases if case.section == "validation"}, Division([], [], "sections")
+    elif any(case.fold is not None for case in cases):
+        chosen, division = _by_listed_fold(cases, fold)
+    else:
+        rule = str(split["rule"])
+        if found.layout == "datalist":
+            # the other rules are of the names of one dataset
+            rule = rule if rule == "grouped_stratified" else "fifths"
+        chosen, division = _by_rule(cases, split, rule, fold)
+        if found.layout == "datalist":
+            division.notes.append(f"the list has neither folds nor a section 'validation': divided by rule '{rule}'")
+    division.validation = [case for case in cases if case.name in chosen]
+    division.training = [case for case in cases if case.name not in chosen]
+    _check_parts(division, fold)
+    return division
+
+
+def take_share(training: Sequence[Case], split: Mapping[str, Any], fold: int, ratio: float) -> list[Case]:
+    """The part of the training cases that a label ratio leaves.
+
+    The metadata's list or count (`label_ratios`) is of the complete fold 0. It is used where all listed cases are
+    there, or where the count is this share of the cases up to one case. Else it is the share that the rule takes.
+
+    Args:
+        training: cases in natural order of their names.
+        split: section `dataset.split` of a bundle's metadata.
+        fold: the fold that validates.
+        ratio: in (0, 1].
+
+    Raises:
+        DataError: `ratio` is out of range or leaves no case.
+    """
+    if not 0 < ratio <= 1:
+        raise DataError(f"label_ratio must be in (0, 1], got {ratio}.")
+    if ratio == 1:
+        return list(training)
+    ratios = split.get("label_ratios", {}) if fold == 0 else {}
+    known = next((value for key, value in ratios.items() if float(key) == ratio), None)
+    if isinstance(known, int) and abs(known - ratio * len(training)) <= 1:
+        return list(training[:known])
+    if isinstance(known, list) and set(known) <= {case.name for case in training}:
+        return [case for case in training if case.name in known]
+    rule = RULES.get(split["rule"], RULES["fifths"])
+    if not (share := rule.share(training, split, ratio)):
+        raise DataError(f"label_ratio={ratio} leaves none of {len(training)} training cases.")
+    return share
+
+
+def _by_listed_fold(cases: Sequence[Case], fold: int) -> tuple[set[str], Division]:
+    folds = {case.name: case.fold for case in cases if case.fold is not None}
+    if fold not in (known := sorted(set(folds.values()))):
+        raise DataError(f"fold must be one of the list's, {', '.join(map(str, known))}; got {fold!r}.")
+    division = Division([], [], f"fold {fold} of the list", folds)
+    if always := len(cases) - len(folds):
+        division.notes.append(f"{always} cases of the list have no fold and train in every one")
+    return {name for name, of_case in folds.items() if of_case == fold}, division
+
+
+def _by_rule(cases: Sequence[Case], split: Mapping[str, Any], rule: str, fold: int) -> tuple[set[str], Division]:
+    if rule not in RULES:
+        raise ValueError(f"rule of the split must be one of {', '.join(RULES)}, got {rule!r}.")
+    folds = RULES[rule].folds(cases, split)
+    if not isinstance(fold, int) or not 0 <= fold < len(folds):
+        raise DataError(f"fold must be 0 to {len(folds) - 1}, got {fold!r}.")
+    if not folds[fold]:
+        wanted = f", expected {_shown(split['folds'][fold])}" if rule == "listed" else ""
+        raise DataError(
+            f"no case of validation fold {fold} is there{wanted}; found {len(cases)}: "
+            f"{_shown([case.title for case in cases])}. Choose another fold or give a datalist."
+        )
+    names = [name for part in folds for name in part]
+    own = {name: number for number, part in enumerate(folds) for name in part}
+    return set(folds[fold]), Division([], [], f"fold {fold} of rule '{rule}'", own if len(own) == len(names) else None)
+
+
+def _check_parts(division: Division, fold: int) -> None:
+    if not division.training:
+        raise DataError(f"no case is left for training: all {len(division.validation)} validate in fold {fold}.")
+    groups = {case.group for case in division.training}
+    shared = {case.patient for case in division.validation if case.group in groups}
+    if shared:
+        raise DataError(f"patients in both training and validation: {_shown(sorted(shared, key=natural_key))}.")
+
+
+def _names(cases: Sequence[Case]) -> list[str]:
+    return sorted((case.name for case in cases), key=natural_key)
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,299 @@
+"""The phase before training: check every volume, list everything that is bad at once, and fill the cache.
+
+The result depends on the files alone, not on the number of workers or on which process asks, so every rank of a
+distributed run that prepares the same sources leaves out the same volumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from mim_components.data.cache.volumes import VERIFY, SourceState, VolumeCache, cache_bytes
+from mim_components.data.check.volume import MAX_VOXELS, check_placed
+from mim_components.data.find.collections import list_collection
+from mim_components.data.find.datalist import load_datalist
+from mim_components.data.find.walk import find_volumes
+from mim_components.data.names import names_of_source
+from mim_components.data.prepare.memory import KnownBad, as_bad
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
+from mim_components.data.read.headers import VolumeHeader
+from mim_components.data.read.volume import decode_volume, inspect_source
+from mim_components.data.resample import Spacing, as_spacing, resampled_shape
+from mim_components.data.volumes import (
+    BadVolume,
+    BadVolumesError,
+    CacheError,
+    DataError,
+    FoundVolumes,
+    PreparedDataset,
+    PreparedVolume,
+    VolumeSource,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _How:
+    cache_dir: Path
+    verify: str
+    spacing: Spacing | None = None
+    max_voxels: int = MAX_VOXELS
+
+    def cache(self) -> VolumeCache:
+        return VolumeCache(self.cache_dir, self.spacing)
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: VolumeSource
+    header: VolumeHeader
+    how: _How
+    cached_shape: tuple[int, ...]
+
+
+def find_sources(
+    dataset_dir: str | Path | None = None,
+    datalist: str | Path | None = None,
+    collection: str | None = None,
+    data_root: str | Path | None = None,
+    datalist_key: str = "training",
+    allow_outside: bool = False,
+) -> FoundVolumes:
+    """Find the volumes by the one way that is given.
+
+    Args:
+        dataset_dir: folder to search; together with `datalist` the folder its paths are relative to.
+        datalist: JSON list of volumes.
+        collection: "1k" or "10k", the paper's sets.
+        data_root: folder that holds the sets of the collection.
+        datalist_key: section of the list.
+        allow_outside: accept paths of the list that lead out of its folder.
+
+    Raises:
+        DataError: none or more than one way is given, or nothing was found.
+    """
+    if bool(collection) != bool(data_root):
+        raise DataError(f"collection and data_root belong together, got {collection=}, {data_root=}.")
+    ways = [bool(collection), bool(datalist), bool(dataset_dir) and not datalist]
+    if sum(ways) != 1:
+        raise DataError(
+            "Give the data in exactly one way: dataset_dir (a folder), datalist (a JSON list, with dataset_dir as the "
+            f"folder of its paths), or collection with data_root; got {dataset_dir=}, {datalist=}, {collection=}."
+        )
+    if collection and data_root:
+        found = list_collection(collection, data_root)
+        logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
+        return found
+    if datalist:
+        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside)
+    return find_volumes(Path(str(dataset_dir)))
+
+
+def prepare_volumes(
+    found: FoundVolumes | Iterable[VolumeSource],
+    cache_dir: str | Path,
+    *,
+    on_bad: str = "stop",
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+    num_workers: int = 0,
+    progress: bool = True,
+    max_voxels: int = MAX_VOXELS,
+    verify: str = "full",
+    output_dir: str | Path | None = None,
+    spacing: Sequence[float] | None = None,
+) -> PreparedDataset:
+    """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
+
+    Args:
+        found: the volumes.
+        cache_dir: folder of the cache.
+        on_bad: "stop" raises when a volume is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: share of the volumes that "exclude" may leave out.
+        num_workers: processes that decode; 0 decodes in this one.
+        progress: show a progress bar.
+        max_voxels: refuse headers that claim more, and volumes that would have more after resampling.
+        verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files.
+        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
+        spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
+
+    Returns:
+        The volumes in the order of `found`.
+
+    Raises:
+        BadVolumesError: volumes are bad and `on_bad` is "stop", more are than may be left out, or none is left.
+        CacheError: the cache cannot be written, or the disk is too small for it.
+        DataError: a setting is wrong.
+    """
+    check_options(on_bad, max_bad_fraction, num_workers)
+    if verify not in VERIFY:
+        raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
+    notes = list(found.notes) if isinstance(found, FoundVolumes) else []
+    sources = list(found)
+    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
+    cache = how.cache()
+    cache.check_usable()
+    known = KnownBad(cache.folder)
+    outcomes = [_inspect(source, known, how) for source in sources]
+    tasks = [item for item in outcomes if isinstance(item, _Task)]
+    missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
+    cache.check_space(sum(cache_bytes(task.cached_shape) for task in missing))
+    logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
+    with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
+        prepared = _prepare_each(tasks, known, num_workers, bar)
+        results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
+    bad = [item for item in results if isinstance(item, BadVolume)]
+    pairs = zip(sources, results, strict=True)
+    volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
+    if output_dir is not None:
+        write_quarantine(output_dir, bad)
+    refuse_bad(bad, len(sources), on_bad, max_bad_fraction)
+    if bad and not volumes:
+        raise BadVolumesError(bad, len(sources))
+    if not volumes:
+        raise DataError("no volumes were given, expected at least one.")
+    dataset = PreparedDataset(volumes, bad, notes + _notes_about(volumes))
+    for item in bad:
+        logger.warning("left out: %s", item)
+    for note in dataset.notes:
+        logger.warning("%s", note)
+    return dataset
+
+
+def open_cached(volume: PreparedVolume) -> np.memmap:
+    """Map the voxels of a prepared volume into memory; only what is indexed is read.
+
+    Args:
+        volume: the volume.
+
+    Returns:
+        int16 (H, W, D), copy-on-write: writing to it changes neither the file nor other processes.
+
+    Raises:
+        CacheError: the cache file is missing or damaged.
+    """
+    try:
+        voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(f"{volume.cache_file}: the cache file of {volume.source} cannot be read: {error}") from error
+    if voxels.shape != volume.shape or voxels.dtype != np.int16:
+        raise CacheError(
+            f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
+            f"found {voxels.dtype} {voxels.shape}"
+        )
+    return voxels
+
+
+def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> None:
+    """Refuse wrong settings.
+
+    Raises:
+        DataError: names the setting.
+    """
+    check_on_bad(on_bad, max_bad_fraction)
+    if num_workers < 0:
+        raise DataError(f"num_workers must not be negative, got {num_workers=}.")
+
+
+def _inspect(source: VolumeSource, known: KnownBad, how: _How) -> _Task | BadVolume:
+    """The task for a volume, unless it is bad by its header, or known to be bad."""
+    try:
+        header = inspect_source(source, how.max_voxels)
+        check_placed(header)
+        shape = _cached_shape(header, how)
+    except Exception as error:
+        before = known.recall("header", source, source.files)
+        bad = _bad(source, source.files if before is None else (), error)
+        if before is not None:  # the digest need not be computed again
+            return replace(before, cause=bad.cause)
+        known.keep("header", source, source.files, bad)
+        return bad
+    return known.recall("voxels", source, header.files) or _Task(source, header, how, shape)
+
+
+def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
+    """Voxels in the cache; native ones where only ITK knows the spacing, when it reads the volume."""
+    if how.spacing is None or header.affine is None:
+        return header.shape
+    return resampled_shape(header.shape, header.affine, how.spacing, how.max_voxels)
+
+
+def _prepare_each(
+    tasks: Sequence[_Task], known: KnownBad, num_workers: int, bar: tqdm
+) -> Iterator[PreparedVolume | BadVolume]:
+    for task, result in zip(tasks, run_each(_prepare_one, tasks, num_workers, bar), strict=True):
+        if isinstance(result, BadVolume):
+            known.keep("voxels", task.source, task.header.files, result)
+        yield result
+
+
+def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVolume:
+    return as_bad(str(source), error, files, names_of_source(source))
+
+
+def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, bar: tqdm) -> Iterator[R]:
+    """Results of `function` in the order of the tasks.
+
+    Args:
+        function: sent to other processes, as its results are; it catches what a bad file may raise.
+        tasks: its arguments.
+        num_workers: processes; 0 works in this one.
+        bar: moves on by one per result.
+
+    Raises:
+        DataError: a process was killed.
+    """
+    if num_workers == 0 or len(tasks) < 2:
+        for task in tasks:
+            result = function(task)
+            bar.update()
+            yield result
+        return
+    # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
+    pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for result in pool.map(function, tasks):
+            bar.update()
+            yield result
+    except BrokenProcessPool as error:
+        raise DataError(f"a worker that prepares volumes was killed (out of memory?); {num_workers=}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
+    cache = task.how.cache()
+    try:
+        cached = cache.read(task.source, task.header, task.how.verify)
+        if cached is not None:
+            return cached
+        state = SourceState.of(task.header.files)
+        decoded = decode_volume(task.source, task.header).at(task.how.spacing, task.how.max_voxels)
+        return cache.write(task.source, task.header, state, decoded)
+    except CacheError:
+        raise
+    except Exception as error:
+        return _bad(task.source, task.header.files, error)
+
+
+def _notes_about(volumes: list[PreparedVolume]) -> list[str]:
+    notes = [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
+    first: dict[str, PreparedVolume] = {}
+    for volume in volumes:
+        original = first.setdefault(volume.content, volume)
+        if original is not volume:
+            notes.append(f"{volume.source}: the same voxels as {original.source}; it is kept and counts twice")
+    return notes

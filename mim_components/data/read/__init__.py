@@ -1,0 +1,1 @@
+"""Bytes to voxels, checked to the last one."""

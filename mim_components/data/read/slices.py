@@ -1,0 +1,125 @@
+"""Scans that are folders of 8-bit pictures, one per axial slice: find the folders, order the slices, read one.
+
+A picture shows a slice as viewers do: row 0 is anterior, column 0 is the patient's right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mim_components.data.check.volume import check_file
+from mim_components.data.volumes import VolumeError
+
+SLICE_SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_PIXELS = 4096 * 4096  # no scanner makes larger slices
+EIGHT_BIT_MODES = ("L", "LA", "P", "RGB", "RGBA")
+
+
+def is_slice(name: str) -> bool:
+    """Whether a file name is that of a slice; hidden files, such as macOS' `._0001.png`, are not."""
+    return not name.startswith(".") and name.lower().endswith(SLICE_SUFFIXES)
+
+
+def slice_number(path: Path) -> int | None:
+    """The last number in a file name, or None where there is none.
+
+    Example:
+        >>> slice_number(Path("0012.png")), slice_number(Path("IM3_slice7.jpg")), slice_number(Path("a.png"))
+        (12, 7, None)
+    """
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else None
+
+
+def in_slice_order(files: list[Path]) -> list[Path]:
+    """Slices by number, not by text; those without a number last, and equal numbers by name.
+
+    Example:
+        >>> [path.name for path in in_slice_order([Path("10.png"), Path("9.png"), Path("010.png"), Path("a.png")])]
+        ['9.png', '010.png', '10.png', 'a.png']
+    """
+
+    def key(path: Path) -> tuple[bool, int, str]:
+        number = slice_number(path)
+        return number is None, number or 0, path.name
+
+    return sorted(files, key=key)
+
+
+def slice_files(folder: Path) -> list[Path]:
+    """The slices that lie in a folder itself, in order.
+
+    Raises:
+        VolumeError: the folder is missing, is a file, or holds no slices.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise VolumeError(f"cannot be read as a folder of slices: {error.strerror}") from error
+    files = in_slice_order([folder / name for name in names if is_slice(name)])
+    if not files:
+        raise VolumeError(f"holds no slices ({', '.join(SLICE_SUFFIXES)}), but {len(names)} other files or folders")
+    return files
+
+
+def read_bytes(path: Path) -> bytes:
+    """Everything in a regular file.
+
+    Raises:
+        VolumeError: no such file, a folder, FIFO or link that leads nowhere, 0 bytes, or not readable.
+    """
+    check_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise VolumeError(f"cannot be read: {error.strerror}") from error
+
+
+def decode_slice(content: bytes) -> np.ndarray:
+    """Decode one slice completely.
+
+    Args:
+        content: of a PNG or JPEG file of 8 bits; colour becomes grey.
+
+    Returns:
+        uint8 (rows, columns).
+
+    Raises:
+        VolumeError: the cause, without the file's name.
+    """
+    try:
+        with Image.open(BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise VolumeError(f"{image.width} x {image.height} pixels, larger than any CT slice")
+            if image.mode not in EIGHT_BIT_MODES:
+                raise VolumeError(f"pixels of mode {image.mode!r}, expected 8-bit grey")
+            image.verify()  # the checksums of a PNG; the picture must be opened again to be decoded
+        with Image.open(BytesIO(content)) as image:
+            return np.array(image.convert("L"))
+    except VolumeError:
+        raise
+    except UnidentifiedImageError as error:
+        raise VolumeError(f"is no picture, it begins with {content[:16]!r}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VolumeError(f"damaged: {error}") from error
+
+
+def read_slices(folder: Path) -> list[np.ndarray]:
+    """All slices of a scan in order, uint8 (rows, columns) each.
+
+    Raises:
+        VolumeError: names the slice and the cause.
+    """
+    slices = []
+    for path in slice_files(folder):
+        try:
+            slices.append(decode_slice(read_bytes(path)))
+        except VolumeError as error:
+            raise VolumeError(f"{path.name}: {error}") from error
+    return slices

@@ -1,0 +1,289 @@
+"""Read one volume whole, as int16 HU on a RAS grid, checked to its last byte.
+
+Voxels come out of the same pass over the file that hashes it and verifies its checksum. nibabel or ITK tell where they
+lie in space; DICOM series are decoded by ITK through MONAI's reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from mim_components.data.check.volume import (
+    MAX_VOXELS,
+    check_affine,
+    check_file,
+    check_header,
+    check_intensities,
+    note_geometry,
+)
+from mim_components.data.read.headers import VolumeHeader, read_header
+from mim_components.data.read.stream import Payload, read_payload
+from mim_components.data.resample import Spacing, resample
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
+from mim_components.utils.files import hash_file
+
+_INT16 = np.iinfo(np.int16)
+_PART = 2**22  # voxels that are scaled at a time
+_BLOCK = (64, 64, 16)  # voxels that are turned at a time
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedVolume:
+    """A volume in memory.
+
+    Args:
+        voxels: int16 (H, W, D), RAS, HU, C order.
+        affine: 4x4, voxel index to RAS world in mm.
+        orientation: axis codes of the source, such as LPS.
+        digest: sha256 of the bytes of the source.
+        notes: what is odd.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    orientation: str
+    digest: str
+    notes: tuple[str, ...]
+
+    def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
+        """This volume at another spacing, see `resample`; None = as it is."""
+        if spacing is None:
+            return self
+        voxels, affine = resample(self.voxels, self.affine, spacing, max_voxels)
+        return replace(self, voxels=voxels, affine=affine)
+
+
+def load_volume(
+    source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS, spacing: Spacing | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a CT volume in HU with its axes turned to RAS.
+
+    Args:
+        source: a volume that was found, a file, or the folder of one DICOM series.
+        max_voxels: largest number of voxels accepted.
+        spacing: to resample to, mm along R, A and S, see `resample`; None = native voxels.
+
+    Returns:
+        int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
+
+    Raises:
+        BadVolumesError: the volume cannot be used; names the file and the cause.
+    """
+    source = as_source(source)
+    try:
+        decoded = decode_volume(source, inspect_source(source, max_voxels)).at(spacing, max_voxels)
+    except (DataError, OSError) as error:
+        raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
+    return decoded.voxels, decoded.affine
+
+
+def as_source(source: VolumeSource | str | Path) -> VolumeSource:
+    """Turn a path into a source; a folder must hold exactly one DICOM series of CT."""
+    if isinstance(source, VolumeSource):
+        return source
+    path = Path(source)
+    if not path.is_dir():
+        return VolumeSource(path, (path,))
+    from mim_components.data.find.walk import find_volumes
+
+    found = find_volumes(path).sources
+    if len(found) != 1:
+        raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)
+    return found[0]
+
+
+def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:
+    """Read and check the header of a volume; opens regular files only and allocates nothing.
+
+    Args:
+        source: the volume.
+        max_voxels: larger headers are refused.
+        any_channels: accept a fourth axis of any length.
+
+    Raises:
+        VolumeError: the volume is refused by its header.
+        OSError: a file cannot be read.
+    """
+    for path in source.files:
+        check_file(path)
+    header = read_header(source)
+    channels = header.shape[3] if any_channels and len(header.shape) == 4 else 1
+    check_header(header, max_voxels, channels)
+    return header
+
+
+def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
+    """Read a volume to its end and check its voxels.
+
+    Args:
+        source: the volume.
+        header: its header, already checked.
+
+    Raises:
+        VolumeError: damaged, not finite, or no CT in HU.
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    raw, affine = read_stored(source, header, digest)
+    voxels, notes = to_int16(raw, header.scale)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
+    voxels = _in_c_order(np.asanyarray(turned.dataobj))
+    spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
+    return DecodedVolume(
+        voxels=voxels,
+        affine=np.asarray(turned.affine),
+        orientation="".join(nib.aff2axcodes(affine)),
+        digest=digest.hexdigest(),
+        notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
+    )
+
+
+def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume to its end: voxels as they are stored, and the 4x4 affine from voxel index to RAS world in mm.
+
+    Args:
+        source: the volume.
+        header: its header, already checked.
+        digest: receives all bytes of its files.
+
+    Returns:
+        Voxels in the order of the file; where all of a large volume are equal, a view of one (strides 0).
+
+    Raises:
+        VolumeError: damaged.
+        OSError: a file cannot be read.
+    """
+    if header.payload is None:
+        raw, affine = _read_series(source, header, digest)
+    else:
+        raw = _read_file(header, header.payload, digest)
+        affine = _affine_by_itk(source.path) if header.affine is None else header.affine
+    check_affine(affine)
+    return raw, affine
+
+
+def cause_of(error: BaseException) -> str:
+    """One line for a table: the cause of a refusal or of a failed read."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((text or type(error).__name__).split())
+
+
+def _read_file(header: VolumeHeader, payload: Payload, digest: hashlib._Hash) -> np.ndarray:
+    for path in header.files:
+        if path != payload.path:
+            hash_file(path, digest)
+    content = read_payload(payload, digest)
+    if len(content) < payload.size:
+        one = header.dtype.itemsize
+        if content == content[:one] * (len(content) // one):
+            return np.broadcast_to(np.frombuffer(content, dtype=header.dtype)[0], header.shape)  # needs no memory
+        content = (content * (payload.size // len(content) + 1))[: payload.size]
+    return np.frombuffer(content, dtype=header.dtype).reshape(header.shape, order="F")
+
+
+def _in_c_order(voxels: np.ndarray) -> np.ndarray:
+    """Copy `(H, W, D)` to C order; in blocks that fit the processor's cache, since files hold the opposite order."""
+    out = np.empty(voxels.shape, dtype=voxels.dtype)
+    for corner in product(*(range(0, n, step) for n, step in zip(voxels.shape, _BLOCK, strict=True))):
+        block = tuple(slice(first, first + step) for first, step in zip(corner, _BLOCK, strict=True))
+        out[block] = voxels[block]
+    return out
+
+
+def _affine_by_itk(path: Path) -> np.ndarray:
+    import itk  # takes seconds to import, and NIfTI does not need it
+
+    # the type of the voxels does not matter: only the header is read
+    reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path))
+    try:
+        reader.UpdateOutputInformation()
+    except RuntimeError as error:
+        raise VolumeError(f"ITK refuses the header: {_last_line(error)}") from error
+    image = reader.GetOutput()
+    affine = np.eye(4)
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
+
+
+def _read_series(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
+    for path in header.files:
+        hash_file(path, digest)
+    import itk
+    from monai.data import ITKReader
+
+    names = [str(path) for path in source.files]
+    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=names, ImageIO=itk.GDCMImageIO.New())
+    try:
+        reader.Update()
+        voxels, meta = ITKReader().get_data(reader.GetOutput())
+    except RuntimeError as error:
+        raise VolumeError(f"cannot be decoded: {_last_line(error)}") from error
+    if voxels.shape != header.shape:
+        raise VolumeError(f"the header claims shape {header.shape}, ITK reads {voxels.shape}")
+    if header.mirrored:
+        voxels = np.asarray(header.mirrored, dtype=voxels.dtype) - voxels
+    return voxels, np.asarray(meta["affine"], dtype=np.float64)
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1][:200]
+
+
+def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
+    """Scale to HU, check and round; returns the voxels and notes about them.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept from stored value to HU.
+
+    Raises:
+        VolumeError: not finite, or no CT in HU.
+    """
+    total = raw.size
+    if not any(raw.strides):
+        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`: one tells what is wrong
+    voxels = np.empty(raw.shape, dtype=np.int16, order="F")
+    histogram = np.zeros(2**16, dtype=np.int64)
+    low, high, clipped, unfit = np.inf, -np.inf, 0, 0
+    for part, values in scaled_parts(raw, scale):
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            if not finite.all():
+                unfit += int((~finite).sum())
+                continue
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if values.dtype != np.int16:
+            clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
+            values = np.clip(np.rint(values), _INT16.min, _INT16.max)
+        voxels[part] = values
+        histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
+    if unfit:
+        raise VolumeError(f"{unfit * (total // raw.size):,} of {total:,} voxels are NaN or infinite")
+    return voxels, check_intensities(histogram, low, high, clipped)
+
+
+def scaled_parts(
+    raw: np.ndarray, scale: tuple[float, float]
+) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
+    """A few slices at a time, float64 where floats or a scale are stored: a float copy of a whole volume would not fit.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept to apply.
+    """
+    step = max(_PART // (raw.shape[0] * raw.shape[1]), 1)
+    for z in range(0, raw.shape[2], step):
+        part = (slice(None), slice(None), slice(z, z + step))
+        values = raw[part]
+        if scale != (1.0, 0.0) or values.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float64) * scale[0] + scale[1]
+        yield part, values

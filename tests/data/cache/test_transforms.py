@@ -1,0 +1,156 @@
+"""The cache of transformed scans: equal to no cache, never stale, never damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
+
+from mim_components.data import TransformCache
+from mim_components.data.item_state import is_unchanged, state_text
+from mim_components.data.load.dataset import ItemError
+from mim_components.data.prepare.memory import state_of_files
+
+
+def write(path: Path, value: int) -> None:
+    nib.save(nib.Nifti1Image(np.full((3, 4, 5), value, dtype=np.int16), np.eye(4)), path)
+
+
+def transform(top: float = 100.0) -> Compose:
+    scale = ScaleIntensityRanged("image", 0.0, top, 0.0, 1.0)
+    return Compose([LoadImaged("image"), EnsureChannelFirstd("image"), scale])
+
+
+def first(folder: Path, top: float = 100.0, **item: Any) -> Any:
+    items = [{"image": str(folder / "scan.nii"), "source": "scan", **item}]
+    return TransformCache(items, transform(top), folder / "cache")[0]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "scan.nii", 50)
+    return tmp_path
+
+
+def test_second_time_comes_from_the_cache(folder: Path) -> None:
+    item = first(folder)
+    assert item["image"].shape == (1, 3, 4, 5) and bool((item["image"] == 0.5).all())
+    assert not isinstance(item["image"], MetaTensor)
+    assert len(files(folder)) == 1
+    torch.save({"image": torch.full((1, 1, 1, 1), 7.0)}, files(folder)[0])  # what is read is the file
+    assert first(folder)["image"].item() == 7.0
+
+
+@pytest.mark.parametrize("named_content", [False, True], ids=["by size and time", "by digest"])
+def test_changed_scan_or_transform_is_made_anew(folder: Path, named_content: bool) -> None:
+    first(folder, **({"digest": "a"} if named_content else {}))
+    assert first(folder, top=200.0, **({"digest": "a"} if named_content else {}))["image"].max() == 0.25
+    write(folder / "scan.nii", 20)
+    assert first(folder, **({"digest": "b"} if named_content else {}))["image"].max() == pytest.approx(0.2)
+    assert len(files(folder)) == 3
+
+
+def test_same_item_has_the_same_file_in_another_process(folder: Path) -> None:
+    names = []
+    for _ in range(2):
+        cache = TransformCache([{"image": "x", "digest": "a"}], transform(), folder / "cache")
+        names.append(cache._path(cache.data[0]))
+    assert names[0] == names[1]
+
+
+def test_damaged_file_is_made_anew_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first(folder)
+    path = files(folder)[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with caplog.at_level("WARNING"):
+        assert first(folder)["image"].max() == 0.5
+    assert str(path) in caplog.text and "it is made anew" in caplog.text
+    caplog.clear()
+    assert first(folder)["image"].max() == 0.5 and "made anew" not in caplog.text
+
+
+def test_full_disk_costs_the_cache_only(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, write: Any) -> None:
+        raise OSError(28, f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("mim_components.data.cache.transforms.write_safely", full)
+    cache = TransformCache([{"image": str(folder / "scan.nii")}] * 2, transform(), folder / "cache")
+    assert [item["image"].max() for item in cache] == [0.5, 0.5]  # type: ignore[attr-defined]
+    assert caplog.text.count("No space left on device; the run goes on without writing to the cache") == 1
+
+
+def test_unreadable_scan_is_named(folder: Path) -> None:
+    (folder / "scan.nii").write_bytes(b"no scan")
+    with pytest.raises(ItemError, match=r"^scan: "):
+        first(folder)
+
+
+def test_without_a_cache(folder: Path) -> None:
+    cache = TransformCache([{"image": str(folder / "scan.nii")}], transform(), None)
+    assert cache[0]["image"].max() == 0.5 and list(folder.iterdir()) == [folder / "scan.nii"]
+
+
+# the scan, in the middle of a run
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """What the preparation says of the scan."""
+    return {"digest": "a", "state": state_text(state_of_files([folder / "scan.nii"]))}
+
+
+@pytest.mark.parametrize("how", ["cut", "deleted", "another shape of file"])
+def test_bad_file_is_made_again_from_a_scan_that_is_unchanged(how: str, folder: Path) -> None:
+    item = checked(folder)
+    first(folder, **item)
+    path = files(folder)[0]
+    before = path.read_bytes()
+    {"cut": lambda: path.write_bytes(before[:50]), "deleted": path.unlink}.get(how, lambda: torch.save([1], path))()
+    assert first(folder, **item)["image"].max() == 0.5 and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["deleted", "cut"])
+@pytest.mark.parametrize("source", ["changed", "gone"])
+def test_scan_that_changed_matters_only_where_the_cache_has_it_not(lost: str, source: str, folder: Path) -> None:
+    item = checked(folder)
+    first(folder, **item)
+    path = files(folder)[0]
+    if source == "gone":
+        (folder / "scan.nii").unlink()
+    else:
+        write(folder / "scan.nii", 20)
+    assert first(folder, **item)["image"].max() == 0.5  # the run reads the cache
+    if lost == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ItemError, match=rf"^scan: .*\(In the cache: {path}: ") as failed:
+        first(folder, **item)
+    said = "its files have changed since they were checked" if source == "changed" else "No such file"
+    assert said in str(failed.value)
+    assert files(folder) == ([] if lost == "deleted" else [path])  # nothing of the other scan is kept
+
+
+def test_folder_of_slices_and_several_channels_have_a_state(tmp_path: Path) -> None:
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        (folder / name).write_bytes(b"slice")
+    (tmp_path / "label.nii").write_bytes(b"label")
+    every = [folder / "1.png", folder / "2.png", tmp_path / "label.nii"]
+    item = {"image": [str(folder)], "label": str(tmp_path / "label.nii"), "state": state_text(state_of_files(every))}
+    assert is_unchanged(item) and is_unchanged({"image": "x"})
+    (folder / "3.png").write_bytes(b"slice")
+    assert not is_unchanged(item)
+    assert state_text(None) == "" and not is_unchanged({"image": str(folder / "none"), "state": "files=1"})
