@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from mim_components.data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
 from mim_components.data.find.collections import COLLECTIONS, CollectionVolumes
-from mim_components.data.names import name_sources, path_of_name
+from mim_components.data.find.sources import path_of_name
+from mim_components.data.names import name_sources
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.utils.text import printable
 

@@ -14,10 +14,10 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from mim_components.data.load.loader import explain_worker_error, kill_workers
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.quarantine import QUARANTINE
 from mim_components.data.volumes import PreparedDataset
-from mim_components.data.worker_errors import explain_worker_error, kill_workers
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.runs.folder import RunFolder

@@ -17,14 +17,19 @@ import torch
 from monai.transforms import Compose
 
 from mim_components.contract import InputContract
-from mim_components.data import OpenPreparedd, find_sources, prepare_volumes, volume_items
+from mim_components.data import (
+    EvaluationCrops,
+    OpenPreparedd,
+    find_sources,
+    find_validation,
+    prepare_volumes,
+    volume_items,
+)
 from mim_components.evaluation import (
     CropScores,
-    EvaluationCrops,
     EvaluationStep,
     WrongWeightsError,
     alignment_scores,
-    find_validation,
     load_trained,
     mean_error,
     reconstruction_scores,

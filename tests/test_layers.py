@@ -23,7 +23,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("mim_components.handlers.probe", "engines"): "until the moves are done",
     ("mim_components.handlers.reports.probe", "engines"): "until the moves are done",
-    ("mim_components.transforms.slices", "data"): "until the moves are done",
     ("studies.report", "benchmarks"): "until the moves are done",
 }
 # rooms that have no floor

@@ -16,7 +16,6 @@ from monai.transforms import Compose, LoadImaged
 from safetensors.torch import save_file
 
 import mim_components
-from mim_components.classification import find_scans
 from mim_components.contract import InputContract, find_contract, read_contract
 from mim_components.data import (
     BadVolumesError,
@@ -24,14 +23,16 @@ from mim_components.data import (
     SegmentationChecker,
     TransformCache,
     find_cases,
+    find_scans,
     find_sources,
+    find_validation,
     prepare_volumes,
 )
 from mim_components.data.cases import Case
+from mim_components.data.find.datalist import datalist_of
 from mim_components.data.inputs import inference_items
 from mim_components.data.prepare.splits import Division
-from mim_components.datasets.datalist import datalist_of
-from mim_components.evaluation import find_validation, load_trained
+from mim_components.evaluation import load_trained
 from mim_components.finetuning import ModelSettings, load_model
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder

@@ -1,19 +1,22 @@
 """What `monai.data` lacks, in the order in which a scan passes: find, read, check, cache, prepare, load."""
 
 from mim_components.data.cache.transforms import TransformCache
+from mim_components.data.cache.volumes import open_cached
 from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
 from mim_components.data.check.segmentation import SegmentationChecker
 from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
-from mim_components.data.crop_place import CropPlace
-from mim_components.data.find.sources import find_cases
-from mim_components.data.inputs import LoadVolumed, ScanDataset, inference_items, unique_names
-from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
-from mim_components.data.load.loader import SteadyDataLoader, init_worker
+from mim_components.data.find.sources import find_cases, find_scans, find_sources, find_validation
+from mim_components.data.inputs import ScanDataset, inference_items, scan_items, segmentation_items
+from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd, volume_items
+from mim_components.data.load.loader import CropPlace, SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
+from mim_components.data.load.scans import LoadEightBitScand, LoadScand, LoadVolumed
+from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes
-from mim_components.data.prepare.volumes import find_sources, open_cached, prepare_volumes
+from mim_components.data.prepare.volumes import prepare_volumes
+from mim_components.data.read.headers import resampled_shapes
 from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
@@ -37,9 +40,12 @@ __all__ = [
     "CheckedReader",
     "CropPlace",
     "DataError",
+    "EvaluationCrops",
     "FoundCases",
     "FoundVolumes",
     "KeyedDataset",
+    "LoadEightBitScand",
+    "LoadScand",
     "LoadVolumed",
     "NoVolumesError",
     "OpenPreparedd",
@@ -57,13 +63,18 @@ __all__ = [
     "VolumeSource",
     "accumulation_steps",
     "find_cases",
+    "find_scans",
     "find_sources",
+    "find_validation",
     "inference_items",
     "init_worker",
     "open_cached",
     "prepare_cases",
     "prepare_on_nodes",
     "prepare_volumes",
+    "resampled_shapes",
+    "scan_items",
+    "segmentation_items",
     "unique_names",
     "volume_items",
 ]

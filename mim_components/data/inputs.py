@@ -1,26 +1,39 @@
-"""Which volumes an inference works on, under which names it writes, and how it reads them."""
+"""Which scans an inference works on, task by task, and under which names it writes.
+
+Axes: scan (C, H, W, D), in the order of the file.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from monai.config import KeysCollection
-from monai.data import Dataset, MetaTensor
-from monai.transforms import MapTransform
+from monai.data import Dataset
 
-from mim_components.data.check.volume import MAX_VOXELS
-from mim_components.data.find.walk import find_volumes
+from mim_components.data.cases import Case
+from mim_components.data.check.slices import SliceFolderChecker
+from mim_components.data.check.volume import MAX_VOXELS, check_file
+from mim_components.data.find.layouts.brats2021 import CHANNELS
+from mim_components.data.find.sources import as_source
+from mim_components.data.find.walk import describe_files, find_volumes, walk
+from mim_components.data.load.scans import read_headers
+from mim_components.data.names import natural_key, unique_names
 from mim_components.data.prepare.quarantine import ON_BAD
-from mim_components.data.read.volume import as_source, cause_of, inspect_source, load_volume
-from mim_components.data.resample import as_spacing
-from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.utils.files import shorten_name
+from mim_components.data.read.headers import first_bytes
+from mim_components.data.read.slices import HU_ADVICE, is_slice
+from mim_components.data.read.volume import cause_of, inspect_source
+from mim_components.data.volumes import (
+    BadVolume,
+    BadVolumesError,
+    DataError,
+    NoVolumesError,
+    VolumeError,
+    VolumeSource,
+    suffix_of,
+)
 from mim_components.utils.text import root_cause
 
 logger = logging.getLogger(__name__)
@@ -111,47 +124,6 @@ def _cause(source: VolumeSource, check: Callable[[VolumeSource], object]) -> str
     return ""
 
 
-def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
-    """A file name for every volume, no two alike, also where upper and lower case are one.
-
-    It is the volume's own name; where that occurs more than once, the folders below `root` come before it, and where
-    that does not help either, a number follows.
-
-    Example:
-        >>> paths = [Path("in/a/ct.nii.gz"), Path("in/b/ct.nii.gz"), Path("in/b/ct.mha"), Path("in/x.nii")]
-        >>> unique_names([VolumeSource(path, (path,)) for path in paths], Path("in"))
-        ['a_ct', 'b_ct', 'b_ct_2', 'x']
-    """
-    short = [_as_file_name(source.name) for source in sources]
-    counts = Counter(name.casefold() for name in short)
-    taken = set(counts)  # also a name that only one has: it is not given to another
-    numbers: defaultdict[str, int] = defaultdict(lambda: 1)  # the last that was tried
-    names: list[str] = []
-    for source, name in zip(sources, short, strict=True):
-        if counts[name.casefold()] > 1:
-            name = long = _as_file_name("_".join([*_folders(source, root), name]))
-            while name.casefold() in taken:
-                numbers[long] += 1
-                name = f"{long}_{numbers[long]}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
-
-
-def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
-    """Names of the folders between `root` and the volume."""
-    folder = source.path if source.series_uid is not None else source.path.parent
-    try:
-        return folder.relative_to(root).parts
-    except ValueError:
-        return ()
-
-
-def _as_file_name(text: str) -> str:
-    # a SeriesInstanceUID is whatever the file says, and may hold "../"
-    return shorten_name(re.sub(r"[^\w .+-]", "_", text).lstrip(". ")) or "volume"
-
-
 class ScanDataset(Dataset):
     """MONAI's `Dataset` of scans, which a scan that cannot be read, or not resampled, does not end.
 
@@ -179,48 +151,149 @@ class ScanDataset(Dataset):
         return self.transform({**self.data[index], "cause": cause})
 
 
-class LoadVolumed(MapTransform):
-    """Read volumes in HU: a MetaTensor `(1, H, W, D)` int16, RAS, with its affine in mm.
+WRITTEN_BY = "mim_components label map"  # `descrip` in the header of what SaveSegmentation writes
+_CHANNEL = re.compile(rf"(?P<case>.+)_(?P<channel>{'|'.join(CHANNELS)}|seg)", re.IGNORECASE)
 
-    Adds `cause`: why the volume could not be read, unless `on_bad="stop"`; else "". An item that has one is not read.
+
+def segmentation_items(
+    dataset_dir: str | Path | None,
+    output_dir: str | Path,
+    in_channels: int = 1,
+    on_bad: str = "stop",
+    max_voxels: int = MAX_VOXELS,
+) -> list[dict[str, Any]]:
+    """Find the scans and check all headers.
+
+    Label maps that were saved by an earlier run are passed over. A scan of four channels is one 4D file, or four files
+    `<case>_flair`, `_t1`, `_t1ce`, `_t2` in one folder, as BraTS 2021 has them.
 
     Args:
-        keys: items that are a `VolumeSource` or a path.
-        on_bad: "stop" raises for a volume that cannot be read; else it is made one voxel, and `cause` says why.
-        max_voxels: larger headers are refused, and volumes that would be larger after resampling.
-        spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
-            new voxels lie.
+        dataset_dir: folder to search to any depth, or one file.
+        output_dir: where results go; nothing in it is a scan.
+        in_channels: of the network.
+        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out; "report" hands them on
+            with their cause.
+        max_voxels: larger headers are refused.
+
+    Returns:
+        Per scan `image` (a `VolumeSource`), `source` (the same, as text), `name` (for files, no two alike) and `cause`
+        (why it is bad, else "").
 
     Raises:
-        BadVolumesError: names the file and the cause.
-        DataError: `spacing` is none.
+        DataError: nothing is given, no scan was found, or headers are bad.
     """
+    root = given_path(dataset_dir, on_bad)
+    found = list(find_volumes(root)) if root.is_dir() else [as_source(root)]
+    sources = [source for source in found if not is_label_map(source)]
+    if passed := len(found) - len(sources):
+        logger.info("%d label maps that an earlier run saved are passed over.", passed)
+    if in_channels == len(CHANNELS):
+        sources = join_channels(sources)
+    return items_of(sources, root, output_dir, lambda source: read_headers(source, in_channels, max_voxels), on_bad)
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        on_bad: str = "stop",
-        max_voxels: int = MAX_VOXELS,
-        spacing: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(keys)
-        self.on_bad = on_bad
-        self.max_voxels = max_voxels
-        self.spacing = as_spacing(spacing)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the volumes."""
-        out = {**data, "cause": data.get("cause", "")}
-        for key in self.key_iterator(out):
-            if out["cause"]:
-                out[key] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
-                continue
-            try:
-                voxels, affine = load_volume(out[key], self.max_voxels, self.spacing)
-            except BadVolumesError as error:
-                if self.on_bad == "stop":
-                    raise
-                out[key], out["cause"] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16)), error.bad[0].cause
-            else:
-                out[key] = MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
-        return out
+def is_label_map(source: VolumeSource) -> bool:
+    """Whether a volume is a NIfTI file that `SaveSegmentation` wrote."""
+    if not suffix_of(source.path).lower().startswith(".nii"):
+        return False
+    try:
+        check_file(source.path)
+        return WRITTEN_BY.encode() in first_bytes(source.path)[0]
+    except (VolumeError, OSError):
+        return False  # the check of the headers says what is wrong with it
+
+
+def join_channels(sources: Sequence[VolumeSource]) -> list[VolumeSource]:
+    """Make one volume of the files of a case, in the order FLAIR, T1, T1 with contrast, T2.
+
+    A case is named by what comes before the channel. Its label map `<case>_seg` is dropped. Files of other names stay.
+
+    Example:
+        >>> paths = [Path(f"a/x_{channel}.nii.gz") for channel in ("seg", "t2", "t1ce", "t1", "flair")]
+        >>> case = join_channels([VolumeSource(path, (path,)) for path in paths])[0]
+        >>> case.name, [path.name for path in case.files][:2]
+        ('x', ['x_flair.nii.gz', 'x_t1.nii.gz'])
+    """
+    cases: dict[Path, dict[str, VolumeSource]] = {}
+    others: list[VolumeSource] = []
+    for source in sources:
+        named = _CHANNEL.fullmatch(source.name) if source.series_uid is None else None
+        if named:
+            cases.setdefault(source.path.parent / named["case"], {})[named["channel"].lower()] = source
+        else:
+            others.append(source)
+    joined = []
+    for path, parts in cases.items():
+        if set(parts) == {"seg"}:
+            others.append(parts["seg"])
+            continue
+        files = tuple(parts[channel].path for channel in CHANNELS if channel in parts)
+        joined.append(VolumeSource(path, files))
+    return sorted([*joined, *others], key=str)
+
+
+def scan_items(
+    dataset_dir: str | Path | None, on_bad: str = "stop", hu_window: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
+    """Find the scans and check them all.
+
+    Args:
+        dataset_dir: the folder of one scan's slices, or a folder with such folders at any depth; with `hu_window` also
+            a CT volume or a folder with such.
+        on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out; "report" hands them on with
+            their cause.
+        hu_window: HU that become black and white; None = slices only.
+
+    Returns:
+        Per scan `image`, `source` and `name`, each its path as text, and `cause` (why it is bad, else ""); in natural
+        order.
+
+    Raises:
+        DataError: nothing is given, no scan was found, or scans are bad.
+    """
+    if on_bad not in ON_BAD_SCAN:
+        raise DataError(f"on_bad must be one of {', '.join(ON_BAD_SCAN)}, got {on_bad!r}.")
+    if not dataset_dir:
+        raise DataError("Give the scans: --dataset_dir, the folder of one scan's slices or a folder with such folders.")
+    paths = _find(Path(dataset_dir), hu_window)
+    checker = SliceFolderChecker(hu_window=hu_window)
+    bad: list[BadVolume] = []
+    items: list[dict[str, Any]] = []
+    for path in paths:
+        cause = ""
+        try:
+            for note in checker(Case(str(path), (path,))).notes:
+                logger.warning("%s: %s", path, note)
+        except (DataError, OSError) as error:
+            cause = cause_of(error)
+            bad.append(BadVolume(str(path), cause))
+        if not cause or on_bad == "report":
+            items.append({"image": str(path), "source": str(path), "name": str(path), "cause": cause})
+    if bad and (on_bad == "stop" or len(bad) == len(paths)):
+        raise BadVolumesError(bad, len(paths))
+    for each in bad:
+        logger.warning("left out: %s", each)
+    return items
+
+
+def _find(root: Path, hu_window: Sequence[float] | None) -> list[Path]:
+    if root.is_file() or not root.exists():
+        return [root]  # the check says what is wrong with it
+    tree = walk(root)
+    found = {path.parent for path in tree.files if is_slice(path.name)}
+    volumes = [path for path in tree.files if suffix_of(path)]
+    if hu_window is not None:
+        found |= _volumes(root)
+    elif volumes and not found:
+        raise NoVolumesError(f"{root}: holds {len(volumes)} CT volumes, expected folders of slices; {HU_ADVICE}.")
+    if not found:
+        raise NoVolumesError(f"{root}: no slices (.png, .jpg) found in {describe_files(tree.files)}.")
+    return sorted(found, key=lambda path: natural_key(str(path)))
+
+
+def _volumes(root: Path) -> set[Path]:
+    try:
+        sources: list[VolumeSource] = find_volumes(root).sources
+    except NoVolumesError:
+        return set()
+    return {source.path for source in sources}

@@ -2,6 +2,8 @@
 
 A digest is computed from the path below the data folder. It is written nowhere beside the path; who has the data finds
 the path again by `python -m mim_components.prepare DIR --name_of scan-...`.
+
+Also the order of names that hold numbers, and names of files that do not repeat.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.find.walk import find_volumes, walk
-from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource, suffix_of
+from mim_components.data.volumes import DataError, FoundVolumes, VolumeSource, suffix_of
+from mim_components.utils.files import shorten_name
 
 SCAN, FILE, PATIENT = "scan-", "file-", "patient-"
 _DIGITS = 12
@@ -101,25 +104,53 @@ def _forms(names: Mapping[Path, str]) -> Iterable[tuple[str, str]]:
                 yield form, name
 
 
-def path_of_name(name: str, root: str | Path) -> str:
-    """The path, or folder and series, that a digest stands for.
+def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
+    """A file name for every volume, no two alike, also where upper and lower case are one.
 
-    Args:
-        name: `scan-`, `file-` or `patient-` and 12 digits.
-        root: the data folder of the run.
+    It is the volume's own name; where that occurs more than once, the folders below `root` come before it, and where
+    that does not help either, a number follows.
 
-    Raises:
-        NoVolumesError: the folder is missing, or nothing in it has this digest.
+    Example:
+        >>> paths = [Path("in/a/ct.nii.gz"), Path("in/b/ct.nii.gz"), Path("in/b/ct.mha"), Path("in/x.nii")]
+        >>> unique_names([VolumeSource(path, (path,)) for path in paths], Path("in"))
+        ['a_ct', 'b_ct', 'b_ct_2', 'x']
     """
-    root = Path(root)
-    tree = walk(root)
-    prefix = name[: name.find("-") + 1]
-    folders = {parent for path in tree.files for parent in path.parents if root in parent.parents}
-    for path in [*tree.files, *sorted(folders)]:
-        own = digest_name(path.name, PATIENT) if prefix == PATIENT else path_name(path, root, prefix)
-        if own == name:
-            return str(path)
-    for source in find_volumes(root):
-        if path_name(source.path, root, prefix, source.series_uid) == name:
-            return str(source)
-    raise NoVolumesError(f"{root}: nothing in it is called {name}; give the dataset_dir (or data_root) of the run.")
+    short = [_as_file_name(source.name) for source in sources]
+    counts = Counter(name.casefold() for name in short)
+    taken = set(counts)  # also a name that only one has: it is not given to another
+    numbers: defaultdict[str, int] = defaultdict(lambda: 1)  # the last that was tried
+    names: list[str] = []
+    for source, name in zip(sources, short, strict=True):
+        if counts[name.casefold()] > 1:
+            name = long = _as_file_name("_".join([*_folders(source, root), name]))
+            while name.casefold() in taken:
+                numbers[long] += 1
+                name = f"{long}_{numbers[long]}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
+    """Names of the folders between `root` and the volume."""
+    folder = source.path if source.series_uid is not None else source.path.parent
+    try:
+        return folder.relative_to(root).parts
+    except ValueError:
+        return ()
+
+
+def _as_file_name(text: str) -> str:
+    # a SeriesInstanceUID is whatever the file says, and may hold "../"
+    return shorten_name(re.sub(r"[^\w .+-]", "_", text).lstrip(". ")) or "volume"
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Sort key by which numbers count as numbers.
+
+    Example:
+        >>> sorted(["spleen_10", "spleen_9", "A-0047_1", "A-0047"], key=natural_key)
+        ['A-0047', 'A-0047_1', 'spleen_9', 'spleen_10']
+    """
+    # text and numbers take turns, so that keys compare position by position
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

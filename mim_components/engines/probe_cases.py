@@ -22,10 +22,10 @@ from monai.transforms import (
 from mim_components.contract import InputContract
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.check.voxels import count_labels
+from mim_components.data.find.datalist import load_cases
 from mim_components.data.read.headers import read_header
 from mim_components.data.read.volume import read_stored
 from mim_components.data.volumes import DataError, VolumeError, VolumeSource
-from mim_components.datasets.datalist import load_cases
 from mim_components.labels import BACKGROUND, LabelSet
 from mim_components.transforms.regions import label_conversion
 

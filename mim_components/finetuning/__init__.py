@@ -4,7 +4,6 @@ from mim_components.finetuning.averaging import UpdateAverage, averaged_network
 from mim_components.finetuning.best_model import BestModel
 from mim_components.finetuning.early_stop import EarlyStop
 from mim_components.finetuning.plan import log_plan, steps_of
-from mim_components.finetuning.scan_shapes import resampled_shapes
 from mim_components.finetuning.step import FinetuneStep
 from mim_components.finetuning.trained import ModelSettings, load_model, on_device
 from mim_components.finetuning.validation import Validation, ValidationLog, validation_share
@@ -21,7 +20,6 @@ __all__ = [
     "load_model",
     "log_plan",
     "on_device",
-    "resampled_shapes",
     "steps_of",
     "validation_share",
 ]

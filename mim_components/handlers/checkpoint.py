@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mim_components.data.load.dataset import StepLoader
+from mim_components.data.load.loader import StepLoader
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs.folder import RunFolder
 from mim_components.utils.files import FullDiskError

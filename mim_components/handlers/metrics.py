@@ -14,7 +14,7 @@ from ignite.handlers import ProgressBar
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mim_components.data.load.dataset import StepLoader
+from mim_components.data.load.loader import StepLoader
 from mim_components.handlers.step_lines import StepLines
 from mim_components.runs.folder import RunFolder
 

@@ -5,14 +5,5 @@ from mim_components.segmentation.handler import EvaluationReport
 from mim_components.segmentation.label_files import write_label_files
 from mim_components.segmentation.saving import SaveSegmentation
 from mim_components.segmentation.space import is_original
-from mim_components.segmentation.volumes import LoadScand, segmentation_items
 
-__all__ = [
-    "CaseScores",
-    "EvaluationReport",
-    "LoadScand",
-    "SaveSegmentation",
-    "is_original",
-    "segmentation_items",
-    "write_label_files",
-]
+__all__ = ["CaseScores", "EvaluationReport", "SaveSegmentation", "is_original", "write_label_files"]

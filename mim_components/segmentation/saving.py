@@ -15,12 +15,12 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from mim_components.data.grids import grid_fault
+from mim_components.data.inputs import WRITTEN_BY
 from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.inference.results import Results
 from mim_components.labels import LabelSet
 from mim_components.segmentation.label_files import write_label_files
-from mim_components.segmentation.volumes import WRITTEN_BY
 from mim_components.transforms.regions import RegionsToLabel
 from mim_components.utils.files import write_safely, write_text_safely
 from mim_components.utils.text import csv_table

@@ -5,13 +5,12 @@ from mim_components.transforms.intensity import hu_to_unit, unit_to_hu, window_t
 from mim_components.transforms.levels import LevelBatch, level_batch, split_levels
 from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
 from mim_components.transforms.resize import resize_volumes
-from mim_components.transforms.slices import LoadScand, UniformSlices, UniformSlicesd
+from mim_components.transforms.slices import UniformSlices, UniformSlicesd
 
 __all__ = [
     "LabelToRegions",
     "LabelToRegionsd",
     "LevelBatch",
-    "LoadScand",
     "MultiLevelCropMask",
     "MultiLevelCropMaskd",
     "RegionsToLabel",

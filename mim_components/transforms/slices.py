@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,41 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Resize, Transform
 from torch import Tensor
 
-from mim_components.classification.scans import read_scan
-from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError
 from mim_components.utils.tensors import without_meta
-
-
-class LoadScand(MapTransform):
-    """Read scans: uint8 `(1, H, W, D)`, axes as in `mim_components.classification.scans`.
-
-    An item with a `cause` is known to be bad: it becomes one voxel.
-
-    Args:
-        keys: items that are the path of a folder of slices or, with `hu_window`, of a CT volume.
-        hu_window: HU that become 0 and 255; None = slices only.
-
-    Raises:
-        BadVolumesError: names the scan, the slice and the cause.
-    """
-
-    def __init__(self, keys: KeysCollection, hu_window: Sequence[float] | None = None) -> None:
-        super().__init__(keys)
-        self.hu_window = hu_window
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the scans."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            if out.get("cause"):
-                out[key] = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
-                continue
-            try:
-                volume = read_scan(Path(out[key]), self.hu_window)
-            except VolumeError as error:
-                raise BadVolumesError([BadVolume(str(out[key]), str(error))], 1) from error
-            out[key] = torch.from_numpy(volume).unsqueeze(0)
-        return out
 
 
 class UniformSlices(Transform):

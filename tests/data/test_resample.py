@@ -13,11 +13,10 @@ import pytest
 
 from mim_components.data import BadVolumesError, DataError, open_cached, prepare_on_nodes, prepare_volumes
 from mim_components.data import resample as resample_module
-from mim_components.data.cache.volumes import VolumeCache
+from mim_components.data.cache.volumes import VolumeCache, open_or_remake
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.prepare import volumes as prepare_module
 from mim_components.data.read.volume import load_volume
-from mim_components.data.repair import open_or_remake
 from mim_components.data.resample import as_spacing, axis_weights, resample
 from mim_components.data.volumes import VolumeSource
 from mim_components.prepare import main

@@ -21,7 +21,7 @@ from torch import nn
 
 from mim_components.data import StepLoader, StepSampler, init_worker
 from mim_components.data.load.dataset import KeyedDataset
-from mim_components.data.worker_errors import WorkerError, explain_worker_error, kill_workers
+from mim_components.data.load.loader import WorkerError, explain_worker_error, kill_workers
 from mim_components.handlers import CheckpointHandler
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.runs import RunFolder, StartError, check_start, check_validation_start, start_checks

@@ -27,10 +27,11 @@ from monai.transforms import (
     SpatialPadd,
 )
 
+from mim_components.data.inputs import segmentation_items
+from mim_components.data.load.scans import LoadScand
 from mim_components.inferers import ClassMapInferer
 from mim_components.labels import LabelSet
 from mim_components.segmentation.saving import SaveSegmentation
-from mim_components.segmentation.volumes import LoadScand, segmentation_items
 from mim_components.transforms.regions import LabelToRegions
 
 ORGAN = LabelSet(("background", "organ"), {}, {})

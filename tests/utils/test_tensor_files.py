@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mim_components.data.load.dataset import KeyedDataset, StepLoader
+from mim_components.data.load.dataset import KeyedDataset
+from mim_components.data.load.loader import StepLoader
 from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.run.checkpoints import CheckpointStore

@@ -2,29 +2,38 @@
 
 A volume counts as cached only when its JSON is there, undamaged and fits both the source and the voxel file. The JSON
 is written last and files appear by renaming, so a run that is killed leaves nothing that looks complete.
+
+A cache file that goes bad in the middle of a run is made again from the volume it was made of. One that is cut short
+while a crop is being read from it cannot be caught: the system ends the process (SIGBUS). The next start finds the file
+by its size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
+import sys
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.data.names import hide, names_of_source
 from mim_components.data.read.headers import VolumeHeader
-from mim_components.data.read.volume import DecodedVolume
+from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
 from mim_components.data.resample import Spacing
-from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
+from mim_components.data.volumes import CacheError, PreparedVolume, SourceState, VolumeSource
 from mim_components.utils.files import PARTIAL, as_size, hash_file, write_safely
+
+logger = logging.getLogger(__name__)
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
 FORMAT = 2
@@ -32,29 +41,6 @@ VERIFY = ("full", "quick")
 _DTYPE = np.dtype("<i2")
 _CHUNK = 2**22
 _LEFTOVER_AGE = 24 * 3600
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """Cheap signs that a source has changed.
-
-    Args:
-        files: number of files.
-        size: bytes of all files.
-        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time moves even when a
-            copy keeps the old modification time.
-    """
-
-    files: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, files: tuple[Path, ...]) -> SourceState:
-        """State of the files now."""
-        infos = [path.stat() for path in files]
-        latest = max(max(info.st_mtime_ns, info.st_ctime_ns) for info in infos)
-        return cls(len(infos), sum(info.st_size for info in infos), latest)
 
 
 class VolumeCache:
@@ -262,3 +248,73 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
         content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
         resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
     )
+
+
+def open_cached(volume: PreparedVolume) -> np.memmap:
+    """Map the voxels of a prepared volume into memory; only what is indexed is read.
+
+    Args:
+        volume: the volume.
+
+    Returns:
+        int16 (H, W, D), copy-on-write: writing to it changes neither the file nor other processes.
+
+    Raises:
+        CacheError: the cache file is missing or damaged.
+    """
+    try:
+        voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(f"{volume.cache_file}: the cache file of {volume.source} cannot be read: {error}") from error
+    if voxels.shape != volume.shape or voxels.dtype != np.int16:
+        raise CacheError(
+            f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
+            f"found {voxels.dtype} {voxels.shape}"
+        )
+    return voxels
+
+
+def open_or_remake(volume: PreparedVolume) -> np.memmap:
+    """`open_cached`; where that fails, the volume is prepared again, as long as its source is what it was.
+
+    Several processes may do so at once: each writes a file of its own and renames it, and all have the same content.
+
+    Args:
+        volume: the volume.
+
+    Returns:
+        int16 (H, W, D), copy-on-write.
+
+    Raises:
+        CacheError: the cache file cannot be read, and not be made either: the source is gone, cannot be read or has
+            changed, or there is no room. Names both files.
+    """
+    try:
+        return open_cached(volume)
+    except CacheError as error:
+        if volume.origin is None:
+            raise
+        logger.warning("%s; it is made again.", error)
+        _remake(volume, volume.origin, error)
+    return open_cached(volume)
+
+
+def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> None:
+    names = names_of_source(source)
+    try:
+        voxels, spacing = math.prod(volume.shape), volume.resampled_to
+        header = inspect_source(source, voxels if spacing is None else sys.maxsize)  # native voxels may be many more
+        state = SourceState.of(header.files)
+        decoded: DecodedVolume = decode_volume(source, header)
+        resampled = decoded.at(spacing, voxels)
+    except Exception as error:  # readers raise many kinds
+        cause = hide(cause_of(error), names)
+        raise CacheError(f"{found}; and {source}, from which it would be made again: {cause}") from (
+            None if names else error
+        )
+    if decoded.digest != volume.digest:
+        raise CacheError(
+            f"{found}; and {source}, from which it would be made again, has changed since the run was prepared; "
+            "restore it, or start a new run."
+        )
+    VolumeCache(volume.cache_file.parents[1], spacing).write(source, header, state, resampled)

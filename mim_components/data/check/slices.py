@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_components.classification.scans import HU_ADVICE, holds_slices
 from mim_components.data.cases import Case, CaseFacts
-from mim_components.data.read.slices import decode_slice, read_bytes, slice_files, slice_number
-from mim_components.data.read.volume import as_source, decode_volume, inspect_source
+from mim_components.data.find.sources import as_source
+from mim_components.data.read.slices import HU_ADVICE, decode_slice, holds_slices, read_bytes, slice_files, slice_number
+from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.volumes import VolumeError
 
 SHOWN = 3

@@ -1,16 +1,30 @@
-"""Find the cases of a dataset as it unpacks from its archive, or as a user's list names them."""
+"""All ways to give data: folders, lists and collections of volumes, labelled cases, labelled scans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.cases import FoundCases
+from mim_components.data.cases import Case, FoundCases
+from mim_components.data.find.collections import list_collection
+from mim_components.data.find.datalist import load_cases, load_datalist
 from mim_components.data.find.layouts import LAYOUTS, Folder, Layout, all_layouts
-from mim_components.data.find.walk import describe_files
-from mim_components.data.volumes import DataError, NoVolumesError
-from mim_components.datasets.datalist import load_cases
+from mim_components.data.find.scan_lists import ListedScan, read_scan_list
+from mim_components.data.find.walk import describe_files, find_volumes, walk
+from mim_components.data.names import PATIENT, digest_name, path_name
+from mim_components.data.volumes import (
+    BadVolume,
+    BadVolumesError,
+    DataError,
+    FoundVolumes,
+    NoVolumesError,
+    VolumeSource,
+)
+
+logger = logging.getLogger(__name__)
 
 # what an entry of a bundle's metadata says beside the arguments of the layout
 _OWN_KEYS = ("name", "label_set", "num_cases")
@@ -72,3 +86,204 @@ def _what_is(folder: Folder) -> str:
     bundles = " or ".join(layout.bundle for layout in likely if layout.bundle)
     advice = f"; use the bundle {bundles}" if bundles else ", for which there is no bundle"
     return f"{seen}. It looks like {names}{advice}"
+
+
+def path_of_name(name: str, root: str | Path) -> str:
+    """The path, or folder and series, that a digest stands for.
+
+    Args:
+        name: `scan-`, `file-` or `patient-` and 12 digits.
+        root: the data folder of the run.
+
+    Raises:
+        NoVolumesError: the folder is missing, or nothing in it has this digest.
+    """
+    root = Path(root)
+    tree = walk(root)
+    prefix = name[: name.find("-") + 1]
+    folders = {parent for path in tree.files for parent in path.parents if root in parent.parents}
+    for path in [*tree.files, *sorted(folders)]:
+        own = digest_name(path.name, PATIENT) if prefix == PATIENT else path_name(path, root, prefix)
+        if own == name:
+            return str(path)
+    for source in find_volumes(root):
+        if path_name(source.path, root, prefix, source.series_uid) == name:
+            return str(source)
+    raise NoVolumesError(f"{root}: nothing in it is called {name}; give the dataset_dir (or data_root) of the run.")
+
+
+def find_sources(
+    dataset_dir: str | Path | None = None,
+    datalist: str | Path | None = None,
+    collection: str | None = None,
+    data_root: str | Path | None = None,
+    datalist_key: str = "training",
+    allow_outside: bool = False,
+) -> FoundVolumes:
+    """Find the volumes by the one way that is given.
+
+    Args:
+        dataset_dir: folder to search; together with `datalist` the folder its paths are relative to.
+        datalist: JSON list of volumes.
+        collection: "1k" or "10k", the paper's sets.
+        data_root: folder that holds the sets of the collection.
+        datalist_key: section of the list.
+        allow_outside: accept paths of the list that lead out of its folder.
+
+    Raises:
+        DataError: none or more than one way is given, or nothing was found.
+    """
+    if bool(collection) != bool(data_root):
+        raise DataError(f"collection and data_root belong together, got {collection=}, {data_root=}.")
+    ways = [bool(collection), bool(datalist), bool(dataset_dir) and not datalist]
+    if sum(ways) != 1:
+        raise DataError(
+            "Give the data in exactly one way: dataset_dir (a folder), datalist (a JSON list, with dataset_dir as the "
+            f"folder of its paths), or collection with data_root; got {dataset_dir=}, {datalist=}, {collection=}."
+        )
+    if collection and data_root:
+        found = list_collection(collection, data_root)
+        logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
+        return found
+    if datalist:
+        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside)
+    return find_volumes(Path(str(dataset_dir)))
+
+
+def as_source(source: VolumeSource | str | Path) -> VolumeSource:
+    """Turn a path into a source; a folder must hold exactly one DICOM series of CT."""
+    if isinstance(source, VolumeSource):
+        return source
+    path = Path(source)
+    if not path.is_dir():
+        return VolumeSource(path, (path,))
+    from mim_components.data.find.walk import find_volumes
+
+    found = find_volumes(path).sources
+    if len(found) != 1:
+        raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)
+    return found[0]
+
+
+def find_validation(
+    validation_dir: str | Path | None = None,
+    validation_datalist: str | Path | None = None,
+    validation_key: str = "validation",
+    dataset_dir: str | Path | None = None,
+    datalist: str | Path | None = None,
+    datalist_key: str = "training",
+    collection: str | None = None,
+    data_root: str | Path | None = None,
+    allow_outside: bool = False,
+) -> FoundVolumes:
+    """Find the validation volumes, or the training's where neither folder nor list of validation volumes is given.
+
+    Args:
+        validation_dir: folder to search; with `validation_datalist` the folder its paths are relative to.
+        validation_datalist: JSON list of volumes.
+        validation_key: section of that list.
+        dataset_dir: of the training, as the rest, see `mim_components.data.find_sources`.
+        datalist: of the training.
+        datalist_key: of the training.
+        collection: of the training.
+        data_root: of the training.
+        allow_outside: accept paths of a list that lead out of its folder.
+
+    Raises:
+        DataError: nothing was found, or nothing is given.
+    """
+    if validation_datalist or validation_dir:
+        return find_sources(
+            validation_dir, validation_datalist, datalist_key=validation_key, allow_outside=allow_outside
+        )
+    if not any((dataset_dir, datalist, collection, data_root)):
+        raise DataError(
+            "Give the volumes to evaluate on: --validation_dir (a folder) or --validation_datalist (a JSON list); or "
+            "--dataset_dir as in the training, to evaluate on its data."
+        )
+    return find_sources(dataset_dir, datalist, collection, data_root, datalist_key, allow_outside)
+
+
+SHOWN = 5
+
+
+def find_scans(
+    dataset_dir: str | Path | None,
+    datalist: str | Path | None = None,
+    layouts: Sequence[Mapping[str, Any]] = (),
+    class_names: Sequence[str] = (),
+    min_slices: int = 16,
+    train_csv: str | Path | None = None,
+    valid_csv: str | Path | None = None,
+    allow_outside: bool = False,
+) -> FoundCases:
+    """Find the scans of a dataset; opens no pictures.
+
+    Args:
+        dataset_dir: folder of the dataset; with `datalist` the folder its paths are relative to.
+        datalist: JSON list in the Decathlon's form, which is used instead of a layout.
+        layouts: section `dataset.layouts` of a bundle's metadata.
+        class_names: the label of a scan is the position of its class here.
+        min_slices: scans with fewer slices are left out.
+        train_csv: list of the training scans, with columns label, patient_id and scan_id, and optionally target.
+        valid_csv: list of the validation scans.
+        allow_outside: accept paths of the `datalist` that lead out of the folder.
+
+    Raises:
+        DataError: nothing is given or found; a list is wrong, or names no scan that is there; only one list is given,
+            or lists together with a `datalist`; a patient is in both lists.
+    """
+    if bool(train_csv) != bool(valid_csv) or (train_csv and datalist):
+        raise DataError(
+            "train_csv and valid_csv belong together, and replace a datalist; "
+            f"got {train_csv=}, {valid_csv=}, {datalist=}."
+        )
+    options = {"class_names": tuple(class_names), "min_slices": min_slices}
+    found = find_cases(dataset_dir, datalist, [{**layout, **options} for layout in layouts], allow_outside)
+    if train_csv and valid_csv:
+        _take_sections(found, {"training": Path(train_csv), "validation": Path(valid_csv)}, class_names)
+    return found
+
+
+def _take_sections(found: FoundCases, paths: Mapping[str, Path], class_names: Sequence[str]) -> None:
+    """Keep what the lists name, and say what is missing."""
+    lists = {section: read_scan_list(path) for section, path in paths.items()}
+    both = {each.patient for each in lists["training"]} & {each.patient for each in lists["validation"]}
+    if both:
+        raise DataError(f"{' and '.join(map(str, paths.values()))}: patients in both lists: {_few(both)}")
+    cases = {_key(case): case for case in found.cases}
+    kept: list[Case] = []
+    for section, listed in lists.items():
+        for each in listed:
+            _check_label(paths[section], each, class_names)
+        there = [cases[each.patient, each.scan] for each in listed if (each.patient, each.scan) in cases]
+        absent = [f"{each.patient}/{each.scan}" for each in listed if (each.patient, each.scan) not in cases]
+        if not there:
+            raise DataError(f"{paths[section]}: none of its {len(listed)} scans is in {found.root}: {_few(absent)}")
+        if absent:
+            found.notes.append(f"{paths[section]}: {len(absent)} scans are not in {found.root}: {_few(absent)}")
+        kept += [replace(case, section=section) for case in there]
+    if unlisted := len(found.cases) - len(kept):
+        found.notes.append(f"{unlisted} scans are in neither list and are left out")
+    found.cases = kept
+
+
+def _key(case: Case) -> tuple[str, str]:
+    """Patient and scan of a case of the layout."""
+    return case.group, case.image[0].name
+
+
+def _check_label(path: Path, listed: ListedScan, class_names: Sequence[str]) -> None:
+    if listed.label not in class_names:
+        raise DataError(f"{path}: label {listed.label!r} of scan {listed.scan} is none of {', '.join(class_names)}")
+    if listed.target is not None and listed.target != list(class_names).index(listed.label):
+        raise DataError(
+            f"{path}: {listed.label} is class {listed.target} in the list and "
+            f"{list(class_names).index(listed.label)} here; set --class_names in the order of the list."
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return ", ".join(ordered[:SHOWN]) + more

@@ -1,18 +1,19 @@
-"""Training-time side of the data path: open prepared volumes and draw crops with keyed randomness."""
+"""Open prepared volumes and draw crops with keyed randomness, for a training and for an evaluation.
+
+A training draws without end, an evaluation a fixed number of reproducible crops of each volume.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from time import perf_counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
-from mim_components.data.load.sampler import StepSampler
-from mim_components.data.repair import open_or_remake
+from mim_components.data.cache.volumes import open_or_remake
 from mim_components.data.volumes import PreparedDataset
 from mim_components.randomness import keyed_seed
 from mim_components.utils.text import root_cause
@@ -82,57 +83,37 @@ class KeyedDataset(Dataset):
             raise ItemError(f"{name}: {root_cause(error)}") from error
 
 
-class StepLoader:
-    """Group the micro-batches of a loader into optimizer steps; measures how long a step waits for data.
+class EvaluationCrops(Dataset):
+    """`num_crops` crops of every volume, whose randomness is keyed by (seed, voxels of the volume, number of the crop).
 
-    Iterating yields, for every optimizer step, an iterator over its micro-batches; the loader's workers fill the next
-    ones meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
+    So a crop depends neither on workers, batches and order, nor on which other volumes there are.
 
     Args:
-        data_loader: with a `StepSampler`.
-        finish: what is done to a micro-batch after it was loaded; its time does not count as waiting.
+        data: items of prepared volumes, see `mim_components.data.volume_items`.
+        transform: MONAI `Compose` that ends in `MultiLevelCropMaskd`.
+        num_crops: crops of each volume.
+        seed: of the crops.
 
-    Attributes:
-        waited: seconds spent waiting for data since the last `reset_clock`.
-        awaited: (epoch, index) of the samples of the micro-batch that is waited for.
+    Raises:
+        ValueError: `num_crops` is below 1.
     """
 
-    def __init__(self, data_loader: DataLoader, finish: Callable[[Any], Any] | None = None) -> None:
-        if not isinstance(data_loader.sampler, StepSampler):
-            raise ValueError(f"data_loader needs a StepSampler, got {type(data_loader.sampler).__name__}.")
-        self.data_loader = data_loader
-        self.finish = finish
-        self.sampler: StepSampler = data_loader.sampler
-        self.waited = 0.0
-        self.awaited: list[tuple[int, int]] = []
+    def __init__(
+        self, data: Sequence[Mapping[str, Any]], transform: Callable[[Any], Any], num_crops: int = 4, seed: int = 0
+    ) -> None:
+        if num_crops < 1:
+            raise ValueError(f"num_validation_crops must be at least 1, got {num_crops}.")
+        super().__init__(data, transform)
+        self.num_crops = num_crops
+        self.seed = seed
 
     def __len__(self) -> int:
-        """Optimizer steps that are left."""
-        return self.sampler.num_steps - self.sampler.start_step
+        """Crops of all volumes."""
+        return len(self.data) * self.num_crops
 
-    def __iter__(self) -> Iterator[Iterator[Any]]:
-        """Yield the micro-batches of each step."""
-        batches = iter(self.data_loader)
-        for step in range(self.sampler.start_step, self.sampler.num_steps):
-            yield self._timed(batches, step)
-
-    def _timed(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
-        for samples in self.sampler.samples_of(step):
-            start = perf_counter()
-            self.awaited = samples
-            batch = next(batches)
-            self.awaited = []
-            self.waited += perf_counter() - start
-            yield batch if self.finish is None else self.finish(batch)
-
-    def awaited_names(self) -> list[str]:
-        """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
-        items: Any = self.data_loader.dataset
-        while hasattr(items, "data"):  # datasets around datasets; their items would be loaded
-            items = items.data
-        return list(dict.fromkeys(str(items[index].get("name", index)) for _, index in self.awaited))
-
-    def reset_clock(self) -> float:
-        """Seconds waited since the last call."""
-        waited, self.waited = self.waited, 0.0
-        return waited
+    def _transform(self, index: int) -> dict[str, Any]:
+        volume, crop = divmod(index, self.num_crops)
+        item = self.data[volume]
+        key = keyed_seed(self.seed, "evaluation", item["image"].content, crop)
+        self.transform.set_random_state(seed=key)
+        return {**self.transform(item), "crop": crop}

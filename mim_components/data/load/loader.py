@@ -1,15 +1,29 @@
-"""Processes that load data leave SIGINT and SIGTERM to the main process, from their first instant to their last.
+"""Load the samples of a step: processes, places where crops are cut, and what is said when a worker is lost.
 
-A workload manager sends signals to all processes of a job, and the main one finishes its step first.
+Processes that load data leave SIGINT and SIGTERM to the main process, from their first instant to their last. A
+workload manager sends signals to all processes of a job, and the main one finishes its step first.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from traceback import walk_tb
 from typing import Any
 
-from monai.data import DataLoader
+import torch
+from monai.data import DataLoader, Dataset, list_data_collate
+from monai.data.utils import no_collation
+from torch import Tensor
+from torch.utils.data import DataLoader as TorchDataLoader
+
+from mim_components.data.load.dataset import KeyedDataset
+from mim_components.data.load.sampler import StepSampler
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,3 +49,194 @@ def init_worker(worker_id: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+class StepLoader:
+    """Group the micro-batches of a loader into optimizer steps; measures how long a step waits for data.
+
+    Iterating yields, for every optimizer step, an iterator over its micro-batches; the loader's workers fill the next
+    ones meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
+
+    Args:
+        data_loader: with a `StepSampler`.
+        finish: what is done to a micro-batch after it was loaded; its time does not count as waiting.
+
+    Attributes:
+        waited: seconds spent waiting for data since the last `reset_clock`.
+        awaited: (epoch, index) of the samples of the micro-batch that is waited for.
+    """
+
+    def __init__(self, data_loader: DataLoader, finish: Callable[[Any], Any] | None = None) -> None:
+        if not isinstance(data_loader.sampler, StepSampler):
+            raise ValueError(f"data_loader needs a StepSampler, got {type(data_loader.sampler).__name__}.")
+        self.data_loader = data_loader
+        self.finish = finish
+        self.sampler: StepSampler = data_loader.sampler
+        self.waited = 0.0
+        self.awaited: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        """Optimizer steps that are left."""
+        return self.sampler.num_steps - self.sampler.start_step
+
+    def __iter__(self) -> Iterator[Iterator[Any]]:
+        """Yield the micro-batches of each step."""
+        batches = iter(self.data_loader)
+        for step in range(self.sampler.start_step, self.sampler.num_steps):
+            yield self._timed(batches, step)
+
+    def _timed(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
+        for samples in self.sampler.samples_of(step):
+            start = perf_counter()
+            self.awaited = samples
+            batch = next(batches)
+            self.awaited = []
+            self.waited += perf_counter() - start
+            yield batch if self.finish is None else self.finish(batch)
+
+    def awaited_names(self) -> list[str]:
+        """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
+        items: Any = self.data_loader.dataset
+        while hasattr(items, "data"):  # datasets around datasets; their items would be loaded
+            items = items.data
+        return list(dict.fromkeys(str(items[index].get("name", index)) for _, index in self.awaited))
+
+    def reset_clock(self) -> float:
+        """Seconds waited since the last call."""
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+
+CROP_ON = ("worker", "device")
+KEY = "crop_key"
+
+
+class ReadCrops(Dataset):
+    """The first transforms of a keyed dataset; `CropPlace.finish` runs the others.
+
+    Args:
+        dataset: its transform is MONAI's `Compose`.
+        num_read: transforms that run here.
+    """
+
+    def __init__(self, dataset: KeyedDataset, num_read: int) -> None:
+        super().__init__(dataset.data, partial(dataset.transform, end=num_read))
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:  # type: ignore[override]
+        """What is read for `(epoch, index)`, and the key itself."""
+        item = self.dataset.run(self.transform, self.data[key[1]], *key)
+        # a crop that is a view would take the whole volume along to the other process
+        copied = {
+            name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
+            for name, value in item.items()
+        }
+        return {**copied, KEY: key}
+
+
+class CropPlace:
+    """Where the transforms run that follow the reading; the results are the same.
+
+    On the device, workers hand over what they read, as it is stored, and `finish` runs the rest sample by sample with
+    the sample's own seed.
+
+    Args:
+        dataset: its transform is MONAI's `Compose`.
+        num_read: transforms that run in the workers in any case.
+        crop_on: "worker" or "device".
+        device: of the training.
+
+    Attributes:
+        items: dataset for the loader.
+        collate: `collate_fn` for the loader.
+
+    Raises:
+        ValueError: `crop_on` is none of the two.
+    """
+
+    def __init__(
+        self, dataset: KeyedDataset, num_read: int, crop_on: str = "worker", device: torch.device | str = "cpu"
+    ) -> None:
+        if crop_on not in CROP_ON:
+            raise ValueError(f"crop_on must be one of {CROP_ON}, got {crop_on!r}.")
+        self.dataset = dataset
+        self.device = device
+        self.on_device = crop_on == "device"
+        self.items: Dataset = ReadCrops(dataset, num_read) if self.on_device else dataset
+        self.collate = no_collation if self.on_device else list_data_collate
+        self._rest = partial(dataset.transform, start=num_read) if self.on_device else dataset.transform
+
+    def finish(self, batch: Any) -> Any:
+        """Give a loaded batch the transforms it lacks."""
+        return list_data_collate([self._finish(item) for item in batch]) if self.on_device else batch
+
+    def _finish(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        moved = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in item.items()
+        }
+        key: tuple[int, int] = moved.pop(KEY)  # type: ignore[assignment]
+        return self.dataset.run(self._rest, moved, *key)
+
+
+LOWER = "Lower --num_workers, --batch_size or the size of the crops"
+AGAIN = "The same command continues from the last checkpoint."
+
+
+class WorkerError(RuntimeError):
+    """A process that loads data was killed, hangs, or has no memory; says what to lower."""
+
+
+def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> WorkerError | None:
+    """The error in words that help, where it is one of a worker; else None.
+
+    Args:
+        error: as PyTorch's DataLoader raised it.
+        awaited: names of the volumes of the batch that was waited for.
+    """
+    text = str(error)
+    lost = isinstance(error, (ConnectionError, EOFError)) and _is_of_loader(error)
+    if not (isinstance(error, RuntimeError) or lost) or isinstance(error, WorkerError):
+        return None
+    names = f" It was loading: {', '.join(awaited)}." if awaited else ""
+    if "shared memory" in text or "Bus error" in text or ("unable to" in text and "/torch_" in text):
+        cut = " Or a file of the cache was cut short while it was read: the next start finds and remakes it."
+        return WorkerError(
+            f"a data worker found no room in shared memory (/dev/shm).{names} {LOWER}, or raise the limit "
+            f"(docker run --shm-size).{cut if 'Bus error' in text else ''} {AGAIN}"
+        )
+    if "Too many open files" in text or "received 0 items of ancdata" in text:
+        return WorkerError(f"too many open files (ulimit -n).{names} Raise the limit, or lower --num_workers. {AGAIN}")
+    if found := re.search(r"DataLoader timed out after (\S+) seconds", text):
+        return WorkerError(
+            f"a data worker hangs: no batch for {found[1]} s (worker_timeout).{names} If reading is only slow, raise "
+            f"--worker_timeout or lower --num_workers. {AGAIN}"
+        )
+    if lost or ("DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text)):
+        return WorkerError(
+            f"a data worker was killed, most likely because memory ran out.{names} {LOWER}. {AGAIN} ({text.strip()})"
+        )
+    return None
+
+
+def _is_of_loader(error: BaseException) -> bool:
+    """Whether PyTorch's loader met it: a batch that a worker had ready went with the worker."""
+    return any(
+        frame.f_globals.get("__name__") == TorchDataLoader.__module__ for frame, _ in walk_tb(error.__traceback__)
+    )
+
+
+def kill_workers() -> None:
+    """End all child processes: a worker that hangs, and ignores SIGTERM, would be waited for at exit.
+
+    PyTorch's handler would report their end as an error of its own, in the place of the one that is known.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)

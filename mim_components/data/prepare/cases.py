@@ -15,17 +15,15 @@ import ignite.distributed as idist
 from tqdm import tqdm
 
 from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
-from mim_components.data.item_state import state_text
+from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
-from mim_components.data.prepare.memory import as_bad
+from mim_components.data.prepare.memory import CheckMemory, as_bad, files_of, state_of, state_text
 from mim_components.data.prepare.nodes import first_on_each_node
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
 from mim_components.data.prepare.report import count_rows, data_report
 from mim_components.data.prepare.splits import Division, divide, take_share
 from mim_components.data.prepare.volumes import check_options, run_each
 from mim_components.data.volumes import BadVolume, DataError
-from mim_components.datasets.datalist import datalist_of
-from mim_components.datasets.remembered import CheckMemory, files_of, state_of
 from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)

@@ -1,21 +1,26 @@
-"""What is said of a bad volume, and the memory of it: a bad file that has not changed is not decoded again."""
+"""What checks found, kept on the disk: a file that has not changed is not decoded again, fit or unfit.
+
+Every line of a file of records begins with its checksum: damaged lines are passed over. The last line of a key counts.
+Lines are added as they come up, so that a run that is killed loses nothing.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.cache.volumes import SourceState
+from mim_components.data.cases import Case, CaseChecker, CaseFacts
 from mim_components.data.find.walk import is_regular
 from mim_components.data.names import hide
 from mim_components.data.read.volume import cause_of
-from mim_components.data.record_lines import RecordLines
-from mim_components.data.volumes import BadVolume, DataError, VolumeError, VolumeSource
+from mim_components.data.volumes import BadVolume, DataError, SourceState, VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
 logger = logging.getLogger(__name__)
@@ -132,3 +137,152 @@ class KnownBad:
 def _key(part: str, source: VolumeSource, files: Sequence[Path]) -> str:
     text = "\n".join([f"{FORMAT} {part}", str(source), *(os.path.abspath(path) for path in files)])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+STATE = "state"
+
+
+def state_text(state: Mapping[str, int] | None) -> str:
+    """State of files as a text; empty where one is missing."""
+    return "" if state is None else " ".join(f"{name}={value}" for name, value in state.items())
+
+
+def is_unchanged(item: Mapping[str, Any]) -> bool:
+    """Whether the files of an item are those that were checked; true of an item that was not."""
+    if STATE not in item:
+        return True
+    try:
+        return state_text(state_of_files(files_in(_paths_of(item)))) == item[STATE]
+    except OSError:
+        return False
+
+
+def _paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
+    """Files and folders of image and label."""
+    for name in ("image", "label"):
+        value = item.get(name)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, str):
+                yield Path(each)
+
+
+class RecordLines:
+    """Records by key in a file that several may share.
+
+    Args:
+        path: the file; it need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records = _read(path)
+        self._writable = True
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The last record that was kept under a key."""
+        return self._records.get(key)
+
+    def keep(self, key: str, record: dict[str, Any]) -> None:
+        """Add a record; a file that cannot be written costs the next start its time, not this one its success.
+
+        Args:
+            key: of the record.
+            record: what JSON can hold.
+        """
+        self._records[key] = record
+        if not self._writable:
+            return
+        text = json.dumps({"key": key, **record})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                # the newline goes first: the line before may have been cut off
+                file.write(f"\n{zlib.crc32(text.encode()):08x} {text}")
+        except OSError as error:
+            self._writable = False
+            logger.warning("%s: results of checks cannot be kept: %s", self.path, error.strerror)
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return records
+    for line in lines:
+        crc, _, text = line.partition(b" ")
+        if crc == f"{zlib.crc32(text):08x}".encode():
+            record = json.loads(text)
+            records[record["key"]] = record
+    return records
+
+
+# Headers whose voxels lie in another file, which may be repaired while the header stays.
+_DETACHED = (".mhd", ".nhdr")
+
+
+class CheckMemory:
+    """Results of one checker, in a file that all checkers share.
+
+    Args:
+        path: the file; it need not be there.
+        checker: results count only for a checker with the same `repr`.
+    """
+
+    def __init__(self, path: Path, checker: CaseChecker) -> None:
+        self._settings = f"{FORMAT}\n{checker!r}"
+        self._lines = RecordLines(path)
+
+    def recall(self, case: Case) -> CaseFacts | BadVolume | None:
+        """What the check of a case found out, or None where it must be checked: new, changed, or not readable."""
+        for key in (self._key(case), self._bad_key(case)):
+            record = self._lines.get(key)
+            if record is not None and record["state"] == state_of(case):
+                return _result(case, record)
+        return None
+
+    def keep(self, case: Case, state: dict[str, int] | None, result: CaseFacts | BadVolume) -> None:
+        """Add a result, unless something else than the bytes of the files decided it.
+
+        Args:
+            case: the case.
+            state: of its files before they were read.
+            result: of the check.
+        """
+        if state is None:
+            return
+        if isinstance(result, CaseFacts):
+            self._lines.keep(self._key(case), {"state": state, **vars(result)})
+        elif result.lasting and not any(path.suffix.lower() in _DETACHED for path in case.files):
+            self._lines.keep(self._bad_key(case), record_of_bad(result) | {"state": state})
+
+    def _key(self, case: Case) -> str:
+        text = "\n".join([self._settings, repr(case.label), *(os.path.abspath(path) for path in case.files)])
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def _bad_key(self, case: Case) -> str:
+        # a cause may name files, by paths or by aliases
+        return hashlib.sha256(f"bad {self._key(case)} {' '.join(case.aliases)}".encode()).hexdigest()[:32]
+
+
+def files_of(case: Case) -> list[Path]:
+    """All files of a case, also those in a folder of slices.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    return files_in(case.files)
+
+
+def state_of(case: Case) -> dict[str, int] | None:
+    """Number, size and time of all files of a case; None where one is missing."""
+    try:
+        return state_of_files(files_of(case))
+    except OSError:
+        return None
+
+
+def _result(case: Case, record: dict[str, Any]) -> CaseFacts | BadVolume:
+    if "cause" in record:
+        return bad_of_record(case.source, record)
+    return CaseFacts(record["digest"], tuple(record["notes"]), record["content"])

@@ -15,14 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
-from mim_components.data.cache.volumes import VERIFY, SourceState, VolumeCache, cache_bytes
+from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
-from mim_components.data.find.collections import list_collection
-from mim_components.data.find.datalist import load_datalist
-from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import names_of_source
 from mim_components.data.prepare.memory import KnownBad, as_bad
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
@@ -37,6 +33,7 @@ from mim_components.data.volumes import (
     FoundVolumes,
     PreparedDataset,
     PreparedVolume,
+    SourceState,
     VolumeSource,
 )
 
@@ -63,44 +60,6 @@ class _Task:
     header: VolumeHeader
     how: _How
     cached_shape: tuple[int, ...]
-
-
-def find_sources(
-    dataset_dir: str | Path | None = None,
-    datalist: str | Path | None = None,
-    collection: str | None = None,
-    data_root: str | Path | None = None,
-    datalist_key: str = "training",
-    allow_outside: bool = False,
-) -> FoundVolumes:
-    """Find the volumes by the one way that is given.
-
-    Args:
-        dataset_dir: folder to search; together with `datalist` the folder its paths are relative to.
-        datalist: JSON list of volumes.
-        collection: "1k" or "10k", the paper's sets.
-        data_root: folder that holds the sets of the collection.
-        datalist_key: section of the list.
-        allow_outside: accept paths of the list that lead out of its folder.
-
-    Raises:
-        DataError: none or more than one way is given, or nothing was found.
-    """
-    if bool(collection) != bool(data_root):
-        raise DataError(f"collection and data_root belong together, got {collection=}, {data_root=}.")
-    ways = [bool(collection), bool(datalist), bool(dataset_dir) and not datalist]
-    if sum(ways) != 1:
-        raise DataError(
-            "Give the data in exactly one way: dataset_dir (a folder), datalist (a JSON list, with dataset_dir as the "
-            f"folder of its paths), or collection with data_root; got {dataset_dir=}, {datalist=}, {collection=}."
-        )
-    if collection and data_root:
-        found = list_collection(collection, data_root)
-        logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
-        return found
-    if datalist:
-        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside)
-    return find_volumes(Path(str(dataset_dir)))
 
 
 def prepare_volumes(
@@ -171,30 +130,6 @@ def prepare_volumes(
     for note in dataset.notes:
         logger.warning("%s", note)
     return dataset
-
-
-def open_cached(volume: PreparedVolume) -> np.memmap:
-    """Map the voxels of a prepared volume into memory; only what is indexed is read.
-
-    Args:
-        volume: the volume.
-
-    Returns:
-        int16 (H, W, D), copy-on-write: writing to it changes neither the file nor other processes.
-
-    Raises:
-        CacheError: the cache file is missing or damaged.
-    """
-    try:
-        voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CacheError(f"{volume.cache_file}: the cache file of {volume.source} cannot be read: {error}") from error
-    if voxels.shape != volume.shape or voxels.dtype != np.int16:
-        raise CacheError(
-            f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
-            f"found {voxels.dtype} {voxels.shape}"
-        )
-    return voxels
 
 
 def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> None:

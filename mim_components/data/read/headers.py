@@ -1,15 +1,17 @@
 """Read the header of a volume without its voxels: NIfTI through nibabel, MetaImage and NRRD from their text.
 
-A NIfTI file lies where MONAI's `NibabelReader` places it: by the sform, or by the qform where only that has the spacing
-of pixdim. Lengths in metres or micrometres become mm, as ITK has it.
+Also how large scans will be once they are resampled.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -241,3 +243,29 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+def resampled_shapes(
+    items: Sequence[Mapping[str, Any]], spacing: Sequence[float], channels: int
+) -> list[tuple[int, int]]:
+    """Channels and voxels of scans after they are resampled; at most, since the foreground may be cut out.
+
+    Args:
+        items: of prepared cases; of several files of an image the first counts.
+        spacing: they are resampled to, mm.
+        channels: of image and label together.
+
+    Returns:
+        `(channels, voxels)` of every scan whose header can still be read; who loads another names it.
+    """
+    shapes = []
+    for item in items:
+        files = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        path = Path(files[0])
+        try:
+            header = read_header(VolumeSource(path, (path,)))
+        except (VolumeError, OSError):
+            continue
+        voxel = math.prod(spacing) if header.affine is None else abs(np.linalg.det(header.affine[:3, :3]))
+        shapes.append((channels, math.ceil(math.prod(header.shape[:3]) * voxel / math.prod(spacing))))
+    return shapes

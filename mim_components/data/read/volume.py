@@ -23,6 +23,7 @@ from mim_components.data.check.volume import (
     check_intensities,
     note_geometry,
 )
+from mim_components.data.find.sources import as_source
 from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
@@ -82,21 +83,6 @@ def load_volume(
     except (DataError, OSError) as error:
         raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
     return decoded.voxels, decoded.affine
-
-
-def as_source(source: VolumeSource | str | Path) -> VolumeSource:
-    """Turn a path into a source; a folder must hold exactly one DICOM series of CT."""
-    if isinstance(source, VolumeSource):
-        return source
-    path = Path(source)
-    if not path.is_dir():
-        return VolumeSource(path, (path,))
-    from mim_components.data.find.walk import find_volumes
-
-    found = find_volumes(path).sources
-    if len(found) != 1:
-        raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)
-    return found[0]
 
 
 def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from monai.data import DataLoader
 
+from mim_components.data.cache.volumes import open_or_remake
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, volume_items
 from mim_components.data.load.loader import init_worker
 from mim_components.data.names import name_sources
 from mim_components.data.prepare.volumes import prepare_volumes
-from mim_components.data.repair import open_or_remake
 from mim_components.data.volumes import CacheError, FoundVolumes, PreparedDataset, PreparedVolume
 
 

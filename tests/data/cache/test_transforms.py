@@ -13,9 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
 
 from mim_components.data import TransformCache
-from mim_components.data.item_state import is_unchanged, state_text
 from mim_components.data.load.dataset import ItemError
-from mim_components.data.prepare.memory import state_of_files
+from mim_components.data.prepare.memory import is_unchanged, state_of_files, state_text
 
 
 def write(path: Path, value: int) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from mim_components.data import DataError, NoVolumesError
 from mim_components.data.cases import Case, FoundCases
+from mim_components.data.find.datalist import datalist_of, load_cases
 from mim_components.data.prepare.splits import divide
-from mim_components.datasets.datalist import datalist_of, load_cases
 
 
 @pytest.fixture

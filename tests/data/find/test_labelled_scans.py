@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.classification import find_scans, scan_items
+from mim_components.data import find_scans, scan_items
 from mim_components.data.prepare.splits import divide
 from mim_components.data.volumes import BadVolumesError, DataError, NoVolumesError
 

@@ -12,12 +12,11 @@ import pytest
 from mim_components.data import FoundVolumes, VolumeSource
 from mim_components.data.cache import volumes as cache_module
 from mim_components.data.cache.volumes import VolumeCache
-from mim_components.data.find.datalist import load_datalist
+from mim_components.data.find.datalist import load_cases, load_datalist
 from mim_components.data.find.walk import find_volumes
-from mim_components.data.inputs import unique_names
+from mim_components.data.names import unique_names
 from mim_components.data.prepare import volumes as prepare_module
 from mim_components.data.prepare.memory import KnownBad
-from mim_components.datasets.datalist import load_cases
 
 ENTRIES = 10_000
 MIB = 2**20

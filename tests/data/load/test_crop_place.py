@@ -13,10 +13,9 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged
 
-from mim_components.data.crop_place import CropPlace
 from mim_components.data.find.walk import find_volumes
-from mim_components.data.load.dataset import ItemError, KeyedDataset, OpenPreparedd, StepLoader, volume_items
-from mim_components.data.load.loader import init_worker
+from mim_components.data.load.dataset import ItemError, KeyedDataset, OpenPreparedd, volume_items
+from mim_components.data.load.loader import CropPlace, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.volumes import prepare_volumes
 from mim_components.data.volumes import PreparedDataset

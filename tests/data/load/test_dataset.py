@@ -13,8 +13,8 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, OneOf, RandFlip, RandGaussianNoise, RandSpatialCrop
 
 from mim_components.data.find.walk import find_volumes
-from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, StepLoader, volume_items
-from mim_components.data.load.loader import init_worker
+from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, volume_items
+from mim_components.data.load.loader import StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.volumes import prepare_volumes
 from mim_components.data.volumes import CacheError, PreparedDataset

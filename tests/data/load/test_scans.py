@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_components.classification.scans import read_scan, stack_slices
-from mim_components.data import SliceFolderChecker
+from mim_components.data import LoadEightBitScand, SliceFolderChecker
 from mim_components.data.cases import Case
+from mim_components.data.load.scans import read_scan
+from mim_components.data.read.slices import stack_slices
 from mim_components.data.volumes import BadVolumesError, VolumeError
-from mim_components.transforms import LoadScand, UniformSlices, UniformSlicesd
+from mim_components.transforms import UniformSlices, UniformSlicesd
 
 NAMES = ("Normal", "CP", "NCP")
 
@@ -83,10 +84,10 @@ def test_slices_stay_slices_where_a_window_is_given(write_scan):
 
 def test_load_scand_names_scan_and_slice(write_scan):
     folder = write_scan("scan", count=3)
-    assert LoadScand("image")({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
+    assert LoadEightBitScand("image")({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
     (folder / "0001.png").write_bytes(b"")
     with pytest.raises(BadVolumesError, match=r"scan: 0001\.png: the file is empty"):
-        LoadScand("image")({"image": str(folder)})
+        LoadEightBitScand("image")({"image": str(folder)})
 
 
 # slices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from mim_components.data.worker_errors import WorkerError, explain_worker_error
+from mim_components.data.load.loader import WorkerError, explain_worker_error
 
 
 class Lost(Dataset):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mim_components.data.cases import Case
-from mim_components.datasets.grouped_split import grouped_stratified, share_of_patients
+from mim_components.data.prepare.splits import grouped_stratified, share_of_patients
 
 PATIENTS = {0: 85, 1: 96, 2: 93}  # a tenth of CC-CCII's
 

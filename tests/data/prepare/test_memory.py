@@ -6,7 +6,7 @@ import os
 import pytest
 
 from mim_components.data import Case, CaseFacts
-from mim_components.datasets.remembered import CheckMemory, state_of
+from mim_components.data.prepare.memory import CheckMemory, state_of
 
 FACTS = CaseFacts("d" * 64, ("odd",), "c" * 64)
 

@@ -10,9 +10,8 @@ from mim_components.data import BadVolumesError, DataError, prepare_volumes
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import name_sources
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.data.prepare.memory import as_bad, digest_of_files, state_of_files
+from mim_components.data.prepare.memory import RecordLines, as_bad, digest_of_files, state_of_files
 from mim_components.data.prepare.quarantine import check_on_bad, refuse_bad, write_quarantine
-from mim_components.data.record_lines import RecordLines
 from mim_components.data.volumes import BadVolume, VolumeError
 
 

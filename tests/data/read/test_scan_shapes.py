@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.finetuning import resampled_shapes, scan_shapes
+from mim_components.data import resampled_shapes
+from mim_components.data.read import headers as scan_shapes
 
 
 def test_voxels_follow_the_spacing_whatever_the_orientation(tmp_path: Path) -> None:

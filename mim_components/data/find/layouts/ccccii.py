@@ -16,9 +16,9 @@ from typing import NamedTuple
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.layouts.base import Folder
 from mim_components.data.find.scan_lists import ListedScan, read_scan_list
+from mim_components.data.names import natural_key
 from mim_components.data.read.slices import is_slice
 from mim_components.data.volumes import NoVolumesError
-from mim_components.datasets.names import natural_key
 
 CLASS_NAMES = ("Normal", "CP", "NCP")
 OTHER_NAMES = {"covid19": "ncp", "covid-19": "ncp"}  # what the server calls the zips of NCP

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.layouts.base import Folder
+from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
-from mim_components.datasets.names import natural_key
 
 _TOP = r"^(?P<top>(?:[^/]+/){0,2}?)"
 _END = r"\.nii(?:\.gz)?$"

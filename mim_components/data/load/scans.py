@@ -1,4 +1,4 @@
-"""Which scans a segmentation works on, and how it reads them: on their own grid, in their own intensities.
+"""How scans are read that an inference works on, and those that are folders of slices.
 
 Axes: scan (C, H, W, D), in the order of the file.
 """
@@ -6,7 +6,6 @@ Axes: scan (C, H, W, D), in the order of the file.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,93 +20,61 @@ from mim_components.data.check.volume import AIR_ONLY, MAX_VOXELS, check_file, c
 from mim_components.data.check.voxels import check_channel
 from mim_components.data.checked_reader import metadata, read_channels
 from mim_components.data.find.layouts.brats2021 import CHANNELS
-from mim_components.data.find.walk import find_volumes
-from mim_components.data.inputs import given_path, items_of
-from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
-from mim_components.data.read.volume import as_source, cause_of, to_int16
+from mim_components.data.find.sources import as_source
+from mim_components.data.read.headers import VolumeHeader, read_header
+from mim_components.data.read.slices import HU_ADVICE, holds_slices, hu_to_8_bit, read_slices, stack_slices
+from mim_components.data.read.volume import cause_of, load_volume, to_int16
+from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource, suffix_of
 
 logger = logging.getLogger(__name__)
 
-WRITTEN_BY = "mim_components label map"  # `descrip` in the header of what SaveSegmentation writes
-_CHANNEL = re.compile(rf"(?P<case>.+)_(?P<channel>{'|'.join(CHANNELS)}|seg)", re.IGNORECASE)
 
+class LoadVolumed(MapTransform):
+    """Read volumes in HU: a MetaTensor `(1, H, W, D)` int16, RAS, with its affine in mm.
 
-def segmentation_items(
-    dataset_dir: str | Path | None,
-    output_dir: str | Path,
-    in_channels: int = 1,
-    on_bad: str = "stop",
-    max_voxels: int = MAX_VOXELS,
-) -> list[dict[str, Any]]:
-    """Find the scans and check all headers.
-
-    Label maps that were saved by an earlier run are passed over. A scan of four channels is one 4D file, or four files
-    `<case>_flair`, `_t1`, `_t1ce`, `_t2` in one folder, as BraTS 2021 has them.
+    Adds `cause`: why the volume could not be read, unless `on_bad="stop"`; else "". An item that has one is not read.
 
     Args:
-        dataset_dir: folder to search to any depth, or one file.
-        output_dir: where results go; nothing in it is a scan.
-        in_channels: of the network.
-        on_bad: "stop" raises when headers are bad, naming all; "exclude" leaves those scans out; "report" hands them on
-            with their cause.
-        max_voxels: larger headers are refused.
-
-    Returns:
-        Per scan `image` (a `VolumeSource`), `source` (the same, as text), `name` (for files, no two alike) and `cause`
-        (why it is bad, else "").
+        keys: items that are a `VolumeSource` or a path.
+        on_bad: "stop" raises for a volume that cannot be read; else it is made one voxel, and `cause` says why.
+        max_voxels: larger headers are refused, and volumes that would be larger after resampling.
+        spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
+            new voxels lie.
 
     Raises:
-        DataError: nothing is given, no scan was found, or headers are bad.
+        BadVolumesError: names the file and the cause.
+        DataError: `spacing` is none.
     """
-    root = given_path(dataset_dir, on_bad)
-    found = list(find_volumes(root)) if root.is_dir() else [as_source(root)]
-    sources = [source for source in found if not is_label_map(source)]
-    if passed := len(found) - len(sources):
-        logger.info("%d label maps that an earlier run saved are passed over.", passed)
-    if in_channels == len(CHANNELS):
-        sources = join_channels(sources)
-    return items_of(sources, root, output_dir, lambda source: read_headers(source, in_channels, max_voxels), on_bad)
 
+    def __init__(
+        self,
+        keys: KeysCollection,
+        on_bad: str = "stop",
+        max_voxels: int = MAX_VOXELS,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.on_bad = on_bad
+        self.max_voxels = max_voxels
+        self.spacing = as_spacing(spacing)
 
-def is_label_map(source: VolumeSource) -> bool:
-    """Whether a volume is a NIfTI file that `SaveSegmentation` wrote."""
-    if not suffix_of(source.path).lower().startswith(".nii"):
-        return False
-    try:
-        check_file(source.path)
-        return WRITTEN_BY.encode() in first_bytes(source.path)[0]
-    except (VolumeError, OSError):
-        return False  # the check of the headers says what is wrong with it
-
-
-def join_channels(sources: Sequence[VolumeSource]) -> list[VolumeSource]:
-    """Make one volume of the files of a case, in the order FLAIR, T1, T1 with contrast, T2.
-
-    A case is named by what comes before the channel. Its label map `<case>_seg` is dropped. Files of other names stay.
-
-    Example:
-        >>> paths = [Path(f"a/x_{channel}.nii.gz") for channel in ("seg", "t2", "t1ce", "t1", "flair")]
-        >>> case = join_channels([VolumeSource(path, (path,)) for path in paths])[0]
-        >>> case.name, [path.name for path in case.files][:2]
-        ('x', ['x_flair.nii.gz', 'x_t1.nii.gz'])
-    """
-    cases: dict[Path, dict[str, VolumeSource]] = {}
-    others: list[VolumeSource] = []
-    for source in sources:
-        named = _CHANNEL.fullmatch(source.name) if source.series_uid is None else None
-        if named:
-            cases.setdefault(source.path.parent / named["case"], {})[named["channel"].lower()] = source
-        else:
-            others.append(source)
-    joined = []
-    for path, parts in cases.items():
-        if set(parts) == {"seg"}:
-            others.append(parts["seg"])
-            continue
-        files = tuple(parts[channel].path for channel in CHANNELS if channel in parts)
-        joined.append(VolumeSource(path, files))
-    return sorted([*joined, *others], key=str)
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the volumes."""
+        out = {**data, "cause": data.get("cause", "")}
+        for key in self.key_iterator(out):
+            if out["cause"]:
+                out[key] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
+                continue
+            try:
+                voxels, affine = load_volume(out[key], self.max_voxels, self.spacing)
+            except BadVolumesError as error:
+                if self.on_bad == "stop":
+                    raise
+                out[key], out["cause"] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16)), error.bad[0].cause
+            else:
+                out[key] = MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
+        return out
 
 
 def read_headers(source: VolumeSource, in_channels: int, max_voxels: int = MAX_VOXELS) -> list[VolumeHeader]:
@@ -214,3 +181,58 @@ class LoadScand(MapTransform):
 def _as_tensor(voxels: np.ndarray, affine: np.ndarray, source: VolumeSource) -> MetaTensor:
     meta = {"filename_or_obj": str(source.files[0]), **metadata(voxels, affine)}
     return MetaTensor(torch.from_numpy(voxels), meta=meta)
+
+
+def read_scan(path: str | Path, hu_window: Sequence[float] | None = None) -> np.ndarray:
+    """Read a folder of slices, or with `hu_window` a CT volume (NIfTI, MetaImage, NRRD, DICOM series).
+
+    Args:
+        path: folder of the slices or of a DICOM series, or a volume file.
+        hu_window: HU that become 0 and 255.
+
+    Returns:
+        uint8 (H, W, D).
+
+    Raises:
+        VolumeError: a slice cannot be used, or there are none; names the slice.
+        BadVolumesError: a CT volume cannot be used.
+    """
+    path = Path(path)
+    if hu_window is not None and not holds_slices(path):
+        voxels, _ = load_volume(path)
+        return hu_to_8_bit(voxels, hu_window)
+    if path.is_file():
+        raise VolumeError(f"is a file, expected a folder of slices; {HU_ADVICE}")
+    return stack_slices(read_slices(path))
+
+
+class LoadEightBitScand(MapTransform):
+    """Read scans: uint8 `(1, H, W, D)`, axes as in `mim_components.data.read.slices`.
+
+    An item with a `cause` is known to be bad: it becomes one voxel.
+
+    Args:
+        keys: items that are the path of a folder of slices or, with `hu_window`, of a CT volume.
+        hu_window: HU that become 0 and 255; None = slices only.
+
+    Raises:
+        BadVolumesError: names the scan, the slice and the cause.
+    """
+
+    def __init__(self, keys: KeysCollection, hu_window: Sequence[float] | None = None) -> None:
+        super().__init__(keys)
+        self.hu_window = hu_window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the scans."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            if out.get("cause"):
+                out[key] = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+                continue
+            try:
+                volume = read_scan(Path(out[key]), self.hu_window)
+            except VolumeError as error:
+                raise BadVolumesError([BadVolume(str(out[key]), str(error))], 1) from error
+            out[key] = torch.from_numpy(volume).unsqueeze(0)
+        return out
