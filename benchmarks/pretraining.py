@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_components.engines.pretraining import PretrainStep
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM, for_training
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.optimizers import weight_decay_groups
-from mim_components.pretrain_step import PretrainStep
 from mim_components.tokens import num_visible_tokens
 
 CHILDREN = 4

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.pretraining import Settings, Training
 from benchmarks.report import ROOT, Timing, add_report_options, report
-from mim_components.runs import start_processes, stop_processes
+from mim_components.run import start_processes, stop_processes
 
 SAMPLES = 2
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mim_components.contract import read_contract
     from mim_components.losses import MiMLoss
     from mim_components.networks import HybridEncoder, MiM
-    from mim_components.pretrained import load_pretrained
     from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
+    from mim_components.weights.contract import read_contract
+    from mim_components.weights.pretrained import load_pretrained
 
 __version__ = "0.1.0"
 
@@ -29,11 +29,11 @@ def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for: the package alone does not wait for MONAI."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mim_components.contract import read_contract
     from mim_components.losses import MiMLoss
     from mim_components.networks import HybridEncoder, MiM
-    from mim_components.pretrained import load_pretrained
     from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
+    from mim_components.weights.contract import read_contract
+    from mim_components.weights.pretrained import load_pretrained
 
     public = (HybridEncoder, MiM, MiMLoss, MultiLevelCropMask, MultiLevelCropMaskd, load_pretrained, read_contract)
     return {each.__name__: each for each in public}[name]

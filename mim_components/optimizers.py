@@ -9,7 +9,7 @@ from monai.networks.nets import ViT
 from torch import nn
 
 from mim_components.networks.hybrid import HybridEncoder
-from mim_components.pretrained import encoder_of
+from mim_components.weights.pretrained import encoder_of
 
 
 def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

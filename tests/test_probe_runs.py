@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.contract import read_contract
+from mim_components.weights.contract import read_contract
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def test_figures_and_best_encoder(place: Path, finished: Path) -> None:
 def test_stopped_and_continued_equals_undisturbed(
     place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mim_components.pretrain_step import PretrainStep
+    from mim_components.engines.pretraining import PretrainStep
 
     step = PretrainStep.__call__
 

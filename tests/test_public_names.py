@@ -16,8 +16,8 @@ HOMES = {
     "MiMLoss": "mim_components.losses",
     "MultiLevelCropMask": "mim_components.transforms",
     "MultiLevelCropMaskd": "mim_components.transforms",
-    "load_pretrained": "mim_components.pretrained",
-    "read_contract": "mim_components.contract",
+    "load_pretrained": "mim_components.weights",
+    "read_contract": "mim_components.weights",
 }
 
 

@@ -21,7 +21,7 @@ from tests.logging_file import LOGGING
 BUNDLES = sorted(path.parent.parent for path in Path(__file__).parents[1].glob("bundles/*/configs/metadata.json"))
 GOOD = {
     "imports": ["$import torch", "$import numpy as np", "$import monai"],
-    "bundle_root": {"_target_": "mim_components.runs.bundle_root"},
+    "bundle_root": {"_target_": "mim_components.run.bundle_root"},
     "dataset_dir": "/data/scans",
     "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
     "size": [96, 96, 96],
@@ -210,7 +210,7 @@ def test_no_accepted_expression_can_reach_the_builtins() -> None:
         "monai.apps.download_url",
         "mim_components.utils.files.write_text_safely",
         "mim_components.utils.tensor_files.save_to",
-        "mim_components.runs.folder.uuid.uuid4",
+        "mim_components.run.folder.uuid.uuid4",
         "mim_components.no_such_thing",
         "scripts.evil",
         "@name",

@@ -16,7 +16,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.classification.report import (
+from mim_components.classification.scores import ClassScores, decollated
+from mim_components.handlers.reports.classification import (
     case_table,
     class_table,
     evaluation_figures,
@@ -24,11 +25,10 @@ from mim_components.classification.report import (
     probability_text,
     summary_table,
 )
-from mim_components.classification.scores import ClassScores, decollated
 from mim_components.inference.results import Results
-from mim_components.pictures.confusion import confusion_figure
-from mim_components.pictures.panels import save_figure
 from mim_components.utils.files import write_text_safely
+from mim_components.visualize.confusion import confusion_figure
+from mim_components.visualize.sheet import save_figure
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from ignite.metrics import Metric, MetricsLambda
 from torch import Tensor
 
-from mim_components.classification.figures import summary_figures
+from mim_components.metrics.classification import summary_figures
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from monai.transforms import ResampleToMatch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mim_components.contract import InputContract
 from mim_components.data.check.segmentation import SegmentationChecker
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
@@ -25,10 +24,11 @@ from mim_components.engines.features import RawFeatures, WindowFeatures, add_pos
 from mim_components.engines.probe_cases import find_probe_cases, probe_labels, probe_transform
 from mim_components.labels import LabelSet
 from mim_components.metrics.probe import fit_linear, nearest_classes, recalls
+from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
 from mim_components.pictures.slices import OverlayPicture, overlay_picture
 from mim_components.randomness import keyed_seed
-from mim_components.segmentation.scores import CaseResult, TargetScore, mean_of
 from mim_components.utils.tensors import without_meta
+from mim_components.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from monai.transforms import (
     Transform,
 )
 
-from mim_components.contract import InputContract
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.check.voxels import count_labels
 from mim_components.data.find.datalist import load_cases
@@ -28,6 +27,7 @@ from mim_components.data.read.volume import read_stored
 from mim_components.data.volumes import DataError, VolumeError, VolumeSource
 from mim_components.labels import BACKGROUND, LabelSet
 from mim_components.transforms.regions import label_conversion
+from mim_components.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)
 

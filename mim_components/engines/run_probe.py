@@ -12,14 +12,14 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from mim_components.contract import InputContract, find_contract
 from mim_components.engines.probe import FeatureProbe
-from mim_components.evaluation.weights import WrongWeightsError, find_checkpoint
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM
-from mim_components.pretrained import load_pretrained
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
+from mim_components.weights.contract import InputContract, find_contract
+from mim_components.weights.pretrained import load_pretrained
+from mim_components.weights.trained import WrongWeightsError, find_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,18 @@ from ignite.engine import Engine, Events
 
 from mim_components import __version__
 from mim_components.data.volumes import PreparedDataset, per_axis
-from mim_components.evaluation.report import level_rows, level_table, markdown, pair_rows, pair_table, volume_table
-from mim_components.evaluation.step import CropScores
-from mim_components.evaluation.weights import TrainedNetwork
+from mim_components.engines.evaluation import CropScores
+from mim_components.handlers.reports.pretraining import (
+    level_rows,
+    level_table,
+    markdown,
+    pair_rows,
+    pair_table,
+    volume_table,
+)
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.utils.files import write_text_safely
+from mim_components.weights.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mim_components.data.load.sampler import StepSampler
-from mim_components.runs.folder import RunFolder
-from mim_components.training import keep_remarks, size_of_run
+from mim_components.engines.training import keep_remarks, size_of_run
+from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

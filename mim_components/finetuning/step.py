@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mim_components.optimizer_step import OptimizerStep
+from mim_components.engines.step import OptimizerStep
 from mim_components.utils.tensors import without_meta
 
 

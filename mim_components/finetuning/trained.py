@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from mim_components import __version__
-from mim_components.evaluation.weights import WrongWeightsError, describe_misfit, find_checkpoint
 from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.weights.trained import WrongWeightsError, describe_misfit, find_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -2,25 +2,37 @@
 
 from typing import Any
 
+from mim_components.handlers.best_model import BestModel
 from mim_components.handlers.checkpoint import CheckpointHandler
+from mim_components.handlers.collapse import CollapseWarning
 from mim_components.handlers.export import ExportHandler
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
 from mim_components.handlers.pictures import PictureHandler
 from mim_components.handlers.probe import ProbeHandler
+from mim_components.handlers.saving.features import SaveResults
+from mim_components.handlers.saving.label_maps import SaveSegmentation
 from mim_components.handlers.signals import StopSignals
 from mim_components.handlers.tracking import RunTracker
+from mim_components.handlers.validation import Validation, ValidationLog, validation_share
 
 __all__ = [
+    "BestModel",
     "CheckpointHandler",
+    "CollapseWarning",
     "ConsoleLog",
     "ExportHandler",
     "PictureHandler",
     "ProbeHandler",
     "ProgressHandler",
     "RunTracker",
+    "SaveResults",
+    "SaveSegmentation",
     "StepMetrics",
     "StopSignals",
+    "Validation",
+    "ValidationLog",
     "registered",
+    "validation_share",
 ]
 
 

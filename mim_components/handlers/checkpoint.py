@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mim_components.data.load.loader import StepLoader
 from mim_components.run.checkpoints import CheckpointStore
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
 
 logger = logging.getLogger(__name__)

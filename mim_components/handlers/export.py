@@ -8,13 +8,13 @@ from dataclasses import replace
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from mim_components.contract import TRAINING_VOLUMES, InputContract
 from mim_components.data.volumes import PreparedDataset
 from mim_components.networks.mim import MiM
-from mim_components.pretrained import save_encoder
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError, write_text_safely
 from mim_components.utils.tensor_files import save_safely
+from mim_components.weights.contract import TRAINING_VOLUMES, InputContract
+from mim_components.weights.pretrained import save_encoder
 
 logger = logging.getLogger(__name__)
 

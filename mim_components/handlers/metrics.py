@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.load.loader import StepLoader
 from mim_components.handlers.step_lines import StepLines
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from mim_components.contract import InputContract
 from mim_components.engines.probe import FeatureProbe
 from mim_components.handlers.step_lines import StepLines
 from mim_components.handlers.tracking import RunTracker
-from mim_components.pretrained import save_encoder
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
+from mim_components.weights.contract import InputContract
+from mim_components.weights.pretrained import save_encoder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import append_line, write_text_safely
 
 

@@ -27,7 +27,7 @@ from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
 from mim_components.handlers.spool import Record, Spool
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,6 @@ Every function goes from arrays to a matplotlib `Figure` or to PNG files. Nothin
 be drawn in any thread and leaves no global state behind.
 """
 
-from mim_components.pictures.boxes import boxes_figure
 from mim_components.pictures.levels import LevelPicture
-from mim_components.pictures.panels import save_figure
-from mim_components.pictures.reconstruction import reconstruction_figure, save_reconstruction_pictures
 
-__all__ = ["LevelPicture", "boxes_figure", "reconstruction_figure", "save_figure", "save_reconstruction_pictures"]
+__all__ = ["LevelPicture"]

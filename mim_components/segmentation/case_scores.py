@@ -16,8 +16,8 @@ from torch import Tensor
 from mim_components.data.grids import grid_fault
 from mim_components.data.names import natural_key
 from mim_components.labels import LabelSet
+from mim_components.metrics.segmentation import CaseResult, score_case
 from mim_components.pictures.slices import OverlayPicture, overlay_picture
-from mim_components.segmentation.scores import CaseResult, score_case
 
 
 class CaseScores:

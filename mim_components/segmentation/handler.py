@@ -14,11 +14,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.labels import COLOURS
-from mim_components.pictures.overlay import LegendEntry, overlay_figure
-from mim_components.pictures.panels import save_figure
-from mim_components.segmentation.case_scores import CaseScores
-from mim_components.segmentation.report import (
+from mim_components.handlers.reports.segmentation import (
     case_rows,
     case_table,
     markdown,
@@ -28,8 +24,12 @@ from mim_components.segmentation.report import (
     target_table,
     why_not_comparable,
 )
-from mim_components.segmentation.scores import CaseResult, TargetScore
+from mim_components.labels import COLOURS
+from mim_components.metrics.segmentation import CaseResult, TargetScore
+from mim_components.segmentation.case_scores import CaseScores
 from mim_components.utils.files import shorten_name, write_text_safely
+from mim_components.visualize.overlay import LegendEntry, overlay_figure
+from mim_components.visualize.sheet import save_figure
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
 from mim_components.data.inputs import segmentation_items
 from mim_components.data.load.scans import LoadScand
+from mim_components.handlers.saving.label_maps import SaveSegmentation
 from mim_components.labels import LabelSet
-from mim_components.segmentation.saving import SaveSegmentation
 
 SHAPE = (10, 12, 14)
 AFFINE = np.array([[0, -2.0, 0, 5], [-3.0, 0, 0, 6], [0, 0, 4.0, 7], [0, 0, 0, 1]])  # PLS axes

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim_components.contract import InputContract
 from mim_components.data.volumes import BadVolumesError, DataError
 from mim_components.engines import FeatureProbe, ProbedEncoder, load_probed, run_probe
-from mim_components.evaluation.weights import WrongWeightsError
 from mim_components.networks import HybridEncoder
-from mim_components.pretrained import save_encoder
-from mim_components.runs import RunFolder
+from mim_components.run import RunFolder
+from mim_components.weights.contract import InputContract
+from mim_components.weights.pretrained import save_encoder
+from mim_components.weights.trained import WrongWeightsError
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
 HU = {0: -900, 3: 0, 5: 800}  # of the values of a label map

@@ -22,7 +22,7 @@ PRELOADED = """
 ignite.engine fire mlflow.store.tracking.sqlalchemy_store monai.bundle monai.engines monai.networks.nets
 monai.transforms matplotlib.pyplot
 mim_components.datasets mim_components.finetuning mim_components.handlers mim_components.networks
-mim_components.pretrain_step mim_components.segmentation mim_components.training
+mim_components.engines.pretraining mim_components.segmentation mim_components.engines.training
 """.split()
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 Data = dict[str, str]
 GOOD = {
-    "bundle_root": {"_target_": "mim_components.runs.bundle_root"},
+    "bundle_root": {"_target_": "mim_components.run.bundle_root"},
     "network": {"_target_": "UNet", "channels": [4, 8]},
     "run": ["$@trainer.run()"],
 }

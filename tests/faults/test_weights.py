@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from mim_components.contract import InputContract
 from mim_components.networks import HybridEncoder
-from mim_components.pretrained import save_encoder
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.weights.contract import InputContract
+from mim_components.weights.pretrained import save_encoder
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, assert_same, finish, hold, losses, start
 
 pytestmark = pytest.mark.slow

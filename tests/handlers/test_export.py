@@ -10,13 +10,13 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from mim_components.contract import InputContract, read_contract
-from mim_components.evaluation.weights import TrainedNetwork
 from mim_components.handlers.export import ExportHandler
 from mim_components.networks import HybridEncoder, MiM
-from mim_components.pretrained import load_pretrained
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
+from mim_components.weights.contract import InputContract, read_contract
+from mim_components.weights.pretrained import load_pretrained
+from mim_components.weights.trained import TrainedNetwork
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((40, 40, 32), (16, 16, 16)))
 
@@ -84,7 +84,7 @@ def test_full_disk_ends_the_run_whatever_may_be_missing(
 
     folder = RunFolder(tmp_path, on_full_disk="continue")
     monkeypatch.setattr("mim_components.utils.tensor_files.write_with_digest", full)
-    monkeypatch.setattr("mim_components.pretrained.write_with_digest", full)
+    monkeypatch.setattr("mim_components.weights.pretrained.write_with_digest", full)
     engine = Engine(lambda engine, batch: None)
     ExportHandler(folder, network, CONTRACT).attach(engine)
     with pytest.raises(FullDiskError, match=f"cannot write .*{file}, which needs .*Make room; the same command"):

@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers import metrics as module
 from mim_components.handlers.metrics import ConsoleLog, ProgressHandler, StepMetrics
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
 
 

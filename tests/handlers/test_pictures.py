@@ -15,7 +15,7 @@ from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.volumes import PreparedVolume
 from mim_components.handlers.pictures import PICTURE_EPOCH, PictureHandler
 from mim_components.networks import MiM
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.transforms.crop import MultiLevelCropMaskd
 from mim_components.utils.files import FullDiskError
 

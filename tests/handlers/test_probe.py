@@ -13,12 +13,12 @@ from ignite.engine import Engine, Events
 from safetensors.torch import load_file
 from torch import nn
 
-from mim_components.contract import InputContract, read_contract
 from mim_components.engines import ProbeResult
 from mim_components.handlers import ProbeHandler
 from mim_components.handlers.reports.probe import ProbeReport
-from mim_components.runs import RunFolder
-from mim_components.segmentation.scores import CaseResult, TargetScore
+from mim_components.metrics.segmentation import CaseResult, TargetScore
+from mim_components.run import RunFolder
+from mim_components.weights.contract import InputContract, read_contract
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
 

@@ -22,7 +22,7 @@ import pytest
 from mim_components.handlers import tracking as module
 from mim_components.handlers.spool import Spool
 from mim_components.handlers.tracking import RunTracker
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mim_components.handlers.step_lines import StepLines
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
 
 

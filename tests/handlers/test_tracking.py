@@ -19,7 +19,7 @@ from ignite.engine import Engine
 
 from mim_components.handlers import tracking as module
 from mim_components.handlers.tracking import RunTracker, git_commit
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def bundle(tmp_path: Path) -> Path:
         "roi_size": [96, 96, 96],
         "device": "$torch.device('cpu')",
         "imports": ["$import torch"],
-        "initialize": [{"_target_": "mim_components.runs.check_overrides"}],
+        "initialize": [{"_target_": "mim_components.run.check_overrides"}],
         "run": ["@result"],
         "result": ["@output_dir", "@dataset_dir", "@normalize_target", "@roi_size", "@device", "@max_steps"],
     }

@@ -21,7 +21,7 @@ from mim_components.data.load.loader import StepLoader
 from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.run.checkpoints import CheckpointStore
-from mim_components.runs.folder import RunFolder
+from mim_components.run.folder import RunFolder
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint
 
 STATE = {"step": 4, "network": {"weight": torch.arange(64.0), "count": torch.tensor(3)}, "optimizer": {"lr": 0.1}}

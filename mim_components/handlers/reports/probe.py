@@ -11,14 +11,14 @@ from typing import Any
 
 from mim_components import __version__
 from mim_components.engines.probe import FeatureProbe, ProbeResult
+from mim_components.handlers.reports.segmentation import known
 from mim_components.labels import COLOURS
-from mim_components.pictures.overlay import LegendEntry, overlay_figure
-from mim_components.pictures.panels import save_figure
+from mim_components.metrics.segmentation import CaseResult
 from mim_components.segmentation.handler import choose_cases
-from mim_components.segmentation.report import known
-from mim_components.segmentation.scores import CaseResult
 from mim_components.utils.files import write_text_safely
 from mim_components.utils.text import csv_table, markdown_table
+from mim_components.visualize.overlay import LegendEntry, overlay_figure
+from mim_components.visualize.sheet import save_figure
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A batch that is lost with its worker; what else workers meet is in runs/test_start_checks.py."""
+"""A batch that is lost with its worker; what else workers meet is in run/test_start_checks.py."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     from mim_components.data.check import segmentation
     from mim_components.data.prepare import cases as prepare
     from mim_components.labels import LabelSet
-    from mim_components.runs import start_processes, stop_processes
+    from mim_components.run import start_processes, stop_processes
 
     start_processes("gloo")
     rank = int(os.environ["RANK"])

@@ -138,10 +138,10 @@ def step(rank: int) -> dict[str, Any]:
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.nn.parallel import DistributedDataParallel
 
+    from mim_components.engines.nonfinite import NonFiniteError
+    from mim_components.engines.pretraining import PretrainStep
     from mim_components.handlers.metrics import _over_processes
     from mim_components.networks import MiMOutput
-    from mim_components.nonfinite import NonFiniteError
-    from mim_components.pretrain_step import PretrainStep
 
     class OneWeight(torch.nn.Module):
         def __init__(self) -> None:
@@ -226,7 +226,7 @@ def main(folder: Path) -> None:
     import torch.distributed as dist
 
     from mim_components.data.load.sampler import StepSampler
-    from mim_components.runs import RunFolder, start_processes, stop_processes
+    from mim_components.run import RunFolder, start_processes, stop_processes
 
     logging.getLogger("mim_components").setLevel(logging.INFO)
     start_processes("gloo", timeout=60, worker_timeout=50)

@@ -1,1 +1,0 @@
-"""From the folder of a labelled dataset to checked cases, divided into training and validation."""

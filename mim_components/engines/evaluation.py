@@ -1,0 +1,128 @@
+"""One batch of an evaluation, as MONAI's evaluator calls it, and the mean over all batches, as Ignite keeps it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from typing import Any
+
+import torch
+from ignite.metrics import Metric, MetricsLambda
+from torch import Tensor
+
+from mim_components.metrics.pretraining import alignment_scores, reconstruction_scores
+from mim_components.networks.mim import MiMOutput
+from mim_components.transforms.levels import LevelBatch, level_batch
+
+Scores = tuple[str, str, int, Tensor]  # name, level or pair of levels as text, level of the volumes, (volumes,)
+
+
+class EvaluationStep:
+    """`iteration_update` of MONAI's `SupervisedEvaluator`: the scores of every crop of a batch, in float32.
+
+    Args:
+        num_levels: number of levels L.
+        patch_size: edge of a token, voxels.
+        temperature: of InfoNCE.
+        standardized: the network was trained on standardised tokens.
+
+    Returns:
+        When called, `names` and `crops` (volume and number of each crop) and `scores`: one dictionary per crop with
+        `mse_level1` ... and `accuracy_level1_2` ..., means over the crop's volumes of a level, see
+        `reconstruction_scores` and `alignment_scores`. `mse_content_level2` ... and `accuracy_content_level1_2` ... are
+        the same over the volumes whose parent token has content, None where the crop has none, and
+        `empty_children_level2` ... is the share of the others.
+    """
+
+    def __init__(self, num_levels: int, patch_size: int, temperature: float = 0.1, standardized: bool = False) -> None:
+        self.num_levels = num_levels
+        self.patch_size = patch_size
+        self.temperature = temperature
+        self.standardized = standardized
+
+    def __call__(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Score one batch."""
+        levels = level_batch(batch, self.num_levels, engine.state.device)
+        engine.network.eval()
+        with torch.no_grad():
+            output = engine.network(levels.images, levels.masked)
+            samples = len(batch["name"])
+            tables = [*self._reconstruction(output, levels), *self._alignment(output, levels)]
+        columns = {
+            f"empty_children_level{level}": _means(~content, samples)
+            for level, content in enumerate(levels.content, start=2)
+        }
+        for name, place, level, values in tables:
+            columns[f"{name}_level{place}"] = _means(values, samples)
+            if level > 1:
+                columns[f"{name}_content_level{place}"] = _means(values, samples, levels.content[level - 2])
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return {"names": list(batch["name"]), "crops": [int(each) for each in batch["crop"]], "scores": rows}
+
+    def _reconstruction(self, output: MiMOutput, levels: LevelBatch) -> Iterator[Scores]:
+        for level, everything in enumerate(zip(output.prediction, levels.images, levels.masked, strict=True), start=1):
+            scores = reconstruction_scores(*everything, self.patch_size, self.standardized)
+            yield from ((name, f"{level}", level, values) for name, values in scores.items())
+
+    def _alignment(self, output: MiMOutput, levels: LevelBatch) -> Iterator[Scores]:
+        for pair, everything in enumerate(
+            zip(output.context, output.patches, levels.parent_token, levels.parent_overlap, strict=True), start=1
+        ):
+            scores = alignment_scores(*everything, self.temperature)
+            yield from ((name, f"{pair}_{pair + 1}", pair + 1, values) for name, values in scores.items())
+
+
+def _means(values: Tensor, samples: int, content: Tensor | None = None) -> list[float | None]:
+    """Mean of every sample over its volumes, or over those with content; None where there are none."""
+    rows = values.cpu().double().view(samples, -1)
+    chosen = torch.ones_like(rows, dtype=torch.bool) if content is None else content.cpu().view(samples, -1)
+    return [float(row[each].mean()) if each.any() else None for row, each in zip(rows, chosen, strict=True)]
+
+
+class CropScores(Metric):
+    """Collect the scores of all crops; the result is their mean by name, over crops.
+
+    Attributes:
+        rows: for every crop `volume`, `crop` and its scores.
+
+    Raises:
+        ValueError: a score is not finite; names the volume.
+    """
+
+    required_output_keys = ("names", "crops", "scores")
+    _skip_unrolling = True
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.rows = []
+
+    def update(self, output: Any) -> None:
+        """Take the scores of a batch."""
+        for name, crop, scores in zip(*output, strict=True):
+            bad = [key for key, value in scores.items() if value is not None and not math.isfinite(value)]
+            if bad:
+                raise ValueError(f"{name}, crop {crop}: {bad[0]} is not finite.")
+            self.rows.append({"volume": name, "crop": crop, **scores})
+
+    def compute(self) -> dict[str, float]:
+        """Mean of every score over all crops that have it; `mse` is the mean of the levels'."""
+        means = mean_scores(self.rows)
+        levels = [value for name, value in means.items() if name.startswith("mse_level")]
+        return {**means, "mse": math.fsum(levels) / len(levels)}
+
+
+def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every score over the rows that have it, by name; a score that none has is left out."""
+    names = [name for name in rows[0] if name not in ("volume", "crop")]
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: math.fsum(there) / len(there) for name, there in values.items() if there}
+
+
+def mean_error(scores: CropScores) -> MetricsLambda:
+    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better."""
+    return MetricsLambda(itemgetter("mse"), scores)

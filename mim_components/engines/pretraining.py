@@ -1,0 +1,96 @@
+"""One optimizer step of pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
+from mim_components.engines.step import OptimizerStep
+from mim_components.handlers.collapse import ContextSpread
+from mim_components.transforms.levels import LevelBatch, LevelPart, level_batch, split_levels
+
+__all__ = ["NonFiniteError", "PretrainStep"]
+
+
+class PretrainStep(OptimizerStep):
+    """Reconstruct and align the volumes of all levels; see `OptimizerStep` for what it does with the loss.
+
+    Args:
+        num_levels: number of levels L.
+        accumulation: micro-batches per step.
+        num_visible: visible tokens per volume; saves waiting for the device.
+        num_steps: steps of the whole run, for schedules of the loss.
+        max_norm: gradients are clipped to this norm; 0 = only measured.
+        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        guard: decides what is done when loss or gradient is not finite; None = stop.
+        max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
+            add up to those of one pass, which keeps the activations of all volumes. None = no limit.
+
+    Raises:
+        ValueError: `max_volumes_per_pass` is less than 1; when called, the network teaches parents (`stop_gradient`).
+    """
+
+    def __init__(
+        self,
+        num_levels: int,
+        accumulation: int,
+        num_visible: int | None = None,
+        num_steps: int = 1,
+        max_norm: float = 0.0,
+        amp: bool = False,
+        guard: NonFiniteGuard | None = None,
+        max_volumes_per_pass: int | None = None,
+    ) -> None:
+        super().__init__(accumulation, max_norm, amp, guard)
+        if max_volumes_per_pass is not None and max_volumes_per_pass < 1:
+            raise ValueError(
+                f"max_volumes_per_pass must be at least 1, or null for no limit, got {max_volumes_per_pass}."
+            )
+        self.num_levels = num_levels
+        self.num_visible = num_visible
+        self.num_steps = num_steps
+        self.max_volumes_per_pass = max_volumes_per_pass
+        self.spread = ContextSpread()
+
+    def measured(self) -> dict[str, Tensor]:
+        """How far the context vectors of the step's volumes differ, `context_std_level1_2` ..."""
+        return self.spread.take()
+
+    def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Every term of the loss for one micro-batch, and the share of children without content."""
+        device = engine.state.device
+        levels = level_batch(batch, self.num_levels, device)
+        with self.autocast(device):
+            output = engine.network(levels.images, levels.masked, self.num_visible)
+        self.spread.add(output.context, levels.content)
+        return {**engine.loss_function(output, levels, self._progress(engine)), **levels.empty_children()}
+
+    def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
+        """One pass, or as many as `max_volumes_per_pass` makes of it, parents before their children."""
+        if self.max_volumes_per_pass is None:
+            return super().passes(engine, batch)
+        levels = level_batch(batch, self.num_levels, engine.state.device)
+        parts = split_levels(levels.sizes, self.max_volumes_per_pass)
+        latent: list[list[Tensor]] = [[] for _ in levels.sizes]  # of the volumes of every level so far
+        return [partial(self._pass, engine, levels, part, latent) for part in parts]
+
+    def _pass(self, engine: Any, levels: LevelBatch, part: LevelPart, latent: list[list[Tensor]]) -> dict[str, Tensor]:
+        """Share of one part in every term."""
+        volumes = levels.take(part)
+        parents: list[Tensor | None] = [None] * (self.num_levels - 1)
+        if part.level > 0:
+            parents[part.level - 1] = torch.cat(latent[part.level - 1])[part.parents]
+        with self.autocast(engine.state.device):
+            output = engine.network(volumes.images, volumes.masked, self.num_visible, parents)
+        self.spread.add(output.context, volumes.content)
+        latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs write their outputs again
+        terms = engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
+        return {**terms, **volumes.empty_children(levels.sizes)}
+
+    def _progress(self, engine: Any) -> float:
+        return (engine.state.iteration - 1) / self.num_steps

@@ -1,0 +1,98 @@
+"""One optimizer step of a training, as MONAI's trainer calls it: accumulate micro-batches, clip, step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mim_components.engines.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
+
+__all__ = ["NonFiniteError", "OptimizerStep"]
+
+
+class OptimizerStep(ABC):
+    """`iteration_update` of MONAI's `SupervisedTrainer`; a task adds what its loss is made of.
+
+    Args:
+        accumulation: micro-batches per step.
+        max_norm: gradients are clipped to this norm; 0 = only measured.
+        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        guard: decides what is done when loss or gradient is not finite; None = stop.
+
+    Returns:
+        When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
+        clipping, as detached scalars on the device; `names` lists the volumes of this process. Where the guard may skip
+        steps, `skipped_steps` counts them.
+
+    Raises:
+        NonFiniteError: when called, instead of updating the weights.
+    """
+
+    def __init__(
+        self, accumulation: int, max_norm: float = 0.0, amp: bool = False, guard: NonFiniteGuard | None = None
+    ) -> None:
+        self.accumulation = accumulation
+        self.max_norm = max_norm
+        self.amp = amp
+        self.guard = guard or NonFiniteGuard()
+
+    @abstractmethod
+    def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Scalars of one micro-batch by name; `loss` is the one to minimise."""
+
+    def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
+        """What makes the terms of a micro-batch; those of several passes add up, and each pass has its own backward."""
+        return [partial(self.terms, engine, batch)]
+
+    def measured(self) -> dict[str, Tensor]:
+        """Further numbers of the step whose passes are done."""
+        return {}
+
+    def __call__(self, engine: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Run one step on its micro-batches."""
+        network, optimizer = engine.network, engine.optimizer
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        seen: list[MicroBatch] = []
+        for number, batch in enumerate(batches, start=1):
+            names = dict.fromkeys(batch.get("name", []))  # several crops of a volume name it once
+            seen.append(MicroBatch(list(names), {}))
+            *others, last = self.passes(engine, batch)
+            for make in others:
+                self._backward(network, make, seen[-1].terms, is_last=False)
+            self._backward(network, last, seen[-1].terms, is_last=number == self.accumulation)
+        numbers = {name: sum((each.terms[name] for each in seen[1:]), value) for name, value in seen[0].terms.items()}
+        norm = nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
+        engine.state.skipped = not self.guard.accepts(norm, numbers["loss"])
+        if engine.state.skipped:
+            self.guard.refuse(engine.state.iteration, network, norm, seen)
+            optimizer.zero_grad(set_to_none=True)  # a step without gradients changes neither weights nor momentum
+        elif self.max_norm:
+            nn.utils.clip_grads_with_norm_(network.parameters(), self.max_norm, norm)
+        optimizer.step()
+        numbers |= {**self.measured(), "gradient_norm": norm.detach()}
+        if self.guard.action == "skip":
+            numbers["skipped_steps"] = norm.new_full((), float(self.guard.skipped))
+        return {**numbers, "names": [name for each in seen for name in each.names]}
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which the network runs."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+    def _backward(
+        self, network: nn.Module, make: Callable[[], dict[str, Tensor]], terms: dict[str, Tensor], is_last: bool
+    ) -> None:
+        """Add a pass to the gradients and to `terms`; DDP exchanges gradients in the last pass of a step only."""
+        with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
+            made = make()
+            (made["loss"] / self.accumulation).backward()
+        for name, value in made.items():
+            value = value.detach() / self.accumulation
+            terms[name] = terms[name] + value if name in terms else value

@@ -1,0 +1,124 @@
+"""Keep the weights of the best validation, also across interruptions: a worse model never takes their place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from torch import nn
+
+from mim_components.finetuning.trained import ModelSettings
+from mim_components.run.folder import RunFolder
+from mim_components.utils.files import write_text_safely
+from mim_components.utils.tensor_files import save_safely
+
+logger = logging.getLogger(__name__)
+
+
+class BestModel:
+    """After a validation that is better than all before, write `models/model.pt` and `models/model.json`.
+
+    `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
+    every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that
+    model until a better one comes. Where a checkpoint was copied into a new folder without the model, the next
+    validation is kept. For as long as no validation is a number, the last model is kept, and called that.
+
+    Args:
+        folder: of the run.
+        network: whose weights are kept, without wrappers.
+        metric: name of the metric among those of the validation; larger is better.
+        settings: what the network was made with.
+    """
+
+    def __init__(self, folder: RunFolder, network: nn.Module, metric: str, settings: ModelSettings) -> None:
+        self.folder = folder
+        self.network = network
+        self.metric = metric
+        self.settings = settings
+        self.best = -math.inf
+        self.step = 0
+        self.last = 0  # step of the model that is kept for want of a number
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are written."""
+        return self.folder.path / "models" / "model.pt"
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the validation and before the checkpoints."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Take note of a model that an interrupted part of this run has written after its last checkpoint."""
+        beside = self.path.with_suffix(".json")
+        if not self.path.exists():
+            if self.step:
+                self.folder.note(f"{self.path}, the model of step {self.step}, is not there: the next is kept instead.")
+                self.best, self.step = -math.inf, 0
+            return
+        if not beside.exists() or (engine.state.iteration == 0 and not self.folder.continued):
+            return
+        try:
+            kept = json.loads(beside.read_text())
+            if kept["metric_value"] is None:
+                self.last = int(kept["step"])
+                return
+            value, step = float(kept["metric_value"]), int(kept["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s); the best metric is that of the checkpoint.", beside, error)
+            return
+        if value > self.best:
+            self.best, self.step = value, step
+
+    def __call__(self, engine: Any) -> None:
+        """Write, if this step was validated and is the best."""
+        if engine.state.validation is None:
+            return
+        value = float(engine.state.validation[self.metric])
+        if math.isnan(value):
+            self.folder.note(f"{self.metric} of step {engine.state.iteration} is not a number: no scan has any target.")
+        if not value > self.best and self.best > -math.inf:
+            return
+        numbered = value > self.best
+        with self.folder.unless_full("better models"):
+            if idist.get_rank() == 0:
+                state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+                save_safely(self.path, state)
+            step = engine.state.iteration
+            if numbered:
+                self.best, self.step = value, step  # of what was written: the next one tries again
+            else:
+                self.last = step
+            if idist.get_rank() == 0:
+                known = value if numbered else None
+                facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": known, "step": step}
+                write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
+                if numbered:
+                    logger.info("best model so far: %s %.4f at step %d", self.metric, value, step)
+                else:
+                    logger.info("the last model is kept, of step %d: no %s was a number so far", step, self.metric)
+
+    @property
+    def summary(self) -> str:
+        """One line for the end of the run."""
+        if not self.step and self.last:
+            return (
+                f"No {self.metric} was a number: models/model.pt is the last model, of step {self.last}, not the best"
+            )
+        if not self.step:
+            return f"No model was kept: there was no validation with {self.metric}."
+        return f"Best {self.metric}: {self.best:.4f} at step {self.step}; its weights are models/model.pt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best metric and its step."""
+        return {"best": self.best, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the best so far."""
+        self.best, self.step = float(state["best"]), int(state["step"])

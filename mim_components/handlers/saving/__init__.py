@@ -1,0 +1,1 @@
+"""What an inference writes: feature files, label maps."""

@@ -1,0 +1,131 @@
+"""Validation during a training: when, on which scans, and what is kept of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
+
+from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers.tracking import RunTracker
+from mim_components.run.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def validation_share(items: Sequence[Any]) -> list[Any]:
+    """The items that this process validates: every one belongs to one process.
+
+    Where there are more processes than items, each validates all: the mean is the same, and none is without work, in
+    which MONAI's metrics would fail.
+    """
+    count = idist.get_world_size()
+    return list(items) if len(items) < count else list(items[idist.get_rank() :: count])
+
+
+class Validation(ValidationHandler):
+    """MONAI's handler, also after the last step; the handlers after it find the metrics in `state.validation`.
+
+    `state.validation` is None after a step that was not validated.
+
+    Args:
+        evaluator: to run.
+        interval: optimizer steps between two validations.
+        targets: names of the columns of the metric's details (classes or regions), for `dice_<target>`.
+
+    Raises:
+        ValueError: `interval` is less than 1.
+    """
+
+    def __init__(self, evaluator: Evaluator, interval: int, targets: Sequence[str] = ()) -> None:
+        if interval < 1:
+            raise ValueError(f"the interval between validations must be at least 1 step, got {interval}.")
+        super().__init__(interval, evaluator, epoch_level=False)
+        self.targets = tuple(targets)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Validate, if it is time."""
+        step = engine.state.iteration
+        engine.state.validation = None
+        if step % self.interval and step != engine.state.epoch_length:
+            return
+        assert self.validator is not None
+        self.validator.run(1)
+        engine.state.validation = self._numbers()
+
+    def _numbers(self) -> dict[str, float]:
+        state: Any = self.validator.state if self.validator is not None else None
+        numbers = {name: float(value) for name, value in state.metrics.items() if _is_number(value)}
+        details = getattr(state, "metric_details", {}).get("val_mean_dice")
+        if self.targets and details is not None:
+            means = torch.nanmean(torch.as_tensor(details, dtype=torch.float64).reshape(-1, len(self.targets)), dim=0)
+            numbers |= {f"dice_{name}": value for name, value in zip(self.targets, means.tolist(), strict=True)}
+            if bool(means.isnan().all()):
+                numbers["val_mean_dice"] = math.nan  # no scan has any target: MONAI's mean of nothing is 0
+        return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+class ValidationLog:
+    """Write every validation to a file of JSON lines, to the log and to the tracker.
+
+    Args:
+        folder: of the run, for `validation.jsonl`; continuing a run removes lines of steps that are done again.
+        metric: name of the metric that is shown in the log.
+        tracker: that gets the numbers.
+    """
+
+    def __init__(self, folder: RunFolder, metric: str, tracker: RunTracker | None = None) -> None:
+        self.lines = StepLines(folder, "validation.jsonl")
+        self.metric = metric
+        self.tracker = tracker
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the validation."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Forget what is done again."""
+        self.lines.rewind(engine.state.iteration)
+
+    def __call__(self, engine: Any) -> None:
+        """Write, if this step was validated."""
+        numbers = engine.state.validation
+        if numbers is None:
+            return
+        # NaN is no JSON: a class that no scan has
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self.lines.append(engine.state.iteration, finite)
+        others = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != self.metric)
+        logger.info(
+            "validation after step %d/%d: %s %.4f%s",
+            engine.state.iteration,
+            engine.state.epoch_length,
+            self.metric,
+            numbers[self.metric],
+            f" ({others})" if others else "",
+        )
+        if self.tracker is not None:
+            sent = {_tracked(name): value for name, value in finite.items() if value is not None}
+            self.tracker.log_numbers(sent, engine.state.iteration)
+
+
+def _tracked(name: str) -> str:
+    """A name that MLflow accepts; validation metrics stand together."""
+    plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
+    return plain if plain.startswith("val_") else f"val_{plain}"

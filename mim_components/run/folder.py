@@ -1,0 +1,202 @@
+"""The folder of one run: new or continued, what it was started with, and what it has to say at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from filelock import FileLock, Timeout
+
+from mim_components import __version__
+from mim_components.run.checkpoints import CheckpointStore
+from mim_components.run.configuration import current_config, differences
+from mim_components.utils.files import FullDiskError, remove_partials, write_text_safely
+from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError
+
+logger = logging.getLogger(__name__)
+
+RESUME_MODES = ("auto", "never")
+ON_FULL_DISK = ("stop", "continue")
+
+
+class SettingsChangedError(ValueError):
+    """The folder holds a run that was started with other settings; names every difference."""
+
+
+class FolderInUseError(RuntimeError):
+    """Another process is running in the folder."""
+
+
+class RunFolder:
+    """Where a run writes. The same command on the same folder continues an unfinished run.
+
+    All processes of a run share what the first decides.
+
+    Args:
+        output_dir: the folder.
+        resume: "auto" continues the run in `output_dir`, or starts one where there is none; "never" starts in a new
+            folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
+        on_full_disk: "stop" ends the run when something finds no room; "continue" goes on without it.
+
+    Attributes:
+        path: the folder of this run.
+        continued: whether a run was in it.
+        notes: warnings that the summary at the end repeats.
+
+    Raises:
+        ValueError: unknown `resume` or `on_full_disk`.
+        OSError: the folder cannot be written.
+        FolderInUseError: another process is running in the folder.
+    """
+
+    def __init__(self, output_dir: str | Path, resume: str = "auto", on_full_disk: str = "stop") -> None:
+        if on_full_disk not in ON_FULL_DISK:
+            raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
+        if resume not in RESUME_MODES:
+            raise ValueError(f"resume must be one of {', '.join(RESUME_MODES)}, got {resume!r}.")
+        wanted = Path(output_dir).absolute()
+        if resume == "never" and (wanted / "run.json").exists():
+            numbers = (number for number in range(2, 10**6) if not (wanted / f"run_{number:03d}").exists())
+            wanted = wanted / f"run_{next(numbers):03d}"
+        self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
+        self.notes: list[str] = []
+        self.on_full_disk = on_full_disk
+        self._incomplete: set[str] = set()  # what `unless_full` has said
+        self.state: dict[str, Any] = self._read()
+        self.continued = bool(self.state)
+        if idist.get_rank() == 0:
+            self._check_writable()
+            self._lock = self._take_lock()
+            remove_partials(self.path)
+
+    def _take_lock(self) -> FileLock:
+        """Keep a second run out of the folder as long as this process lives."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise FolderInUseError(
+                f"another process, or this one, is running in {self.path}; wait, or use another --output_dir."
+            ) from error
+        return lock
+
+    def _check_writable(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the output folder {self.path} cannot be written ({error.strerror}); set --output_dir."
+            ) from error
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); use --resume never, or another --output_dir.") from error
+        return state
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in this folder has reached its last step."""
+        return self.state.get("status") == "finished"
+
+    @property
+    def name(self) -> str:
+        """Unique name of the run, also across folders."""
+        return str(self.state["name"])
+
+    def begin(self, data_digest: str, name: str = "run") -> RunFolder:
+        """Start the run, or check that the one in the folder was started with the same settings and data.
+
+        Args:
+            data_digest: identifies the content of the prepared volumes.
+            name: what the run's unique name begins with.
+
+        Raises:
+            OtherVersionError: the run was started with another version of the networks.
+            SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+        """
+        config = current_config()
+        if self.state and not self.finished and not CheckpointStore(self.path / "checkpoints").paths():
+            logger.info("%s has no checkpoint yet: the run begins at step 0, with the settings given now.", self.path)
+            self.state |= {"data_digest": data_digest, "config": config}
+            if idist.get_rank() == 0:
+                self._write()
+        if self.state:
+            if (found := self.state.get("contract_version", 1)) != CONTRACT_VERSION:
+                self.release()
+                raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
+            changed = differences(self.state["config"], config)
+            if self.state["data_digest"] != data_digest:
+                changed.append("data: other volumes than at the start of this run")
+            if changed:
+                self.release()
+                raise SettingsChangedError(
+                    f"{self.path} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                    "Restore them to continue it, or use --resume never (new folder) or another --output_dir."
+                )
+            return self
+        started = datetime.now().strftime("%Y%m%d-%H%M%S")
+        state = {"name": f"{name}-{started}-{uuid.uuid4().hex[:6]}", "status": "running", "version": __version__}
+        self.state = state | {"contract_version": CONTRACT_VERSION, "data_digest": data_digest, "config": config}
+        if idist.get_rank() == 0:
+            self._write()
+        return self
+
+    def update(self, **values: Any) -> None:
+        """Set values of `run.json`, e.g. `status`."""
+        self.state |= values
+        if idist.get_rank() == 0:
+            with self.unless_full("the state in run.json"):
+                self._write()
+
+    def _write(self) -> None:
+        text = json.dumps(self.state, indent=1, default=str)
+        write_text_safely(self.path / "run.json", text, private=True)
+
+    def release(self) -> None:
+        """Let another run use the folder."""
+        if idist.get_rank() == 0:
+            self._lock.release()
+
+    def with_advice(self, error: FullDiskError) -> FullDiskError:
+        """The error that ends the run, with what to do."""
+        newest = CheckpointStore(self.path / "checkpoints").newest_named()
+        return FullDiskError(error.errno, f"{error.strerror}. {newest} Make room; the same command continues.")
+
+    @contextmanager
+    def unless_full(self, what: str) -> Iterator[None]:
+        """Around writing that the training does not need; on a full disk, stop or go on as `on_full_disk` says.
+
+        Args:
+            what: is missing then; said once, and again in the summary at the end.
+
+        Raises:
+            FullDiskError: names the file, the missing room and the newest checkpoint.
+        """
+        try:
+            yield
+        except FullDiskError as error:
+            if self.on_full_disk == "stop":
+                raise self.with_advice(error) from error
+            if what not in self._incomplete:
+                self._incomplete.add(what)
+                self.note(f"{error.strerror}. The training goes on; {what} may be missing from now on.")
+
+    def note(self, text: str) -> None:
+        """Log a warning now and again in the summary at the end."""
+        logger.warning(text)
+        self.notes.append(text)

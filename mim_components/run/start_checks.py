@@ -1,0 +1,143 @@
+"""What must be there before the first step: room on the disk, shared memory, open files, a time-out of the workers."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import resource
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+from torch import nn
+
+from mim_components.run.checkpoints import CheckpointStore
+from mim_components.run.folder import RunFolder
+from mim_components.utils.files import FullDiskError, as_size, free_bytes, tensor_bytes
+
+ROOM = 3  # checkpoints
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 2  # PyTorch's default of batches that every worker has ready
+FILES = 64  # open in a process without workers: libraries, logs, the tracking store
+FILES_OF_A_BATCH = 32  # every tensor of a batch from a worker is an open file
+FILES_OF_A_WORKER = 4
+
+
+class StartError(RuntimeError):
+    """A limit of this machine would stop the run; says which, and what to lower."""
+
+
+def check_start(
+    folder: RunFolder,
+    network: nn.Module,
+    sample_shapes: Sequence[Sequence[int]],
+    batch_size: int,
+    num_workers: int,
+    worker_timeout: float,
+    averaged: bool = False,
+) -> None:
+    """Refuse a run that its machine would stop later; raises the limit of open files where that is allowed.
+
+    Args:
+        folder: of the run, which has checked that it can be written and that no other run is in it.
+        network: that is trained.
+        sample_shapes: of the arrays of a sample, counted as float32.
+        batch_size: samples of a micro-batch.
+        num_workers: processes that load data; 0 = none.
+        worker_timeout: seconds after which a worker counts as hanging.
+        averaged: checkpoints also hold an average of the weights.
+
+    Raises:
+        FullDiskError: the disk of the folder has no room for three checkpoints.
+        StartError: shared memory or open files do not suffice.
+        ValueError: no time-out.
+    """
+    if num_workers and not worker_timeout > 0:
+        raise ValueError(f"worker_timeout must be positive, got {worker_timeout}: a worker that hangs stops the run.")
+    check_open_files(num_workers)
+    if num_workers:
+        check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers)
+    if idist.get_rank() == 0 and not folder.finished:
+        check_room(folder.path, checkpoint_bytes(network, averaged))
+
+
+def check_validation_start(
+    sample_shapes: Sequence[Sequence[int]], batch_size: int, num_workers: int, scan_shapes: Sequence[Sequence[int]]
+) -> None:
+    """`check_start` for workers that load scans for the validation, while those of the training have batches ready.
+
+    Args:
+        sample_shapes: of the arrays of a training sample, counted as float32.
+        batch_size: samples of a micro-batch of the training.
+        num_workers: processes that load data for the training, and as many for the validation; 0 = none.
+        scan_shapes: of the scans that validate, channels of image and label together.
+
+    Raises:
+        StartError: shared memory or open files do not suffice.
+    """
+    if num_workers:
+        check_open_files(num_workers, loaders=2)
+        scans = [4 * math.prod(shape) for shape in scan_shapes]
+        check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers, scans)
+
+
+def _batch_bytes(sample_shapes: Sequence[Sequence[int]], batch_size: int) -> int:
+    return 4 * batch_size * sum(math.prod(shape) for shape in sample_shapes)
+
+
+def checkpoint_bytes(network: nn.Module, averaged: bool = False) -> int:
+    """Bytes of a checkpoint: weights, two moments of every trained weight, and the average where there is one."""
+    weights = tensor_bytes(network.state_dict())
+    trained = sum(4 * each.numel() for each in network.parameters() if each.requires_grad)
+    return weights * (2 if averaged else 1) + 2 * trained + 2**16
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise FullDiskError unless three checkpoints fit; those that are there count, and one more is always written."""
+    there = len(CheckpointStore(folder / "checkpoints").paths())
+    needed, free = max(ROOM - there, 1) * size, free_bytes(folder)
+    if free < needed:
+        raise FullDiskError(
+            errno.ENOSPC,
+            f"{folder}: no room for {ROOM} checkpoints of {as_size(size)}: {as_size(needed)} needed, {as_size(free)} "
+            f"free, {as_size(needed - free)} missing. Make room, or set --output_dir",
+        )
+
+
+def check_shared_memory(batch_bytes: int, num_workers: int, scans: Sequence[int] = ()) -> None:
+    """Raise StartError unless what all workers of this machine have ready fits into shared memory.
+
+    Args:
+        batch_bytes: of a micro-batch of the training.
+        num_workers: of the training, and of the validation.
+        scans: bytes of every scan that validates.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ready = (num_workers * PREFETCH + 1) * processes
+    needed = ready * batch_bytes + sum(sorted(scans, reverse=True)[:ready])
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise StartError(
+            f"shared memory ({SHARED_MEMORY}) is too small for the batches of num_workers={num_workers}"
+            f"{' and the scans of their validation' if scans else ''}: about "
+            f"{as_size(needed)} needed, {as_size(free)} free. Lower --num_workers, --batch_size or the size of the "
+            "crops, or raise the limit (docker run --shm-size)."
+        )
+
+
+def check_open_files(num_workers: int, loaders: int = 1) -> None:
+    """Raise the limit of open files of this process as far as is needed; StartError where that is not allowed."""
+    needed = FILES + loaders * num_workers * (FILES_OF_A_WORKER + PREFETCH * FILES_OF_A_BATCH)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"too few open files are allowed (ulimit -n): {hard}, about {needed} needed for num_workers={num_workers}. "
+            f"Raise the limit (ulimit -n {needed}), or lower --num_workers."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

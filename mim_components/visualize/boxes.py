@@ -1,0 +1,259 @@
+"""Where the volumes of the deeper levels were cut: their boxes drawn in level 1, and one child magnified."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+
+from mim_components.pictures.nest import Nest
+from mim_components.pictures.planes import PLANES, Plane, resized_slice, slice_text
+from mim_components.transforms.intensity import SOFT_TISSUE, window_text, window_to_grey
+from mim_components.visualize.sheet import (
+    HEADING_SIZE,
+    TEXT_SIZE,
+    TITLE_SIZE,
+    Sheet,
+    draw_panel,
+    draw_scale_bar,
+    lines_height,
+    panel_inches,
+    size_text,
+    title_panel,
+    wrapped,
+)
+
+FOOTNOTE = (
+    "Solid: the slice passes through the box. Dashed: the box lies in front of or behind the slice. "
+    "Slices are voxel indices of the prepared scan, the first is 0, counted from left, posterior and inferior."
+)
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the black and the dark blue of the set.
+CHILD_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442")
+MASK_COLOUR = "#5a8fd8"
+
+MARGIN, GAP, ROW_GAP, LEGEND = 0.2, 0.15, 0.26, 2.1  # inches
+MAX_COLUMN, MAX_ROW = 3.6, 4.2  # inches
+WIDTH = 2 * MARGIN + len(PLANES) * (MAX_COLUMN + GAP) + LEGEND
+
+
+class _Row(NamedTuple):
+    """One row of panels: the region `(2, 3)` it shows, the native voxel `(3,)` its three planes pass through.
+
+    `child` is the level-2 box that the row magnifies, None for all of level 1.
+    """
+
+    heading: str
+    region: np.ndarray
+    voxel: np.ndarray
+    child: int | None
+
+
+def boxes_figure(
+    image: np.ndarray,
+    spacing: tuple[float, float, float],
+    level1_native_size: tuple[int, int, int],
+    boxes: Mapping[int, np.ndarray],
+    masked: np.ndarray | None = None,
+    title: str = "Volumes of all levels",
+    window: tuple[float, float] = SOFT_TISSUE,
+    start: tuple[int, int, int] = (0, 0, 0),
+    scan_size: tuple[int, int, int] | None = None,
+) -> Figure:
+    """Draw the boxes of the deeper levels into level 1, in three planes.
+
+    The upper planes pass through the centre of the level-2 box that holds the most tissue. The lower row magnifies that
+    box, in planes through the centre of the fullest of its level-3 boxes; without level 3 there is no lower row.
+
+    Args:
+        image: level 1 at its resized grid, `(H, W, D)` in RAS, HU.
+        spacing: mm per voxel of `image`.
+        level1_native_size: native voxels that `image` covers.
+        boxes: for each level from 2 on, start and size of its volumes, `(V, 2, 3)`, in native voxels counted from
+            level 1's first voxel. Volumes of one parent follow each other, so V is a multiple of the level before.
+        masked: bool `(h, w, d)`, mask of level 1, drawn as a tint; None leaves it out.
+        title: heading of the figure.
+        window: lower and upper end of the grey window, HU.
+        start: index of level 1's first voxel in the prepared scan, for the slice numbers.
+        scan_size: voxels of the prepared scan; slices beyond it are called padding. None = not known.
+
+    Returns:
+        The figure, to be read at 100 dpi.
+
+    Raises:
+        ValueError: shapes that do not fit together, a box that leaves level 1, or a reversed window.
+    """
+    nest = Nest(image, spacing, level1_native_size, start, boxes, masked)
+    rows = _rows(nest, window)
+    title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
+    note = wrapped(FOOTNOTE, WIDTH - 2 * MARGIN, TEXT_SIZE)
+    top = MARGIN + lines_height(title, TITLE_SIZE)
+    sheet = Sheet(
+        WIDTH, top + sum(_row_height(nest, row) for row in rows) + 0.2 + lines_height(note, TEXT_SIZE) + MARGIN
+    )
+    sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
+    grey = window_to_grey(nest.image, window)
+    for row in rows:
+        _draw_row(sheet, top, nest, grey, row, scan_size)
+        top += _row_height(nest, row)
+    sheet.text(MARGIN, top + 0.2, note, TEXT_SIZE)
+    return sheet.figure
+
+
+def _rows(nest: Nest, window: tuple[float, float]) -> list[_Row]:
+    """Level 1 through the child's centre and, if there is a level 3, the child through the centre of a level-3 box."""
+    inches = WIDTH - 2 * MARGIN
+    whole = np.stack([np.zeros(3, dtype=int), np.array(nest.native_size)])
+    heading = f"Level 1: {size_text(nest.native_size, nest.size_mm)}. Grey window: {window_text(window)}."
+    child = nest.child_to_show()
+    box = whole if child is None else nest.boxes[2][child]
+    rows = [_Row(wrapped(heading, inches, HEADING_SIZE, bold=True), whole, _centre_voxel(box), None)]
+    grandchild = None if child is None else nest.grandchild_to_show(child)
+    if child is not None and grandchild is not None:
+        heading = f"Level 2, box {child + 1}, magnified: {size_text(tuple(box[1].tolist()), box[1] * nest.native_mm)}"
+        rows.append(
+            _Row(
+                wrapped(heading, inches, HEADING_SIZE, bold=True), box, _centre_voxel(nest.boxes[3][grandchild]), child
+            )
+        )
+    return rows
+
+
+def _centre_voxel(box: np.ndarray) -> np.ndarray:
+    """Native voxel `(3,)` at the centre of a box `(2, 3)`."""
+    return box[0] + box[1] // 2
+
+
+def _row_head(row: _Row) -> float:
+    return 0.15 + lines_height(row.heading, HEADING_SIZE) + ROW_GAP
+
+
+def _row_height(nest: Nest, row: _Row) -> float:
+    sizes = panel_inches(row.region[1] * nest.native_mm, MAX_COLUMN, MAX_ROW)
+    return _row_head(row) + max(height for _, height in sizes)
+
+
+def _draw_row(
+    sheet: Sheet, top: float, nest: Nest, grey: np.ndarray, row: _Row, scan_size: tuple[int, int, int] | None
+) -> None:
+    sheet.text(MARGIN, top + 0.15, row.heading, HEADING_SIZE, bold=True)
+    top += _row_head(row)
+    sizes = panel_inches(row.region[1] * nest.native_mm, MAX_COLUMN, MAX_ROW)
+    for column, (plane, (width, height)) in enumerate(zip(PLANES, sizes, strict=True)):
+        axes = sheet.axes(MARGIN + column * (MAX_COLUMN + GAP), top, width, height)
+        _draw_plane(axes, nest, grey, plane, row)
+        number = nest.start[plane.axis] + int(row.voxel[plane.axis])
+        title_panel(axes, f"{plane.name}, {slice_text(number, scan_size[plane.axis] if scan_size else None)}")
+    if row.child is None:
+        _draw_legend(sheet, nest, top)
+
+
+def _draw_plane(axes: Axes, nest: Nest, grey: np.ndarray, plane: Plane, row: _Row) -> None:
+    axis, native = plane.axis, int(row.voxel[plane.axis])
+    index = resized_slice(native, grey.shape[axis], nest.native_size[axis])
+    draw_panel(axes, grey, nest.spacing, plane, index)
+    if row.child is None:
+        _tint_masked(axes, nest, plane, index)
+        _number_children(axes, nest, plane, native)
+    for level, boxes in nest.boxes.items():
+        for number in range(len(boxes)):
+            if row.child is None or (level > 2 and nest.child_of(level, number) == row.child):
+                _draw_box(axes, nest, plane, native, level, number)
+    low, high = row.region[0] * nest.native_mm, row.region.sum(0) * nest.native_mm
+    axes.set_xlim(high[plane.across], low[plane.across])
+    axes.set_ylim(low[plane.up], high[plane.up])
+    draw_scale_bar(axes)
+    axes.set_label(f"level{1 if row.child is None else 2}-{plane.name}")
+    if row.child is not None:
+        for spine in axes.spines.values():
+            spine.set(color=_colour(row.child), linewidth=3)
+
+
+def _tint_masked(axes: Axes, nest: Nest, plane: Plane, index: int) -> None:
+    if nest.masked is None:
+        return
+    token = np.array(nest.image.shape) // nest.masked.shape
+    edge = token * np.array(nest.spacing)
+    width, height = edge[plane.across], edge[plane.up]
+    for across, up in np.argwhere(nest.masked.take(index // token[plane.axis], axis=plane.axis)):
+        corner = (across * width, up * height)
+        axes.add_patch(Rectangle(corner, width, height, color=MASK_COLOUR, alpha=0.3, linewidth=0, zorder=2))
+
+
+def _draw_box(axes: Axes, nest: Nest, plane: Plane, native: int, level: int, number: int) -> None:
+    box = nest.boxes[level][number]
+    start, size = box * nest.native_mm
+    crosses = _crosses(box, plane, native)
+    width = 2.4 if level == 2 else 1.4
+    axes.add_patch(
+        Rectangle(
+            (start[plane.across], start[plane.up]),
+            size[plane.across],
+            size[plane.up],
+            fill=False,
+            edgecolor=_colour(nest.child_of(level, number)),
+            linewidth=width if crosses else 0.6 * width,
+            linestyle="solid" if crosses else (0, (4, 3)),
+            path_effects=[withStroke(linewidth=width + 1.5, foreground="black")] if crosses else None,
+            zorder=5 if crosses else 4,
+            gid=f"level{level}-box{number}",
+        )
+    )
+
+
+def _crosses(box: np.ndarray, plane: Plane, native: int) -> bool:
+    """Whether a slice, given by its native voxel, passes through a box `(2, 3)`."""
+    return bool(box[0, plane.axis] <= native < box[:, plane.axis].sum())
+
+
+def _number_children(axes: Axes, nest: Nest, plane: Plane, native: int) -> None:
+    """Write the numbers of the level-2 boxes that the slice passes through; boxes at one corner share the writing."""
+    corners: dict[tuple[float, float], list[int]] = {}
+    for number, box in enumerate(nest.boxes.get(2, ())):
+        if _crosses(box, plane, native):
+            end = box.sum(0) * nest.native_mm
+            corners.setdefault((end[plane.across], end[plane.up]), []).append(number)  # upper left in the picture
+    for corner, numbers in corners.items():
+        axes.annotate(
+            ", ".join(str(number + 1) for number in numbers),
+            corner,
+            xytext=(4, -14),  # below the line of the edge letters
+            textcoords="offset points",
+            va="top",
+            size=TEXT_SIZE,
+            weight="bold",
+            color=_colour(numbers[-1]),
+            path_effects=[withStroke(linewidth=2, foreground="black")],
+            zorder=6,
+        )
+
+
+def _colour(child: int) -> str:
+    return CHILD_COLOURS[child % len(CHILD_COLOURS)]
+
+
+def _draw_legend(sheet: Sheet, nest: Nest, top: float) -> None:
+    """List the boxes to the right of the panels."""
+    entries: list[Line2D | Patch] = []
+    for number in range(len(nest.boxes.get(2, ()))):
+        entries.append(Line2D([], [], color=_colour(number), linewidth=2.4, label=f"level 2, box {number + 1}"))
+        for level in list(nest.boxes)[1:]:
+            count = len(nest.boxes[level]) // len(nest.boxes[2])
+            label = f"its {count} {'box' if count == 1 else 'boxes'} of level {level}"
+            entries.append(Line2D([], [], color=_colour(number), linewidth=1.4, label=label))
+    if nest.masked is not None:
+        entries.append(Patch(color=MASK_COLOUR, alpha=0.4, label="masked token of level 1"))
+    if not entries:
+        return
+    left = MARGIN + len(PLANES) * (MAX_COLUMN + GAP)
+    sheet.figure.legend(
+        handles=entries,
+        loc="upper left",
+        bbox_to_anchor=(left / sheet.width, 1 - top / sheet.height),
+        borderaxespad=0,
+        fontsize=TEXT_SIZE,
+        frameon=False,
+    )

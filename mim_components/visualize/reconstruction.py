@@ -1,0 +1,198 @@
+"""Input, masked input, reconstruction and error of each level, in three planes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from mim_components.pictures.levels import LevelPicture
+from mim_components.pictures.planes import PLANES, Plane, native_slice, slice_text
+from mim_components.transforms.intensity import HU_RANGE, SOFT_TISSUE, window_text, window_to_grey
+from mim_components.visualize.sheet import (
+    HEADING_SIZE,
+    TEXT_SIZE,
+    TITLE_SIZE,
+    Sheet,
+    draw_panel,
+    draw_scale_bar,
+    lines_height,
+    panel_inches,
+    save_figure,
+    size_text,
+    title_panel,
+    wrapped,
+)
+
+COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error (HU)")
+FOOTNOTE = (
+    "Visible tokens are copied from the input, so their error is 0. Slices are voxel indices of the prepared scan, "
+    "the first is 0, counted from left, posterior and inferior."
+)
+HIDDEN_FACE, HIDDEN_HATCH = "#5a6f94", "#a9b8d3"  # blue: no grey value, black included, can be mistaken for it
+
+MARGIN, GAP, ROW_GAP, BAR = 0.2, 0.12, 0.26, 0.85  # inches
+COLUMN, MAX_ROW = 3.0, 4.0  # inches
+WIDTH = 2 * MARGIN + len(COLUMNS) * (COLUMN + GAP) + BAR
+
+
+def reconstruction_figure(
+    levels: Sequence[LevelPicture],
+    title: str,
+    window: tuple[float, float] = SOFT_TISSUE,
+    error_range: float = 200.0,
+) -> Figure:
+    """Show per level the input, the masked input, the reconstruction and the error, in three planes.
+
+    The planes pass through the middle of a masked token near the centre of the volume.
+
+    Args:
+        levels: one block each, in this order.
+        title: heading of the figure, for example scan and epoch.
+        window: lower and upper end of the grey window, HU.
+        error_range: absolute error that gets the last colour, HU.
+
+    Returns:
+        The figure, to be read at 100 dpi.
+
+    Raises:
+        ValueError: no level, a reversed window, or an error range that is not positive.
+    """
+    if not levels:
+        raise ValueError("levels must hold at least one LevelPicture, got none.")
+    if not error_range > 0:
+        raise ValueError(f"error_range must be above 0 HU, got {error_range}.")
+    title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
+    note = wrapped(FOOTNOTE, WIDTH - 2 * MARGIN, TEXT_SIZE)
+    blocks = [_block_text(level, window) for level in levels]
+    top = MARGIN + lines_height(title, TITLE_SIZE)
+    heights = [_block_height(level, text) for level, text in zip(levels, blocks, strict=True)]
+    sheet = Sheet(WIDTH, top + sum(heights) + MARGIN + lines_height(note, TEXT_SIZE))
+    sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
+    for level, text, height in zip(levels, blocks, heights, strict=True):
+        _draw_block(sheet, top, level, text, window, error_range)
+        top += height
+    sheet.text(MARGIN, top + 0.1, note, TEXT_SIZE)
+    return sheet.figure
+
+
+def save_reconstruction_pictures(
+    levels: Sequence[LevelPicture],
+    path_prefix: str | Path,
+    title: str,
+    window: tuple[float, float] = SOFT_TISSUE,
+    error_range: float = 200.0,
+) -> list[Path]:
+    """Write one PNG per level: `<path_prefix>_level1.png` and so on.
+
+    Args:
+        levels: one picture each.
+        path_prefix: folder and beginning of the file names; the folder is made.
+        title: heading of every picture.
+        window: lower and upper end of the grey window, HU.
+        error_range: absolute error that gets the last colour, HU.
+
+    Returns:
+        The files, in the order of `levels`.
+
+    Raises:
+        ValueError: as `reconstruction_figure`, or two pictures of one level, which would overwrite each other.
+    """
+    numbers = [level.level for level in levels]
+    if not levels or len(set(numbers)) < len(numbers):
+        raise ValueError(f"levels must hold one LevelPicture per level and at least one, got levels {numbers}.")
+    prefix = Path(path_prefix)
+    return [
+        save_figure(
+            reconstruction_figure([level], title, window, error_range),
+            prefix.with_name(f"{prefix.name}_level{level.level}.png"),
+        )
+        for level in levels
+    ]
+
+
+def _block_text(level: LevelPicture, window: tuple[float, float]) -> tuple[str, str]:
+    """Heading and numbers of a block, broken into lines."""
+    heading = f"Level {level.level}: {size_text(level.native_size, level.size_mm)}"
+    numbers = (
+        f"Hidden: {level.masked.sum()} of {level.masked.size} tokens. Error on hidden voxels: RMSE "
+        f"{level.masked_rmse():.1f} HU, PSNR {level.masked_psnr():.1f} dB (peak {HU_RANGE[1] - HU_RANGE[0]:g} HU). "
+        f"Grey window: {window_text(window)}."
+    )
+    inches = WIDTH - 2 * MARGIN
+    return wrapped(heading, inches, HEADING_SIZE, bold=True), wrapped(numbers, inches, TEXT_SIZE)
+
+
+def _head_height(text: tuple[str, str]) -> float:
+    return 0.15 + lines_height(text[0], HEADING_SIZE) + lines_height(text[1], TEXT_SIZE) + 0.3
+
+
+def _block_height(level: LevelPicture, text: tuple[str, str]) -> float:
+    return _head_height(text) + sum(ROW_GAP + height for _, height in panel_inches(level.size_mm, COLUMN, MAX_ROW))
+
+
+def _draw_block(
+    sheet: Sheet,
+    top: float,
+    level: LevelPicture,
+    text: tuple[str, str],
+    window: tuple[float, float],
+    error_range: float,
+) -> None:
+    sheet.text(MARGIN, top + 0.15, text[0], HEADING_SIZE, bold=True)
+    sheet.text(MARGIN, top + 0.15 + lines_height(text[0], HEADING_SIZE), text[1], TEXT_SIZE)
+    top += _head_height(text)
+    lefts = [MARGIN + column * (COLUMN + GAP) for column in range(len(COLUMNS))]
+    for left, name in zip(lefts, COLUMNS, strict=True):
+        sheet.text(left, top - 0.06, name, TEXT_SIZE + 0.5, bold=True, va="baseline")
+    voxel = np.array(level.central_masked_token()) * level.token_size + level.token_size // 2
+    for plane, (width, height) in zip(PLANES, panel_inches(level.size_mm, COLUMN, MAX_ROW), strict=True):
+        top += ROW_GAP
+        row = [sheet.axes(left, top, width, height) for left in lefts]
+        _draw_row(row, level, plane, int(voxel[plane.axis]), window, error_range)
+        _draw_bar(sheet, row[-1], lefts[-1] + width + GAP, top, height)
+        top += height
+
+
+def _draw_bar(sheet: Sheet, errors: Axes, left: float, top: float, height: float) -> None:
+    bar = sheet.axes(left, top, 0.12, height)
+    sheet.figure.colorbar(errors.images[0], cax=bar, extend="max")
+    bar.tick_params(labelsize=TEXT_SIZE - 1)
+    bar.set_ylabel("error (HU)", size=TEXT_SIZE - 1)
+
+
+def _draw_row(
+    row: list[Axes],
+    level: LevelPicture,
+    plane: Plane,
+    index: int,
+    window: tuple[float, float],
+    error_range: float,
+) -> None:
+    grey = window_to_grey(level.image, window)
+    draw_panel(row[0], grey, level.spacing, plane, index)
+    draw_panel(row[1], grey, level.spacing, plane, index)
+    _hide_tokens(row[1], level, plane, index)
+    draw_panel(row[2], window_to_grey(level.reconstruction, window), level.spacing, plane, index)
+    error = np.abs(level.reconstruction - level.image)
+    draw_panel(row[3], error, level.spacing, plane, index, cmap="inferno", limits=(0.0, error_range))
+    axis = plane.axis
+    number = native_slice(index, level.image.shape[axis], level.native_size[axis], level.start[axis])
+    draw_scale_bar(row[0])
+    title_panel(row[0], f"{plane.name}, {slice_text(number, level.scan_size[axis] if level.scan_size else None)}")
+    for axes, name in zip(row, ("input", "masked", "reconstruction", "error"), strict=True):
+        axes.set_label(f"level{level.level}-{plane.name}-{name}")
+
+
+def _hide_tokens(axes: Axes, level: LevelPicture, plane: Plane, index: int) -> None:
+    """Cover the masked tokens of a slice."""
+    edge = level.token_size * np.array(level.spacing)
+    width, height = edge[plane.across], edge[plane.up]
+    hidden = level.masked.take(index // level.token_size[plane.axis], axis=plane.axis)  # (across, up)
+    for across, up in np.argwhere(hidden):
+        corner = (across * width, up * height)
+        axes.add_patch(
+            Rectangle(corner, width, height, facecolor=HIDDEN_FACE, edgecolor=HIDDEN_HATCH, hatch="///", linewidth=0.6)
+        )

@@ -1,0 +1,244 @@
+"""Load the encoder of a pre-training into any network that has one, and say what was loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.tokens import Grid, check_positions, sincos_positions, token_grid
+from mim_components.utils.files import (
+    WrongDigestError,
+    as_full_disk,
+    check_digest,
+    tensor_bytes,
+    tensors_writer,
+    write_with_digest,
+)
+from mim_components.utils.tensor_files import check_finite, check_version, read_checkpoint, what_it_is
+from mim_components.weights.contract import InputContract, find_contract
+
+logger = logging.getLogger(__name__)
+
+FIRST_CONVOLUTIONS = ("embeddings.0.conv.weight", "patch_embedding.patch_embeddings.weight")
+POSITIONS = "patch_embedding.position_embeddings"
+TRAINED_GRID = "_extra_state"  # of the hybrid encoder
+
+
+class PretrainedError(ValueError):
+    """Weights that do not fit the network; names the file, and what was found and expected."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_pretrained` did.
+
+    Attributes:
+        loaded: tensors that were copied.
+        new: tensors of the network's encoder that the file has not.
+        ignored: tensors of the file that the network has no place for, with the reason.
+        adapted: tensors that were changed to fit, with how.
+        share: share of the encoder's parameters that came in, 0 to 1.
+        outside: parts of the network outside its encoder, all new, with their number of tensors.
+        notes: what else there is to say, such as where the input contract was found.
+    """
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]
+    adapted: tuple[tuple[str, str], ...]
+    share: float
+    outside: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded, {self.share:.1%} of the encoder's parameters"]
+        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  adapted: {name} ({how})" for name, how in self.adapted]
+        lines += [f"  new: {text}" for text in _by_part((name, "in the encoder") for name in self.new)]
+        lines += [f"  new: {part}: {count} tensors" for part, count in self.outside]
+        lines += [f"  ignored: {text}" for text in _by_part(self.ignored)]
+        return "\n".join(lines)
+
+
+def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
+    """Names with their reasons; those of one part and one reason as a count where they are more than `most`."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    for name, why in names:
+        parts.setdefault((name.partition(".")[0], why), []).append(name)
+    texts = []
+    for (part, why), members in parts.items():
+        short = [f"{part}: {len(members)} tensors"] if len(members) > most else members
+        texts += [f"{text} ({why})" for text in short]
+    return texts
+
+
+def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
+    """Write an encoder's weights as safetensors with the input contract as metadata, and a digest beside.
+
+    Raises:
+        FullDiskError: the disk is full; says what is missing.
+        OSError: it cannot be written for another reason.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    try:
+        return write_with_digest(Path(path), tensors_writer(state, contract.to_metadata()))
+    except OSError as error:
+        raise as_full_disk(error, Path(path), tensor_bytes(state)) from error
+
+
+def load_pretrained(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:
+    """Copy a pre-trained encoder into `network`, in place.
+
+    The encoder is `network.encoder`, `network.vit` (MONAI's UNETR), or `network` itself. A 1-channel first convolution
+    is repeated for more input channels and divided by their number, so that activations keep their scale; fixed
+    positions are made anew for another grid.
+
+    Args:
+        network: to load into.
+        path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training.
+        positions: of a ViT on another grid than the trained one: "rescaled" to the range of that one, which the input
+            contract in or beside the file names (without a contract, as "index"), or "index". The hybrid encoder has
+            its own setting.
+
+    Returns:
+        What was loaded, new, ignored and adapted.
+
+    Raises:
+        OtherVersionError: the weights are from before the present hybrid encoder.
+        PretrainedError: nothing matches, or a shape differs in anything but input channels or the position grid.
+    """
+    report = copy_encoder(network, path, positions)
+    logger.info("Pre-trained encoder from %s: %s", path, report)
+    return report
+
+
+def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:
+    """`load_pretrained` without a line in the log."""
+    check_positions(positions)
+    target = encoder_of(network)
+    source, ignored = _read_encoder(Path(path))
+    found = find_contract(path)
+    trained = token_grid(found[0].input_size, found[0].patch_size) if found and positions == "rescaled" else None
+    state = target.state_dict()
+    _check_kind(source, state, path)
+    adapted: list[tuple[str, str]] = []
+    loaded: dict[str, Tensor] = {}
+    for name, value in source.items():
+        if name in state:
+            loaded[name] = _fit(name, value, state[name], network, path, adapted, trained)
+        else:
+            ignored.append((name, _why_ignored(name, target)))
+    if not loaded:
+        raise PretrainedError(
+            f"{path}: 0 of {len(source)} tensors fit the network's encoder; found names such as "
+            f"{sorted(source)[:3]}, expected names such as {sorted(state)[:3]}."
+        )
+    target.load_state_dict(loaded, strict=False)
+    numbers = {name: value.numel() for name, value in state.items()}
+    new = tuple(name for name in state if name not in loaded)
+    share = sum(numbers[name] for name in loaded) / sum(numbers.values())
+    return LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share, _outside(network, target))
+
+
+def _why_ignored(name: str, encoder: nn.Module) -> str:
+    if isinstance(encoder, HybridEncoder) and name.startswith(HybridEncoder.MASKED_ONLY):
+        return "only used with masked input"
+    return "the network has no such tensor"
+
+
+def _outside(network: nn.Module, encoder: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Modules of a network beside its encoder, with their number of tensors."""
+    if network is encoder:
+        return ()
+    parts = ((name, len(part.state_dict())) for name, part in network.named_children() if part is not encoder)
+    return tuple((name, count) for name, count in parts if count)
+
+
+def encoder_of(network: nn.Module) -> nn.Module:
+    """The part of a network that pre-trained weights go into."""
+    for name in ("encoder", "vit"):
+        part = getattr(network, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    return network
+
+
+def _check_kind(source: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse another kind of encoder, whose transformer blocks may fit by chance."""
+    for name in FIRST_CONVOLUTIONS:
+        if (name in source) != (name in state) and any(other in source for other in FIRST_CONVOLUTIONS):
+            found, expected = ("another kind", name) if name in state else (name, "another kind")
+            raise PretrainedError(
+                f"{path}: weights of another kind of encoder (hybrid or vit): the file's first layer is {found}, "
+                f"the network's is {expected}."
+            )
+
+
+def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    if path.suffix == ".safetensors":
+        try:
+            weights = load_file(path)
+            check_digest(path)
+        except WrongDigestError as error:
+            raise PretrainedError(str(error)) from error
+        except SafetensorError as error:
+            raise PretrainedError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
+        check_version(weights, path)
+        check_finite(weights, path)
+        return weights, []
+    state = read_checkpoint(path)
+    state = state.get("network", state)
+    inside = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    ignored = [(name, "not part of the encoder") for name in state if not name.startswith("encoder.")]
+    return (inside, ignored) if inside else (state, [])
+
+
+def _fit(
+    name: str, value: Tensor, wanted: Tensor, network: nn.Module, path: str | Path, adapted: list[tuple[str, str]],
+    trained: Grid | None,
+) -> Tensor:  # fmt: skip
+    have, want = tuple(value.shape), tuple(wanted.shape)
+    if name == POSITIONS and have[2] == want[2]:
+        return _positions(value, want, network, adapted, trained)
+    if name == TRAINED_GRID:
+        return _trained_grid(value, wanted, network, adapted)
+    if have == want:
+        return value
+    if name in FIRST_CONVOLUTIONS and have[1] == 1 and have[:1] + have[2:] == want[:1] + want[2:]:
+        adapted.append((name, f"1 input channel repeated {want[1]} times and divided by {want[1]}"))
+        return value.expand(want) / want[1]
+    cause = "another preset or patch size?"
+    if name in FIRST_CONVOLUTIONS and have[:1] + have[2:] == want[:1] + want[2:]:
+        cause = f"weights for {have[1]} input channels cannot serve {want[1]}, only those for 1 channel can."
+    raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; {cause}")
+
+
+def _trained_grid(value: Tensor, own: Tensor, network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:
+    """The grid that the weights were trained on, which goes with them; says so where the network has another."""
+    differs = bool(value.any() and own.any()) and not torch.equal(value, own)
+    if differs and getattr(encoder_of(network), "positions", None) == "rescaled":
+        adapted.append(("positions", f"of the grid {tuple(own.tolist())} rescaled to {tuple(value.tolist())}"))
+    return value
+
+
+def _positions(
+    value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]], trained: Grid | None
+) -> Tensor:
+    """Fixed positions for the network's grid: those of the file where it is the same grid."""
+    grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
+    if grid is None:
+        return value
+    positions = sincos_positions(tuple(grid), want[2], value, trained)
+    if positions.shape == value.shape and torch.allclose(positions, value, atol=1e-5):
+        return value
+    how = f"fixed positions made for the grid {tuple(grid)}"
+    adapted.append((POSITIONS, how + (f", rescaled to {trained}" if trained else "")))
+    return positions

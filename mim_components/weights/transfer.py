@@ -1,0 +1,205 @@
+"""Begin a fine-tuning: from pre-trained weights that suit the network and its input, or from scratch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from monai.networks.nets import ViT
+from torch import nn
+
+from mim_components.data.volumes import per_axis
+from mim_components.networks.hybrid import HybridEncoder
+from mim_components.networks.presets import PRESETS
+from mim_components.weights.contract import InputContract, find_contract
+from mim_components.weights.pretrained import LoadReport, PretrainedError, copy_encoder, encoder_of
+
+logger = logging.getLogger(__name__)
+
+IGNORABLE = ("orientation", "intensity")
+WINDOW = "a window of HU, clipped and scaled to [0, 1]"
+
+
+def start_from(
+    network: nn.Module,
+    pretrained: str | Path | None,
+    orientation: str,
+    intensity: object,
+    ignore: Sequence[str] = (),
+    positions: str = "rescaled",
+    spacing: Sequence[float] | None = None,
+) -> LoadReport | None:
+    """Load pre-trained weights into `network`, in place, or leave it as it is; the log says what came in.
+
+    Args:
+        network: for fine-tuning, before it is wrapped for several devices.
+        pretrained: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training; "none" = from scratch.
+        orientation: axis codes of the images that the network will see.
+        intensity: the transform that scales them, array or dictionary version, or its configuration with `_target_`.
+        ignore: what may differ from the input that the weights were trained on: "orientation", "intensity".
+        positions: see `mim_components.weights.pretrained.load_pretrained`.
+        spacing: of the images, mm along their axes; a warning says so when it is more than twice or less than half of
+            what the weights were trained on. None, or a number that is not positive, = native voxels.
+
+    Returns:
+        What was loaded; None from scratch.
+
+    Raises:
+        ValueError: `pretrained` is not given, or `ignore` names something else.
+        OtherVersionError: the weights are from before the present hybrid encoder.
+        PretrainedError: the file is missing, does not fit the network, or was trained on other input; names the way
+            out.
+    """
+    _check_ignore(ignore)
+    if pretrained is None:
+        raise ValueError(
+            "pretrained is not set: give --pretrained PATH (encoder.safetensors, model.pt or a checkpoint of "
+            "mim_pretrain), or --pretrained none for training from scratch."
+        )
+    if str(pretrained) == "none":
+        logger.info("Training from scratch: the weights of %s are random.", type(network).__name__)
+        return None
+    path = Path(pretrained)
+    if not path.is_file():
+        cause = "is a folder; give a file in it" if path.is_dir() else f"no such file, seen from {Path.cwd()}; set it"
+        raise PretrainedError(f"{path}: {cause} with --pretrained, or use --pretrained none.")
+    notes = _check_input(network, path, orientation, intensity, ignore, spacing)
+    report = replace(copy_encoder(network, path, positions), notes=notes)
+    logger.info("Pre-trained weights from %s: %s", path, report)
+    return report
+
+
+def _check_ignore(ignore: Sequence[str]) -> None:
+    names = [ignore] if isinstance(ignore, str) else list(ignore)
+    unknown = [name for name in names if name not in IGNORABLE]
+    if unknown or isinstance(ignore, str):
+        raise ValueError(
+            f"ignore_contract must be a list of {' and '.join(map(repr, IGNORABLE))}, got {ignore!r}; "
+            "what decides the shapes of the weights cannot be ignored."
+        )
+
+
+def _check_input(
+    network: nn.Module,
+    path: Path,
+    orientation: str,
+    intensity: object,
+    ignore: Sequence[str],
+    spacing: Sequence[float] | None,
+) -> tuple[str, ...]:
+    """Compare network and input with the contract of the weights; what is to be said about it."""
+    encoder = encoder_of(network)
+    kind = _kind(encoder)
+    if kind is None:
+        raise PretrainedError(
+            f"{path}: {type(network).__name__} has no encoder that MiM pre-trains and starts from scratch only; "
+            "use --pretrained none, or another --network."
+        )
+    found = find_contract(path)
+    if found is None:
+        return ("input contract unknown: neither in the file nor in an encoder.safetensors beside it; not compared",)
+    contract, source = found
+    _check_architecture(path, contract, encoder, kind)
+    conflicts = _input_conflicts(contract, orientation, intensity)
+    hard = {name: text for name, text in conflicts.items() if name not in ignore}
+    if hard:
+        raise PretrainedError(
+            f"{path}: trained on other input. " + "; ".join(f"{name}: {text}" for name, text in hard.items()) + ". "
+            f'If that is intended, add --ignore_contract "{sorted({*hard, *ignore})}".'
+        )
+    _warn_of_spacing(path, contract, orientation, spacing)
+    notes = [_describe(contract, source, intensity)]
+    return (*notes, *(f"conflict ignored as asked: {name}: {text}" for name, text in conflicts.items()))
+
+
+def _kind(encoder: nn.Module) -> str | None:
+    """What `InputContract.encoder` calls it; None for what MiM does not pre-train."""
+    if isinstance(encoder, HybridEncoder):
+        return "hybrid"
+    return "vit" if isinstance(encoder, ViT) else None
+
+
+def _check_architecture(path: Path, contract: InputContract, encoder: nn.Module, kind: str) -> None:
+    """Refuse weights of other shapes than the encoder's, by name."""
+    pairs: list[tuple[str, object, object]] = [("encoder", contract.encoder, kind)]
+    if contract.encoder == kind:
+        presets, patch_size = _sizes(encoder)
+        if presets and contract.preset not in presets:
+            pairs.append(("preset", contract.preset, presets[0]))
+        pairs.append(("token size in voxels (patch_size)", contract.patch_size, patch_size))
+    wrong = [f"{what}: {have} in the file, {want} in the network" for what, have, want in pairs if have != want]
+    if wrong:
+        hint = "--network" if contract.encoder != kind else "--preset"
+        raise PretrainedError(f"{path}: does not fit the network. {'; '.join(wrong)}. Set {hint} as in the training.")
+
+
+def _sizes(encoder: nn.Module) -> tuple[list[str], int]:
+    """Names of the presets that have the widths of an encoder, and the edge of its tokens in voxels."""
+    if isinstance(encoder, HybridEncoder):
+        presets = [name for name, preset in PRESETS.items() if preset.hybrid.channels == encoder.channels]
+        return presets, encoder.patch_size
+    width, _, edge, *_ = encoder.state_dict()["patch_embedding.patch_embeddings.weight"].shape
+    return [name for name, preset in PRESETS.items() if preset.vit.hidden_size == width], edge
+
+
+def _input_conflicts(contract: InputContract, orientation: str, intensity: object) -> dict[str, str]:
+    conflicts = {}
+    if orientation != contract.orientation:
+        conflicts["orientation"] = f"{contract.orientation} in the contract of the weights, {orientation} here"
+    kind, _ = _intensity(intensity)
+    if kind != WINDOW:
+        conflicts["intensity"] = f"{WINDOW}, in the contract of the weights, {kind} here"
+    return conflicts
+
+
+def _warn_of_spacing(
+    path: Path, contract: InputContract, orientation: str, spacing: Sequence[float] | None
+) -> None:  # fmt: skip
+    if contract.spacing is None or spacing is None:
+        return
+    axes = nib.orientations.axcodes2ornt(orientation)[:, 0]  # of R, A, S
+    trained = [contract.spacing[int(axis)] for axis in axes]
+    if any(max(here / there, there / here) > 2 for here, there in zip(spacing, trained, strict=True) if here > 0):
+        logger.warning(
+            "%s: trained on voxels of %s mm, here they are %s mm: more than twice as long or as short along an axis, "
+            "so structures look unlike what the weights know.",
+            path,
+            per_axis(trained),
+            per_axis(spacing),
+        )
+
+
+def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:
+    """Kind of a scaling of intensities, and its window in HU where it has one."""
+    names = ("a_min", "a_max", "b_min", "b_max", "clip")
+    settings: dict[str, Any]
+    if isinstance(transform, Mapping):
+        name = str(transform.get("_target_", "a dictionary without _target_")).rpartition(".")[-1]
+        settings = {key: transform.get(key) for key in names}
+    else:
+        name = type(transform).__name__
+        scaler = getattr(transform, "scaler", transform)  # of a dictionary version
+        settings = {key: getattr(scaler, key, None) for key in names}
+    if not re.fullmatch("ScaleIntensityRange(d|D|Dict)?", name):
+        return name, None
+    window = (settings["a_min"], settings["a_max"])
+    if (settings["b_min"], settings["b_max"], bool(settings["clip"])) != (0, 1, True):
+        clipped = "clipped" if settings["clip"] else "not clipped"
+        return f"{name} to [{settings['b_min']}, {settings['b_max']}], {clipped}", window
+    return WINDOW, window
+
+
+def _describe(contract: InputContract, source: Path, intensity: object) -> str:
+    text = (
+        f"input contract, from {source.name}: {contract.encoder} encoder, preset {contract.preset}, "
+        f"in_channels {contract.in_channels}, tokens of {contract.patch_size} voxels, {contract.orientation}, "
+        f"HU window {list(contract.hu_window)}, {contract.step} steps"
+    )
+    kind, window = _intensity(intensity)
+    differs = kind == WINDOW and window is not None and tuple(window) != tuple(contract.hu_window)
+    return text + (f"; the window here is {list(window or ())}, the same in kind" if differs else "")

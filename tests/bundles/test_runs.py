@@ -1,0 +1,430 @@
+"""Every downstream bundle on a synthetic set in its dataset's layout: train from MiM weights, evaluate, predict."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from mim_components.data import BadVolumesError
+from mim_components.labels import LabelSet
+from mim_components.networks import HybridEncoder
+from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
+from mim_components.synthetic.labels import LABEL_NUMBERS
+from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.utils.text import root_cause
+from mim_components.weights.contract import InputContract
+from mim_components.weights.pretrained import save_encoder
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*_*ation/configs/metadata.json"))
+# names under which the generator knows the layouts
+SYNTHETIC = {
+    "mim_btcv_segmentation": "btcv",
+    "mim_mmwhs_segmentation": "mmwhs",
+    "mim_msd_spleen_segmentation": "msd_spleen",
+    "mim_amos22_segmentation": "amos22",
+    "mim_flare22_segmentation": "flare22",
+    "mim_msd_liver_segmentation": "msd_liver",
+    "mim_msd_lung_segmentation": "msd_lung",
+    "mim_msd_pancreas_segmentation": "msd_pancreas",
+    "mim_msd_hepaticvessel_segmentation": "msd_hepaticvessel",
+    "mim_msd_colon_segmentation": "msd_colon",
+    "mim_covid19_segmentation": "covid19",
+    "mim_brats_segmentation": "brats",
+    "mim_ccccii_classification": "ccccii",
+}
+SMALL: dict[str, Any] = {"preset": "nano", "num_workers": 0, "device": "$torch.device('cpu')"}
+SEGMENTATION: dict[str, Any] = {"spacing": [9.0, 9.0, 9.0], "roi_size": [32, 32, 32], "overlap": 0.0}
+CLASSIFICATION: dict[str, Any] = {"input_size": [48, 48, 16]}
+SHORT: dict[str, Any] = {
+    "max_steps": 2,
+    "validation_steps": 2,
+    "global_batch_size": 1,
+    "learning_rate": 1e-3,
+    "log_interval": 1,
+}
+
+
+def test_every_bundle_is_here() -> None:
+    assert [path.name for path in BUNDLES] == sorted(SYNTHETIC) and len(BUNDLES) == 13
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny pre-training."""
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    torch.manual_seed(0)
+    contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((40, 40, 32), (16, 16, 16), (8, 8, 8)), step=6)
+    return save_encoder(HybridEncoder(preset="nano"), path, contract)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bundle is tried."""
+
+    bundle: Path
+    data: Path
+    output: Path
+    encoder: Path
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.bundle / "configs" / "metadata.json").read_text())
+
+    @property
+    def is_segmentation(self) -> bool:
+        return str(self.meta["workflow"]) == "segmentation"
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet.from_metadata(self.meta["dataset"]["label_sets"])
+
+    def workflow(self, *names: str, kind: str = "train", **options: Any) -> ConfigWorkflow:
+        """Made from configuration files, not yet run; as `python -m monai.bundle run` makes it."""
+        task = SEGMENTATION if self.is_segmentation else CLASSIFICATION
+        given = {**SMALL, **task, "dataset_dir": str(self.data), "output_dir": str(self.output), **options}
+        return ConfigWorkflow(
+            config_file=[str(self.bundle / "configs" / f"{name}.json") for name in names],
+            logging_file=False,
+            workflow_type=kind,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+    def train(self, **options: Any) -> ConfigWorkflow:
+        samples = {"num_samples": 1} if self.is_segmentation else {}
+        # one store for all: MLflow takes seconds to make one
+        store = f"sqlite:///{self.encoder.parent / 'mlruns.db'}"
+        given = {**SHORT, **samples, "cache_dir": str(self.output / "cache"), "tracking_uri": store}
+        return self.workflow("train", **{**given, "pretrained": str(self.encoder), **options})
+
+
+def run(workflow: ConfigWorkflow) -> None:
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def validation_of(split: dict[str, Any]) -> list[str]:
+    """Names of the validation cases in a written list: a section, or fold 0."""
+    items = split.get("validation") or [item for item in split["training"] if item["fold"] == 0]
+    return [item["name"] for item in items]
+
+
+def place_of(bundle: Path, encoder: Path, folder: Path) -> Place:
+    data = write_synthetic_layout(folder / "data", SYNTHETIC[bundle.name], 5, spatial_size=(40, 40, 36))
+    (folder / "output").mkdir()
+    return Place(bundle, data, folder / "output", encoder)
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def trained(request: pytest.FixtureRequest, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A bundle after a training of two steps, whose configuration MONAI's own check has passed."""
+    place = place_of(request.param, encoder, tmp_path_factory.mktemp(request.param.name))
+    workflow = place.train()
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    return place
+
+
+def test_training_keeps_the_best_model(trained: Place) -> None:
+    facts = json.loads((trained.output / "models" / "model.json").read_text())
+    (row,) = [json.loads(line) for line in (trained.output / "validation.jsonl").read_text().splitlines()]
+    assert facts["bundle"] == trained.bundle.name and facts["step"] == row["step"] == 2
+    assert facts["metric_value"] == row[facts["metric"]]
+    weights = read_checkpoint(trained.output / "models" / "model.pt")
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+    assert sum(name.startswith("encoder.") for name in weights) > 20
+    run_state = json.loads((trained.output / "run.json").read_text())
+    assert run_state["status"] == "finished"
+    split = json.loads((trained.output / "datalist.json").read_text())
+    assert 0 < len(validation_of(split)) < split["numTraining"]
+
+
+def test_evaluation(trained: Place) -> None:
+    workflow = trained.workflow("train", "evaluate", cache_dir=str(trained.output / "cache"))
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+    folder = trained.output / "evaluation"
+    report, metrics = (folder / "report.md").read_text(), json.loads((folder / "metrics.json").read_text())
+    assert "paper's" in report and metrics
+    with (folder / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    split = json.loads((trained.output / "datalist.json").read_text())
+    assert sorted(row["case"] for row in rows) == sorted(validation_of(split))
+    assert list(folder.glob("*.png"))
+    if trained.is_segmentation:
+        # the training's own validation saw the same cases in the same space
+        facts = json.loads((trained.output / "models" / "model.json").read_text())
+        assert np.nanmean([float(row["mean_dice"] or "nan") for row in rows]) == pytest.approx(
+            facts["metric_value"], abs=1e-4
+        )
+
+
+def test_inference(trained: Place, tmp_path: Path) -> None:
+    if trained.is_segmentation:
+        check_segmentation(trained, tmp_path)
+    else:
+        check_classification(trained, tmp_path)
+
+
+def predict(place: Place, output: Path) -> Path:
+    """Predict the first scan of the list; returns the scan."""
+    split = json.loads((place.output / "datalist.json").read_text())
+    scan = place.data / split["training"][0]["image"]
+    workflow = place.workflow("inference", kind="inference", dataset_dir=str(scan), output_dir=str(output),
+                              checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    return scan
+
+
+def check_segmentation(place: Place, tmp_path: Path) -> None:
+    scan = predict(place, tmp_path)
+    (path,) = (tmp_path / "inference").glob("*_seg.nii.gz")
+    source, label = nib.load(scan), nib.load(path)  # type: ignore[attr-defined]
+    assert label.shape == source.shape[:3] and np.array_equal(label.affine, source.affine)
+    assert label.get_data_dtype() == np.uint8
+    assert set(np.unique(label.dataobj)) <= set(range(len(place.labels.names)))
+    names = (tmp_path / "inference" / "labels.ctbl").read_text()
+    assert all(name.replace(" ", "_") in names or name in names for name in place.labels.names[1:])
+
+    batch = tmp_path / "batch"
+    batch.mkdir()
+    for name in ("bad", "good"):
+        shutil.copy(scan, batch / f"{name}.nii.gz")
+    content = bytearray(gzip.decompress(scan.read_bytes()))
+    content[-20] ^= 1
+    (batch / "bad.nii.gz").write_bytes(gzip.compress(content)[:-6] + bytes(6))
+    content[123] = 1  # lengths in metres
+    (batch / "large.nii.gz").write_bytes(gzip.compress(content))
+    (batch / "void.nii.gz").touch()
+    workflow = place.workflow("inference", kind="inference", dataset_dir=str(batch), output_dir=str(batch / "out"),
+                              checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
+    workflow.initialize()
+    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's, around ours
+        workflow.run()
+    error = root_cause(raised.value)
+    assert isinstance(error, BadVolumesError) and "3 of 4 volumes cannot be used" in str(error)
+    causes = {Path(bad.path).name: bad.cause for bad in error.bad}
+    assert "damaged compressed data" in causes["bad.nii.gz"] and "is empty (0 bytes)" in causes["void.nii.gz"]
+    assert "m large; expected mm" in causes["large.nii.gz"]
+    (other,) = (batch / "out" / "inference").glob("*_seg.nii.gz")
+    assert other.name == "good_seg.nii.gz" and other.read_bytes() == path.read_bytes()
+
+
+def check_classification(place: Place, tmp_path: Path) -> None:
+    predict(place, tmp_path)
+    with (tmp_path / "inference" / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    classes = place.meta["dataset"]["class_names"]
+    assert row["prediction"] in classes
+    assert sum(float(row[f"p_{name}"]) for name in classes) == pytest.approx(1.0, abs=1e-3)
+
+
+# what is the same code in all bundles is tried on one
+
+
+@pytest.fixture(scope="module")
+def btcv(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return place_of(ROOT / "bundles" / "mim_btcv_segmentation", encoder, tmp_path_factory.mktemp("btcv"))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "models" / "model.pt")
+
+
+def at(place: Place, output: Path, bundle: Path | None = None) -> Place:
+    output.mkdir(exist_ok=True)
+    return Place(bundle or place.bundle, place.data, output, place.encoder)
+
+
+def test_evaluation_in_the_space_of_the_scans(btcv: Place, tmp_path: Path) -> None:
+    place = at(btcv, tmp_path / "run")
+    run(place.train())
+    run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), space="original"))
+    report = (place.output / "evaluation" / "report.md").read_text()
+    assert "original" in report and "cannot be compared" in report
+
+
+def test_a_copy_of_the_bundle_works_elsewhere(btcv: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "elsewhere" / "my_bundle"
+    shutil.copytree(btcv.bundle, copy, ignore=shutil.ignore_patterns("cache", "*.db", "models"))
+    monkeypatch.chdir(tmp_path)
+    place = at(btcv, tmp_path / "unused", copy)
+    run(place.train(output_dir=None, cache_dir=None, tracking_uri=None))
+    run(place.workflow("train", "evaluate", output_dir=None))
+    scans = btcv.data / "Training" / "img" if (btcv.data / "Training").is_dir() else next(btcv.data.rglob("img"))
+    first = sorted(scans.glob("*.nii.gz"))[0]
+    run(place.workflow("inference", kind="inference", output_dir=None, dataset_dir=str(first)))
+    found = {path.name for path in copy.iterdir()}
+    assert {"models", "evaluation", "inference", "cache", "mlruns.db", "metrics.jsonl", "datalist.json"} <= found
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "unused"}
+
+
+def test_interrupted_run_continues_to_the_same_weights(btcv: Place, tmp_path: Path) -> None:
+    options = {"max_steps": 4, "validation_steps": 1, "num_samples": 2, "ema_decay": 0.5}
+    whole = at(btcv, tmp_path / "whole")
+    run(whole.train(**options))
+    parts = at(btcv, tmp_path / "parts")
+    workflow = parts.train(**options, **{"train::signals": {"_target_": f"{__name__}.StopAfter", "step": 2}})
+    workflow.initialize()
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run()
+    assert json.loads((parts.output / "run.json").read_text())["status"] == "interrupted"
+    run(parts.train(**options))
+    first, second = weights_of(whole.output), weights_of(parts.output)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    for name in ("validation.jsonl", "models/model.json"):
+        assert (whole.output / name).read_text() == (parts.output / name).read_text()
+
+
+class StopAfter:
+    """In place of the handler of signals: interrupts after a step, when its checkpoint is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def attach(self, engine: Any) -> None:
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.step), self.stop)
+
+    def stop(self, engine: Any) -> None:
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@pytest.mark.parametrize("network", ["unetr", "swin_unetr"])
+def test_monai_networks_from_scratch(btcv: Place, tmp_path: Path, network: str) -> None:
+    place = at(btcv, tmp_path / "run")
+    sizes = {"network": network, "preset": "tiny", "roi_size": [64, 32, 32]}
+    run(place.train(pretrained="none", max_steps=1, validation_steps=1, **sizes))
+    facts = json.loads((place.output / "models" / "model.json").read_text())
+    assert facts["settings"]["network"] == network
+    run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes))
+    with pytest.raises(RuntimeError) as caught:
+        run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes | {"network": None}))
+    assert f"network: {network} in the file, hybrid_swin_unetr here" in repr(caught.value.__cause__)
+
+
+def test_options_of_the_optimisation(btcv: Place, tmp_path: Path) -> None:
+    place = at(btcv, tmp_path / "run")
+    run(place.train(ema_decay=0.9, layer_decay=0.75, early_stop_patience=1, max_steps=3, validation_steps=1))
+    rows = [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()]
+    # step 1 of a warm-up of 1 step: the decoder's rate is the first group's, and is the whole rate
+    assert rows[0]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_brats_2021(encoder: Path, tmp_path: Path) -> None:
+    data = write_synthetic_layout(tmp_path / "data", "brats2021", 5, spatial_size=(40, 40, 36))
+    place = Place(ROOT / "bundles" / "mim_brats_segmentation", data, tmp_path / "output", encoder)
+    place.output.mkdir()
+    run(place.train())
+    facts = json.loads((place.output / "models" / "model.json").read_text())
+    assert facts["targets"] == ["TC", "WT", "ET"] and facts["settings"]["in_channels"] == 4
+
+
+def test_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:
+    place = at(btcv, tmp_path / "run")
+    run(place.train(label_ratio=0.25, max_steps=1, validation_steps=1))
+    assert "## Training\n\n0001\n\n## Validation\n\n0035\n" in (place.output / "data_report.md").read_text()
+
+
+# by the command line
+
+
+def command(*words: str, cwd: Path = ROOT) -> str:
+    """Run Python in a new process; its output, which must be a success."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["mim_btcv_segmentation", "mim_ccccii_classification"])
+def test_two_processes_train_like_one(name: str, encoder: Path, tmp_path: Path) -> None:
+    one = place_of(ROOT / "bundles" / name, encoder, tmp_path)
+    two = at(one, tmp_path / "two")
+    run(one.train(global_batch_size=2))
+    task = SEGMENTATION if one.is_segmentation else CLASSIFICATION
+    options = {**SHORT, **task, "preset": "nano", "num_workers": 0, "global_batch_size": 2, "dataset_dir": two.data,
+               "output_dir": two.output, "cache_dir": two.output / "cache", "pretrained": encoder,
+               "tracking_uri": f"sqlite:///{encoder.parent / 'mlruns.db'}"}  # fmt: skip
+    if one.is_segmentation:
+        options["num_samples"] = 1
+    files = ",".join(f"'{one.bundle / 'configs' / each}.json'" for each in ("train", "multi_gpu_train"))
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+    command(*words, "--config_file", f"[{files}]", *(f"--{key}={value}" for key, value in options.items()))
+    rows = [
+        [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()] for place in (one, two)
+    ]
+    for first, second in zip(*rows, strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+    facts = [json.loads((place.output / "models" / "model.json").read_text()) for place in (one, two)]
+    assert facts[1]["metric_value"] == pytest.approx(facts[0]["metric_value"], abs=1e-3)
+    first, second = weights_of(one.output), weights_of(two.output)
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-3)
+
+
+def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
+    """The page's commands and metadata, word for word; only sizes are added to its trainings."""
+    page = (ROOT / "docs" / "add_a_dataset.md").read_text()
+    (metadata,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    listing, copies, runs = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    scans = write_synthetic_dataset(tmp_path / "made", 5, spatial_size=(40, 36, 32), spacing=(9, 9, 9))
+    classes = {"right_kidney": 1, "left_kidney": 1, "kidney_lesion": 2}
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "kidneys" / folder).mkdir(parents=True)
+    for scan in scans:
+        label = nib.load(scan.parents[1] / "labels" / scan.name.replace(".nii", "_label.nii"))  # type: ignore[attr-defined]
+        values = np.asarray(label.dataobj)
+        kidneys = sum(
+            (number * (values == LABEL_NUMBERS[name]) for name, number in classes.items()), np.zeros_like(values)
+        )
+        shutil.copy(scan, tmp_path / "kidneys" / "imagesTr")
+        nib.save(nib.Nifti1Image(kidneys.astype(np.uint8), label.affine), tmp_path / "kidneys" / "labelsTr" / scan.name)
+    configs = tmp_path / "bundles" / "mim_kidney_segmentation" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "metadata.json").write_text(metadata)
+    sizes = {**SEGMENTATION, "preset": "nano", "num_workers": 0}
+    shown = " ".join(f"--{key} '{value}'" for key, value in sizes.items())
+    short = " ".join(f"--{key} '{value}'" for key, value in {**SHORT, "num_samples": 1}.items())
+    runs = re.sub(r"(--pretrained none)$", rf"\1 {short}", runs, flags=re.MULTILINE)
+    runs = re.sub(r"^(python -m monai.bundle run .*)$", rf"\1 {shown}", runs, flags=re.MULTILINE)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = f"set -euo pipefail\n{listing}\n{copies}\n{runs}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    bundle = configs.parent
+    assert "5 scans listed" in done.stdout
+    assert len(list((bundle / "inference").glob("*_seg.nii.gz"))) == 5
+    assert "cyst" in (bundle / "evaluation" / "report.md").read_text()

@@ -1,0 +1,156 @@
+"""The last line of a failed command."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mim_components.run import errors as module
+from mim_components.run.errors import explain_errors
+from mim_components.utils.text import root_cause
+
+
+class NamedError(RuntimeError):
+    """An error of this project."""
+
+
+def chain(*errors: Exception) -> Exception:
+    """Each error raised from the next."""
+    for error, cause in zip(errors, errors[1:], strict=False):
+        error.__cause__ = cause
+    return errors[0]
+
+
+def test_root_cause_looks_through_what_monai_wraps() -> None:
+    cause = ValueError("patch_size must divide input_size")
+    assert root_cause(chain(RuntimeError("Failed to instantiate"), RuntimeError("Failed to evaluate"), cause)) is cause
+
+
+def test_root_cause_stops_at_an_error_that_says_what_it_is() -> None:
+    named = NamedError("the gradient is not finite")
+    chain(named, KeyError("inner"))
+    assert root_cause(chain(RuntimeError("Failed"), named)) is named
+    plain = RuntimeError("alone")
+    assert root_cause(plain) is plain
+    read = ValueError("x.pt: not a readable checkpoint")
+    assert root_cause(chain(read, OSError("inner"))) is read
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hook as it was before, and the order in which it was called."""
+    called: list[str] = []
+
+    def before(kind: type[BaseException], error: BaseException, traceback: object) -> None:
+        called.append(kind.__name__)
+        sys.stderr.write("Traceback\n")
+
+    monkeypatch.setattr(sys, "excepthook", before)
+    yield called
+
+
+def uncaught(error: BaseException) -> None:
+    sys.excepthook(type(error), error, None)
+
+
+def test_cause_is_the_last_line_after_the_traceback(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    explain_errors()
+    uncaught(chain(RuntimeError("Failed to instantiate"), FileNotFoundError(2, "No such file", "scan.nii.gz")))
+    assert hook == ["RuntimeError"]
+    assert capsys.readouterr().err == "Traceback\n\nERROR: [Errno 2] No such file: 'scan.nii.gz'\n"
+
+
+def test_error_without_text_is_named_by_its_kind(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    explain_errors()
+    uncaught(MemoryError())
+    assert capsys.readouterr().err.splitlines()[-1] == "ERROR: MemoryError"
+
+
+def test_interruption_is_no_error(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    explain_errors()
+    uncaught(KeyboardInterrupt())
+    assert "Prepared scans stay in the cache; the same command goes on." in capsys.readouterr().err and hook == []
+
+
+def test_called_twice_explains_once(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    explain_errors()
+    explain_errors()
+    uncaught(ValueError("once"))
+    assert capsys.readouterr().err.count("ERROR: once") == 1
+
+
+CLOSED = "[/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by a crash. GLHF!"
+SILENT = "[/gloo/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Path, list[Callable[[], Any]]]]:
+    """The file that torchrun quotes, and what is to happen at exit."""
+    leaving: list[Callable[[], Any]] = []
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(atexit, "register", lambda f, *args, **kwargs: leaving.append(lambda: f(*args, **kwargs)))
+    yield tmp_path / "error.json", leaving
+
+
+def quoted(path: Path) -> str:
+    """What torchrun prints of its file."""
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    failure: Any = ProcessFailure(local_rank=1, pid=2, exitcode=1, error_file=str(path))
+    assert abs(failure.timestamp - time.time()) < 5
+    return str(failure.message["extraInfo"]["py_callstack"])
+
+
+@pytest.mark.usefixtures("hook")
+def test_torchrun_gets_traceback_and_cause(torchrun: tuple[Path, list[Any]]) -> None:
+    explain_errors()
+    uncaught(chain(RuntimeError("Failed to instantiate"), ValueError("scan_7: broken")))
+    assert quoted(torchrun[0]).startswith("ValueError: scan_7: broken\n")
+    assert quoted(torchrun[0]).endswith("RuntimeError: Failed to instantiate\n\nERROR: scan_7: broken")
+    assert torchrun[1] == []
+
+
+def test_process_that_lost_another_says_so_without_traceback_and_lets_the_other_be_first(
+    hook: list[str], torchrun: tuple[Path, list[Any]], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    waited: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    explain_errors()
+    uncaught(chain(RuntimeError("Failed to instantiate"), RuntimeError(CLOSED)))
+    (line,) = capsys.readouterr().err.split("\n")[1:-1]
+    assert line.startswith(
+        "This process ends because another one of this run has ended (Connection closed by peer [127"
+    )
+    assert ":23421). That one's ERROR line says why" in line and hook == []
+    path, (leave,) = torchrun
+    assert not path.exists()
+    leave()
+    assert waited == [10.0] and quoted(path) == line
+
+
+def test_process_that_waited_in_vain_is_the_one_that_reports(
+    hook: list[str], torchrun: tuple[Path, list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain_errors()
+    uncaught(RuntimeError(SILENT))
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("ERROR: another process of this run does not answer (Timed out waiting 15000ms for recv")
+    assert last.endswith("raise --process_timeout.") and hook == ["RuntimeError"] and torchrun[1] == []
+    assert quoted(torchrun[0]).endswith(last)
+
+
+@pytest.mark.usefixtures("hook")
+def test_file_for_torchrun_that_cannot_be_written_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "none" / "error.json"))
+    explain_errors()
+    uncaught(ValueError("once"))
+    assert capsys.readouterr().err.endswith("ERROR: once\n")
