@@ -22,7 +22,6 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.s
 # (module, room that it imports) that the floors forbid, each with its reason
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("mim_components.handlers.probe", "engines"): "until the moves are done",
-    ("mim_components.handlers.reports.pretraining", "engines"): "until the moves are done",
     ("mim_components.handlers.reports.probe", "engines"): "until the moves are done",
     ("studies.report", "benchmarks"): "until the moves are done",
 }

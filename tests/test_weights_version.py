@@ -14,13 +14,12 @@ from monai.transforms import ScaleIntensityRanged
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mim_components.finetuning import ModelSettings, load_model
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.networks import HybridEncoder, MiM, classification_network, segmentation_network
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.folder import RunFolder
 from mim_components.utils.tensor_files import OtherVersionError, read_checkpoint
-from mim_components.weights import load_trained
+from mim_components.weights import ModelSettings, load_model, load_trained
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import load_pretrained, save_encoder
 from mim_components.weights.transfer import start_from

@@ -1,18 +1,18 @@
 """What `monai.engines` lacks: the step of a training and of an evaluation, and the training as a whole."""
 
-from mim_components.engines.evaluation import CropScores, EvaluationStep, mean_error
+from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.probe import FeatureProbe, ProbeResult
 from mim_components.engines.run_probe import ProbedEncoder, load_probed, run_probe
-from mim_components.engines.step import OptimizerStep
-from mim_components.engines.training import log_plan, train
+from mim_components.engines.step import FinetuneStep, OptimizerStep
+from mim_components.engines.training import log_finetune_plan, log_plan, steps_of, train
 
 __all__ = [
-    "CropScores",
     "EvaluationStep",
     "FeatureProbe",
+    "FinetuneStep",
     "InferenceStep",
     "MASKED_HU",
     "NonFiniteError",
@@ -23,8 +23,9 @@ __all__ = [
     "ProbedEncoder",
     "ScanStep",
     "load_probed",
+    "log_finetune_plan",
     "log_plan",
-    "mean_error",
     "run_probe",
+    "steps_of",
     "train",
 ]

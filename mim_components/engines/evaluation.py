@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 from typing import Any
 
 import torch
-from ignite.metrics import Metric, MetricsLambda
 from torch import Tensor
 
 from mim_components.metrics.pretraining import alignment_scores, reconstruction_scores
@@ -78,51 +75,3 @@ def _means(values: Tensor, samples: int, content: Tensor | None = None) -> list[
     rows = values.cpu().double().view(samples, -1)
     chosen = torch.ones_like(rows, dtype=torch.bool) if content is None else content.cpu().view(samples, -1)
     return [float(row[each].mean()) if each.any() else None for row, each in zip(rows, chosen, strict=True)]
-
-
-class CropScores(Metric):
-    """Collect the scores of all crops; the result is their mean by name, over crops.
-
-    Attributes:
-        rows: for every crop `volume`, `crop` and its scores.
-
-    Raises:
-        ValueError: a score is not finite; names the volume.
-    """
-
-    required_output_keys = ("names", "crops", "scores")
-    _skip_unrolling = True
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        super().__init__()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.rows = []
-
-    def update(self, output: Any) -> None:
-        """Take the scores of a batch."""
-        for name, crop, scores in zip(*output, strict=True):
-            bad = [key for key, value in scores.items() if value is not None and not math.isfinite(value)]
-            if bad:
-                raise ValueError(f"{name}, crop {crop}: {bad[0]} is not finite.")
-            self.rows.append({"volume": name, "crop": crop, **scores})
-
-    def compute(self) -> dict[str, float]:
-        """Mean of every score over all crops that have it; `mse` is the mean of the levels'."""
-        means = mean_scores(self.rows)
-        levels = [value for name, value in means.items() if name.startswith("mse_level")]
-        return {**means, "mse": math.fsum(levels) / len(levels)}
-
-
-def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of every score over the rows that have it, by name; a score that none has is left out."""
-    names = [name for name in rows[0] if name not in ("volume", "crop")]
-    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
-    return {name: math.fsum(there) / len(there) for name, there in values.items() if there}
-
-
-def mean_error(scores: CropScores) -> MetricsLambda:
-    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better."""
-    return MetricsLambda(itemgetter("mse"), scores)

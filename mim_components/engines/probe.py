@@ -25,9 +25,9 @@ from mim_components.engines.probe_cases import find_probe_cases, probe_labels, p
 from mim_components.labels import LabelSet
 from mim_components.metrics.probe import fit_linear, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
-from mim_components.pictures.slices import OverlayPicture, overlay_picture
 from mim_components.randomness import keyed_seed
 from mim_components.utils.tensors import without_meta
+from mim_components.visualize.overlay import OverlayPicture, overlay_picture
 from mim_components.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""One optimizer step of a training, as MONAI's trainer calls it: accumulate micro-batches, clip, step."""
+"""One optimizer step, as MONAI's trainer calls it: accumulate micro-batches, clip, step; and that of fine-tuning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mim_components.engines.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
+from mim_components.utils.tensors import without_meta
 
-__all__ = ["NonFiniteError", "OptimizerStep"]
+__all__ = ["FinetuneStep", "NonFiniteError", "OptimizerStep"]
 
 
 class OptimizerStep(ABC):
@@ -96,3 +97,19 @@ class OptimizerStep(ABC):
         for name, value in made.items():
             value = value.detach() / self.accumulation
             terms[name] = terms[name] + value if name in terms else value
+
+
+class FinetuneStep(OptimizerStep):
+    """The trainer's loss of the network's output for `image` against `label`; see `OptimizerStep`.
+
+    Segmentation: `image` `(B, C, H, W, D)`, `label` `(B, 1, H, W, D)` classes or `(B, R, H, W, D)` regions.
+    Classification: `label` `(B,)` class numbers.
+    """
+
+    def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`loss` of one micro-batch."""
+        device = engine.state.device
+        image, label = (without_meta(batch[name]).to(device, non_blocking=True) for name in ("image", "label"))
+        with self.autocast(device):
+            output = engine.inferer(image, engine.network)
+        return {"loss": engine.loss_function(output.float(), label)}

@@ -17,11 +17,10 @@ from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
 from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM
-from mim_components.pictures import LevelPicture
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.intensity import AIR_HU, unit_to_hu
 from mim_components.visualize.boxes import boxes_figure
-from mim_components.visualize.reconstruction import save_reconstruction_pictures
+from mim_components.visualize.reconstruction import LevelPicture, save_reconstruction_pictures
 from mim_components.visualize.sheet import save_figure
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from mim_components.engines.probe import FeatureProbe
-from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers.metrics import StepLines
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 from mim_components.weights.contract import InputContract

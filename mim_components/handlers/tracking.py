@@ -1,4 +1,7 @@
-"""MLflow tracking of one run: MONAI's handler, plus unique runs, resume, failure and the whole configuration."""
+"""MLflow tracking of one run: MONAI's handler, plus unique runs, resume, failure and the whole configuration.
+
+Numbers and files that wait for a tracking store lie in a file of JSON lines in the folder of the run.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
-from mim_components.handlers.spool import Record, Spool
 from mim_components.run.folder import RunFolder
+from mim_components.utils.files import append_line, write_text_safely
 from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -374,3 +377,55 @@ def git_commit() -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
+
+
+class Spool:
+    """What could not be sent yet, in the order it came. There is no file when nothing waits.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, record: Record) -> None:
+        """Add a record.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        append_line(self.path, json.dumps(record))
+
+    def records(self) -> list[Record]:
+        """All records; half a line of a run that was killed is none."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
+        return records
+
+    def replace(self, records: Sequence[Record]) -> None:
+        """Keep these records only.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if records:
+            write_text_safely(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def rewind(self, step: int) -> None:
+        """Forget what belongs to steps after `step`, which are done again."""
+        if self.path.exists():
+            self.replace([record for record in self.records() if record["step"] <= step])

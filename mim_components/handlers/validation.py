@@ -1,4 +1,7 @@
-"""Validation during a training: when, on which scans, and what is kept of it."""
+"""Validation during a training: when, on which scans, what is kept of it, and whether it no longer gets better.
+
+Early stopping is Ignite's, whose count a resumed run continues.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
-from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers.metrics import StepLines
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 
@@ -129,3 +133,52 @@ def _tracked(name: str) -> str:
     """A name that MLflow accepts; validation metrics stand together."""
     plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
     return plain if plain.startswith("val_") else f"val_{plain}"
+
+
+class EarlyStop:
+    """End the training after `patience` validations without a better metric.
+
+    Args:
+        metric: name of the metric among those of the validation; larger is better.
+        patience: validations; 0 = never stop early.
+
+    Raises:
+        ValueError: `patience` is negative.
+    """
+
+    def __init__(self, metric: str, patience: int = 0) -> None:
+        if patience < 0:
+            raise ValueError(f"early_stop_patience must be 0 (off) or more validations, got {patience}.")
+        self.metric = metric
+        self.patience = patience
+        self._stopping: EarlyStopping | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after the validation."""
+        if self.patience:
+            self._stopping = EarlyStopping(self.patience, self._score, engine)
+            engine.add_event_handler(Events.STARTED, self.start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """End a run at once that was interrupted after it had stopped, before it was finished."""
+        if self._stopping is not None and self._stopping.counter >= self.patience:
+            engine.terminate()
+
+    def _score(self, engine: Any) -> float:
+        score = float(engine.state.validation[self.metric])
+        return -math.inf if math.isnan(score) else score
+
+    def __call__(self, engine: Any) -> None:
+        """Count, if this step was validated."""
+        if engine.state.validation is not None and self._stopping is not None:
+            self._stopping(engine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count and the best score so far."""
+        return {} if self._stopping is None else dict(self._stopping.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue to count."""
+        if state and self._stopping is not None:
+            self._stopping.load_state_dict(state)

@@ -1,6 +1,20 @@
 """What `monai.metrics` lacks: scores of pre-training, segmentation and classification."""
 
-from mim_components.metrics.pretraining import alignment_scores, reconstruction_scores
+from mim_components.metrics.classification import ClassScores, one_figure
+from mim_components.metrics.pretraining import CropScores, alignment_scores, mean_error, reconstruction_scores
 from mim_components.metrics.probe import LinearClassifier, fit_linear, nearest_classes, recalls
+from mim_components.metrics.segmentation import CaseScores
 
-__all__ = ["LinearClassifier", "alignment_scores", "fit_linear", "nearest_classes", "recalls", "reconstruction_scores"]
+__all__ = [
+    "CaseScores",
+    "ClassScores",
+    "CropScores",
+    "LinearClassifier",
+    "alignment_scores",
+    "fit_linear",
+    "mean_error",
+    "nearest_classes",
+    "one_figure",
+    "recalls",
+    "reconstruction_scores",
+]

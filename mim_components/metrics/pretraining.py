@@ -1,4 +1,4 @@
-"""What is measured: the error on masked voxels, and whether a child's context finds its parent token.
+"""What is measured of a pre-training: the error on masked voxels, whether a child's context finds its parent token.
 
 Axes: image (B, C, H, W, D); prediction (B, M, P), M masked tokens of P voxels; context (children, D); patches
 (parents, N, D). Intensities are scaled to [0, 1].
@@ -6,8 +6,13 @@ Axes: image (B, C, H, W, D); prediction (B, M, P), M masked tokens of P voxels; 
 
 from __future__ import annotations
 
+import math
+from operator import itemgetter
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from ignite.metrics import Metric, MetricsLambda
 from torch import Tensor
 
 from mim_components.losses import alignment_loss
@@ -73,3 +78,51 @@ def alignment_scores(
         "infonce": alignment_loss(context, patches, parent_token, parent_overlap, temperature, reduction="none"),
     }
     return {name: value.to("cpu", torch.float64) for name, value in scores.items()}
+
+
+class CropScores(Metric):
+    """Collect the scores of all crops; the result is their mean by name, over crops.
+
+    Attributes:
+        rows: for every crop `volume`, `crop` and its scores.
+
+    Raises:
+        ValueError: a score is not finite; names the volume.
+    """
+
+    required_output_keys = ("names", "crops", "scores")
+    _skip_unrolling = True
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        super().__init__()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.rows = []
+
+    def update(self, output: Any) -> None:
+        """Take the scores of a batch."""
+        for name, crop, scores in zip(*output, strict=True):
+            bad = [key for key, value in scores.items() if value is not None and not math.isfinite(value)]
+            if bad:
+                raise ValueError(f"{name}, crop {crop}: {bad[0]} is not finite.")
+            self.rows.append({"volume": name, "crop": crop, **scores})
+
+    def compute(self) -> dict[str, float]:
+        """Mean of every score over all crops that have it; `mse` is the mean of the levels'."""
+        means = mean_scores(self.rows)
+        levels = [value for name, value in means.items() if name.startswith("mse_level")]
+        return {**means, "mse": math.fsum(levels) / len(levels)}
+
+
+def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every score over the rows that have it, by name; a score that none has is left out."""
+    names = [name for name in rows[0] if name not in ("volume", "crop")]
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: math.fsum(there) / len(there) for name, there in values.items() if there}
+
+
+def mean_error(scores: CropScores) -> MetricsLambda:
+    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better."""
+    return MetricsLambda(itemgetter("mse"), scores)

@@ -3,7 +3,3 @@
 Every function goes from arrays to a matplotlib `Figure` or to PNG files. Nothing here touches pyplot, so a picture can
 be drawn in any thread and leaves no global state behind.
 """
-
-from mim_components.pictures.levels import LevelPicture
-
-__all__ = ["LevelPicture"]

@@ -5,7 +5,7 @@ be drawn in any thread and leaves no global state behind.
 """
 
 from mim_components.visualize.boxes import boxes_figure
-from mim_components.visualize.reconstruction import reconstruction_figure, save_reconstruction_pictures
+from mim_components.visualize.reconstruction import LevelPicture, reconstruction_figure, save_reconstruction_pictures
 from mim_components.visualize.sheet import save_figure
 
-__all__ = ["boxes_figure", "reconstruction_figure", "save_figure", "save_reconstruction_pictures"]
+__all__ = ["LevelPicture", "boxes_figure", "reconstruction_figure", "save_figure", "save_reconstruction_pictures"]

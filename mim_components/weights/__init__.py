@@ -1,18 +1,21 @@
 """What is kept of a training, and how it comes back into a network."""
 
-from mim_components.weights.contract import InputContract, read_contract
+from mim_components.weights.contract import InputContract, ModelSettings, read_contract
 from mim_components.weights.pretrained import LoadReport, PretrainedError, load_pretrained, save_encoder
-from mim_components.weights.trained import TrainedNetwork, WrongWeightsError, load_trained
+from mim_components.weights.trained import TrainedNetwork, WrongWeightsError, load_model, load_trained, on_device
 from mim_components.weights.transfer import start_from
 
 __all__ = [
     "InputContract",
     "LoadReport",
+    "ModelSettings",
     "PretrainedError",
     "TrainedNetwork",
     "WrongWeightsError",
+    "load_model",
     "load_pretrained",
     "load_trained",
+    "on_device",
     "read_contract",
     "save_encoder",
     "start_from",

@@ -1,4 +1,4 @@
-"""What an encoder expects of its input, kept with its weights."""
+"""What an encoder expects of its input, and what a fine-tuned network was made with, kept with the weights."""
 
 from __future__ import annotations
 
@@ -121,3 +121,23 @@ def _metadata(path: str | Path) -> dict[str, str]:
             return file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What has to agree between the training of a network and its use.
+
+    Attributes:
+        bundle: name of the bundle.
+        settings: values by the name of the option that sets them.
+        targets: what the output channels stand for.
+    """
+
+    bundle: str
+    settings: Mapping[str, Any]
+    targets: Sequence[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `model.json`; tuples become lists, as JSON has them."""
+        values = {"bundle": self.bundle, "settings": dict(self.settings), "targets": list(self.targets)}
+        return {**json.loads(json.dumps(values)), "version": __version__}

@@ -24,7 +24,7 @@ from mim_components.data import (
     prepare_volumes,
     volume_items,
 )
-from mim_components.engines import CropScores, EvaluationStep, mean_error
+from mim_components.engines import EvaluationStep
 from mim_components.handlers.reports.pretraining import (
     error_figures,
     level_rows,
@@ -34,7 +34,7 @@ from mim_components.handlers.reports.pretraining import (
     volume_table,
 )
 from mim_components.losses import MiMLoss
-from mim_components.metrics import alignment_scores, reconstruction_scores
+from mim_components.metrics import CropScores, alignment_scores, mean_error, reconstruction_scores
 from mim_components.networks import MiM
 from mim_components.tokens import patchify, standardize_tokens
 from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.load.sampler import StepSampler
+from mim_components.engines import FinetuneStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.step import OptimizerStep
-from mim_components.finetuning import FinetuneStep, UpdateAverage, averaged_network
-from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers import UpdateAverage, averaged_network
+from mim_components.handlers.metrics import StepLines
 from mim_components.rebuild_batch import describe, main, rebuild_batches
 from mim_components.run import RunFolder
 from mim_components.run.checkpoints import CheckpointStore

@@ -21,8 +21,8 @@ POLL = 0.02  # seconds
 PRELOADED = """
 ignite.engine fire mlflow.store.tracking.sqlalchemy_store monai.bundle monai.engines monai.networks.nets
 monai.transforms matplotlib.pyplot
-mim_components.datasets mim_components.finetuning mim_components.handlers mim_components.networks
-mim_components.engines.pretraining mim_components.segmentation mim_components.engines.training
+mim_components.data mim_components.handlers mim_components.networks
+mim_components.engines mim_components.metrics mim_components.transforms
 """.split()
 
 

@@ -17,25 +17,23 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from mim_components.data.load.sampler import StepSampler
+from mim_components.engines import FinetuneStep, log_finetune_plan, steps_of
 from mim_components.engines.nonfinite import NonFiniteError
-from mim_components.finetuning import (
+from mim_components.engines.training import length_of
+from mim_components.handlers import (
+    BestModel,
     EarlyStop,
-    FinetuneStep,
-    ModelSettings,
     UpdateAverage,
+    Validation,
+    ValidationLog,
     averaged_network,
-    load_model,
-    log_plan,
-    on_device,
-    steps_of,
+    validation_share,
 )
-from mim_components.finetuning.plan import length_of
-from mim_components.finetuning.trained import TrainedModel
-from mim_components.handlers import BestModel, Validation, ValidationLog, validation_share
 from mim_components.run import RunFolder
 from mim_components.utils.files import FullDiskError
 from mim_components.utils.tensor_files import read_checkpoint, save_safely
-from mim_components.weights.trained import WrongWeightsError
+from mim_components.weights import ModelSettings, load_model, on_device
+from mim_components.weights.trained import TrainedModel, WrongWeightsError
 
 SETTINGS = ModelSettings("mim_test", {"network": "hybrid_swin_unetr", "spacing": (1.0, 2.0, 3.0)}, ("spleen", "liver"))
 
@@ -106,8 +104,10 @@ def test_length_in_steps_and_epochs(cases: int, steps: int, batch: int, crops: i
 
 def test_plan_says_the_length_in_steps_and_epochs(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     prepared = SimpleNamespace(notes=[], bad=[])
-    with caplog.at_level("INFO", logger="mim_components.finetuning.plan"):
-        log_plan(folder, prepared, StepSampler(24, 25_000, 1), nn.Linear(9, 9), torch.device("cpu"), 500, num_samples=4)
+    with caplog.at_level("INFO", logger="mim_components.engines.training"):
+        log_finetune_plan(
+            folder, prepared, StepSampler(24, 25_000, 1), nn.Linear(9, 9), torch.device("cpu"), 500, num_samples=4
+        )
     end = "25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans; validation every 500 steps"
     assert [message for message in caplog.messages if message.endswith(f"0.0 M parameters; {end}")]
 

@@ -20,8 +20,7 @@ import mlflow
 import pytest
 
 from mim_components.handlers import tracking as module
-from mim_components.handlers.spool import Spool
-from mim_components.handlers.tracking import RunTracker
+from mim_components.handlers.tracking import RunTracker, Spool
 from mim_components.run.folder import RunFolder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mim_components.handlers.step_lines import StepLines
+from mim_components.handlers.metrics import StepLines
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
 

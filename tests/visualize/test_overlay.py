@@ -11,8 +11,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mim_components.pictures.slices import display_limits, fullest_voxel, overlay_picture
-from mim_components.visualize.overlay import LegendEntry, difference, overlay_figure
+from mim_components.visualize.overlay import (
+    LegendEntry,
+    difference,
+    display_limits,
+    fullest_voxel,
+    overlay_figure,
+    overlay_picture,
+)
 from mim_components.visualize.sheet import save_figure
 
 LEGEND = [LegendEntry("spleen", (255, 0, 0), "Dice 91.2 %"), LegendEntry("liver", (0, 0, 255), "not in the label")]

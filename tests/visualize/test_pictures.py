@@ -11,13 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mim_components import pictures
-from mim_components.pictures import LevelPicture
-from mim_components.pictures.planes import PLANES, native_slice, panel_of, resized_slice
 from mim_components.transforms import hu_to_unit, unit_to_hu, window_to_grey
 from mim_components.transforms.intensity import window_text
-from mim_components.visualize import boxes_figure, reconstruction_figure, save_figure, save_reconstruction_pictures
+from mim_components.visualize import (
+    LevelPicture,
+    boxes_figure,
+    reconstruction_figure,
+    save_figure,
+    save_reconstruction_pictures,
+)
 from mim_components.visualize.boxes import CHILD_COLOURS
-from mim_components.visualize.sheet import bar_length
+from mim_components.visualize.sheet import PLANES, bar_length, native_slice, panel_of, resized_slice
 
 AXIAL, CORONAL, SAGITTAL = PLANES
 SHAPE, GRID, SPACING = (8, 12, 6), (2, 3, 3), (1.0, 2.0, 5.0)  # 8 x 24 x 30 mm, tokens of 4 x 4 x 2 voxels

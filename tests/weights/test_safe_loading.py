@@ -31,13 +31,12 @@ from mim_components.data.cases import Case
 from mim_components.data.find.datalist import datalist_of
 from mim_components.data.inputs import inference_items
 from mim_components.data.prepare.splits import Division
-from mim_components.finetuning import ModelSettings, load_model
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.prepare import main as prepare_command
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint
-from mim_components.weights import load_trained
+from mim_components.weights import ModelSettings, load_model, load_trained
 from mim_components.weights.contract import InputContract, find_contract, read_contract
 from mim_components.weights.pretrained import load_pretrained, save_encoder
 from mim_components.weights.transfer import start_from

@@ -1,9 +1,13 @@
-"""Write predicted label maps on the grid of their scans, and what belongs to them."""
+"""Write predicted label maps on the grid of their scans, and what belongs to them.
+
+Names and colours of classes are for programs that show label maps.
+"""
 
 from __future__ import annotations
 
 import gzip
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,6 @@ from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.inference.results import Results
 from mim_components.labels import LabelSet
-from mim_components.segmentation.label_files import write_label_files
 from mim_components.transforms.regions import RegionsToLabel
 from mim_components.utils.files import write_safely, write_text_safely
 from mim_components.utils.text import csv_table
@@ -150,3 +153,58 @@ def _write(image: nib.Nifti1Image, path: Path) -> None:
     # without name and time: equal label maps are equal files
     with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
         image.to_stream(stream)
+
+
+_SNAP_HEAD = """\
+################################################
+# ITK-SnAP Label Description File
+# File format:
+# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL
+################################################
+"""
+
+
+def write_label_files(folder: str | Path, labels: LabelSet) -> list[Path]:
+    """Write `labels.txt` for ITK-SNAP and `labels.ctbl` for 3D Slicer.
+
+    Args:
+        folder: made when missing.
+        labels: the classes.
+
+    Returns:
+        The two files.
+    """
+    folder = Path(folder)
+    return [
+        write_text_safely(folder / "labels.txt", snap_labels(labels)),
+        write_text_safely(folder / "labels.ctbl", slicer_colours(labels)),
+    ]
+
+
+def snap_labels(labels: LabelSet) -> str:
+    r"""Label descriptions of ITK-SNAP: number, RGB, opacity, shown in slices, shown in 3D, name.
+
+    Example:
+        >>> print(snap_labels(LabelSet(("background", "left atrium"), {}, {})).split("#\n")[-1], end="")
+            0     0    0    0        0  0  0    "background"
+            1   255    0  105        1  1  1    "left atrium"
+    """
+    lines = []
+    for number, (name, (r, g, b)) in enumerate(zip(labels.names, labels.colours, strict=True)):
+        shown = int(number > 0)
+        name = name.replace('"', "'")
+        lines.append(f'{number:5d} {r:5d} {g:4d} {b:4d} {shown:8d} {shown:2d} {shown:2d}    "{name}"\n')
+    return _SNAP_HEAD + "".join(lines)
+
+
+def slicer_colours(labels: LabelSet) -> str:
+    r"""Colour table of 3D Slicer: number, name without blanks, RGB, opacity.
+
+    Example:
+        >>> slicer_colours(LabelSet(("background", "left atrium"), {}, {})).splitlines()[1:]
+        ['0 background 0 0 0 0', '1 left_atrium 255 0 105 255']
+    """
+    lines = [f"# Color table of {len(labels.names)} classes\n"]
+    for number, (name, (r, g, b)) in enumerate(zip(labels.names, labels.colours, strict=True)):
+        lines.append(f"{number} {re.sub(r'[^!-~]+', '_', name)} {r} {g} {b} {255 if number else 0}\n")
+    return "".join(lines)

@@ -14,9 +14,10 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 
-from mim_components.classification import ClassReport, ClassScores, SavePredictions, one_figure
-from mim_components.classification.scores import ScoredScan
+from mim_components.handlers import ClassReport, SavePredictions
 from mim_components.handlers.reports.classification import evaluation_figures, markdown
+from mim_components.metrics import ClassScores, one_figure
+from mim_components.metrics.classification import ScoredScan
 from mim_components.visualize.confusion import confusion_figure
 
 NAMES = ("Normal", "CP", "NCP")

@@ -16,11 +16,11 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
-from mim_components.handlers.reports.segmentation import published_text, why_not_comparable
+from mim_components.handlers import EvaluationReport
+from mim_components.handlers.reports.segmentation import choose_cases, published_text, why_not_comparable
 from mim_components.labels import LabelSet
+from mim_components.metrics import CaseScores
 from mim_components.metrics.segmentation import CaseResult, TargetScore
-from mim_components.segmentation import CaseScores, EvaluationReport
-from mim_components.segmentation.handler import choose_cases
 
 LABELS = LabelSet(("background", "spleen", "liver"), {}, {})
 TOLERANCE = {"spleen": 3.0, "liver": 7.0, "of another label set": 1.0}

@@ -2,8 +2,8 @@
 
 import re
 
+from mim_components.handlers.saving.label_maps import write_label_files
 from mim_components.labels import LabelSet
-from mim_components.segmentation.label_files import write_label_files
 
 LABELS = LabelSet(("background", "left atrium", 'the "aorta"'), {}, {})
 
