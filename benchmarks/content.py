@@ -20,10 +20,10 @@ from torch import Tensor
 from benchmarks.report import add_report_options, report, size_option
 from mim_components.data import find_sources
 from mim_components.data.read.volume import load_volume
-from mim_components.synthetic import synthetic_ct
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.transforms.geometry import CHILD_CONTENT
 from mim_components.transforms.resize import resize_volumes
+from mim_tools.synthetic import synthetic_ct
 
 WINDOW = (-1000, 1000)
 PERSONS = 4  # synthetic ones

@@ -140,7 +140,7 @@ def _name(name: str, low: bool) -> str:
 
 def noisy_ct(path: Path, size: Sequence[int], seed: int = 0) -> Path:
     """Write a synthetic CT of any size with noise of 12 HU: smooth anatomy at a quarter of the size, brought up."""
-    from mim_components.synthetic import write_synthetic_dataset
+    from mim_tools.synthetic import write_synthetic_dataset
 
     small = [max(n // 4, 16) for n in size]
     source = write_synthetic_dataset(path.parent / "synthetic", 1, seed, small, (3.2, 3.2, 4.8), with_labels=False)[0]

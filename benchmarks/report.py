@@ -145,7 +145,16 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "mim_components", "benchmarks", "bundles")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "mim_components",
+            "mim_tools",
+            "benchmarks",
+            "bundles",
+        )
         return git("rev-parse", "--short", "HEAD").strip() + ("+changes" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
-from mim_components.bundle_files.copies import update_bundle
+from mim_tools.bundle_files.copies import update_bundle
 from studies.definition import Study, StudyError
 
 READY = "data.json"  # what was found; written last

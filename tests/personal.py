@@ -37,7 +37,7 @@ def everything_logged() -> Iterator[list[str]]:
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    loggers = [logging.getLogger(), logging.getLogger("mim_components")]
+    loggers = [logging.getLogger(name) for name in (None, "mim_components", "mim_tools")]
     levels = [each.level for each in loggers]
     for each in loggers:
         each.addHandler(handler)

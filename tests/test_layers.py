@@ -28,8 +28,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 # rooms that have no floor
 UNPLACED: frozenset[str] = frozenset(
     """
-    bundle_files classification evaluation finetuning inference pictures prepare rebuild_batch runs segmentation
-    synthetic verify
+    inference runs
     """.split()
 )
 

@@ -10,7 +10,7 @@ from pydoc import locate
 import pytest
 
 from mim_components.run.configuration import FREE_KEYS, FREE_PARTS
-from mim_components.verify.targets import ALLOWED, DENIED, NAMES
+from mim_tools.verify.targets import ALLOWED, DENIED, NAMES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "bundles").glob("*/configs/*.json"))
 

@@ -1,7 +1,7 @@
 """Names of scans in logs, reports and files: their paths or, with `anonymous_paths`, digests of them.
 
 A digest is computed from the path below the data folder. It is written nowhere beside the path; who has the data finds
-the path again by `python -m mim_components.prepare DIR --name_of scan-...`.
+the path again by `python -m mim_tools.prepare DIR --name_of scan-...`.
 
 Also the order of names that hold numbers, and names of files that do not repeat.
 """

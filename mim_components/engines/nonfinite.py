@@ -45,7 +45,7 @@ class NonFiniteGuard:
     """Judge every step before its update; the same way in all processes.
 
     A step that is not finite changes neither weights nor momentum, and leaves `nonfinite_step_XXXXXXXX.json` in the
-    run's folder, from which `python -m mim_components.rebuild_batch` makes its batch again.
+    run's folder, from which `python -m mim_tools.rebuild_batch` makes its batch again.
 
     Args:
         action: "stop" raises; "skip" goes on with the next step, the learning rate follows the steps as ever.
@@ -100,7 +100,7 @@ class NonFiniteGuard:
         path = self._write(step, report)
         text = _describe(report, seen)
         if path is not None:
-            text += f"\nReport: {path}, the batch again: python -m mim_components.rebuild_batch {path}"
+            text += f"\nReport: {path}, the batch again: python -m mim_tools.rebuild_batch {path}"
         if self.action == "skip" and self.in_a_row <= self.max_skipped:
             self.skipped += 1
             logger.warning("step %d is skipped: %s", step, text)

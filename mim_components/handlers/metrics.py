@@ -165,7 +165,7 @@ def _over_processes(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _loggers_with_console() -> list[logging.Logger]:
-    named = [logging.getLogger(name) for name in ("mim_components", "monai", "ignite")]
+    named = [logging.getLogger(name) for name in ("mim_components", "mim_tools", "monai", "ignite")]
     return [each for each in named if any(_is_console(handler) for handler in each.handlers)]
 
 

@@ -54,7 +54,8 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
         backend, store=_of_this_start(store), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
     if dist.get_rank() != 0:
-        logging.getLogger("mim_components").setLevel(logging.WARNING)
+        for package in ("mim_components", "mim_tools"):
+            logging.getLogger(package).setLevel(logging.WARNING)
 
 
 def _of_this_start(store: dist.Store) -> dist.Store:

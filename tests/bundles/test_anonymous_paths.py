@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mim_components.data.names import path_name
-from mim_components.synthetic.layouts import write_synthetic_layout
+from mim_tools.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, everything_logged
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from mim_components.bundle_files import update_bundle
 from mim_components.data.cases import Case
 from mim_components.data.find.layouts import LAYOUTS
 from mim_components.data.load.sampler import StepSampler
@@ -21,6 +20,7 @@ from mim_components.data.prepare.splits import RULES, take_share
 from mim_components.engines.training import length_of
 from mim_components.labels import LabelSet
 from mim_components.weights.transfer import IGNORABLE
+from mim_tools.bundle_files import update_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
@@ -151,7 +151,7 @@ def test_bundle_is_called_like_its_folder(bundle: Path) -> None:
 
 @every_downstream
 def test_copies_of_shared_files_are_up_to_date(bundle: Path) -> None:
-    assert update_bundle(bundle, check=True) == {}, "run python -m mim_components.bundle_files"
+    assert update_bundle(bundle, check=True) == {}, "run python -m mim_tools.bundle_files"
 
 
 # section `dataset` of the segmentation bundles
@@ -420,9 +420,9 @@ def test_page_about_a_new_dataset() -> None:
     assert explained == set(meta["dataset"])
     known = {
         key
-        for path in (ROOT / "mim_components" / "bundle_files" / "segmentation").rglob("*.json")
+        for path in (ROOT / "mim_tools" / "bundle_files" / "segmentation").rglob("*.json")
         for key in unique(path.read_text())
     }
     assert options_of(page) - known == {"config_file", "check"}
     for name in re.findall(r"\$B/(\w+\.json)", page):
-        assert (ROOT / "mim_components" / "bundle_files" / "segmentation" / "configs" / name).exists()
+        assert (ROOT / "mim_tools" / "bundle_files" / "segmentation" / "configs" / name).exists()

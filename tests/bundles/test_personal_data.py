@@ -16,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from mim_components.data import prepare_volumes
 from mim_components.data.find.walk import find_volumes
-from mim_components.synthetic.layouts import write_synthetic_layout
+from mim_tools.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, content_of, everything_logged
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

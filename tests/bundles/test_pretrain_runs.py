@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import load_file
 
 from mim_components.networks import HybridEncoder, MiM
-from mim_components.rebuild_batch import main
 from mim_components.run.folder import FolderInUseError, SettingsChangedError
 from mim_components.utils.text import root_cause
 from mim_components.weights.contract import read_contract
 from mim_components.weights.pretrained import load_pretrained
+from mim_tools.rebuild_batch import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"

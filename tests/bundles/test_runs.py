@@ -23,12 +23,12 @@ from monai.bundle import ConfigWorkflow
 from mim_components.data import BadVolumesError
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
-from mim_components.synthetic import write_synthetic_dataset, write_synthetic_layout
-from mim_components.synthetic.labels import LABEL_NUMBERS
 from mim_components.utils.tensor_files import read_checkpoint
 from mim_components.utils.text import root_cause
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
+from mim_tools.synthetic import write_synthetic_dataset, write_synthetic_layout
+from mim_tools.synthetic.labels import LABEL_NUMBERS
 
 pytestmark = pytest.mark.slow
 

@@ -239,7 +239,7 @@ def test_length_that_is_given_twice_is_refused(bundle: Path, options: dict[str, 
 
 def test_inference_prepares_a_scan_as_the_training_does() -> None:
     """Where scans are read, and what only labels need, may differ; from there on the lines are the same."""
-    folder = ROOT / "mim_components" / "bundle_files" / "segmentation" / "configs"
+    folder = ROOT / "mim_tools" / "bundle_files" / "segmentation" / "configs"
     lines = {}
     for name in ("train", "inference"):
         transforms = read(folder / f"{name}.json")["preprocessing"]["transforms"]

@@ -8,7 +8,7 @@ from mim_components.data import DataError, FoundVolumes, NoVolumesError, VolumeS
 from mim_components.data.find.sources import path_of_name
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import digest_name, hide, is_anonymous, name_sources, names_of_item, path_name
-from mim_components.prepare import main
+from mim_tools.prepare import main
 
 NAME = "MUELLER_ANNA_1961"
 

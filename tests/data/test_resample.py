@@ -19,7 +19,7 @@ from mim_components.data.prepare import volumes as prepare_module
 from mim_components.data.read.volume import load_volume
 from mim_components.data.resample import as_spacing, axis_weights, resample
 from mim_components.data.volumes import VolumeSource
-from mim_components.prepare import main
+from mim_tools.prepare import main
 
 MANY = 10**9
 TILT = np.array([[1, 0, 0], [0, np.cos(0.2), -np.sin(0.2)], [0, np.sin(0.2), np.cos(0.2)]])

@@ -26,9 +26,9 @@ from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.step import OptimizerStep
 from mim_components.handlers import UpdateAverage, averaged_network
 from mim_components.handlers.metrics import StepLines
-from mim_components.rebuild_batch import describe, main, rebuild_batches
 from mim_components.run import RunFolder
 from mim_components.run.checkpoints import CheckpointStore
+from mim_tools.rebuild_batch import describe, main, rebuild_batches
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.synthetic import write_synthetic_layout
+from mim_tools.synthetic import write_synthetic_layout
 from tests.faults.page import OPTION, rows_of, write_page
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, server, start
 

@@ -26,7 +26,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mim_components.synthetic import write_synthetic_layout
+from mim_tools.synthetic import write_synthetic_layout
 from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, losses, server, start, weights_digest
 
 BUNDLES = {"pretrain": PRETRAIN, "segmentation": SEGMENTATION}

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mim_components.verify.__main__ import main
+from mim_tools.verify.__main__ import main
 from tests.faults.runs import PRETRAIN, Run, environment_of_runs, losses, start
 from tests.logging_file import LOGGING
 
@@ -164,7 +164,7 @@ def judge(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("injected", "message"), rows(BUNDLES, "in a bundle given to mim_components.verify"))
+@pytest.mark.parametrize(("injected", "message"), rows(BUNDLES, "in a bundle given to mim_tools.verify"))
 def test_bundle(
     injected: Callable[[Folder], object], message: str, bundle: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,11 +174,11 @@ def test_bundle(
     assert not bundle.ran.exists()
 
 
-@pytest.mark.fault("F1e", fault="code in an expression, by the command", injection="python -m mim_components.verify",
+@pytest.mark.fault("F1e", fault="code in an expression, by the command", injection="python -m mim_tools.verify",
                    expected="exit code 1, not run, file and key named")  # fmt: skip
 def test_command(bundle: Folder) -> None:
     expression(bundle)
-    command = [sys.executable, "-m", "mim_components.verify", str(bundle.root)]
+    command = [sys.executable, "-m", "mim_tools.verify", str(bundle.root)]
     place, environment = bundle.ran.parent, environment_of_runs()
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1, done.stderr

@@ -129,7 +129,7 @@ def test_too_many_to_leave_out(bad_scans: Data, tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-from mim_components.prepare import main
+from mim_tools.prepare import main
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -160,7 +160,7 @@ def test_headers_cost_no_memory(scans: Data, tmp_path: Path) -> None:
                    injection="chmod 000; root gives up its right to read all",
                    expected="both are listed: Permission denied")  # fmt: skip
 def test_no_permission(scans: Data, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mim_components.prepare"]
+    command = [sys.executable, "-m", "mim_tools.prepare"]
     if os.geteuid() == 0:
         if shutil.which("setpriv") is None:
             pytest.skip("needs setpriv, or another user than root")

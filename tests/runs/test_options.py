@@ -11,9 +11,9 @@ import monai.bundle
 import pytest
 import torch
 
-from mim_components.bundle_files.options import FILES, options_of, with_options
 from mim_components.runs.options import KINDS, OptionsError, convert, expectation, option_table, read_words
 from mim_components.utils.text import root_cause
+from mim_tools.bundle_files.options import FILES, options_of, with_options
 
 BUNDLES = sorted((Path(__file__).resolve().parents[2] / "bundles").iterdir())
 TABLE = option_table()
@@ -104,7 +104,7 @@ def test_defaults_of_every_bundle_are_what_they_may_be(bundle: Path) -> None:
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_tables_of_options_are_up_to_date(bundle: Path) -> None:
     readme = (bundle / "docs" / "README.md").read_text()
-    assert with_options(readme, bundle) == readme, "python -m mim_components.bundle_files"
+    assert with_options(readme, bundle) == readme, "python -m mim_tools.bundle_files"
 
 
 def test_every_line_belongs_to_an_option() -> None:

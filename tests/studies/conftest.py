@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mim_components.synthetic import write_synthetic_dataset
+from mim_tools.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from mim_components.data import (
 )
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.prepare import main
+from mim_tools.prepare import main
 
 EXCLUDE = {"on_bad": "exclude", "max_bad_fraction": 1}
 

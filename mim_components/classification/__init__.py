@@ -1,1 +1,0 @@
-"""Classification of whole scans: slice folders to volumes, patient-wise splits, figures, predictions."""

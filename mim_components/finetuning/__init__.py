@@ -1,1 +1,0 @@
-"""Fine-tuning of a network on labelled scans: the step, validation, the best model, and how a run is begun."""

@@ -1,1 +1,0 @@
-"""Segment whole volumes: sliding windows, regions, saved label maps, scores."""

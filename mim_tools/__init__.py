@@ -1,0 +1,1 @@
+"""What a person runs: `python -m mim_tools.prepare`, `.synthetic`, `.verify`, `.bundle_files`, `.rebuild_batch`."""

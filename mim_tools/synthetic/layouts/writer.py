@@ -1,0 +1,207 @@
+"""Draws one synthetic case and writes its files: what all layouts share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.typing import NDArray
+
+from mim_tools.synthetic.brain import BRAIN_DESCRIPTION, SyntheticBrain, synthetic_brain
+from mim_tools.synthetic.files import is_complete, rename, write_nifti
+from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct
+from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
+
+logger = logging.getLogger(__name__)
+
+_ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAI")
+_BRAIN_FIELD = (176.0, 208.0, 160.0)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a scanner looks.
+
+    Args:
+        field: (H, W, D) in mm that a volume shows where no spacing is asked for.
+        centers: middles of the field of view in RAS mm; the cases take them in turn.
+    """
+
+    field: tuple[float, float, float]
+    centers: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the CTs of a dataset show.
+
+    Args:
+        view: where the scanner looks.
+        classes: value of the label files to the names of `FINE_LABELS` that it stands for.
+        phase: contrast phase; None draws one per case.
+        findings: of every case; None draws small lesions per case.
+    """
+
+    view: View
+    classes: Mapping[int, tuple[str, ...]]
+    phase: str | None = None
+    findings: tuple[str, ...] | None = None
+
+    def label(self, fine: NDArray[np.uint8]) -> NDArray:
+        """Return the values of the label file for numbers of `FINE_LABELS`: uint8 where they fit, else int16."""
+        table = np.zeros(len(FINE_LABELS), dtype=np.uint8 if max(self.classes) < 256 else np.int16)
+        for value, names in self.classes.items():
+            table[[LABEL_NUMBERS[name] for name in names]] = value
+        return table[fine]
+
+
+class CaseWriter:
+    """Writes the cases of one layout.
+
+    Args:
+        layout: name of the layout.
+        seed: decides all cases; a case is the same however many are asked for.
+        spatial_size: (H, W, D) in voxels, before the axes are turned.
+        spacing: voxel size in mm; None spreads the voxels over the field that the layout shows.
+        progress: log one line per case at level INFO.
+    """
+
+    def __init__(
+        self,
+        layout: str,
+        seed: int,
+        spatial_size: tuple[int, int, int],
+        spacing: tuple[float, float, float] | None,
+        progress: bool,
+    ) -> None:
+        self.layout, self.seed, self.size, self.spacing, self.progress = layout, seed, spatial_size, spacing, progress
+
+    def ct(self, scene: Scene, name: str, index: int, image: Path, label: Path | None = None) -> None:
+        """Write one CT and its label.
+
+        Args:
+            scene: what it shows.
+            name: of the case; decides the person and the orientation.
+            index: place of the case in the dataset; decides which centre is taken.
+            image: file to write.
+            label: file to write; None for a case without label.
+        """
+        facts = self.ct_facts(scene, name, index)
+
+        def draw() -> tuple[dict[str, NDArray], NDArray]:
+            ct = self.draw_ct(scene, name, index)
+            return {"image": ct.image, "label": scene.label(ct.label)}, ct.affine
+
+        self.write({"image": image} if label is None else {"image": image, "label": label}, facts, DESCRIPTION, draw)
+
+    def draw_ct(self, scene: Scene, name: str, index: int) -> SyntheticCT:
+        """Return the CT of a case, its axes not yet turned, with fine labels."""
+        center = scene.view.centers[index % len(scene.view.centers)]
+        return synthetic_ct(
+            self.case_seed(name), self.size, self._spacing(scene.view.field), center, scene.phase, scene.findings, True
+        )
+
+    def brain(
+        self, name: str, files: Mapping[str, Path], arrays: Callable[[SyntheticBrain], dict[str, NDArray]]
+    ) -> None:
+        """Write one brain MRI.
+
+        Args:
+            name: of the case; decides the person and the orientation.
+            files: file to write by kind.
+            arrays: what each kind of file holds.
+        """
+
+        def draw() -> tuple[dict[str, NDArray], NDArray]:
+            brain = synthetic_brain(self.case_seed(name), self.size, self._spacing(_BRAIN_FIELD))
+            return arrays(brain), brain.affine
+
+        self.write(files, self._facts(name, _BRAIN_FIELD), BRAIN_DESCRIPTION, draw)
+
+    def write(
+        self,
+        files: Mapping[str, Path],
+        facts: Mapping[str, Any],
+        description: str,
+        draw: Callable[[], tuple[dict[str, NDArray], NDArray]],
+    ) -> None:
+        """Write the files of a case that are not there yet, in the orientation that `facts` names.
+
+        Args:
+            files: path by kind.
+            facts: what decides the case.
+            description: for the header.
+            draw: returns the arrays by kind, axes in RAS order, and their affine.
+        """
+        recipes = {kind: json.dumps({**facts, "kind": kind}, sort_keys=True) for kind in files}
+        missing = [kind for kind, path in files.items() if not is_complete(path, recipes[kind])]
+        if missing:
+            arrays, affine = draw()
+            for kind in missing:
+                array, turned = turn(arrays[kind], affine, facts["orientation"])
+                write_nifti(files[kind], array, turned, recipes[kind], description)
+        self.tell(next(iter(files.values())), bool(missing))
+
+    def tell(self, path: Path, made: bool) -> None:
+        """Say what became of a case."""
+        if self.progress:
+            logger.info("%s %s", "wrote" if made else "kept", path)
+
+    def ct_facts(self, scene: Scene, name: str, index: int) -> dict[str, Any]:
+        """Return what decides a CT; it stands in its files, so that a later run knows them."""
+        center = scene.view.centers[index % len(scene.view.centers)]
+        own = {"center": center, "phase": scene.phase, "findings": scene.findings}
+        return self._facts(name, scene.view.field) | own
+
+    def _facts(self, name: str, field: Sequence[float]) -> dict[str, Any]:
+        own_seed = self.case_seed(name)
+        return {
+            "layout": self.layout,
+            "case": name,
+            "seed": own_seed,
+            "spatial_size": self.size,
+            "spacing": self._spacing(field),
+            "orientation": _ORIENTATIONS[own_seed % len(_ORIENTATIONS)],
+            "version": SYNTHETIC_VERSION,
+        }
+
+    def case_seed(self, name: str) -> int:
+        """Return the seed of a case."""
+        own = zlib.crc32(f"{self.layout} {name}".encode())
+        return int(np.random.default_rng(np.random.SeedSequence([self.seed, own])).integers(2**31))
+
+    def _spacing(self, field: Sequence[float]) -> tuple[float, float, float]:
+        if self.spacing is not None:
+            return self.spacing
+        in_plane = round(max(field[0] / self.size[0], field[1] / self.size[1]), 2)
+        return in_plane, in_plane, round(field[2] / self.size[2], 2)
+
+
+def turn(array: NDArray, affine: NDArray, orientation: str) -> tuple[NDArray, NDArray]:
+    """Reorder and flip the first three axes of a RAS array; every voxel stays where it is in space.
+
+    Args:
+        array: `(H, W, D)` or `(H, W, D, C)`, axes to the right, front and head.
+        affine: `(4, 4)`, voxel indices to RAS mm.
+        orientation: axis codes wanted, such as LPS.
+
+    Returns:
+        The array and its affine.
+    """
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
+    return apply_orientation(array, change), affine @ inv_ornt_aff(change, array.shape[:3])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a list of a dataset whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    rename(beside, path)

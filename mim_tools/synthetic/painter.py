@@ -1,0 +1,104 @@
+"""Paints parts into a block of voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mim_tools.synthetic.labels import LABEL_NUMBERS, PARENTS
+from mim_tools.synthetic.parts import Part
+from mim_tools.synthetic.shapes import FAR, Array, Points
+
+Box = tuple[slice, ...]
+
+
+@dataclass
+class Block:
+    """Voxels that are painted together: coordinates in the body frame, HU and labels, all `(X, Y, Z)`."""
+
+    points: Points
+    image: Array
+    label: NDArray[np.uint8]
+
+
+class Painter:
+    """Paints with soft edges: a voxel takes a part's HU as far as the part covers it; its label goes by its centre.
+
+    Args:
+        parts: what to paint, in order.
+        tissues: HU by tissue.
+        edge: width in mm over which an edge is soft, about a voxel.
+    """
+
+    def __init__(self, parts: Sequence[Part], tissues: dict[str, float], edge: float) -> None:
+        self.parts, self.tissues, self.edge = parts, tissues, edge
+        self._allowed = [_allowed(part.within) for part in parts]
+
+    def paint(self, block: Block, index: int, boxes: Sequence[Box]) -> None:
+        """Paint one part.
+
+        Args:
+            block: where to paint; changed in place.
+            index: number of the part.
+            boxes: for each piece of the part, the voxels of the block where it can be.
+        """
+        part, allowed = self.parts[index], self._allowed[index]
+        filled = [(piece, box) for piece, box in zip(part.pieces, boxes, strict=True) if not _empty(box)]
+        if not filled:
+            return
+        whole = _hull([box for _, box in filled])
+        label = block.label[whole]
+        free = None if allowed is None else allowed[label]
+        if free is not None and not free.any():
+            return
+        distance = self._distance(block, part, filled, whole)
+        image = block.image[whole]
+        for depth, tissue in part.layers:
+            cover = np.clip(0.5 - (distance + depth) * (1 / self.edge), 0, 1)
+            if free is not None:
+                cover *= free
+            if part.contrast:
+                cover *= min(1.0, 1.6 * part.contrast / self.edge)
+            image += cover * (self.tissues[tissue] - image)
+        covered = distance < 0
+        if free is not None:
+            covered &= free > 0
+        label[covered] = LABEL_NUMBERS[part.label]
+
+    def _distance(self, block: Block, part: Part, filled: list, whole: Box) -> Array:
+        if len(filled) == 1:
+            distance = filled[0][0].distance(block.points.crop(whole))
+        else:
+            distance = np.full(block.label[whole].shape, FAR, dtype=np.float32)
+            for piece, box in filled:
+                view = distance[
+                    tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, whole, strict=True))
+                ]
+                np.minimum(view, piece.distance(block.points.crop(box)), out=view)
+        if part.roughness:
+            distance = distance + part.roughness * 0.5 * block.points.field("noise")[whole]
+        return distance
+
+
+@lru_cache(maxsize=256)
+def _allowed(names: tuple[str, ...] | None) -> NDArray[np.float32] | None:
+    """By label number: 1 for the labels named and the finer ones that belong to them; None for all labels."""
+    if names is None:
+        return None
+    table = np.zeros(256, dtype=np.float32)
+    table[[number for name, number in LABEL_NUMBERS.items() if name in names or PARENTS.get(name) in names]] = 1
+    return table
+
+
+def _empty(box: Box) -> bool:
+    return any(side.start >= side.stop for side in box)
+
+
+def _hull(boxes: Sequence[Box]) -> Box:
+    return tuple(
+        slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in range(3)
+    )

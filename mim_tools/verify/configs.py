@@ -1,0 +1,219 @@
+"""Judge configuration files: everything that MONAI would import, call or evaluate, by the text that stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from monai.bundle import ConfigParser
+
+from mim_tools.verify import expressions, targets
+from mim_tools.verify.findings import Finding
+
+SUFFIXES = (".json", ".yaml", ".yml")
+MOST_BYTES = 16 * 2**20
+# MONAI imports and calls what a text under these names says
+BY_NAME = ("reader", "writer", "merger_cls")
+# options of `monai.bundle run` that lead to files or classes which were not judged
+RUNNER_OPTIONS = ("args_file", "config_file", "logging_file", "meta_file", "parser", "workflow", "workflow_type")
+# folders of the user's own data; an absolute path there is a habit of examples
+_READ_ONLY = ("dataset_dir", "data_root")
+# texts for people; a reference to them in a configuration is refused
+DOCUMENTARY = ("changelog", "copyright", "data_source", "description", "intended_use", "references", "schema")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_KEY = re.compile(r"[^@$%'\"()\[\]{}\\,;=]*")
+
+
+def judge_config(path: Path, name: str) -> list[Finding]:
+    """Judge a JSON or YAML file.
+
+    Args:
+        path: the file.
+        name: what findings call it.
+    """
+    findings: list[Finding] = []
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return [Finding(name, "", f"{path.stat().st_size} bytes", f"more than {MOST_BYTES}, too large to judge")]
+        content = read_content(path, findings, name)
+        findings += _Walk(name, metadata=path.name == "metadata.json").value(content, ())
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        findings.append(Finding(name, "", type(error).__name__, f"cannot be read: {error}"))
+    return findings
+
+
+def read_content(path: Path, findings: list[Finding] | None = None, name: str = "") -> Any:
+    """Read a JSON or YAML file that may hold plain data only.
+
+    Args:
+        path: the file.
+        findings: receives repeated keys of JSON.
+        name: what findings call the file.
+
+    Raises:
+        ValueError: not readable, or more than plain data.
+    """
+    text = path.read_text(encoding="utf-8")
+    found = [] if findings is None else findings
+    return _read_json(text, name or path.name, found) if path.suffix.lower() == ".json" else _read_yaml(text)
+
+
+def judge_overrides(overrides: Sequence[str]) -> list[Finding]:
+    """Judge `key=value` as they would stand on the command line of `monai.bundle run`.
+
+    Raises:
+        ValueError: one is not of this form.
+    """
+    findings: list[Finding] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.removeprefix("--")
+        if not equals or not key:
+            raise ValueError(f"--override must be key=value, got {override!r}.")
+        walk = _Walk("command line", own=True)
+        if key.removeprefix("+") in RUNNER_OPTIONS:
+            findings.append(Finding("command line", key, text, "names a file or class that was not judged"))
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        # the runner may take quotes off
+        for each in (value, text.strip("'\"")) if isinstance(value, str) else (value,):
+            findings += [found for found in walk.entry(key, each, ()) if found not in findings]
+    return findings
+
+
+def _read_json(text: str, name: str, findings: list[Finding]) -> Any:
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [key for key, _ in pairs]
+        for key in sorted({key for key in names if names.count(key) > 1}):
+            findings.append(
+                Finding(name, key, "duplicate key", "only one of the values counts; programs differ in which")
+            )
+            # every value is judged, also those that are dropped
+            hidden = [value for each, value in pairs if each == key][:-1]
+            walk = _Walk(name)
+            findings.extend(found for value in hidden for found in walk.entry(key, value, ()))
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=collect)
+
+
+def _read_yaml(text: str) -> Any:
+    try:
+        return _plain_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _plain_yaml(text: str) -> Any:
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("holds an alias; plain data only")
+        if (tag := getattr(event, "tag", None)) is not None and not tag.startswith("tag:yaml.org,2002:"):
+            raise ValueError(f"holds the tag {tag}; plain data only")
+        if tag is not None and "python" in tag:
+            raise ValueError(f"holds the tag {tag}, which makes Python objects")
+    return yaml.load(text, _UniqueKeys)  # a subclass of SafeLoader
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ValueError(f"duplicate key {', '.join(repeated)}")
+        return super().construct_mapping(node, deep)
+
+
+class _Walk:
+    """Go through a configuration.
+
+    Args:
+        file: what findings call it.
+        metadata: texts for people may hold addresses.
+        own: the user's own values: paths and addresses are wanted.
+    """
+
+    def __init__(self, file: str, metadata: bool = False, own: bool = False) -> None:
+        self.file = file
+        self.metadata = metadata
+        self.own = own
+
+    def value(self, value: Any, keys: tuple[str, ...]) -> Iterator[Finding]:
+        """Findings in a value and everything below it."""
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield from self.entry(str(key), each, keys)
+        elif isinstance(value, list):
+            for index, each in enumerate(value):
+                yield from self.value(each, (*keys, str(index)))
+        elif isinstance(value, str):
+            yield from self._text(value, keys)
+
+    def entry(self, key: str, value: Any, keys: tuple[str, ...]) -> Iterator[Finding]:
+        """Findings in one entry of an object; a key may lead deeper, as `train#trainer#max_epochs` does."""
+        place = (*keys, *key.replace("#", "::").split("::"))
+        if not _KEY.fullmatch(key):
+            yield self._finding(place, key, "a key with such characters can become part of an expression")
+        last = place[-1].removeprefix("+")
+        if last == "_target_":
+            if why := targets.why_not(value):
+                yield self._finding(place, value, why)
+            return
+        if last in BY_NAME and isinstance(value, (str, list)) and (why := targets.why_not_by_name(value)):
+            yield self._finding(place, value, f"MONAI imports and calls what this names; {why}")
+        yield from self._switches(place, last, value)
+        yield from self.value(value, place)
+
+    def _switches(self, place: tuple[str, ...], last: str, value: Any) -> Iterator[Finding]:
+        if last == "allow_pickle" and value is not False:
+            yield self._finding(place, value, "reads pickles, which run code")
+        if last == "weights_only" and value is not True:
+            yield self._finding(place, value, "reads pickles, which run code")
+        if last in ("download", "pretrained") and value is True:
+            yield self._finding(place, value, "downloads files whose digests nobody checks")
+        if last in ("_mode_", "_debug_") and value not in ("default", "callable"):
+            yield self._finding(place, value, "starts the debugger")
+
+    def _text(self, text: str, keys: tuple[str, ...]) -> Iterator[Finding]:
+        documentary = self.metadata and keys[0] in DOCUMENTARY
+        text_as_read = text.replace("#", "::")
+        if any(f"_meta_::{name}" in text_as_read for name in DOCUMENTARY):
+            yield self._finding(keys, text, "uses a text of the metadata that is for people")
+        if text_as_read.startswith("$"):
+            yield from self._expression(text, keys)
+        elif text_as_read.startswith("%"):
+            if ConfigParser.split_path_id(text[1:])[0]:
+                yield self._finding(keys, text, "takes its content from a file, which is not judged")
+        elif not (documentary or self.own):
+            yield from self._place(text, keys, follows=False)
+
+    def _expression(self, text: str, keys: tuple[str, ...]) -> Iterator[Finding]:
+        relative = re.search(r"[@%](::|#)", text)
+        if relative and not all(re.fullmatch(r"\+?\w+", key) for key in keys):
+            yield self._finding(keys, text, "a relative reference below a key that is no plain name")
+        if why := expressions.why_not(text):
+            yield self._finding(keys, text, why)
+        elif not self.own and not re.match(r"\$\s*import\b", text):
+            for each, follows in expressions.strings_in(text):
+                yield from self._place(each, keys, follows)
+
+    def _place(self, text: str, keys: tuple[str, ...], follows: bool) -> Iterator[Finding]:
+        """Findings in a text that may be a path or an address."""
+        if _URL.fullmatch(text):
+            yield self._finding(keys, text, "an address: a configuration opens no connections by itself")
+        elif ".." in re.split(r"[/\\]", text):
+            yield self._finding(keys, text, "a path that leads out of its folder")
+        elif not follows and keys[-1:] not in [(name,) for name in _READ_ONLY]:
+            if re.match(r"[/~\\]|[A-Za-z]:[\\/]", text) and " " not in text:
+                yield self._finding(keys, text, "an absolute path: where it leads is not the bundle's to say")
+
+    def _finding(self, keys: Sequence[str], what: Any, why: str) -> Finding:
+        return Finding(
+            self.file, "::".join(keys), what if isinstance(what, str) else json.dumps(what, default=str), why
+        )

@@ -1,0 +1,155 @@
+"""Which classes and functions a configuration may name.
+
+A name is looked up in the installed packages, and what counts is where the thing is defined: `os.system` is found as
+`monai.data.utils.os.system`, below `monai.data`, and is not of it. Of the bundle nothing is looked up.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import cache
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from monai.bundle import ComponentLocator
+from monai.transforms.io.array import SUPPORTED_READERS
+
+# where accepted components are defined
+ALLOWED = (
+    "ignite.handlers",
+    "ignite.metrics",
+    "mim_components",
+    "mim_tools.synthetic",
+    "monai.data",
+    "monai.engines",
+    "monai.handlers",
+    "monai.inferers",
+    "monai.losses",
+    "monai.metrics",
+    "monai.networks.blocks",
+    "monai.networks.layers",
+    "monai.networks.nets",
+    "monai.networks.schedulers",
+    "monai.optimizers",
+    "monai.transforms",
+    "torch.nn.modules",
+    "torch.nn.parallel.distributed",
+    "torch.optim",
+    "torch.utils.data.dataloader",
+    "torch.utils.data.dataset",
+    "torch.utils.data.distributed",
+    "torch.utils.data.sampler",
+)
+# below those: what loads code or pickles, uses the network, or writes what and where its arguments say
+DENIED = (
+    "ignite.handlers.clearml_logger",
+    "ignite.handlers.mlflow_logger",
+    "ignite.handlers.neptune_logger",
+    "ignite.handlers.polyaxon_logger",
+    "ignite.handlers.visdom_logger",
+    "ignite.handlers.wandb_logger",
+    "ignite.metrics.gan",
+    "mim_components.run.checkpoints",
+    "mim_components.utils.tensor_files",
+    "mim_components.utils.files",
+    "monai.data.torchscript_utils",
+    "monai.data.utils",
+    "monai.handlers.clearml_handlers",
+    "monai.handlers.mlflow_handler",
+    "monai.handlers.trt_handler",
+    "monai.losses.perceptual",
+    "monai.networks.nets.transchex",
+    "monai.transforms.utils_create_transform_ims",
+)
+# single names elsewhere
+NAMES = frozenset(
+    """
+    monai.data.utils.decollate_batch monai.data.utils.list_data_collate monai.data.utils.no_collation
+    monai.data.utils.pad_list_data_collate monai.data.utils.partition_dataset monai.data.utils.worker_init_fn
+    monai.networks.utils.copy_model_state monai.utils.misc.set_determinism
+    """.split()
+)
+# what a name may begin with; where the thing is defined is looked at afterwards
+_WRITTEN = (*ALLOWED, *NAMES, "monai.utils.set_determinism", "torch.nn", "torch.utils.data")
+TORCH_FUNCTIONS = frozenset("torch.argmax torch.device torch.eq torch.ge torch.gt torch.ne torch.sigmoid".split())
+
+
+def why_not(target: object) -> str:
+    """Why a `_target_` is not accepted; "" where it is."""
+    if not isinstance(target, str):
+        return f"is a {type(target).__name__}, expected the name of a class or function"
+    parts = target.split(".")
+    if not all(part.isascii() and part.isidentifier() for part in parts):
+        return "is not a plain dotted name; what it becomes is known only when it runs"
+    if any(part.startswith("_") for part in parts):
+        return "names something private"
+    if target in TORCH_FUNCTIONS:
+        return ""
+    if len(parts) == 1:
+        return _why_not_bare(target)
+    return _why_not_dotted(target)
+
+
+def why_not_by_name(name: object) -> str:
+    """Why the `reader`, `writer` or `merger_cls` of a MONAI component is not accepted.
+
+    MONAI imports whatever a text there names, and calls it.
+    """
+    for each in name if isinstance(name, list) else [name]:
+        if each is None or each in SUPPORTED_READERS:
+            continue
+        if isinstance(each, str) and each.isidentifier() and not each.startswith("_"):
+            why = _why_not_dotted(f"monai.{'inferers' if each.endswith('Merger') else 'data'}.{each}")
+        else:
+            why = why_not(each)
+        if why:
+            return f"{each!r} {why}"
+    return ""
+
+
+@cache
+def _locator() -> ComponentLocator:
+    return ComponentLocator()
+
+
+def _why_not_bare(name: str) -> str:
+    found = _locator().get_component_module_name(name)
+    if not found:
+        return "is no component of MONAI"  # MONAI would go on with Python's own names, such as eval
+    modules = [found] if isinstance(found, str) else found
+    return next((why for module in modules if (why := _why_not_dotted(f"{module}.{name}"))), "")
+
+
+def _why_not_dotted(name: str) -> str:
+    if not any(_below(name, prefix) for prefix in _WRITTEN):
+        return "is not on the list of accepted components"
+    if not (thing := _located(name)):
+        return "is not found in the packages that are installed"
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return f"is a {type(thing).__name__}, expected a class or function"
+    home = f"{thing.__module__}.{thing.__qualname__}"
+    if getattr(sys.modules.get(thing.__module__), thing.__qualname__, None) is not thing:
+        return f"is {home}, which is defined inside of something"
+    return _why_not_home(home, inspect.isclass(thing))
+
+
+def _why_not_home(home: str, is_class: bool) -> str:
+    if home in NAMES:
+        return ""
+    if home.startswith("torch.") and not is_class:
+        return f"is the function {home}; of torch only classes are accepted"
+    if any(_below(home, prefix) for prefix in DENIED):
+        return f"is {home}, which can run code, use the network, or write where it is told to"
+    return "" if any(_below(home, prefix) for prefix in ALLOWED) else f"is {home}, which is not accepted"
+
+
+def _located(name: str) -> Any:
+    try:
+        return locate(name)
+    except (ErrorDuringImport, ImportError):
+        return None
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
