@@ -4,14 +4,12 @@ from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.pretraining import PretrainStep
-from mim_components.engines.probe import FeatureProbe, ProbeResult
-from mim_components.engines.run_probe import ProbedEncoder, load_probed, run_probe
+from mim_components.engines.probe import ProbedEncoder, load_probed, run_probe
 from mim_components.engines.step import FinetuneStep, OptimizerStep
 from mim_components.engines.training import log_finetune_plan, log_plan, steps_of, train
 
 __all__ = [
     "EvaluationStep",
-    "FeatureProbe",
     "FinetuneStep",
     "InferenceStep",
     "MASKED_HU",
@@ -19,7 +17,6 @@ __all__ = [
     "NonFiniteGuard",
     "OptimizerStep",
     "PretrainStep",
-    "ProbeResult",
     "ProbedEncoder",
     "ScanStep",
     "load_probed",

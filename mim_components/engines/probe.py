@@ -1,240 +1,118 @@
-"""How good the features of an encoder are, without touching it: a linear classifier and nearest neighbours."""
+"""Probe trained weights beside what they are to be compared with, and keep what was found."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.metrics import compute_dice
-from monai.transforms import ResampleToMatch
-from torch import Tensor, nn
-from tqdm import tqdm
+from ignite.engine import Engine
+from torch import nn
 
-from mim_components.data.check.segmentation import SegmentationChecker
-from mim_components.data.prepare.cases import PreparedCases, prepare_cases
-from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
-from mim_components.engines.features import RawFeatures, WindowFeatures, add_position
-from mim_components.engines.probe_cases import find_probe_cases, probe_labels, probe_transform
-from mim_components.labels import LabelSet
-from mim_components.metrics.probe import fit_linear, nearest_classes, recalls
-from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
-from mim_components.randomness import keyed_seed
-from mim_components.utils.tensors import without_meta
-from mim_components.visualize.overlay import OverlayPicture, overlay_picture
-from mim_components.weights.contract import InputContract
+from mim_components.handlers.reports.probe import ProbeReport
+from mim_components.handlers.tracking import RunTracker
+from mim_components.metrics.probe.probe import FeatureProbe
+from mim_components.networks.mim import MiM
+from mim_components.run.folder import RunFolder
+from mim_components.weights.contract import InputContract, find_contract
+from mim_components.weights.pretrained import load_pretrained
+from mim_components.weights.trained import WrongWeightsError, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_SHARE = 8  # voxels of the background for one of a class: it is the class of most variety
 
-
-@dataclass
-class ProbeResult:
-    """What a probe found out.
+@dataclass(frozen=True, eq=False)
+class ProbedEncoder:
+    """An encoder with its weights, and the same network with random ones.
 
     Attributes:
-        cases: Dice of the linear classifier by validation scan and class; NaN where a label map lacks the class.
-        retrieval: share of the sampled voxels whose neighbours name their class, by class, the background first.
-        pictures: slices of every validation scan by name, where they were asked for.
+        network: with the weights.
+        untrained: the same network as its constructor leaves it.
+        contract: how the input is made.
+        origin: file of the weights, and their step where it is known.
     """
 
-    cases: list[CaseResult]
-    retrieval: dict[str, float]
-    pictures: dict[str, OverlayPicture] = field(default_factory=dict)
-
-    @property
-    def class_dice(self) -> dict[str, float]:
-        """Mean Dice of every class over the scans that have it."""
-        return {name: mean_of(case.scores[name].dice for case in self.cases) for name in self.cases[0].scores}
-
-    @property
-    def dice(self) -> float:
-        """Mean of the classes' mean Dice."""
-        return mean_of(self.class_dice.values())
-
-    @property
-    def knn(self) -> float:
-        """Mean of the classes' retrieval, the background among them: the balanced accuracy."""
-        return mean_of(self.retrieval.values())
+    network: nn.Module
+    untrained: nn.Module
+    contract: InputContract
+    origin: str
 
 
-@dataclass
-class _Voxels:
-    """Sampled voxels of several scans: features `(n, F)`, classes and patients `(n,)`."""
-
-    features: Tensor
-    classes: Tensor
-    patients: Tensor
-
-
-class FeatureProbe:
-    """Fit a linear classifier on voxels of the training scans, and score it on the validation scans.
-
-    The recipe is fixed: nothing is chosen by the validation scans. From every scan the same voxels are drawn whatever
-    the encoder: `voxels_per_class` of each class, and `BACKGROUND_SHARE` times as many of the background.
-
-    All processes of a run make it together; then one of them may call it.
+def load_probed(
+    checkpoint: str | Path | None,
+    folders: Sequence[str | Path],
+    expected: InputContract,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> ProbedEncoder:
+    """Make the encoder that a file of weights belongs to: by its input contract, which counts for the whole probe.
 
     Args:
-        datalist: labelled scans, a JSON list with the sections `training` and `validation`.
-        contract: how the encoder's input is made.
-        cache_dir: folder in which results of checks are kept.
-        labels: name of a class to its value in the label maps; None = the values that are found.
-        allow_outside: accept paths of the list that lead out of its folder.
-        on_bad: "stop" raises when a scan or label map is bad, "exclude" leaves it out.
-        max_bad_fraction: share of the scans that "exclude" may leave out.
-        num_workers: processes that check.
-        output_dir: where the checks write what they found; None = nowhere.
-        anonymous_paths: name scans by digests.
-        voxels_per_class: drawn from every scan, at most.
-        neighbours: nearest voxels that vote.
-        overlap: of windows; made smaller until they begin at token edges.
-        sw_batch_size: windows at once.
-        seed: of the draws.
+        checkpoint: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training; None = `models/model.pt` in
+            the first of the folders.
+        folders: where to look for it.
+        expected: input contract of the configuration, for weights without one.
+        device: to put the networks on.
+        seed: of the random weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PretrainedError: the weights do not fit.
+        WrongWeightsError: tensors of the encoder are missing.
     """
-
-    def __init__(
-        self,
-        datalist: str | Path | None,
-        contract: InputContract,
-        cache_dir: str | Path,
-        labels: Mapping[str, int] | None = None,
-        allow_outside: bool = False,
-        on_bad: str = "stop",
-        max_bad_fraction: float = MAX_BAD_FRACTION,
-        num_workers: int = 0,
-        output_dir: str | Path | None = None,
-        anonymous_paths: bool = False,
-        voxels_per_class: int = 128,
-        neighbours: int = 10,
-        overlap: float = 0.5,
-        sw_batch_size: int = 4,
-        seed: int = 0,
-    ) -> None:
-        if voxels_per_class < 1:
-            raise ValueError(f"voxels_per_class must be at least 1, got {voxels_per_class}.")
-        self.contract = contract
-        self.voxels_per_class = voxels_per_class
-        self.neighbours = neighbours
-        self.overlap = overlap
-        self.sw_batch_size = sw_batch_size
-        self.seed = seed
-        found = find_probe_cases(datalist, allow_outside)
-        self.labels: LabelSet = probe_labels(found, labels)
-        self.prepared: PreparedCases = prepare_cases(
-            found,
-            SegmentationChecker(self.labels),
-            {"rule": "fifths"},  # never asked: the list has sections
-            cache_dir=cache_dir,
-            on_bad=on_bad,
-            max_bad_fraction=max_bad_fraction,
-            num_workers=num_workers,
-            output_dir=output_dir,
-            name="probe",
-            anonymous_paths=anonymous_paths,
-        )
-        self.load = probe_transform(contract, self.labels)
-        groups = sorted({item["group"] for item in self.prepared.training + self.prepared.validation})
-        self._patients = {group: number for number, group in enumerate(groups)}
-
-    def __call__(self, encoder: nn.Module | None, pictures: bool = False, title: str = "") -> ProbeResult:
-        """Probe an encoder, which stays as it is; None = intensity and position instead of features.
-
-        Args:
-            encoder: gives a list of maps.
-            pictures: keep slices of every validation scan, about 1 MB each.
-            title: of a progress bar; "" shows none.
-        """
-        network = RawFeatures() if encoder is None else encoder
-        training = network.training
-        network.eval()
-        try:
-            windows = WindowFeatures(
-                network, self.contract.input_size, self.contract.patch_size, self.overlap, self.sw_batch_size
-            )
-            return self._probe(windows, encoder is None, pictures, title)
-        finally:
-            network.train(training)
-
-    def _probe(self, windows: WindowFeatures, raw: bool, pictures: bool, title: str) -> ProbeResult:
-        priors = torch.zeros(self.labels.out_channels, dtype=torch.int64)
-        parts = []
-        for item in self._items(self.prepared.training, raw, f"{title}, training" if title else ""):
-            priors += torch.bincount(item["label"].as_tensor().flatten().long(), minlength=len(priors))
-            parts.append(self._voxels(item, windows))
-        bank = _joined(parts)
-        classifier = fit_linear(bank.features, bank.classes, priors)
-        parts, results, slices = [], [], {}
-        for item in self._items(self.prepared.validation, raw, f"{title}, validation" if title else ""):
-            parts.append(self._voxels(item, windows))
-            pred = windows.classify(item["input"], classifier).unsqueeze(0)
-            if item["image"].shape != item["own_label"].shape:
-                on_input = MetaTensor(pred, affine=item["image"].affine)
-                pred = without_meta(ResampleToMatch(mode="nearest")(on_input, item["own_label"]))
-            results.append(self._score(item, pred))
-            if pictures:
-                slices[results[-1].name] = _slices(item, pred)
-        queries = _joined(parts)
-        found = nearest_classes(
-            queries.features, queries.patients, bank.features, bank.classes, bank.patients, self.neighbours
-        )
-        shares = recalls(found, queries.classes, self.labels.out_channels)
-        return ProbeResult(results, dict(zip(self.labels.names, shares, strict=True)), slices)
-
-    def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
-        """The scans, loaded one by one; `input` is what the encoder sees, `sample` are the voxels that are drawn."""
-        for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False):
-            loaded: Any = self.load(dict(item))
-            image = loaded["image"].as_tensor()
-            loaded["input"] = add_position(image) if raw else image
-            loaded["sample"] = self._draw(loaded["label"].as_tensor()[0].cpu().numpy(), str(item["name"]))
-            yield loaded
-
-    def _draw(self, label: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
-        """Voxels `(n, 3)` of a label map, so many of every class, and their classes `(n,)`."""
-        random = np.random.default_rng(keyed_seed(self.seed, "probe", name))
-        voxels, classes = [], []
-        for number in range(self.labels.out_channels):
-            there = np.flatnonzero(label == number)
-            most = self.voxels_per_class * (1 if number else BACKGROUND_SHARE)
-            drawn = random.choice(there, min(most, len(there)), replace=False)
-            voxels.append(np.stack(np.unravel_index(drawn, label.shape), axis=1))
-            classes += [number] * len(drawn)
-        return torch.from_numpy(np.concatenate(voxels)), torch.tensor(classes)
-
-    def _voxels(self, item: Mapping[str, Any], windows: WindowFeatures) -> _Voxels:
-        voxels, classes = item["sample"]
-        patient = self._patients[item["group"]]
-        return _Voxels(windows.at(item["input"], voxels), classes, torch.full_like(classes, patient))
-
-    def _score(self, item: Mapping[str, Any], pred: Tensor) -> CaseResult:
-        """Dice of every class on the scan's own voxels."""
-        label = item["own_label"].as_tensor()
-        numbers = range(1, self.labels.out_channels)
-        dice = compute_dice(pred[None], label[None], include_background=False, num_classes=self.labels.out_channels)
-        voxel = abs(float(np.linalg.det(item["own_label"].affine[:3, :3].cpu().numpy()))) / 1000  # ml
-        scores = [
-            TargetScore(float(each), math.nan, int((label == n).sum()) * voxel, int((pred == n).sum()) * voxel)
-            for n, each in zip(numbers, dice[0].tolist(), strict=True)
+    path = find_checkpoint(checkpoint, folders)
+    found = find_contract(path)
+    contract = expected if found is None else found[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = [
+            MiM(contract.in_channels, contract.input_size, contract.preset, contract.encoder, num_levels=1).encoder
+            for _ in range(2)
         ]
-        return CaseResult(str(item["name"]), dict(zip(self.labels.targets, scores, strict=True)))
+    report = load_pretrained(networks[0], path)
+    if report.new:
+        raise WrongWeightsError(
+            f"{path}: {len(report.new)} tensors of the encoder are not in the file, such as {report.new[0]}; with "
+            "random weights in their place the probe would tell nothing."
+        )
+    trained, untrained = (network.to(device).eval() for network in networks)
+    origin = f"{path}" + (f", step {contract.step}" if found else "")
+    return ProbedEncoder(trained, untrained, contract, origin)
 
 
-def _joined(parts: Sequence[_Voxels]) -> _Voxels:
-    return _Voxels(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(_Voxels)))
+def run_probe(
+    probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker, facts: Mapping[str, Any]
+) -> None:
+    """Probe the encoder, the same network with random weights, and intensity with position; write the report.
 
-
-def _slices(item: Mapping[str, Any], pred: Tensor) -> OverlayPicture:
-    label = item["own_label"]
-    image = item["image"]
-    if image.shape != label.shape:
-        image = ResampleToMatch(mode="bilinear")(image, label)
-    label_map, pred_map = (each.cpu().numpy().astype(np.uint8) for each in (label, pred))
-    return overlay_picture(image.cpu().numpy(), label_map, pred_map, label.affine.cpu().numpy().astype(float))
+    Args:
+        probe: of the labelled scans.
+        probed: the encoder.
+        folder: for `report.md`, `metrics.json`, `cases.csv` and pictures.
+        tracker: gets the figures at the weights' step, and the files.
+        facts: settings that the report names.
+    """
+    status = "FAILED"
+    folder.begin(probe.prepared.digest, "probe")
+    tracker.start(Engine(lambda engine, batch: None))
+    try:
+        results = {"encoder": probe(probed.network, pictures=True, title="encoder")}
+        results["random weights"] = probe(probed.untrained, title="random weights")
+        results["intensity and position"] = probe(None, title="intensity and position")
+        report = ProbeReport(results, {"weights": probed.origin, **facts}, probe)
+        numbers = {
+            f"{prefix}_{name}": getattr(result, name)
+            for prefix, result in zip(("probe", "random", "raw"), results.values(), strict=True)
+            for name in ("dice", "knn")
+        }
+        tracker.log_numbers(numbers, probed.contract.step)
+        for path in report.write(folder.path):
+            tracker.log_artifact(path)
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+        folder.update(status=status.lower())
+        folder.release()

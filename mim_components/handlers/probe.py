@@ -13,9 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from mim_components.engines.probe import FeatureProbe
 from mim_components.handlers.metrics import StepLines
 from mim_components.handlers.tracking import RunTracker
+from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder

@@ -2,14 +2,17 @@
 
 from mim_components.metrics.classification import ClassScores, one_figure
 from mim_components.metrics.pretraining import CropScores, alignment_scores, mean_error, reconstruction_scores
-from mim_components.metrics.probe import LinearClassifier, fit_linear, nearest_classes, recalls
+from mim_components.metrics.probe import FeatureProbe, ProbeResult
+from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseScores
 
 __all__ = [
     "CaseScores",
     "ClassScores",
     "CropScores",
+    "FeatureProbe",
     "LinearClassifier",
+    "ProbeResult",
     "alignment_scores",
     "fit_linear",
     "mean_error",

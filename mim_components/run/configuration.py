@@ -14,7 +14,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 from monai.utils import ensure_tuple
 
-from mim_components.runs.options import check_options
+from mim_components.run.options import check_options
 from mim_components.utils.text import mask_secrets
 
 # Values that change where, how fast or how loud, but not what is computed.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_components.runs.options import option_table
+from mim_components.run.options import option_table
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
 FILES = {

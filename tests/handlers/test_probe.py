@@ -13,9 +13,9 @@ from ignite.engine import Engine, Events
 from safetensors.torch import load_file
 from torch import nn
 
-from mim_components.engines import ProbeResult
 from mim_components.handlers import ProbeHandler
 from mim_components.handlers.reports.probe import ProbeReport
+from mim_components.metrics import ProbeResult
 from mim_components.metrics.segmentation import CaseResult, TargetScore
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract, read_contract

@@ -172,7 +172,7 @@ def test_passwords_are_not_kept(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     train |= {
         "address": None,
         "read": "@address",
-        "kept": "$dict(__import__('mim_components.runs', fromlist=['x']).configuration.current_config())",
+        "kept": "$dict(__import__('mim_components.run', fromlist=['x']).configuration.current_config())",
     }
     train["initialize"] = ["@kept"]
     (bundle / "train.json").write_text(json.dumps(train))

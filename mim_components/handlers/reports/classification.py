@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.inference.results import Results
+from mim_components.handlers.saving.results import Results
 from mim_components.metrics.classification import (
     CLASS_FIGURES,
     ClassScores,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mim_components import __version__
-from mim_components.engines.probe import FeatureProbe, ProbeResult
 from mim_components.handlers.reports.segmentation import choose_cases, known
 from mim_components.labels import COLOURS
+from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
 from mim_components.metrics.segmentation import CaseResult
 from mim_components.utils.files import write_text_safely
 from mim_components.utils.text import csv_table, markdown_table

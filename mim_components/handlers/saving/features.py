@@ -16,7 +16,7 @@ from monai.transforms import SaveImage
 from torch import Tensor
 
 from mim_components import __version__
-from mim_components.inference.results import Results
+from mim_components.handlers.saving.results import Results
 from mim_components.networks.features import feature_affine
 from mim_components.utils.files import write_safely, write_tensors_safely
 from mim_components.weights.contract import InputContract

@@ -22,7 +22,7 @@ from mim_components.data.grids import grid_fault
 from mim_components.data.inputs import WRITTEN_BY
 from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
-from mim_components.inference.results import Results
+from mim_components.handlers.saving.results import Results
 from mim_components.labels import LabelSet
 from mim_components.transforms.regions import RegionsToLabel
 from mim_components.utils.files import write_safely, write_text_safely

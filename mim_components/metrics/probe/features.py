@@ -17,7 +17,7 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
 from mim_components.inferers import ClassMapInferer
-from mim_components.metrics.probe import LinearClassifier
+from mim_components.metrics.probe.heads import LinearClassifier
 from mim_components.networks.features import pad_to_windows, window_overlap
 
 RAW_STRIDE = 2  # of the finest map of the hybrid encoder

@@ -21,7 +21,7 @@ from mim_components.weights.contract import read_contract
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
 SMALL: dict[str, Any] = {
     "preset": "nano",

@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 import torch
 
-from mim_components.runs.options import KINDS, OptionsError, convert, expectation, option_table, read_words
+from mim_components.run.options import KINDS, OptionsError, convert, expectation, option_table, read_words
 from mim_components.utils.text import root_cause
 from mim_tools.bundle_files.options import FILES, options_of, with_options
 

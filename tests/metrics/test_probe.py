@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mim_components.data.volumes import BadVolumesError, DataError
-from mim_components.engines import FeatureProbe, ProbedEncoder, load_probed, run_probe
+from mim_components.engines import ProbedEncoder, load_probed, run_probe
+from mim_components.metrics import FeatureProbe
 from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract

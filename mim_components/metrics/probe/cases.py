@@ -35,7 +35,7 @@ FORM = '{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}'
 
 
 def find_probe_cases(datalist: str | Path | None, allow_outside: bool = False) -> FoundCases:
-    """Read the list of labelled scans; see `mim_components.datasets.load_cases`.
+    """Read the list of labelled scans; see `mim_components.data.load_cases`.
 
     Raises:
         DataError: no list is given, or it has no section `validation`.

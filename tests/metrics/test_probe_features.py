@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim_components.engines.features import WindowFeatures, add_position
-from mim_components.metrics.probe import LinearClassifier
+from mim_components.metrics.probe.features import WindowFeatures, add_position
+from mim_components.metrics.probe.heads import LinearClassifier
 
 
 class Pyramid(nn.Module):

@@ -1,0 +1,5 @@
+"""A probe of frozen features: a linear classifier and retrieval on what an encoder says of labelled voxels."""
+
+from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
+
+__all__ = ["FeatureProbe", "ProbeResult"]
