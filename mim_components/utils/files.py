@@ -60,7 +60,7 @@ def shorten_name(name: str, limit: int = MAX_NAME) -> str:
 
     Example:
         >>> shorten_name("scan"), len(shorten_name("\u8096" * 81).encode()), shorten_name("x" * 300, 20)
-        ('scan', 200, 'xxx_98a59b7b8a28f142')
+        ('scan', 200, 'xxx_0d4e2ca9e9cbced7')
     """
     content = name.encode("utf-8", "surrogateescape")
     if len(content) <= limit:

@@ -207,8 +207,8 @@ def test_cache_keeps_every_spacing_apart(tmp_path: Path) -> None:
     source = VolumeSource(tmp_path / "a", ())
     spacings = [None, (1.5, 1.5, 2.0), (1.5, 2.0, 1.5), (1.0, 1.0, 1.0)]
     assert len({VolumeCache(tmp_path, spacing).voxel_file(source) for spacing in spacings}) == 4
-    # files from before there was a choice are still found
-    key = hashlib.sha256(f"1\n{tmp_path / 'a'}\n".encode()).hexdigest()[:32]
+    # native voxels have no spacing in their key
+    key = hashlib.sha256(f"2\n{tmp_path / 'a'}\n".encode()).hexdigest()[:32]
     assert VolumeCache(tmp_path).voxel_file(source) == tmp_path / key[:2] / f"{key}.npy"
 
 

@@ -17,8 +17,8 @@ def test_pretrainings_of_openkbp_cost_the_same() -> None:
     study = Study(ROOT / "studies" / "openkbp.json")
     options = [cell.options for cell in study.cells.values() if cell.phase == "pretraining"]
     assert {network_volumes(each) for each in options} == {(7, 7 * options[0]["max_steps"])}
-    # arms with a pre-training: mcmae, mim, mcmae_wide, no_alignment, 2levels, byol, visible, mae3d; 3 seeds
-    assert len(options) == 8 * 3
+    # arms with a pre-training: mcmae, mim, mcmae_wide, any, no_alignment, 2levels, byol, visible, mae3d; 3 seeds
+    assert len(options) == 9 * 3
 
 
 def test_the_last_model_is_the_one_that_is_scored() -> None:
