@@ -16,6 +16,7 @@ from mim_components.data.resample import Spacing, as_spacing
 from mim_components.data.volumes import per_axis
 from mim_components.networks.mim import MiM
 from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.utils.text import shorten
 from mim_components.weights.contract import TRAINING_VOLUMES, InputContract, ModelSettings, read_contract
 
 logger = logging.getLogger(__name__)
@@ -155,8 +156,7 @@ def describe_misfit(state: Mapping[str, Any], network: nn.Module) -> str:
         for name in sorted(own.keys() | found.keys())
         if own.get(name) != found.get(name)
     ]
-    more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return "; ".join(wrong[:3]) + more
+    return shorten(wrong, 3, "; ")
 
 
 def _shown(value: object) -> str:

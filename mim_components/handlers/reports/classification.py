@@ -30,6 +30,7 @@ from mim_components.metrics.classification import (
     summary_figures,
 )
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import markdown_table
 from mim_components.visualize.confusion import confusion_figure
 from mim_components.visualize.sheet import save_figure
 
@@ -122,28 +123,29 @@ def summary_table(report: Mapping[str, Any]) -> str:
     """Accuracy and AUC in percent, and what the paper reports, in Markdown."""
     published = report["published"]
     columns = list(dict.fromkeys(name for key in ("accuracy", "auc") for name in published.get(key, {})))
-    lines = [["", "this run", *(f"paper: {name}" for name in columns)]]
+    rows = []
     for key, text in SUMMARY.items():
         theirs = published.get(key.partition("_")[0], {})
-        lines.append(
+        rows.append(
             [text, _percent(report[key]), *(f"{theirs[name]:.2f}" if name in theirs else "" for name in columns)]
         )
-    return _table(lines)
+    return markdown_table(["in %", "this run", *(f"paper: {name}" for name in columns)], rows)
 
 
 def class_table(report: Mapping[str, Any]) -> str:
     """Figures of every class in percent, in Markdown."""
-    lines = [["class", "scans", "AUC", *(name.capitalize() for name in CLASS_FIGURES)]]
-    for name, row in report["classes"].items():
-        lines.append([name, str(row["cases"]), *(_percent(row[key]) for key in ("auc", *CLASS_FIGURES))])
-    return _table(lines)
+    rows = [
+        [name, row["cases"], *(_percent(row[key]) for key in ("auc", *CLASS_FIGURES))]
+        for name, row in report["classes"].items()
+    ]
+    return markdown_table(["class", "scans", "AUC (%)", *(f"{name.capitalize()} (%)" for name in CLASS_FIGURES)], rows)
 
 
 def confusion_table(report: Mapping[str, Any]) -> str:
     """Counts in Markdown; rows are classes, columns predictions."""
     names = list(report["classes"])
-    rows = [[name, *map(str, counts)] for name, counts in zip(names, report["confusion"], strict=True)]
-    return _table([["class \\ predicted", *names], *rows])
+    rows = [[name, *counts] for name, counts in zip(names, report["confusion"], strict=True)]
+    return markdown_table(["class \\ predicted", *names], rows)
 
 
 def _published_note(published: Mapping[str, Any]) -> str:
@@ -160,12 +162,6 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 def _percent(value: float | None) -> str:
     return "undefined" if value is None else f"{100 * value:.2f}"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = lines
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(each) + " |" for each in (head, rule, *rows))
 
 
 class ClassReport:

@@ -18,7 +18,7 @@ from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.metrics.pretraining import CropScores, mean_scores
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import csv_table, markdown_table
+from mim_components.utils.text import csv_table, markdown_table, shorten
 from mim_components.weights.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
@@ -310,8 +310,7 @@ class ReportHandler:
         if seen := [volume.name for volume in self.prepared.volumes if volume.content in known]:
             notes.append(
                 f"{len(seen)} of {len(self.prepared)} volumes were in the training, with the same voxels; their "
-                f"figures say how well the network fits what it has seen: {', '.join(seen[:20])}"
-                + (f" and {len(seen) - 20} more." if len(seen) > 20 else ".")
+                f"figures say how well the network fits what it has seen: {shorten(seen, 20)}."
             )
         if self.standardized:
             notes.append(

@@ -103,7 +103,6 @@ class ProbeReport:
         return rows
 
     def _markdown(self, metrics: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-        settings = [[name, str(value).replace("|", "\\|")] for name, value in metrics["settings"].items()]
         notes = [
             "The encoder is frozen. Dice: a linear classifier of single voxels' features, fitted on voxels of the "
             "training scans, on every voxel of the validation scans; mean over the scans whose label map has the "
@@ -120,7 +119,7 @@ class ProbeReport:
             notes.append(f"{len(metrics['excluded'])} scans were left out; see metrics.json.")
         parts = [
             "# Probe of frozen features",
-            markdown_table(["setting", "value"], settings),
+            markdown_table(["setting", "value"], metrics["settings"].items()),
             "## Scores",
             self.table(),
             "## Pictures",

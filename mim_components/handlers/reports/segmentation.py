@@ -92,11 +92,10 @@ def why_not_comparable(published: Mapping[str, Any], label_set: str, space: str,
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated, the scores, the paper's figures, pictures, and how to read them."""
-    settings = [[name, _plain(value)] for name, value in report["settings"].items()]
     pictures = [f"![{name} case]({file})" for name, file in report["pictures"].items()]
     parts = [
         "# Evaluation of a segmentation",
-        markdown_table(["setting", "value"], settings),
+        markdown_table(["setting", "value"], report["settings"].items()),
         "## Scores",
         target_table(report),
         "## The paper's figures (not ours)",
@@ -147,11 +146,6 @@ def _cells(figures: Mapping[str, float], entries: Sequence[str]) -> list[str]:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _plain(value: object) -> str:
-    """A value in a cell of a table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 logger = logging.getLogger(__name__)
