@@ -16,6 +16,10 @@ from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionErro
 TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: what identifies the voxels of every scan, one a line
 
 
+class WrongWeightsError(ValueError):
+    """The checkpoint was trained with other settings than the configuration has; names file, settings and remedy."""
+
+
 @dataclass(frozen=True)
 class InputContract:
     """How input must be made for an encoder, and what made it.
@@ -141,3 +145,19 @@ class ModelSettings:
         """For `model.json`; tuples become lists, as JSON has them."""
         values = {"bundle": self.bundle, "settings": dict(self.settings), "targets": list(self.targets)}
         return {**json.loads(json.dumps(values)), "version": __version__}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A `model.json`: `ModelSettings.as_dict` and what is known of the training; empty where there is no such file.
+
+    Raises:
+        WrongWeightsError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        facts["settings"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WrongWeightsError(f"{path}: is damaged ({error}); remove it to use the weights unchecked.") from error
+    return facts
