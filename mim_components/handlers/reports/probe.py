@@ -95,8 +95,9 @@ class ProbeReport:
     def _markdown(self, metrics: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         notes = [
             "The encoder is frozen. Dice: a linear classifier of single voxels' features, fitted on voxels of the "
-            "training scans, on every voxel of the validation scans; mean over the scans whose label map has the "
-            "class, then over the classes. It is no segmentation network: compare columns, not papers.",
+            "training scans, its biases set for the best Dice on other voxels of them, on every voxel of the "
+            "validation scans; mean over the scans whose label map has the class, then over the classes. It is no "
+            "segmentation network: compare columns, not papers.",
             f"kNN: share of the sampled voxels of validation scans whose class is that of most of the "
             f"{self.probe.neighbours} nearest voxels (cosine) of other patients; guessing gives "
             f"{100 / len(self.probe.labels.names):.1f} %.",
