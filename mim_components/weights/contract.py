@@ -38,6 +38,13 @@ class InputContract:
         version: version of this project that wrote it.
         contract_version: of the layers and of this contract; weights of another one are refused.
         spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
+
+    Example:
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
+        >>> contract.to_metadata()["hu_window"]
+        '[-1000.0, 1000.0]'
+        >>> InputContract.from_metadata(contract.to_metadata(), "encoder.safetensors") == contract
+        True
     """
 
     encoder: str
@@ -135,6 +142,11 @@ class ModelSettings:
         bundle: name of the bundle.
         settings: values by the name of the option that sets them.
         targets: what the output channels stand for.
+
+    Example:
+        >>> settings = ModelSettings("mim_btcv_segmentation", {"spacing": (1.5, 1.5, 2.0)}, ("spleen", "liver"))
+        >>> settings.as_dict()["settings"], settings.as_dict()["targets"]
+        ({'spacing': [1.5, 1.5, 2.0]}, ['spleen', 'liver'])
     """
 
     bundle: str

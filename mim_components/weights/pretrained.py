@@ -100,7 +100,7 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
 
     The encoder is `network.encoder`, `network.vit` (MONAI's UNETR), or `network` itself. A 1-channel first convolution
     is repeated for more input channels and divided by their number, so that activations keep their scale; fixed
-    positions are made anew for another grid.
+    positions are recomputed for another grid.
 
     Args:
         network: to load into.

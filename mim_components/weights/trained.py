@@ -214,5 +214,10 @@ def _as_option(value: object) -> str:
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network.to(device)`, for configurations that must load weights first (`_requires_`)."""
+    """`network.to(device)`, for configurations that must load weights first (`_requires_`).
+
+    Example:
+        >>> on_device(nn.Linear(2, 1), torch.device("cpu")).weight.device
+        device(type='cpu')
+    """
     return network.to(device)

@@ -203,7 +203,7 @@ class ClassReport:
 class SavePredictions:
     """Write `predictions.csv`: every scan with the most probable class and the probability of every class.
 
-    The table is written anew after every scan, so that an interrupted run leaves those that are done.
+    The table is rewritten after every scan, so that an interrupted run leaves those that are done.
 
     Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)` and `source`.
 

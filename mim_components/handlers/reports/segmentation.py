@@ -273,6 +273,10 @@ def is_original(space: str) -> bool:
 
     Raises:
         ValueError: neither of the two.
+
+    Example:
+        >>> is_original("original"), is_original("resampled")
+        (True, False)
     """
     if space not in SPACES:
         raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}.")
