@@ -17,9 +17,9 @@ from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
-from mim_components.weights.contract import InputContract, find_contract
+from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract
 from mim_components.weights.pretrained import load_pretrained
-from mim_components.weights.trained import WrongWeightsError, find_checkpoint
+from mim_components.weights.trained import find_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,9 @@ def keep_remarks(folder: RunFolder, prepared: Any) -> None:
     if prepared.notes:  # the preparation has logged every one
         lines = "".join(f"{note}\n" for note in prepared.notes)
         write_text_safely(folder.path / "data_notes.txt", lines)
-        folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {_few(prepared.notes)}")
+        folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {shorten(prepared.notes)}")
     if prepared.bad:
-        folder.notes.append(f"{len(prepared.bad)} volumes left out, see {QUARANTINE}: {_few(prepared.bad)}")
-
-
-def _few(items: Sequence[Any], limit: int = 5) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return "; ".join(str(item) for item in items[:limit]) + more
+        folder.notes.append(f"{len(prepared.bad)} volumes left out, see {QUARANTINE}: {shorten(prepared.bad)}")
 
 
 def train(

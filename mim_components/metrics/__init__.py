@@ -3,7 +3,7 @@
 from mim_components.metrics.classification import ClassScores, one_figure
 from mim_components.metrics.pretraining import CropScores, alignment_scores, mean_error, reconstruction_scores
 from mim_components.metrics.probe import FeatureProbe, ProbeResult
-from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, nearest_classes, recalls
+from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseScores
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ProbeResult",
     "alignment_scores",
     "fit_linear",
+    "maximise_dice",
     "mean_error",
     "nearest_classes",
     "one_figure",

@@ -1,25 +1,39 @@
-"""Text: tables in Markdown and CSV, names of files as they may stand in them, the cause of an error."""
+"""Text: lists that are cut short, tables in Markdown and CSV, printable names, the cause of an error."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown whose columns also line up as plain text.
+def shorten(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:
+    """The first items of a list, and how many more there are.
 
     Example:
-        >>> print(markdown_table(["class", "Dice"], [["spleen", "96.4"]]))
+        >>> shorten(["a", "b", "c"]), shorten(["a", "b", "c"], most=1)
+        ('a, b, c', 'a and 2 more')
+    """
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    r"""A table in Markdown whose columns also line up as plain text; a cell cannot break out of its line or column.
+
+    Example:
+        >>> print(markdown_table(["class", "Dice"], [["spleen", 96.4], ["a|b", "-"]]))
         | class  | Dice |
         | ------ | ---- |
         | spleen | 96.4 |
+        | a\|b   | -    |
     """
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
+    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [cells[0], ["-" * width for width in widths], *cells[1:]]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )

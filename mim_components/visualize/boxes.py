@@ -12,7 +12,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from mim_components.transforms.intensity import AIR_HU, SOFT_TISSUE, window_text, window_to_grey
-from mim_components.visualize.reconstruction import check_triple, checked_mask, checked_volume
 from mim_components.visualize.sheet import (
     HEADING_SIZE,
     PLANES,
@@ -26,10 +25,9 @@ from mim_components.visualize.sheet import (
     panel_inches,
     resized_slice,
     size_text,
-    slice_text,
-    title_panel,
     wrapped,
 )
+from mim_components.visualize.volume import ShownVolume
 
 FOOTNOTE = (
     "Solid: the slice passes through the box. Dashed: the box lies in front of or behind the slice. "
@@ -90,7 +88,15 @@ def boxes_figure(
     Raises:
         ValueError: shapes that do not fit together, a box that leaves level 1, or a reversed window.
     """
-    nest = Nest(image, spacing, level1_native_size, start, boxes, masked)
+    nest = Nest(
+        image=image,
+        spacing=spacing,
+        native_size=level1_native_size,
+        start=start,
+        scan_size=scan_size,
+        masked=masked,
+        boxes=boxes,
+    )
     rows = _rows(nest, window)
     title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
     note = wrapped(FOOTNOTE, WIDTH - 2 * MARGIN, TEXT_SIZE)
@@ -101,55 +107,35 @@ def boxes_figure(
     sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
     grey = window_to_grey(nest.image, window)
     for row in rows:
-        _draw_row(sheet, top, nest, grey, row, scan_size)
+        _draw_row(sheet, top, nest, grey, row)
         top += _row_height(nest, row)
     sheet.text(MARGIN, top + 0.2, note, TEXT_SIZE)
     return sheet.figure
 
 
-@dataclass(eq=False)
-class Nest:
-    """Level 1 and where the other levels were cut from it, in RAS.
+@dataclass(eq=False, kw_only=True)
+class Nest(ShownVolume):
+    """Level 1 and where the other levels were cut from it, in RAS; what follows is beside `ShownVolume`.
 
-    Args:
-        image: level 1 at its resized grid, `(H, W, D)`, HU.
-        spacing: mm per voxel of `image`.
-        native_size: native voxels that `image` covers.
-        start: index of the first of them in the prepared scan.
+    Attributes:
         boxes: for each level from 2 on, start and size of its volumes `(V, 2, 3)`, in native voxels counted from
             level 1's first voxel. Volumes of one parent follow each other, so V is a multiple of the level before.
-        masked: bool `(h, w, d)`, mask of level 1, or None.
 
     Raises:
         ValueError: shapes that do not fit together, or a box that leaves level 1.
     """
 
-    image: np.ndarray
-    spacing: tuple[float, float, float]
-    native_size: tuple[int, int, int]
-    start: tuple[int, int, int]
     boxes: Mapping[int, np.ndarray]
-    masked: np.ndarray | None
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
-        self.image = checked_volume(self.image, "image of level 1")
-        check_triple(self.spacing, "spacing of level 1 in mm", positive=True)
-        check_triple(self.native_size, "native_size of level 1 in voxels", positive=True)
-        check_triple(self.start, "start of level 1 in voxels", positive=False)
-        if self.masked is not None:
-            self.masked = checked_mask(self.masked, self.image.shape, "level 1")
+        super().__post_init__()
         self.boxes = _checked_boxes(self.boxes, self.native_size)
 
     @property
     def native_mm(self) -> np.ndarray:
         """Mm per native voxel, `(3,)`."""
         return np.array(self.spacing) * self.image.shape / np.array(self.native_size)
-
-    @property
-    def size_mm(self) -> np.ndarray:
-        """Edges of level 1 in mm, `(3,)`."""
-        return np.array(self.image.shape) * np.array(self.spacing)
 
     def child_of(self, level: int, number: int) -> int:
         """Number of the level-2 box that a box of a deeper level was cut from."""
@@ -230,9 +216,7 @@ def _row_height(nest: Nest, row: _Row) -> float:
     return _row_head(row) + max(height for _, height in sizes)
 
 
-def _draw_row(
-    sheet: Sheet, top: float, nest: Nest, grey: np.ndarray, row: _Row, scan_size: tuple[int, int, int] | None
-) -> None:
+def _draw_row(sheet: Sheet, top: float, nest: Nest, grey: np.ndarray, row: _Row) -> None:
     sheet.text(MARGIN, top + 0.15, row.heading, HEADING_SIZE, bold=True)
     top += _row_head(row)
     sizes = panel_inches(row.region[1] * nest.native_mm, MAX_COLUMN, MAX_ROW)
@@ -240,7 +224,7 @@ def _draw_row(
         axes = sheet.axes(MARGIN + column * (MAX_COLUMN + GAP), top, width, height)
         _draw_plane(axes, nest, grey, plane, row)
         number = nest.start[plane.axis] + int(row.voxel[plane.axis])
-        title_panel(axes, f"{plane.name}, {slice_text(number, scan_size[plane.axis] if scan_size else None)}")
+        nest.title_panel(axes, plane, number)
     if row.child is None:
         _draw_legend(sheet, nest, top)
 
@@ -250,7 +234,7 @@ def _draw_plane(axes: Axes, nest: Nest, grey: np.ndarray, plane: Plane, row: _Ro
     index = resized_slice(native, grey.shape[axis], nest.native_size[axis])
     draw_panel(axes, grey, nest.spacing, plane, index)
     if row.child is None:
-        _tint_masked(axes, nest, plane, index)
+        nest.cover_masked(axes, plane, index, color=MASK_COLOUR, alpha=0.3, linewidth=0, zorder=2)
         _number_children(axes, nest, plane, native)
     for level, boxes in nest.boxes.items():
         for number in range(len(boxes)):
@@ -264,17 +248,6 @@ def _draw_plane(axes: Axes, nest: Nest, grey: np.ndarray, plane: Plane, row: _Ro
     if row.child is not None:
         for spine in axes.spines.values():
             spine.set(color=_colour(row.child), linewidth=3)
-
-
-def _tint_masked(axes: Axes, nest: Nest, plane: Plane, index: int) -> None:
-    if nest.masked is None:
-        return
-    token = np.array(nest.image.shape) // nest.masked.shape
-    edge = token * np.array(nest.spacing)
-    width, height = edge[plane.across], edge[plane.up]
-    for across, up in np.argwhere(nest.masked.take(index // token[plane.axis], axis=plane.axis)):
-        corner = (across * width, up * height)
-        axes.add_patch(Rectangle(corner, width, height, color=MASK_COLOUR, alpha=0.3, linewidth=0, zorder=2))
 
 
 def _draw_box(axes: Axes, nest: Nest, plane: Plane, native: int, level: int, number: int) -> None:

@@ -78,9 +78,7 @@ def overlay_figure(picture: OverlayPicture, title: str, legend: Sequence[LegendE
     panels = sum(height + ROW_GAP for _, height in sizes)
     sheet = Sheet(WIDTH, head + panels + 0.2 + rows * LEGEND_ROW + lines_height(FOOTNOTE, TEXT_SIZE) + MARGIN)
     sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
-    lefts = [MARGIN + column * (COLUMN + GAP) for column in range(len(COLUMNS))]
-    for left, name in zip(lefts, COLUMNS, strict=True):
-        sheet.text(left, head - 0.06, name, TEXT_SIZE + 0.5, bold=True, va="baseline")
+    lefts = sheet.columns(COLUMNS, MARGIN, head, COLUMN + GAP)
     top = head
     for part, (width, height) in zip(picture.slices, sizes, strict=True):
         top += ROW_GAP

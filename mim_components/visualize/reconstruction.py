@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from mim_components.transforms.intensity import AIR_HU, HU_RANGE, SOFT_TISSUE, window_text, window_to_grey
 from mim_components.visualize.sheet import (
@@ -26,10 +25,9 @@ from mim_components.visualize.sheet import (
     panel_inches,
     save_figure,
     size_text,
-    slice_text,
-    title_panel,
     wrapped,
 )
+from mim_components.visualize.volume import ShownVolume, checked_volume
 
 COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error (HU)")
 FOOTNOTE = (
@@ -43,59 +41,30 @@ COLUMN, MAX_ROW = 3.0, 4.0  # inches
 WIDTH = 2 * MARGIN + len(COLUMNS) * (COLUMN + GAP) + BAR
 
 
-@dataclass(eq=False)
-class LevelPicture:
-    """One volume of one level, as the network saw it, in RAS.
+@dataclass(eq=False, kw_only=True)
+class LevelPicture(ShownVolume):
+    """One volume of one level, as the network saw it, in RAS; what follows is beside `ShownVolume`.
 
-    Args:
-        level: 1 is the outermost.
-        image: input `(H, W, D)`, HU.
+    Attributes:
         reconstruction: prediction at masked tokens and the input elsewhere, `(H, W, D)`, HU.
-        masked: bool `(h, w, d)` on the token grid, True where the network did not see the input; divides `(H, W, D)`.
-        spacing: mm per voxel of these arrays, that is, after the resize.
-        start: index of the volume's first voxel in the prepared scan, native voxels.
-        native_size: native voxels that the volume covers.
-        scan_size: voxels of the prepared scan; slices beyond it are padding. None = not known.
-
-    Raises:
-        ValueError: shapes that do not fit together, no masked token, spacing or size not positive.
+        masked: as of `ShownVolume`; hides at least one token.
     """
 
-    level: int
-    image: np.ndarray
     reconstruction: np.ndarray
     masked: np.ndarray
-    spacing: tuple[float, float, float]
-    start: tuple[int, int, int]
-    native_size: tuple[int, int, int]
-    scan_size: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
+        super().__post_init__()
         name = f"level {self.level}"
-        self.image = checked_volume(self.image, f"image of {name}")
         self.reconstruction = checked_volume(self.reconstruction, f"reconstruction of {name}")
         if self.reconstruction.shape != self.image.shape:
             raise ValueError(
                 f"image and reconstruction of {name} must have one shape, got image {self.image.shape} and "
                 f"reconstruction {self.reconstruction.shape}."
             )
-        self.masked = checked_mask(self.masked, self.image.shape, name)
         if not self.masked.any():
             raise ValueError(f"masked of {name} must hide at least one token, got none of {self.masked.size}.")
-        check_triple(self.spacing, f"spacing of {name} in mm", positive=True)
-        check_triple(self.start, f"start of {name} in voxels", positive=False)
-        check_triple(self.native_size, f"native_size of {name} in voxels", positive=True)
-
-    @property
-    def token_size(self) -> np.ndarray:
-        """Edges of a token in voxels of the arrays, `(3,)`."""
-        return np.array(self.image.shape) // np.array(self.masked.shape)
-
-    @property
-    def size_mm(self) -> np.ndarray:
-        """Edges of the volume in mm, `(3,)`."""
-        return np.array(self.image.shape) * np.array(self.spacing)
 
     def masked_voxels(self) -> np.ndarray:
         """The mask on the voxel grid, bool `(H, W, D)`."""
@@ -126,30 +95,6 @@ class LevelPicture:
         centres = (tokens + 0.5) * edge * np.array(self.spacing)
         x, y, z = tokens[nearest_to_centre(centres, self.size_mm / 2, tissue)].tolist()
         return x, y, z
-
-
-def checked_volume(volume: np.ndarray, name: str) -> np.ndarray:
-    """The volume as float32 `(H, W, D)`; ValueError when it is empty or has another number of axes."""
-    volume = np.asarray(volume, dtype=np.float32)
-    if volume.ndim != 3 or 0 in volume.shape:
-        raise ValueError(f"{name} must be (H, W, D) and not empty, got shape {volume.shape}.")
-    return volume
-
-
-def checked_mask(masked: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The mask as bool `(h, w, d)`; ValueError when its grid does not divide `shape`."""
-    masked = np.asarray(masked)
-    if masked.dtype != bool:
-        raise ValueError(f"masked of {name} must be bool, True is hidden, got {masked.dtype}.")
-    if masked.ndim != 3 or 0 in masked.shape or any(n % grid for n, grid in zip(shape, masked.shape, strict=True)):
-        raise ValueError(f"masked of {name} must be a grid (h, w, d) that divides {shape}, got {masked.shape}.")
-    return masked
-
-
-def check_triple(values: tuple[float, float, float], name: str, *, positive: bool) -> None:
-    """Raise ValueError unless there are three finite numbers, above zero if `positive`."""
-    if len(values) != 3 or not np.isfinite(values).all() or (positive and min(values) <= 0):
-        raise ValueError(f"{name} must be three {'positive' if positive else 'finite'} numbers, got {values}.")
 
 
 def reconstruction_figure(
@@ -258,9 +203,7 @@ def _draw_block(
     sheet.text(MARGIN, top + 0.15, text[0], HEADING_SIZE, bold=True)
     sheet.text(MARGIN, top + 0.15 + lines_height(text[0], HEADING_SIZE), text[1], TEXT_SIZE)
     top += _head_height(text)
-    lefts = [MARGIN + column * (COLUMN + GAP) for column in range(len(COLUMNS))]
-    for left, name in zip(lefts, COLUMNS, strict=True):
-        sheet.text(left, top - 0.06, name, TEXT_SIZE + 0.5, bold=True, va="baseline")
+    lefts = sheet.columns(COLUMNS, MARGIN, top, COLUMN + GAP)
     voxel = np.array(level.central_masked_token()) * level.token_size + level.token_size // 2
     for plane, (width, height) in zip(PLANES, panel_inches(level.size_mm, COLUMN, MAX_ROW), strict=True):
         top += ROW_GAP
@@ -288,25 +231,13 @@ def _draw_row(
     grey = window_to_grey(level.image, window)
     draw_panel(row[0], grey, level.spacing, plane, index)
     draw_panel(row[1], grey, level.spacing, plane, index)
-    _hide_tokens(row[1], level, plane, index)
+    level.cover_masked(row[1], plane, index, facecolor=HIDDEN_FACE, edgecolor=HIDDEN_HATCH, hatch="///", linewidth=0.6)
     draw_panel(row[2], window_to_grey(level.reconstruction, window), level.spacing, plane, index)
     error = np.abs(level.reconstruction - level.image)
     draw_panel(row[3], error, level.spacing, plane, index, cmap="inferno", limits=(0.0, error_range))
     axis = plane.axis
     number = native_slice(index, level.image.shape[axis], level.native_size[axis], level.start[axis])
     draw_scale_bar(row[0])
-    title_panel(row[0], f"{plane.name}, {slice_text(number, level.scan_size[axis] if level.scan_size else None)}")
+    level.title_panel(row[0], plane, number)
     for axes, name in zip(row, ("input", "masked", "reconstruction", "error"), strict=True):
         axes.set_label(f"level{level.level}-{plane.name}-{name}")
-
-
-def _hide_tokens(axes: Axes, level: LevelPicture, plane: Plane, index: int) -> None:
-    """Cover the masked tokens of a slice."""
-    edge = level.token_size * np.array(level.spacing)
-    width, height = edge[plane.across], edge[plane.up]
-    hidden = level.masked.take(index // level.token_size[plane.axis], axis=plane.axis)  # (across, up)
-    for across, up in np.argwhere(hidden):
-        corner = (across * width, up * height)
-        axes.add_patch(
-            Rectangle(corner, width, height, facecolor=HIDDEN_FACE, edgecolor=HIDDEN_HATCH, hatch="///", linewidth=0.6)
-        )

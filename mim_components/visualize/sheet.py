@@ -9,6 +9,7 @@ superior. A panel is the 2D array that is drawn, row 0 on top and column 0 on th
 
 import math
 import textwrap
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,13 @@ class Sheet:
             linespacing=1.3,
             parse_math=False,
         )
+
+    def columns(self, names: Sequence[str], left: float, top: float, step: float) -> list[float]:
+        """Write the heads of columns above `top`, the first from `left` on; returns where each begins."""
+        lefts = [left + column * step for column in range(len(names))]
+        for place, name in zip(lefts, names, strict=True):
+            self.text(place, top - 0.06, name, TEXT_SIZE + 0.5, bold=True, va="baseline")
+        return lefts
 
 
 def wrapped(text: str, inches: float, size: float, *, bold: bool = False) -> str:

@@ -1,8 +1,8 @@
 """What is kept of a training, and how it comes back into a network."""
 
-from mim_components.weights.contract import InputContract, ModelSettings, read_contract
+from mim_components.weights.contract import InputContract, ModelSettings, WrongWeightsError, read_contract
 from mim_components.weights.pretrained import LoadReport, PretrainedError, load_pretrained, save_encoder
-from mim_components.weights.trained import TrainedNetwork, WrongWeightsError, load_model, load_trained, on_device
+from mim_components.weights.trained import TrainedNetwork, load_trained, on_device
 from mim_components.weights.transfer import start_from
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "PretrainedError",
     "TrainedNetwork",
     "WrongWeightsError",
-    "load_model",
     "load_pretrained",
     "load_trained",
     "on_device",

@@ -16,6 +16,10 @@ from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionErro
 TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: what identifies the voxels of every scan, one a line
 
 
+class WrongWeightsError(ValueError):
+    """The checkpoint was trained with other settings than the configuration has; names file, settings and remedy."""
+
+
 @dataclass(frozen=True)
 class InputContract:
     """How input must be made for an encoder, and what made it.
@@ -34,6 +38,13 @@ class InputContract:
         version: version of this project that wrote it.
         contract_version: of the layers and of this contract; weights of another one are refused.
         spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
+
+    Example:
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
+        >>> contract.to_metadata()["hu_window"]
+        '[-1000.0, 1000.0]'
+        >>> InputContract.from_metadata(contract.to_metadata(), "encoder.safetensors") == contract
+        True
     """
 
     encoder: str
@@ -131,6 +142,11 @@ class ModelSettings:
         bundle: name of the bundle.
         settings: values by the name of the option that sets them.
         targets: what the output channels stand for.
+
+    Example:
+        >>> settings = ModelSettings("mim_btcv_segmentation", {"spacing": (1.5, 1.5, 2.0)}, ("spleen", "liver"))
+        >>> settings.as_dict()["settings"], settings.as_dict()["targets"]
+        ({'spacing': [1.5, 1.5, 2.0]}, ['spleen', 'liver'])
     """
 
     bundle: str
@@ -141,3 +157,19 @@ class ModelSettings:
         """For `model.json`; tuples become lists, as JSON has them."""
         values = {"bundle": self.bundle, "settings": dict(self.settings), "targets": list(self.targets)}
         return {**json.loads(json.dumps(values)), "version": __version__}
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A `model.json`: `ModelSettings.as_dict` and what is known of the training; empty where there is no such file.
+
+    Raises:
+        WrongWeightsError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        facts["settings"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WrongWeightsError(f"{path}: is damaged ({error}); remove it to use the weights unchecked.") from error
+    return facts

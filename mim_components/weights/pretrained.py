@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
 
     The encoder is `network.encoder`, `network.vit` (MONAI's UNETR), or `network` itself. A 1-channel first convolution
     is repeated for more input channels and divided by their number, so that activations keep their scale; fixed
-    positions are made anew for another grid.
+    positions are recomputed for another grid.
 
     Args:
         network: to load into.
@@ -126,9 +127,11 @@ def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescale
     target = encoder_of(network)
     source, ignored = _read_encoder(Path(path))
     found = find_contract(path)
-    trained = token_grid(found[0].input_size, found[0].patch_size) if found and positions == "rescaled" else None
     state = target.state_dict()
     _check_kind(source, state, path)
+    trained = _trained_grid_of(source, *found, path) if found else None
+    if positions == "index":
+        trained = None
     adapted: list[tuple[str, str]] = []
     loaded: dict[str, Tensor] = {}
     for name, value in source.items():
@@ -146,6 +149,19 @@ def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescale
     new = tuple(name for name in state if name not in loaded)
     share = sum(numbers[name] for name in loaded) / sum(numbers.values())
     return LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share, _outside(network, target))
+
+
+def _trained_grid_of(source: dict[str, Tensor], contract: InputContract, contract_file: Path, path: str | Path) -> Grid:
+    """The token grid that a contract names; refuses a contract of weights with another number of tokens."""
+    grid = token_grid(contract.input_size, contract.patch_size)
+    stored = source[POSITIONS].shape[1] if POSITIONS in source else math.prod(grid)
+    if stored != math.prod(grid):
+        raise PretrainedError(
+            f"{path}: has positions of {stored} tokens, but the input contract in {contract_file} names a grid of "
+            f"{' x '.join(map(str, grid))} = {math.prod(grid)} tokens: it belongs to other weights. Put the "
+            "encoder.safetensors of the same training there, or remove it."
+        )
+    return grid
 
 
 def _why_ignored(name: str, encoder: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Begin a fine-tuning: from pre-trained weights that suit the network and its input, or from scratch."""
+"""Transfer pre-trained weights into a network for fine-tuning, if they suit it and its input."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def start_from(
         OtherVersionError: the weights are from before the present hybrid encoder.
         PretrainedError: the file is missing, does not fit the network, or was trained on other input; names the way
             out.
+
+    Example:
+        >>> network = HybridEncoder(preset="nano")
+        >>> print(start_from(network, "none", "RAS", {"_target_": "NormalizeIntensityd"}))  # from scratch
+        None
     """
     _check_ignore(ignore)
     if pretrained is None:

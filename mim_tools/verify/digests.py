@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from mim_components.utils.files import hash_file
+from mim_components.utils.files import sha256
 from mim_tools.verify.configs import read_content
 from mim_tools.verify.findings import Finding
 
@@ -36,7 +35,7 @@ def judge_digests(root: Path, weights: list[str]) -> list[Finding]:
     for path in weights:
         if path not in listed:
             findings.append(Finding(path, "", "no digest", "no sha256 in large_files.yml; where it is from is unknown"))
-        elif listed[path] and (digest := _sha256(root / path)) != listed[path]:
+        elif listed[path] and (digest := sha256(root / path)) != listed[path]:
             why = f"is not the file that large_files lists, whose sha256 is {listed[path]}"
             findings.append(Finding(path, "sha256", digest, why))
     return findings
@@ -58,9 +57,3 @@ def _judge_entry(file: str, key: str, entry: Any, listed: dict[str, str]) -> Ite
         yield Finding(file, f"{key}::hash_val", what, "no sha256, so the file cannot be checked")
     # an entry that is wrong has been named; the file needs no second finding
     listed[str(PurePosixPath(path))] = value.lower() if known else ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    hash_file(path, digest)
-    return digest.hexdigest()

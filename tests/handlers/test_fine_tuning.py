@@ -32,8 +32,9 @@ from mim_components.handlers import (
 from mim_components.run import RunFolder
 from mim_components.utils.files import FullDiskError
 from mim_components.utils.tensor_files import read_checkpoint, save_safely
-from mim_components.weights import ModelSettings, load_model, on_device
-from mim_components.weights.trained import TrainedModel, WrongWeightsError
+from mim_components.weights import ModelSettings, load_trained, on_device
+from mim_components.weights.contract import WrongWeightsError
+from mim_components.weights.trained import TrainedNetwork
 
 SETTINGS = ModelSettings("mim_test", {"network": "hybrid_swin_unetr", "spacing": (1.0, 2.0, 3.0)}, ("spleen", "liver"))
 
@@ -396,7 +397,7 @@ def test_last_model_is_kept_where_no_validation_is_a_number(folder: RunFolder) -
     assert training.best.summary == text and weight_of(path) == 2.0
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["metric_value"] is None and facts["step"] == 2
-    assert TrainedModel(training.network, path, facts).origin == (
+    assert TrainedNetwork(training.network, path, facts=facts).origin == (
         f"{path}, step 2, the last model, no validation was a number"
     )
     again = Training(folder, [math.nan])
@@ -419,7 +420,7 @@ def test_validation_without_any_target_is_no_number() -> None:
 def test_load_what_was_kept(folder: RunFolder) -> None:
     trainer_with(Training(folder, [0.5]), steps=1)
     network = on_device(nn.Linear(1, 1, bias=False), torch.device("cpu"))
-    trained = load_model(network, None, [folder.path], SETTINGS)
+    trained = load_trained(network, None, [folder.path], SETTINGS)
     assert network.weight.item() == 1.0 and not network.training  # type: ignore[operator]
     assert trained.origin == f"{folder.path / 'models' / 'model.pt'}, step 1, val_mean_dice 0.5000"
 
@@ -429,7 +430,7 @@ def test_load_what_was_kept(folder: RunFolder) -> None:
     [
         (
             ModelSettings("b", {"network": "unetr", "spacing": (1, 2, 3)}, ("spleen", "liver")),
-            r"network: hybrid_swin_unetr in the file, unetr here\nSet --network \"hybrid_swin_unetr\"",
+            r"network: 'hybrid_swin_unetr' in the file, 'unetr' here\nSet --network hybrid_swin_unetr",
         ),
         (
             ModelSettings("b", dict(SETTINGS.settings), ("spleen",)),
@@ -440,23 +441,23 @@ def test_load_what_was_kept(folder: RunFolder) -> None:
 def test_other_settings_are_refused(folder: RunFolder, settings: ModelSettings, match: str) -> None:
     trainer_with(Training(folder, [0.5]), steps=1)
     with pytest.raises(WrongWeightsError, match=match):
-        load_model(nn.Linear(1, 1, bias=False), None, [folder.path], settings)
+        load_trained(nn.Linear(1, 1, bias=False), None, [folder.path], settings)
 
 
 def test_weights_without_facts_must_fit(tmp_path: Path) -> None:
     torch.save({"network": {"weight": torch.ones(1, 1)}, "step": 3}, tmp_path / "step.pt")
     network = nn.Linear(1, 1, bias=False)
-    trained = load_model(network, tmp_path / "step.pt", [], SETTINGS)
+    trained = load_trained(network, tmp_path / "step.pt", [], SETTINGS)
     assert trained.origin == str(tmp_path / "step.pt") and network.weight.item() == 1.0
     with pytest.raises(WrongWeightsError, match=r"bias is absent in the file, \(5,\) in the network; .* Set --network"):
-        load_model(nn.Linear(1, 5), tmp_path / "step.pt", [], SETTINGS)
+        load_trained(nn.Linear(1, 5), tmp_path / "step.pt", [], SETTINGS)
     with pytest.raises(WrongWeightsError, match="and 1 more"):
-        load_model(nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 1, bias=False)), tmp_path / "step.pt", [], SETTINGS)
+        load_trained(nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 1, bias=False)), tmp_path / "step.pt", [], SETTINGS)
     (tmp_path / "step.json").write_text("[]")
     with pytest.raises(WrongWeightsError, match="step.json: is damaged"):
-        load_model(network, tmp_path / "step.pt", [], SETTINGS)
+        load_trained(network, tmp_path / "step.pt", [], SETTINGS)
 
 
 def test_missing_weights_say_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model.pt: there is no such file. Fine-tune first"):
-        load_model(nn.Linear(1, 1), None, [tmp_path], SETTINGS)
+        load_trained(nn.Linear(1, 1), None, [tmp_path], SETTINGS)

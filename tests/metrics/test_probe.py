@@ -96,11 +96,12 @@ def test_features_that_are_the_classes_give_all(write: Callable[..., Path], tmp_
 def test_features_that_tell_nothing_give_chance(write: Callable[..., Path], tmp_path: Path) -> None:
     made = probe(write(), tmp_path / "cache")
     nothing = made(Nothing())
-    assert nothing.dice == 0  # all is background, the largest class
+    # whatever is predicted is predicted everywhere: the last class has 216 of 5760 voxels, the other one nothing
+    assert nothing.class_dice == {"value 3": 0.0, "value 5": pytest.approx(2 * 216 / (5760 + 216))}
     assert nothing.knn == pytest.approx(1 / 3)  # one class for all, of three
     noise = made(Noise())
     # the background has 8 of 10 voxels in the bank and wins nearly all votes: 1, 0 and 0
-    assert noise.dice < 0.05 and noise.knn == pytest.approx(1 / 3, abs=0.05)
+    assert noise.dice < 0.1 and noise.knn == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_part_of_the_classes_and_values_that_are_found(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_same_seed_same_figures_and_the_encoder_stays(write: Callable[..., Path]
     item = made.prepared.training[0]
     other = probe(datalist, tmp_path / "cache", seed=1)
     label = made.load(dict(item))["label"].as_tensor()[0].numpy()
-    assert not torch.equal(made._draw(label, "s0")[0], other._draw(label, "s0")[0])
+    assert not torch.equal(made._draw(label, "s0", "probe", 20)[0], other._draw(label, "s0", "probe", 20)[0])
 
 
 def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from mim_components.metrics import fit_linear, nearest_classes, recalls
+from mim_components.metrics import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
 
 
 def test_fit_is_that_of_scikit_learn() -> None:
@@ -31,6 +31,35 @@ def test_priors_are_those_of_all_voxels() -> None:
     # a feature that tells nothing: the probabilities are the shares of all voxels, 90 % and 10 %, not the sample's half
     classifier = fit_linear(torch.ones(8, 1), torch.tensor([0, 1] * 4), torch.tensor([900, 100]))
     torch.testing.assert_close((classifier.weight.sum(1) + classifier.bias).softmax(0), torch.tensor([0.9, 0.1]))
+
+
+def offset_of(leads: list[tuple[float, int, int]]) -> float:
+    """Offset of class 1 for voxels given by its lead over class 0, their class, and how many each stands for."""
+    lead, classes, stands_for = zip(*leads, strict=True)
+    logits = torch.tensor([[0.0, value] for value in lead])
+    classifier = LinearClassifier(torch.zeros(2, 1), torch.zeros(2))
+    shifted = maximise_dice(classifier, logits, torch.tensor(classes), torch.tensor(stands_for))
+    assert shifted.bias[0] == 0 and logits[:, 1].tolist() == pytest.approx(list(lead))
+    return float(shifted.bias[1])
+
+
+def test_boundary_moves_to_the_best_dice() -> None:
+    # a cell of 40 voxels of the class among 60 others, one of 60 among 840: never the most probable class, Dice 0;
+    # with the first cell 2 * 40 / (100 + 100) = 0.4, with both 2 * 100 / (1000 + 100) = 0.18
+    assert offset_of([(-0.9, 1, 40), (-0.9, 0, 60), (-2.6, 1, 60), (-2.6, 0, 840)]) == 1.0
+    # predicted in 30 voxels too many: Dice 2 * 10 / (40 + 10) = 0.4, above their lead of 0.3 it is 1
+    assert offset_of([(0.6, 1, 10), (0.3, 0, 30), (-1.0, 0, 60)]) == -0.5
+    assert offset_of([(0.6, 1, 10), (-1.0, 0, 60)]) == 0.0  # nothing to gain
+    # the same logits, but the voxel of the background stands for few: now both cells are worth it, 200 / 300
+    assert offset_of([(-0.9, 1, 40), (-0.9, 0, 60), (-2.6, 1, 60), (-2.6, 0, 40)]) == 2.75
+
+
+def test_offsets_are_chosen_one_after_the_other() -> None:
+    # class 1 leads class 2 by 1 in all 10 voxels, 4 of them its own: Dice 8 / 14 at any offset from -0.75 on.
+    # Then class 2 gets 1.25, and with it all voxels: Dice 12 / 16
+    logits, classes = torch.tensor([[-9.0, 1.0, 0.0]] * 2), torch.tensor([1, 2])
+    classifier = LinearClassifier(torch.zeros(3, 1), torch.zeros(3))
+    assert maximise_dice(classifier, logits, classes, torch.tensor([4, 6])).bias.tolist() == [0.0, 0.0, 1.25]
 
 
 def test_class_that_was_not_sampled_is_named() -> None:

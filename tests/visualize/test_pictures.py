@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mim_components import pictures
+from mim_components import visualize
 from mim_components.transforms import hu_to_unit, unit_to_hu, window_to_grey
 from mim_components.transforms.intensity import window_text
 from mim_components.visualize import (
@@ -287,7 +287,7 @@ def test_half_a_picture_is_never_left(tmp_path, monkeypatch):
 
 
 def test_pyplot_is_not_used():
-    sources = list(Path(pictures.__file__).parent.glob("*.py"))
+    sources = list(Path(visualize.__file__).parent.glob("*.py"))
     assert sources and not any(
         "import matplotlib.pyplot" in s or "import pyplot" in s for s in map(Path.read_text, sources)
     )

@@ -175,6 +175,19 @@ def test_vit_positions_are_numbered_where_asked_or_where_no_contract_names_the_g
         assert torch.equal(found, sincos_positions((4, 2, 1), 96, found))
 
 
+@pytest.mark.parametrize("positions", ["rescaled", "index"])
+def test_contract_of_another_vit_is_refused(
+    positions: str, vit_file: tuple[ViTEncoder, Path], tmp_path: Path
+) -> None:  # fmt: skip
+    """Positions would be rescaled to a grid on which these weights were not trained."""
+    torch.save(vit_file[0].state_dict(), tmp_path / "model.pt")  # 2 x 2 x 2 tokens
+    contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16, input_size=(48, 48, 48))
+    save_encoder(ViTEncoder(preset="tiny", input_size=(48, 48, 48)), tmp_path / "encoder.safetensors", contract)
+    text = r"model.pt: has positions of 8 tokens, .*encoder.safetensors names a grid of 3 x 3 x 3 = 27 tokens"
+    with pytest.raises(PretrainedError, match=text):
+        load_pretrained(unetr(img_size=(64, 32, 16)), tmp_path / "model.pt", positions)
+
+
 def test_unknown_kind_of_positions(vit_file: tuple[ViTEncoder, Path]) -> None:
     with pytest.raises(ValueError, match="positions must be one of rescaled, index, got 'numbers'"):
         load_pretrained(unetr(), vit_file[1], "numbers")

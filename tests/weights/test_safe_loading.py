@@ -34,7 +34,7 @@ from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint
-from mim_components.weights import ModelSettings, load_model, load_trained
+from mim_components.weights import ModelSettings, load_trained
 from mim_components.weights.contract import InputContract, find_contract, read_contract
 from mim_components.weights.pretrained import load_pretrained, save_encoder
 from mim_components.weights.transfer import start_from
@@ -147,7 +147,7 @@ def by_start(path: Path) -> None:
 
 
 def by_model(path: Path) -> None:
-    load_model(torch.nn.Linear(1, 1), path, [], ModelSettings("b", {}, []))
+    load_trained(torch.nn.Linear(1, 1), path, [], ModelSettings("b", {}, []))
 
 
 def by_trained(path: Path) -> None:

@@ -19,7 +19,7 @@ from mim_components.networks import HybridEncoder, MiM, classification_network, 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.folder import RunFolder
 from mim_components.utils.tensor_files import OtherVersionError, read_checkpoint
-from mim_components.weights import ModelSettings, load_model, load_trained
+from mim_components.weights import ModelSettings, load_trained
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import load_pretrained, save_encoder
 from mim_components.weights.transfer import start_from
@@ -80,7 +80,7 @@ def by_trained(path: Path) -> None:
 
 
 def by_model(path: Path) -> None:
-    load_model(unetr_like(), path, [], SETTINGS)
+    load_trained(unetr_like(), path, [], SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_fine_tuned_model_has_the_positions_of_its_pre_training(task: str, tmp
         json.dumps({**SETTINGS.as_dict(), "step": 1, "metric": "m", "metric_value": 1})
     )
     again = make()
-    load_model(again, tmp_path / "model.pt", [], SETTINGS)
+    load_trained(again, tmp_path / "model.pt", [], SETTINGS)
     image = torch.rand(1, 1, 64, 32, 32)
     other = make("index")
     other.load_state_dict(tuned.state_dict())
@@ -170,4 +170,4 @@ def test_facts_from_before_an_option_do_not_contradict_it(tmp_path: Path) -> Non
     facts = {**ModelSettings("b", {"network": "swin_unetr"}, ["spleen"]).as_dict(), "step": 1, "metric": "m"}
     (tmp_path / "model.json").write_text(json.dumps({**facts, "metric_value": 1.0}))
     expected = ModelSettings("b", {"network": "swin_unetr", "positions": "rescaled"}, ["spleen"])
-    assert load_model(network, tmp_path / "model.pt", [], expected).facts["step"] == 1
+    assert load_trained(network, tmp_path / "model.pt", [], expected).facts["step"] == 1

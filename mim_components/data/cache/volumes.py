@@ -31,7 +31,7 @@ from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
 from mim_components.data.resample import Spacing
 from mim_components.data.volumes import CacheError, PreparedVolume, SourceState, VolumeSource
-from mim_components.utils.files import PARTIAL, as_size, hash_file, write_safely
+from mim_components.utils.files import PARTIAL, as_size, sha256, write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class VolumeCache:
             return None
         state = SourceState.of(header.files)
         if record["state"] != vars(state):
-            if record["state"]["size"] != state.size or record["digest"] != _digest_of(header):
+            if record["state"]["size"] != state.size or record["digest"] != sha256(*header.files):
                 return None
             record["state"] = vars(state)
             self._write(path.with_suffix(".json"), _record_writer(record))
@@ -222,13 +222,6 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 def _check_of(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _digest_of(header: VolumeHeader) -> str:
-    digest = hashlib.sha256()
-    for path in header.files:
-        hash_file(path, digest)
-    return digest.hexdigest()
 
 
 def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> PreparedVolume:

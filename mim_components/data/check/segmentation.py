@@ -19,9 +19,9 @@ from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.volume import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.labels import LabelSet
+from mim_components.utils.text import shorten
 
 MODALITIES = ("CT", "MR")
-_SHOWN = 5
 
 
 @dataclass
@@ -171,9 +171,8 @@ class SegmentationChecker:
         }
         if not unknown:
             return ""
-        shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(unknown.items())[:_SHOWN])
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
-        return f"label values {shown}{more} are unknown; known: {self._known()}"
+        shown = shorten(f"{value} ({count:,} voxels)" for value, count in unknown.items())
+        return f"label values {shown} are unknown; known: {self._known()}"
 
     def _known(self) -> str:
         known = self.labels.raw_values

@@ -14,6 +14,7 @@ from mim_components.data.find.sources import as_source
 from mim_components.data.read.slices import HU_ADVICE, decode_slice, holds_slices, read_bytes, slice_files, slice_number
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.volumes import VolumeError
+from mim_components.utils.text import shorten
 
 SHOWN = 3
 
@@ -75,8 +76,7 @@ def _check_slices(files: Sequence[Path]) -> CaseFacts:
         sizes[pixels.shape] += 1
         low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
     if bad:
-        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise VolumeError(f"{len(bad)} of {len(files)} slices cannot be used: {'; '.join(bad[:SHOWN])}{more}")
+        raise VolumeError(f"{len(bad)} of {len(files)} slices cannot be used: {shorten(bad, SHOWN, '; ')}")
     if len(files) < 2:
         raise VolumeError("holds a single slice, expected a volume")
     if low == high:

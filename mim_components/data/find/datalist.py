@@ -19,9 +19,9 @@ from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.splits import Division
 from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
+from mim_components.utils.text import shorten
 
 KEY = "image"
-_SHOWN = 10
 
 
 def load_datalist(
@@ -174,10 +174,7 @@ def _refuse_shared(path: Path, content: dict[str, Any], folder: DataFolder) -> N
         if key == KEY:
             texts = [{folder.real(folder.root / text) for text in each} for each in texts]
         if len(texts) == 2 and (shared := sorted(texts[0] & texts[1])):
-            more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
-            raise DataError(
-                f"{path}: {what} in both sections, training and validation: {', '.join(shared[:_SHOWN])}{more}"
-            )
+            raise DataError(f"{path}: {what} in both sections, training and validation: {shorten(shared, 10)}")
 
 
 def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mim_components.data.volumes import (
     NoVolumesError,
     VolumeSource,
 )
+from mim_components.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -204,9 +205,6 @@ def find_validation(
     return find_sources(dataset_dir, datalist, collection, data_root, datalist_key, allow_outside)
 
 
-SHOWN = 5
-
-
 def find_scans(
     dataset_dir: str | Path | None,
     datalist: str | Path | None = None,
@@ -250,7 +248,7 @@ def _take_sections(found: FoundCases, paths: Mapping[str, Path], class_names: Se
     lists = {section: read_scan_list(path) for section, path in paths.items()}
     both = {each.patient for each in lists["training"]} & {each.patient for each in lists["validation"]}
     if both:
-        raise DataError(f"{' and '.join(map(str, paths.values()))}: patients in both lists: {_few(both)}")
+        raise DataError(f"{' and '.join(map(str, paths.values()))}: patients in both lists: {shorten(sorted(both))}")
     cases = {_key(case): case for case in found.cases}
     kept: list[Case] = []
     for section, listed in lists.items():
@@ -259,9 +257,13 @@ def _take_sections(found: FoundCases, paths: Mapping[str, Path], class_names: Se
         there = [cases[each.patient, each.scan] for each in listed if (each.patient, each.scan) in cases]
         absent = [f"{each.patient}/{each.scan}" for each in listed if (each.patient, each.scan) not in cases]
         if not there:
-            raise DataError(f"{paths[section]}: none of its {len(listed)} scans is in {found.root}: {_few(absent)}")
+            raise DataError(
+                f"{paths[section]}: none of its {len(listed)} scans is in {found.root}: {shorten(sorted(absent))}"
+            )
         if absent:
-            found.notes.append(f"{paths[section]}: {len(absent)} scans are not in {found.root}: {_few(absent)}")
+            found.notes.append(
+                f"{paths[section]}: {len(absent)} scans are not in {found.root}: {shorten(sorted(absent))}"
+            )
         kept += [replace(case, section=section) for case in there]
     if unlisted := len(found.cases) - len(kept):
         found.notes.append(f"{unlisted} scans are in neither list and are left out")
@@ -281,9 +283,3 @@ def _check_label(path: Path, listed: ListedScan, class_names: Sequence[str]) -> 
             f"{path}: {listed.label} is class {listed.target} in the list and "
             f"{list(class_names).index(listed.label)} here; set --class_names in the order of the list."
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    return ", ".join(ordered[:SHOWN]) + more

@@ -21,7 +21,7 @@ from mim_components.data.find.walk import is_regular
 from mim_components.data.names import hide
 from mim_components.data.read.volume import cause_of
 from mim_components.data.volumes import BadVolume, DataError, SourceState, VolumeError, VolumeSource
-from mim_components.utils.files import hash_file
+from mim_components.utils.files import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +69,11 @@ def state_of_files(files: Sequence[Path]) -> dict[str, int] | None:
 
 def digest_of_files(files: Iterable[Path]) -> str | None:
     """sha256 of the bytes of files, one after the other; None where one cannot be read, or there is none."""
-    digest, files = hashlib.sha256(), list(files)
+    files = list(files)
     try:
-        for path in files:
-            if not is_regular(path):
-                return None
-            hash_file(path, digest)
+        return sha256(*files) if files and all(map(is_regular, files)) else None
     except OSError:
         return None
-    return digest.hexdigest() if files else None
 
 
 def files_in(paths: Iterable[Path]) -> list[Path]:

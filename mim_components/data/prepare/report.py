@@ -8,6 +8,7 @@ from pathlib import Path
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.prepare.splits import Division
 from mim_components.data.volumes import BadVolume
+from mim_components.utils.text import markdown_table
 
 
 def data_report(
@@ -31,12 +32,12 @@ def data_report(
         notes: what is odd.
     """
     lines = [f"# Data of {name}", "", f"Layout `{found.layout}`, divided by {division.how}.", ""]
-    lines += ["| cases | number |", "|---|---|", *(f"| {row} | {count} |" for row, count in counts)]
+    lines.append(markdown_table(["cases", "number"], counts))
     if notes:
         lines += ["", "## Notes", "", *(f"- {_one_line(note)}" for note in notes)]
     if bad:
-        rows = (f"| {_cell(relative_to(item.path, found.root))} | {_cell(item.cause)} |" for item in bad)
-        lines += ["", "## Left out", "", "| file | cause |", "|---|---|", *rows]
+        rows = [(relative_to(item.path, found.root), item.cause) for item in bad]
+        lines += ["", "## Left out", "", markdown_table(["file", "cause"], rows)]
     for title, cases in (("Training", training), ("Validation", division.validation)):
         lines += ["", f"## {title}", "", _one_line(", ".join(case.title for case in cases))]
     return "\n".join(lines) + "\n"
@@ -68,10 +69,6 @@ def count_rows(
         yield "not used because of the label ratio", unused
     yield "validation", len(division.validation)
     yield "without label", len(found.unlabelled)
-
-
-def _cell(text: str) -> str:
-    return _one_line(text).replace("|", "\\|")
 
 
 def _one_line(text: str) -> str:

@@ -21,11 +21,11 @@ import numpy as np
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
+from mim_components.utils.text import shorten
 
 NUM_FOLDS = 5
 # scikit-learn's KFold(5, shuffle=True, random_state=12345), which nnU-Net made a convention
 _SHUFFLE_SEED = 12345
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,10 @@ def _by_rule(cases: Sequence[Case], split: Mapping[str, Any], rule: str, fold: i
     if not isinstance(fold, int) or not 0 <= fold < len(folds):
         raise DataError(f"fold must be 0 to {len(folds) - 1}, got {fold!r}.")
     if not folds[fold]:
-        wanted = f", expected {_shown(split['folds'][fold])}" if rule == "listed" else ""
+        wanted = f", expected {shorten(split['folds'][fold], 10)}" if rule == "listed" else ""
         raise DataError(
             f"no case of validation fold {fold} is there{wanted}; found {len(cases)}: "
-            f"{_shown([case.title for case in cases])}. Choose another fold or give a datalist."
+            f"{shorten((case.title for case in cases), 10)}. Choose another fold or give a datalist."
         )
     names = [name for part in folds for name in part]
     own = {name: number for number, part in enumerate(folds) for name in part}
@@ -269,13 +269,8 @@ def _check_parts(division: Division, fold: int) -> None:
     groups = {case.group for case in division.training}
     shared = {case.patient for case in division.validation if case.group in groups}
     if shared:
-        raise DataError(f"patients in both training and validation: {_shown(sorted(shared, key=natural_key))}.")
+        raise DataError(f"patients in both training and validation: {shorten(sorted(shared, key=natural_key), 10)}.")
 
 
 def _names(cases: Sequence[Case]) -> list[str]:
     return sorted((case.name for case in cases), key=natural_key)
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
+from mim_components.handlers.reports.frame import known, page, percent, write_report
 from mim_components.handlers.saving.results import Results
 from mim_components.metrics.classification import (
     CLASS_FIGURES,
@@ -30,6 +29,7 @@ from mim_components.metrics.classification import (
     summary_figures,
 )
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import markdown_table
 from mim_components.visualize.confusion import confusion_figure
 from mim_components.visualize.sheet import save_figure
 
@@ -63,10 +63,10 @@ def evaluation_figures(scans: Sequence[ScoredScan], class_names: Sequence[str]) 
     counts = confusion_counts(predicted, labels, len(class_names))
     columns = {"auc": auc_of_classes(probabilities, labels), **class_figures(predicted, labels, len(class_names))}
     classes = {
-        name: {"cases": int(counts[number].sum()), **{key: _or_none(each[number]) for key, each in columns.items()}}
+        name: {"cases": int(counts[number].sum()), **{key: known(each[number]) for key, each in columns.items()}}
         for number, name in enumerate(class_names)
     }
-    summary = {name: _or_none(value) for name, value in summary_figures(probabilities, labels).items()}
+    summary = {name: known(value) for name, value in summary_figures(probabilities, labels).items()}
     undefined = [name for name, value in summary.items() if value is None]
     undefined += [f"{key} of {name}" for name, row in classes.items() for key, value in row.items() if value is None]
     return {
@@ -77,10 +77,6 @@ def evaluation_figures(scans: Sequence[ScoredScan], class_names: Sequence[str]) 
         "classes": classes,
         "undefined": undefined,
     }
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def case_table(scans: Sequence[ScoredScan], class_names: Sequence[str]) -> str:
@@ -102,48 +98,46 @@ def probability_text(value: float) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated, the figures with the paper's beside them, and how to read them."""
     facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
-    parts = [
-        f"# Evaluation: {report['facts'].get('dataset', 'classification')}",
-        f"{report['cases']} validation scans of {report['patients']} patients. {facts}.",
-        summary_table(report),
-        _published_note(report["published"]),
-        "## Classes",
-        class_table(report),
-        "## Confusion matrix",
-        "![confusion matrix](confusion.png)",
-        confusion_table(report),
-        "## Notes",
-        "\n".join(f"- {note}" for note in _notes(report)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    intro = f"{report['cases']} validation scans of {report['patients']} patients. {facts}."
+    sections = {
+        "": [intro, summary_table(report), _published_note(report["published"])],
+        "Classes": [class_table(report)],
+        "Confusion matrix": ["![confusion matrix](confusion.png)", confusion_table(report)],
+    }
+    return page(f"Evaluation: {report['facts'].get('dataset', 'classification')}", sections, _notes(report))
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
     """Accuracy and AUC in percent, and what the paper reports, in Markdown."""
     published = report["published"]
     columns = list(dict.fromkeys(name for key in ("accuracy", "auc") for name in published.get(key, {})))
-    lines = [["", "this run", *(f"paper: {name}" for name in columns)]]
+    rows = []
     for key, text in SUMMARY.items():
         theirs = published.get(key.partition("_")[0], {})
-        lines.append(
-            [text, _percent(report[key]), *(f"{theirs[name]:.2f}" if name in theirs else "" for name in columns)]
+        rows.append(
+            [
+                text,
+                percent(report[key], absent="undefined"),
+                *(f"{theirs[name]:.2f}" if name in theirs else "" for name in columns),
+            ]
         )
-    return _table(lines)
+    return markdown_table(["in %", "this run", *(f"paper: {name}" for name in columns)], rows)
 
 
 def class_table(report: Mapping[str, Any]) -> str:
     """Figures of every class in percent, in Markdown."""
-    lines = [["class", "scans", "AUC", *(name.capitalize() for name in CLASS_FIGURES)]]
-    for name, row in report["classes"].items():
-        lines.append([name, str(row["cases"]), *(_percent(row[key]) for key in ("auc", *CLASS_FIGURES))])
-    return _table(lines)
+    rows = [
+        [name, row["cases"], *(percent(row[key], absent="undefined") for key in ("auc", *CLASS_FIGURES))]
+        for name, row in report["classes"].items()
+    ]
+    return markdown_table(["class", "scans", "AUC (%)", *(f"{name.capitalize()} (%)" for name in CLASS_FIGURES)], rows)
 
 
 def confusion_table(report: Mapping[str, Any]) -> str:
     """Counts in Markdown; rows are classes, columns predictions."""
     names = list(report["classes"])
-    rows = [[name, *map(str, counts)] for name, counts in zip(names, report["confusion"], strict=True)]
-    return _table([["class \\ predicted", *names], *rows])
+    rows = [[name, *counts] for name, counts in zip(names, report["confusion"], strict=True)]
+    return markdown_table(["class \\ predicted", *names], rows)
 
 
 def _published_note(published: Mapping[str, Any]) -> str:
@@ -156,16 +150,6 @@ def _published_note(published: Mapping[str, Any]) -> str:
 def _notes(report: Mapping[str, Any]) -> list[str]:
     undefined = [f"Not defined: {', '.join(report['undefined'])}."] if report["undefined"] else []
     return [*undefined, *READING]
-
-
-def _percent(value: float | None) -> str:
-    return "undefined" if value is None else f"{100 * value:.2f}"
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = lines
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(each) + " |" for each in (head, rule, *rows))
 
 
 class ClassReport:
@@ -207,25 +191,19 @@ class ClassReport:
             "published": self.published,
             "version": __version__,
         }
-        files = {
-            "metrics.json": json.dumps(report, indent=1, allow_nan=False, default=str) + "\n",
-            "cases.csv": case_table(self.scores.scans, self.class_names),
-            "report.md": markdown(report),
-        }
-        for name, text in files.items():
-            write_text_safely(self.output_dir / name, text)
         title = f"{self.facts.get('dataset', 'Classification')}: accuracy {100 * report['accuracy']:.2f} %"
         save_figure(
             confusion_figure(np.array(report["confusion"]), self.class_names, title), self.output_dir / "confusion.png"
         )
-        logger.info("%s\n%s", summary_table(report), class_table(report))
-        logger.info("Report: %s", self.output_dir / "report.md")
+        tables = {"cases.csv": case_table(self.scores.scans, self.class_names)}
+        log = f"{summary_table(report)}\n{class_table(report)}"
+        write_report(self.output_dir, report, markdown(report), tables, log)
 
 
 class SavePredictions:
     """Write `predictions.csv`: every scan with the most probable class and the probability of every class.
 
-    The table is written anew after every scan, so that an interrupted run leaves those that are done.
+    The table is rewritten after every scan, so that an interrupted run leaves those that are done.
 
     Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)` and `source`.
 

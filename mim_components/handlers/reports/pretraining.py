@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +13,11 @@ from ignite.engine import Engine, Events
 
 from mim_components import __version__
 from mim_components.data.volumes import PreparedDataset, per_axis
+from mim_components.handlers.reports.frame import page, write_report
 from mim_components.metrics.pretraining import CropScores, mean_scores
 from mim_components.transforms.crop import MultiLevelCropMask
-from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import csv_table, markdown_table
+from mim_components.utils.text import csv_table, markdown_table, shorten
 from mim_components.weights.trained import TrainedNetwork
-
-logger = logging.getLogger(__name__)
 
 PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": "token_mean_"}
 PAIR_FIGURES = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
@@ -103,16 +99,16 @@ def volume_table(rows: Sequence[Mapping[str, Any]], num_levels: int, hu_width: f
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated on what, both tables, and how to read them."""
     data = report["data"]
-    parts = [
-        "# Evaluation of a MiM pre-training",
+    intro = (
         f"Weights: {report['weights']}. Data: {data['origin']}, {data['volumes']} volumes, "
-        f"{report['crops_per_volume']} crops each, seed {report['seed']}.",
-        "## Reconstruction of masked voxels",
-        level_table(report),
-    ]
-    if report["pairs"]:
-        parts += ["## Alignment", pair_table(report)]
-    return "\n\n".join([*parts, "## Notes", "\n".join(f"- {note}" for note in report["notes"])]) + "\n"
+        f"{report['crops_per_volume']} crops each, seed {report['seed']}."
+    )
+    sections = {
+        "": [intro],
+        "Reconstruction of masked voxels": [level_table(report)],
+        "Alignment": [pair_table(report)] if report["pairs"] else [],
+    }
+    return page("Evaluation of a MiM pre-training", sections, report["notes"])
 
 
 def level_table(report: Mapping[str, Any]) -> str:
@@ -228,17 +224,11 @@ class ReportHandler:
         if idist.get_rank() != 0:
             return
         report = self.report()
-        files = {
-            "metrics.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
-            "metrics.csv": volume_table(self.scores.rows, len(self.crop.level_sizes), self._hu_width),
-            "report.md": markdown(report),
-        }
-        for name, text in files.items():
-            write_text_safely(self.output_dir / name, text)
         tables = [level_table(report), *([pair_table(report)] if report["pairs"] else [])]
         notes = [f"Note: {note}" for note in report["notes"]]
-        logger.info("%s", "\n".join([f"Evaluated {self.trained.origin}", *tables, *notes]))
-        logger.info("Report: %s", self.output_dir / "report.md")
+        csv = {"metrics.csv": volume_table(self.scores.rows, len(self.crop.level_sizes), self._hu_width)}
+        log = "\n".join([f"Evaluated {self.trained.origin}", *tables, *notes])
+        write_report(self.output_dir, report, markdown(report), csv, log)
 
     @property
     def _hu_width(self) -> float:
@@ -310,8 +300,7 @@ class ReportHandler:
         if seen := [volume.name for volume in self.prepared.volumes if volume.content in known]:
             notes.append(
                 f"{len(seen)} of {len(self.prepared)} volumes were in the training, with the same voxels; their "
-                f"figures say how well the network fits what it has seen: {', '.join(seen[:20])}"
-                + (f" and {len(seen) - 20} more." if len(seen) > 20 else ".")
+                f"figures say how well the network fits what it has seen: {shorten(seen, 20)}."
             )
         if self.standardized:
             notes.append(

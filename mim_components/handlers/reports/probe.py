@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mim_components import __version__
-from mim_components.handlers.reports.segmentation import choose_cases, known
-from mim_components.labels import COLOURS
+from mim_components.handlers.reports.frame import known, page, percent, write_report
+from mim_components.handlers.reports.segmentation import case_rows, case_table, choose_cases, legend_of
 from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
 from mim_components.metrics.segmentation import CaseResult
-from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import csv_table, markdown_table
-from mim_components.visualize.overlay import LegendEntry, overlay_figure
+from mim_components.utils.text import markdown_table
+from mim_components.visualize.overlay import overlay_figure
 from mim_components.visualize.sheet import save_figure
-
-logger = logging.getLogger(__name__)
 
 
 class ProbeReport:
@@ -43,19 +38,18 @@ class ProbeReport:
         pictures = {rank: f"{rank}.png" for rank in chosen}
         for rank, case in chosen.items():
             save_figure(
-                overlay_figure(first.pictures[case.name], _title(case, rank, len(first.cases)), _legend(case)),
+                overlay_figure(first.pictures[case.name], _title(case, rank, len(first.cases)), legend_of(case)),
                 folder / pictures[rank],
             )
         metrics = self.metrics()
-        texts = {
-            "cases.csv": csv_table(self._case_rows()),
-            "metrics.json": json.dumps(metrics, indent=1, allow_nan=False, default=str) + "\n",
-            "report.md": self._markdown(metrics, pictures),
-        }
-        for name, text in texts.items():
-            write_text_safely(folder / name, text)
-        logger.info("%s\nReport: %s", self.table(), folder / "report.md")
-        return [folder / name for name in (*texts, *pictures.values())]
+        rows = [
+            {"features": kind, **row}
+            for kind, result in self.results.items()
+            for row in case_rows(result.cases, measures=["dice"])
+        ]
+        tables = {"cases.csv": case_table(rows)}
+        files = write_report(folder, metrics, self._markdown(metrics, pictures), tables, self.table())
+        return [*files, *(folder / name for name in pictures.values())]
 
     def metrics(self) -> dict[str, Any]:
         """Everything that `metrics.json` holds; figures are 0 to 1, None where no label map has the class."""
@@ -88,26 +82,22 @@ class ProbeReport:
         rows = []
         for name in self.probe.labels.names:
             dice = [result.class_dice.get(name, math.nan) for result in self.results.values()]
-            rows.append([name, *map(_percent, dice), *(_percent(r.retrieval[name]) for r in self.results.values())])
+            rows.append(
+                [
+                    name,
+                    *(percent(value, 1) for value in dice),
+                    *(percent(r.retrieval[name], 1) for r in self.results.values()),
+                ]
+            )
         means = [*(r.dice for r in self.results.values()), *(r.knn for r in self.results.values())]
-        return markdown_table(head, [*rows, ["mean", *map(_percent, means)]])
-
-    def _case_rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for kind, result in self.results.items():
-            for case in result.cases:
-                row = {"features": kind, "case": case.name, "mean_dice": _cell(case.dice)}
-                for field in ("dice", "label_ml", "pred_ml"):
-                    row |= {f"{field}_{name}": _cell(getattr(score, field)) for name, score in case.scores.items()}
-                rows.append(row)
-        return rows
+        return markdown_table(head, [*rows, ["mean", *(percent(value, 1) for value in means)]])
 
     def _markdown(self, metrics: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-        settings = [[name, str(value).replace("|", "\\|")] for name, value in metrics["settings"].items()]
         notes = [
             "The encoder is frozen. Dice: a linear classifier of single voxels' features, fitted on voxels of the "
-            "training scans, on every voxel of the validation scans; mean over the scans whose label map has the "
-            "class, then over the classes. It is no segmentation network: compare columns, not papers.",
+            "training scans, its biases set for the best Dice on other voxels of them, on every voxel of the "
+            "validation scans; mean over the scans whose label map has the class, then over the classes. It is no "
+            "segmentation network: compare columns, not papers.",
             f"kNN: share of the sampled voxels of validation scans whose class is that of most of the "
             f"{self.probe.neighbours} nearest voxels (cosine) of other patients; guessing gives "
             f"{100 / len(self.probe.labels.names):.1f} %.",
@@ -118,37 +108,13 @@ class ProbeReport:
         ]
         if metrics["excluded"]:
             notes.append(f"{len(metrics['excluded'])} scans were left out; see metrics.json.")
-        parts = [
-            "# Probe of frozen features",
-            markdown_table(["setting", "value"], settings),
-            "## Scores",
-            self.table(),
-            "## Pictures",
-            *(f"![{rank} scan]({name})" for rank, name in pictures.items()),
-            "## Notes",
-            "\n".join(f"- {note}" for note in notes),
-        ]
-        return "\n\n".join(parts) + "\n"
+        sections = {
+            "": [markdown_table(["setting", "value"], metrics["settings"].items())],
+            "Scores": [self.table()],
+            "Pictures": [f"![{rank} scan]({name})" for rank, name in pictures.items()],
+        }
+        return page("Probe of frozen features", sections, notes)
 
 
 def _title(case: CaseResult, rank: str, count: int) -> str:
     return f"{case.name}: mean Dice {100 * case.dice:.1f} % ({rank} of {count} scans)"
-
-
-def _legend(case: CaseResult) -> list[LegendEntry]:
-    return [
-        LegendEntry(
-            name,
-            COLOURS[number % len(COLOURS)],
-            "not in the label" if math.isnan(score.dice) else f"Dice {_percent(score.dice)} %",
-        )
-        for number, (name, score) in enumerate(case.scores.items())
-    ]
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"

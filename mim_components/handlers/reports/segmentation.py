@@ -5,8 +5,6 @@ Scores are 0 to 1 in the figures and in CSV, and percent in tables, as the paper
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,19 +15,13 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
+from mim_components.handlers.reports.frame import known, page, percent, write_report
 from mim_components.labels import COLOURS
 from mim_components.metrics.segmentation import CaseResult, CaseScores, TargetScore, mean_of
-from mim_components.utils.files import shorten_name, write_text_safely
+from mim_components.utils.files import shorten_name
 from mim_components.utils.text import csv_table, markdown_table
 from mim_components.visualize.overlay import LegendEntry, overlay_figure
 from mim_components.visualize.sheet import save_figure
-
-logger = logging.getLogger(__name__)
-
-
-def known(value: float) -> float | None:
-    """The value, or None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
 
 
 def target_rows(results: Sequence[CaseResult], tolerance_mm: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -57,22 +49,21 @@ def mean_row(results: Sequence[CaseResult]) -> dict[str, Any]:
     }
 
 
-def case_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+def case_rows(results: Sequence[CaseResult], measures: Sequence[str] = ("dice", "nsd")) -> list[dict[str, Any]]:
     """Per case: its means, then scores and volumes of every target; None where the label does not have it."""
     rows = []
     for result in results:
-        row = {"case": result.name, "mean_dice": known(result.dice), "mean_nsd": known(result.nsd)}
-        for field in ("dice", "nsd", "label_ml", "pred_ml"):
+        row = {"case": result.name, **{f"mean_{measure}": known(getattr(result, measure)) for measure in measures}}
+        for field in (*measures, "label_ml", "pred_ml"):
             row |= {f"{field}_{target}": known(getattr(score, field)) for target, score in result.scores.items()}
         rows.append(row)
     return rows
 
 
-def case_table(results: Sequence[CaseResult]) -> str:
+def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """`case_rows` as CSV; a cell is empty where the label does not have the target."""
     return csv_table([
-        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-        for row in case_rows(results)
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
     ])  # fmt: skip
 
 
@@ -92,33 +83,24 @@ def why_not_comparable(published: Mapping[str, Any], label_set: str, space: str,
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated, the scores, the paper's figures, pictures, and how to read them."""
-    settings = [[name, _plain(value)] for name, value in report["settings"].items()]
-    pictures = [f"![{name} case]({file})" for name, file in report["pictures"].items()]
-    parts = [
-        "# Evaluation of a segmentation",
-        markdown_table(["setting", "value"], settings),
-        "## Scores",
-        target_table(report),
-        "## The paper's figures (not ours)",
-        published_text(report),
-        *(["## Pictures", *pictures] if pictures else []),
-        "## Notes",
-        "\n".join(f"- {note}" for note in report["notes"]),
-    ]
-    return "\n\n".join(parts) + "\n"
+    sections = {
+        "": [markdown_table(["setting", "value"], report["settings"].items())],
+        "Scores": [target_table(report)],
+        "The paper's figures (not ours)": [published_text(report)],
+        "Pictures": [f"![{name} case]({file})" for name, file in report["pictures"].items()],
+    }
+    return page("Evaluation of a segmentation", sections, report["notes"])
 
 
 def target_table(report: Mapping[str, Any]) -> str:
     """Scores of every target and their mean, in Markdown."""
     head = ["class or region", "Dice (%)", "NSD (%)", "NSD tolerance (mm)", "cases with it"]
     rows = [
-        [row["name"], _percent(row["dice"]), _percent(row["nsd"]), f"{row['tolerance_mm']:g}", str(row["cases"])]
+        [row["name"], percent(row["dice"]), percent(row["nsd"]), f"{row['tolerance_mm']:g}", str(row["cases"])]
         for row in report["targets"]
     ]
     mean = report["mean"]
-    return markdown_table(
-        head, [*rows, ["mean", _percent(mean["dice"]), _percent(mean["nsd"]), "", str(mean["cases"])]]
-    )
+    return markdown_table(head, [*rows, ["mean", percent(mean["dice"]), percent(mean["nsd"]), "", str(mean["cases"])]])
 
 
 def published_text(report: Mapping[str, Any]) -> str:
@@ -130,12 +112,12 @@ def published_text(report: Mapping[str, Any]) -> str:
         return "None are known for this dataset."
     entries = list(dict.fromkeys([*published.get("dice", {}), *published.get("nsd", {})]))
     per_class = published.get("per_class", {})
-    rows = [["mean Dice", _percent(report["mean"]["dice"]), *_cells(published.get("dice", {}), entries)]]
+    rows = [["mean Dice", percent(report["mean"]["dice"]), *_cells(published.get("dice", {}), entries)]]
     if published.get("nsd"):
-        rows.append(["mean NSD", _percent(report["mean"]["nsd"]), *_cells(published["nsd"], entries)])
+        rows.append(["mean NSD", percent(report["mean"]["nsd"]), *_cells(published["nsd"], entries)])
     for target in report["targets"] if per_class else []:
         theirs = {entry: figures[target["name"]] for entry, figures in per_class.items() if target["name"] in figures}
-        rows.append([f"Dice of {target['name']}", _percent(target["dice"]), *_cells(theirs, entries)])
+        rows.append([f"Dice of {target['name']}", percent(target["dice"]), *_cells(theirs, entries)])
     table = markdown_table(["in %", "this run", *(f"the paper's: {entry}" for entry in entries)], rows)
     source = f"Source: {published.get('source', 'unknown')}. {published.get('note', '')}".strip()
     return f"{table}\n\n{source} Their trainings, and perhaps their cases, are others than ours."
@@ -144,17 +126,6 @@ def published_text(report: Mapping[str, Any]) -> str:
 def _cells(figures: Mapping[str, float], entries: Sequence[str]) -> list[str]:
     return [f"{figures[entry]:.2f}" if entry in figures else "-" for entry in entries]
 
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _plain(value: object) -> str:
-    """A value in a cell of a table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-logger = logging.getLogger(__name__)
 
 SPACES = ("resampled", "original")
 NOTES = (
@@ -220,15 +191,8 @@ class EvaluationReport:
                 if path.name != pictures.get(rank):
                     path.unlink()
         report = self.report(results, pictures)
-        files = {
-            "cases.csv": case_table(results),
-            "metrics.json": json.dumps(report, indent=1, allow_nan=False, default=str) + "\n",
-            "report.md": markdown(report),
-        }
-        for name, text in files.items():
-            write_text_safely(self.output_dir / name, text)
-        logger.info("%s", "\n".join([f"{len(results)} cases", target_table(report), published_text(report)]))
-        logger.info("Report: %s", self.output_dir / "report.md")
+        log = "\n".join([f"{len(results)} cases", target_table(report), published_text(report)])
+        write_report(self.output_dir, report, markdown(report), {"cases.csv": case_table(report["per_case"])}, log)
 
     def report(self, results: Sequence[CaseResult], pictures: Mapping[str, str]) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
@@ -254,10 +218,7 @@ class EvaluationReport:
         }
 
     def _draw(self, rank: str, result: CaseResult, count: int, path: Path) -> None:
-        legend = [
-            LegendEntry(target, COLOURS[number % len(COLOURS)], score_text(score))
-            for number, (target, score) in enumerate(result.scores.items())
-        ]
+        legend = legend_of(result)
         mean = "mean " if len(legend) > 1 else ""
         figures = f"{mean}Dice {100 * result.dice:.1f} %, {mean}NSD {100 * result.nsd:.1f} %"
         title = f"{result.name}: {figures} ({rank} of {count} cases)"
@@ -272,8 +233,16 @@ def choose_cases(results: Sequence[CaseResult]) -> dict[str, CaseResult]:
     return {rank: ranked[place] for rank, place in chosen.items() if ranked}
 
 
+def legend_of(case: CaseResult) -> list[LegendEntry]:
+    """Colour and scores of every target of a case."""
+    return [
+        LegendEntry(target, COLOURS[number % len(COLOURS)], score_text(score))
+        for number, (target, score) in enumerate(case.scores.items())
+    ]
+
+
 def score_text(score: TargetScore) -> str:
-    """Scores of a target as the legend of a picture shows them.
+    """Scores of a target as the legend of a picture shows them; no NSD where it was not measured.
 
     Example:
         >>> score_text(TargetScore(0.912, 0.8, 12.0, 11.5)), score_text(TargetScore(math.nan, math.nan, 0.0, 0.25))
@@ -281,7 +250,8 @@ def score_text(score: TargetScore) -> str:
     """
     if math.isnan(score.dice):
         return "not in the label" + (f", {score.pred_ml:.2f} ml predicted" if score.pred_ml else "")
-    return f"Dice {100 * score.dice:.1f} %, NSD {100 * score.nsd:.1f} %"
+    nsd = "" if math.isnan(score.nsd) else f", NSD {100 * score.nsd:.1f} %"
+    return f"Dice {100 * score.dice:.1f} %{nsd}"
 
 
 def _warnings(targets: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -303,6 +273,10 @@ def is_original(space: str) -> bool:
 
     Raises:
         ValueError: neither of the two.
+
+    Example:
+        >>> is_original("original"), is_original("resampled")
+        (True, False)
     """
     if space not in SPACES:
         raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}.")

@@ -66,6 +66,42 @@ def fit_linear(features: Tensor, classes: Tensor, priors: Tensor, penalty: float
     return LinearClassifier(weight, bias + shift - weight @ mean)
 
 
+def maximise_dice(
+    classifier: LinearClassifier, logits: Tensor, classes: Tensor, stands_for: Tensor
+) -> LinearClassifier:  # fmt: skip
+    """Add to the bias of each class, but for class 0, the offset of -4, -3.75, ... 4 that gives it the best Dice.
+
+    The most probable class is not the one of best Dice: a voxel is worth adding from half the best Dice on, taken as a
+    probability (Lipton et al. 2014). Nor are probabilities right outside of the voxels of the fit. The classes are gone
+    through once, in order, each with the offsets before it in place; of equal offsets the one nearest 0 counts.
+
+    Args:
+        classifier: whose biases are to be set.
+        logits: what it says of voxels, other than those of its fit, `(n, K)`.
+        classes: of these voxels, int64 `(n,)`.
+        stands_for: number of voxels that each one was drawn for, `(n,)`.
+
+    Example:
+        >>> flat = torch.tensor([900.0, 100.0]).log()  # of features that tell nothing: class 1 is never predicted
+        >>> sample = flat.expand(2, 2), torch.tensor([0, 1]), torch.tensor([900.0, 100.0])
+        >>> shifted = maximise_dice(LinearClassifier(torch.zeros(2, 1), flat), *sample)
+        >>> (shifted.bias - flat).tolist()  # from log 9 = 2.2 on class 1 is everywhere: Dice 2/11, not 0
+        [0.0, 2.25]
+    """
+    logits, stands_for = logits.clone(), stands_for.double()
+    offsets = torch.tensor(sorted((step / 4 for step in range(-16, 17)), key=abs)).to(logits)
+    shift = torch.zeros_like(classifier.bias)
+    for number in range(1, logits.shape[1]):
+        rivals = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1).amax(1)
+        predicted = ((logits[:, number] - rivals)[:, None] + offsets > 0).double()  # (n, offsets)
+        own = stands_for * (classes == number)
+        dice = 2 * (own @ predicted) / (stands_for @ predicted + own.sum())
+        best = offsets[dice.argmax()]  # the first of equal ones
+        shift[number] = best
+        logits[:, number] += best
+    return LinearClassifier(classifier.weight, classifier.bias + shift)
+
+
 def nearest_classes(
     queries: Tensor, query_patients: Tensor, bank: Tensor, bank_classes: Tensor, bank_patients: Tensor, neighbours: int
 ) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.metrics import compute_dice
 from monai.transforms import ResampleToMatch
@@ -23,7 +24,7 @@ from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.labels import LabelSet
 from mim_components.metrics.probe.cases import find_probe_cases, probe_labels, probe_transform
 from mim_components.metrics.probe.features import RawFeatures, WindowFeatures, add_position
-from mim_components.metrics.probe.heads import fit_linear, nearest_classes, recalls
+from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
 from mim_components.randomness import keyed_seed
 from mim_components.utils.tensors import without_meta
@@ -33,6 +34,7 @@ from mim_components.weights.contract import InputContract
 logger = logging.getLogger(__name__)
 
 BACKGROUND_SHARE = 8  # voxels of the background for one of a class: it is the class of most variety
+BIAS_SHARE = 8  # voxels for the biases for one of the fit: what is wrongly taken for a small class is rare
 
 
 @dataclass
@@ -77,8 +79,9 @@ class _Voxels:
 class FeatureProbe:
     """Fit a linear classifier on voxels of the training scans, and score it on the validation scans.
 
-    The recipe is fixed: nothing is chosen by the validation scans. From every scan the same voxels are drawn whatever
-    the encoder: `voxels_per_class` of each class, and `BACKGROUND_SHARE` times as many of the background.
+    The recipe is fixed, and the classifier comes from the training scans alone: its biases are set for the best Dice on
+    a second draw of their voxels. From every scan the same voxels are drawn whatever the encoder: `voxels_per_class` of
+    each class, and `BACKGROUND_SHARE` times as many of the background.
 
     All processes of a run make it together; then one of them may call it.
 
@@ -171,6 +174,7 @@ class FeatureProbe:
             parts.append(self._voxels(item, windows))
         bank = _joined(parts)
         classifier = fit_linear(bank.features, bank.classes, priors)
+        classifier = self._with_best_dice(classifier, windows, raw, f"{title}, biases" if title else "")
         parts, results, slices = [], [], {}
         for item in self._items(self.prepared.validation, raw, f"{title}, validation" if title else ""):
             parts.append(self._voxels(item, windows))
@@ -188,22 +192,38 @@ class FeatureProbe:
         shares = recalls(found, queries.classes, self.labels.out_channels)
         return ProbeResult(results, dict(zip(self.labels.names, shares, strict=True)), slices)
 
+    def _with_best_dice(
+        self, classifier: LinearClassifier, windows: WindowFeatures, raw: bool, title: str
+    ) -> LinearClassifier:  # fmt: skip
+        """Set the biases by other voxels of the training scans than the fit's, which the classifier knows too well."""
+        logits, classes, stands_for = [], [], []
+        for item in self._items(self.prepared.training, raw, title):
+            label = item["label"].as_tensor()[0].cpu()
+            voxels, drawn = self._draw(label.numpy(), str(item["name"]), "biases", BIAS_SHARE * self.voxels_per_class)
+            counts = torch.bincount(label.flatten().long(), minlength=self.labels.out_channels)
+            stands_for.append((counts / torch.bincount(drawn, minlength=len(counts)))[drawn])
+            logits.append(F.linear(windows.at(item["input"], voxels), *classifier))
+            classes.append(drawn)
+        return maximise_dice(classifier, torch.cat(logits), torch.cat(classes), torch.cat(stands_for))
+
     def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
         """The scans, loaded one by one; `input` is what the encoder sees, `sample` are the voxels that are drawn."""
         for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False):
             loaded: Any = self.load(dict(item))
             image = loaded["image"].as_tensor()
             loaded["input"] = add_position(image) if raw else image
-            loaded["sample"] = self._draw(loaded["label"].as_tensor()[0].cpu().numpy(), str(item["name"]))
+            loaded["sample"] = self._draw(
+                loaded["label"].as_tensor()[0].cpu().numpy(), str(item["name"]), "probe", self.voxels_per_class
+            )
             yield loaded
 
-    def _draw(self, label: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+    def _draw(self, label: np.ndarray, name: str, purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
         """Voxels `(n, 3)` of a label map, so many of every class, and their classes `(n,)`."""
-        random = np.random.default_rng(keyed_seed(self.seed, "probe", name))
+        random = np.random.default_rng(keyed_seed(self.seed, purpose, name))
         voxels, classes = [], []
         for number in range(self.labels.out_channels):
             there = np.flatnonzero(label == number)
-            most = self.voxels_per_class * (1 if number else BACKGROUND_SHARE)
+            most = per_class * (1 if number else BACKGROUND_SHARE)
             drawn = random.choice(there, min(most, len(there)), replace=False)
             voxels.append(np.stack(np.unravel_index(drawn, label.shape), axis=1))
             classes += [number] * len(drawn)

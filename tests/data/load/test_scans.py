@@ -155,7 +155,7 @@ def test_every_bad_slice_counts_and_the_first_are_named(write_scan: Callable[...
         SliceFolderChecker()(case_of(folder))
     assert str(error.value) == (
         "4 of 8 slices cannot be used: 0001.png: the file is empty (0 bytes); 0002.png: is no picture, it begins with "
-        "b'<html>'; 0003.png: damaged: Truncated File Read; and 1 more"
+        "b'<html>'; 0003.png: damaged: Truncated File Read and 1 more"
     )
 
 

@@ -234,9 +234,14 @@ def test_report(prepare, tmp_path, write):
     prepare(num_cases=30, name="BTCV", fold=1)
     assert (tmp_path / "out" / "data_report.md").read_text() == (
         "# Data of BTCV\n\nLayout `btcv`, divided by fold 1 of rule 'fifths'.\n\n"
-        "| cases | number |\n|---|---|\n"
-        "| labelled in the complete dataset | 30 |\n| labelled and found | 10 |\n| unfit and left out | 0 |\n"
-        "| training | 8 |\n| validation | 2 |\n| without label | 2 |\n\n"
+        "| cases                            | number |\n"
+        "| -------------------------------- | ------ |\n"
+        "| labelled in the complete dataset | 30     |\n"
+        "| labelled and found               | 10     |\n"
+        "| unfit and left out               | 0      |\n"
+        "| training                         | 8      |\n"
+        "| validation                       | 2      |\n"
+        "| without label                    | 2      |\n\n"
         "## Notes\n\n- 30 labelled cases expected, 10 found\n- 0003: the label holds background only\n\n"
         "## Training\n\n0001, 0002, 0005, 0006, 0007, 0008, 0009, 0010\n\n"
         "## Validation\n\n0003, 0004\n"

@@ -101,7 +101,7 @@ def test_memory_that_is_damaged_costs_time_only(prepare, tmp_path):
 def test_bad_header_is_judged_anew_but_hashed_once(prepare, scans, monkeypatch):
     (scans / "page.nii").write_text("<html>")
     first, _ = prepare()
-    monkeypatch.setattr("mim_components.data.prepare.memory.hash_file", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr("mim_components.data.prepare.memory.sha256", lambda *_: pytest.fail("hashed again"))
     again, _ = prepare()
     assert [item.digest for item in again.bad] == [item.digest for item in first.bad]
     assert again.bad[2].digest == sha256(b"<html>").hexdigest() and "web page" in again.bad[2].cause
@@ -129,7 +129,7 @@ def test_no_files_have_neither_state_nor_digest(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("mim_components.data.prepare.memory.hash_file", fail)
+    monkeypatch.setattr("mim_components.data.prepare.memory.sha256", fail)
     assert digest_of_files([tmp_path / "file"]) is None
 
 

@@ -19,11 +19,11 @@ from mim_components.data.find.scan_lists import ListedScan, read_scan_list
 from mim_components.data.names import natural_key
 from mim_components.data.read.slices import is_slice
 from mim_components.data.volumes import NoVolumesError
+from mim_components.utils.text import shorten
 
 CLASS_NAMES = ("Normal", "CP", "NCP")
 OTHER_NAMES = {"covid19": "ncp", "covid-19": "ncp"}  # what the server calls the zips of NCP
 SCAN_LIST = "unzip_filenames.csv"
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,4 @@ def compare_with_list(scans: Mapping[Scan, int], listed: Sequence[ListedScan], s
         "scans on the disk are not in the list": ["/".join(key) for key in unknown],
         "scans have another number of slices than the list says": differing,
     }
-    return [f"{source}: {len(items)} {what}: {_few(items)}" for what, items in groups.items() if items]
-
-
-def _few(items: Sequence[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
+    return [f"{source}: {len(items)} {what}: {shorten(items)}" for what, items in groups.items() if items]

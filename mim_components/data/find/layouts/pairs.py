@@ -11,10 +11,10 @@ from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.layouts.base import Folder
 from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
+from mim_components.utils.text import shorten
 
 _TOP = r"^(?P<top>(?:[^/]+/){0,2}?)"
 _END = r"\.nii(?:\.gz)?$"
-_SHOWN = 10
 
 
 @dataclass
@@ -134,6 +134,4 @@ class PairedFiles:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = sorted(names, key=natural_key)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return shorten(sorted(names, key=natural_key), 10)
