@@ -7,8 +7,7 @@
    `benchmarks.network_cost` for the form that runs, three times a forward pass; their share is of the fastest large
    bfloat16 matrix product that the card itself did.
 2. The ten kernels that take the most time of an eager sparse step.
-3. Training from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it, with `crop_on` in
-   workers and on the device.
+3. Training from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it.
 4. Hours of the paper's schedule on one such card: 45,000 steps of 12 samples. Every step above has an optimizer step;
    with accumulation there are fewer.
 
@@ -142,16 +141,16 @@ def top_kernels(settings: Settings, number: int = 10) -> Rows:
 
 
 def loader_row(
-    folder: Path, levels: Sequence[Sequence[int]], settings: Settings, crop_on: str, workers: int, steps: int
+    folder: Path, levels: Sequence[Sequence[int]], settings: Settings, workers: int, steps: int
 ) -> dict[str, Any]:
     """Training from the cache; the first steps, in which workers start, do not count."""
     free(settings.device)
     training, first = Training(settings), 3
     config = pretrain_config(
-        folder, levels, settings, crop_on=crop_on, num_workers=workers, batch_size=settings.samples,
+        folder, levels, settings, num_workers=workers, batch_size=settings.samples,
         global_batch_size=settings.samples, max_steps=first + steps,
     )  # fmt: skip
-    loader = config.get_parsed_content("train::steps")
+    loader = config.get_parsed_content("train::dataloader")
     batches = iter(loader)
     for batch in islice(batches, first):
         training.step(training.engine, batch)
@@ -163,7 +162,7 @@ def loader_row(
     synchronize()
     seconds = perf_counter() - start
     return {
-        "crop_on": crop_on, "workers": workers, "samples": settings.samples,
+        "workers": workers, "samples": settings.samples,
         "samples/s": steps * settings.samples / seconds, "crops/s": steps * sum(settings.volumes) / seconds,
         "waiting for data %": 100 * loader.reset_clock() / seconds,
     }  # fmt: skip
@@ -185,17 +184,14 @@ def tables(options: argparse.Namespace, folder: Path) -> dict[str, Rows]:
     best = max((row for row in steps if row["samples/s"]), key=lambda row: row["samples/s"])
     small = replace(settings, samples=options.batch[0])
     write_ct(folder, options.ct_size)
-    loaded = [
-        loader_row(folder, options.levels, small, place, options.workers, options.steps)
-        for place in ("worker", "device")
-    ]
+    loaded = loader_row(folder, options.levels, small, options.workers, options.steps)
     hours = [hours_row("the fastest step", best["samples/s"])]
-    hours += [hours_row(f"training from the cache, crop_on {row['crop_on']}", row["samples/s"]) for row in loaded]
+    hours += [hours_row("training from the cache", loaded["samples/s"])]
     return {
         "bfloat16 matrix product": [{"size": options.matmul, "TFLOP/s": peak / 1e12}],
         f"Steps, {options.preset}, bfloat16 autocast; empty: out of memory": steps,
         "Kernels of an eager sparse step": top_kernels(small),
-        "Training from the cache": loaded,
+        "Training from the cache": [loaded],
         f"The paper's schedule, {STEPS:,} steps of {SAMPLES} samples": hours,
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mim_components.data.load.sampler import StepSampler
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM, for_training
@@ -83,7 +84,8 @@ class Training:
             state=SimpleNamespace(device=torch.device(settings.device), iteration=1),
         )
         limit = settings.limit or None
-        self.step = PretrainStep(levels, 1, visible, max_norm=1.0, amp=settings.amp, max_volumes_per_pass=limit)
+        loader: Any = SimpleNamespace(sampler=StepSampler(1, 1, 1))
+        self.step = PretrainStep(levels, loader, visible, max_norm=1.0, amp=settings.amp, max_volumes_per_pass=limit)
 
     def wrap(self, network: nn.Module) -> None:
         """Train through another module, DDP."""

@@ -50,7 +50,7 @@ def pretrain_config(folder: Path, levels: Sequence[Sequence[int]], settings: Set
     """
     content = json.loads((ROOT / "bundles/mim_pretrain/configs/train.json").read_text())
     own = {
-        "bundle_root": str(folder), "dataset_dir": str(folder / "data"), "prepare_workers": 0,
+        "bundle_root": str(folder), "dataset_dir": str(folder / "data"),
         "preset": settings.preset, "level_sizes": [list(size) for size in levels], "input_size": [settings.size] * 3,
         "mask_ratio": settings.mask_ratio, "device": f"$torch.device('{settings.device}')",
     }  # fmt: skip

@@ -1,4 +1,7 @@
-"""Parameter groups: weight decay on matrices and kernels, none on biases, norms and tokens; rates by depth."""
+"""Parameter groups and the schedule of the learning rate.
+
+Weight decay acts on matrices and kernels, not on biases, norms and tokens; rates may depend on depth.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from monai.networks.nets import ViT
+from monai.optimizers import WarmupCosineSchedule
 from torch import nn
+from torch.optim import Optimizer
 
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.weights.pretrained import encoder_of
@@ -85,3 +90,29 @@ def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
     inside = {id(parameter) for layer in layers for parameter in layer}
     layers[-1] += [parameter for parameter in encoder.parameters() if id(parameter) not in inside]
     return layers
+
+
+def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_steps: int) -> WarmupCosineSchedule:
+    """A linear warm-up whose first step already learns, then a cosine to 0; by optimizer step.
+
+    Args:
+        optimizer: of the training, with its peak rates.
+        num_steps: optimizer steps of the training.
+        warmup_steps: so many of them are warm-up; step k of them has the rate k / warmup_steps.
+
+    Example:
+        >>> schedule = warmup_cosine(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 10, 4)
+        >>> schedule.get_last_lr()
+        [0.25]
+    """
+    return WarmupCosineSchedule(optimizer, warmup_steps, num_steps, warmup_multiplier=1 / max(warmup_steps, 1))
+
+
+def steps_of_warmup(ratio: float, num_steps: int) -> int:
+    """Optimizer steps that are the share `ratio` of a training, at least 1.
+
+    Example:
+        >>> steps_of_warmup(0.05, 25_000), steps_of_warmup(0.05, 3)
+        (1250, 1)
+    """
+    return max(round(ratio * num_steps), 1)

@@ -9,7 +9,7 @@ from pydoc import locate
 
 import pytest
 
-from mim_components.run.configuration import FREE_KEYS, FREE_PARTS
+from mim_components.run.options import holder_of
 from mim_tools.verify.targets import ALLOWED, DENIED, NAMES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "bundles").glob("*/configs/*.json"))
@@ -25,11 +25,22 @@ def test_accepted_names_exist(name: str) -> None:
     assert locate(name) is not None
 
 
-def test_free_keys_are_keys_of_a_configuration() -> None:
-    keys = {key for path in CONFIGS if path.name != "metadata.json" for key in json.loads(path.read_text())}
-    assert CONFIGS and FREE_KEYS - keys == set()
-
-
-def test_free_parts_are_parts_of_a_training() -> None:
-    parts = {key for path in CONFIGS if path.name == "train.json" for key in json.loads(path.read_text())["train"]}
-    assert FREE_PARTS - parts == set()
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.name == "train.json"], ids=lambda path: path.parts[-3]
+)
+def test_free_keys_are_keys_of_a_configuration(path: Path) -> None:
+    """Those at the top of any file of the bundle; those of a part in the training."""
+    train = json.loads(path.read_text())
+    keys = {
+        key
+        for each in path.parent.glob("*.json")
+        if each.name != "metadata.json"
+        for key in json.loads(each.read_text())
+    }
+    free = train["folder"]["free_keys"]
+    assert len(free) > 30 and len(set(free)) == len(free)
+    missing = {key for key in free if "::" not in key} - keys
+    for key in (key for key in free if "::" in key):
+        place, name = holder_of(train, key)
+        missing |= set() if name in place else {key}
+    assert missing == set()

@@ -8,8 +8,8 @@ from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.find.sources import find_cases, find_scans, find_sources, find_validation
 from mim_components.data.inputs import ScanDataset, inference_items, scan_items, segmentation_items
-from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd, volume_items
-from mim_components.data.load.loader import CropPlace, SteadyDataLoader, StepLoader, init_worker
+from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd
+from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
 from mim_components.data.load.scans import LoadEightBitScand, LoadScand, LoadVolumed
 from mim_components.data.names import unique_names
@@ -38,7 +38,6 @@ __all__ = [
     "CaseChecker",
     "CaseFacts",
     "CheckedReader",
-    "CropPlace",
     "DataError",
     "EvaluationCrops",
     "FoundCases",
@@ -76,5 +75,4 @@ __all__ = [
     "scan_items",
     "segmentation_items",
     "unique_names",
-    "volume_items",
 ]

@@ -67,6 +67,9 @@ class Case:
         return names
 
 
+NO_DATA = "none"  # layout where neither a folder nor a list was given
+
+
 @dataclass
 class FoundCases:
     """Cases of a dataset in a fixed order.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -193,6 +194,11 @@ class PreparedDataset:
 
     def __len__(self) -> int:
         return len(self.volumes)
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """One item per volume: `image` (the prepared volume) and `name` (its source, for messages)."""
+        return [{"image": volume, "name": volume.source} for volume in self.volumes]
 
     @property
     def digest(self) -> str:

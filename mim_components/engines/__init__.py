@@ -1,12 +1,13 @@
 """What `monai.engines` lacks: the step of a training and of an evaluation, and the training as a whole."""
 
+from mim_components.engines.begin import begin_fine_tuning, begin_pretraining
 from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.probe import ProbedEncoder, load_probed, run_probe
 from mim_components.engines.step import FinetuneStep, OptimizerStep
-from mim_components.engines.training import log_finetune_plan, log_plan, steps_of, train
+from mim_components.engines.training import steps_of, train
 
 __all__ = [
     "EvaluationStep",
@@ -19,9 +20,9 @@ __all__ = [
     "PretrainStep",
     "ProbedEncoder",
     "ScanStep",
+    "begin_fine_tuning",
+    "begin_pretraining",
     "load_probed",
-    "log_finetune_plan",
-    "log_plan",
     "run_probe",
     "steps_of",
     "train",

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
+from mim_components.data.load.loader import StepLoader
+from mim_components.engines.nonfinite import NonFiniteError
 from mim_components.engines.step import OptimizerStep
 from mim_components.handlers.collapse import ContextSpread
+from mim_components.run.folder import RunFolder
 from mim_components.transforms.levels import LevelBatch, LevelPart, level_batch, split_levels
 
 __all__ = ["NonFiniteError", "PretrainStep"]
@@ -22,12 +24,13 @@ class PretrainStep(OptimizerStep):
 
     Args:
         num_levels: number of levels L.
-        accumulation: micro-batches per step.
+        loader: that feeds the trainer: its sampler knows the steps, also for schedules of the loss.
         num_visible: visible tokens per volume; saves waiting for the device.
-        num_steps: steps of the whole run, for schedules of the loss.
+        folder: of the run; checkpoints keep the spread of the context vectors. None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in bfloat16 autocast; the losses stay in float32.
-        guard: decides what is done when loss or gradient is not finite; None = stop.
+        on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
+        max_skipped: maximum number of consecutive skipped steps.
         max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
             add up to those of one pass, which keeps the activations of all volumes. None = no limit.
 
@@ -38,24 +41,27 @@ class PretrainStep(OptimizerStep):
     def __init__(
         self,
         num_levels: int,
-        accumulation: int,
+        loader: StepLoader,
         num_visible: int | None = None,
-        num_steps: int = 1,
+        folder: RunFolder | None = None,
         max_norm: float = 0.0,
         amp: bool = False,
-        guard: NonFiniteGuard | None = None,
+        on_nonfinite: str = "stop",
+        max_skipped: int = 5,
         max_volumes_per_pass: int | None = None,
     ) -> None:
-        super().__init__(accumulation, max_norm, amp, guard)
+        super().__init__(loader, folder, max_norm, amp, on_nonfinite, max_skipped)
         if max_volumes_per_pass is not None and max_volumes_per_pass < 1:
             raise ValueError(
                 f"max_volumes_per_pass must be at least 1, or null for no limit, got {max_volumes_per_pass}."
             )
         self.num_levels = num_levels
         self.num_visible = num_visible
-        self.num_steps = num_steps
+        self.num_steps = loader.sampler.num_steps
         self.max_volumes_per_pass = max_volumes_per_pass
         self.spread = ContextSpread()
+        if folder is not None:
+            folder.keep("spread", self.spread, since_version=True)
 
     def measured(self) -> dict[str, Tensor]:
         """How far the context vectors of the step's volumes differ, `context_std_level1_2` ..."""

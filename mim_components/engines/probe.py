@@ -97,6 +97,7 @@ def run_probe(
     """
     status = "FAILED"
     folder.begin(probe.prepared.digest, "probe")
+    folder.facts |= {"checkpoint": probed.origin, **facts}
     tracker.start(Engine(lambda engine, batch: None))
     try:
         results = {"encoder": probe(probed.network, pictures=True, title="encoder")}

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mim_components.data.load.loader import StepLoader
 from mim_components.engines.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
+from mim_components.run.folder import RunFolder
 from mim_components.utils.tensors import without_meta
 
 __all__ = ["FinetuneStep", "NonFiniteError", "OptimizerStep"]
@@ -22,10 +24,16 @@ class OptimizerStep(ABC):
     """`iteration_update` of MONAI's `SupervisedTrainer`; a task adds what its loss is made of.
 
     Args:
-        accumulation: micro-batches per step.
+        loader: that feeds the trainer: its sampler knows the steps.
+        folder: of the run; gets a report of a step that is not finite, and keeps the guard's counts. None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in bfloat16 autocast; the losses stay in float32.
-        guard: decides what is done when loss or gradient is not finite; None = stop.
+        on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
+        max_skipped: maximum number of consecutive skipped steps.
+
+    Attributes:
+        accumulation: micro-batches per step.
+        guard: judges every step.
 
     Returns:
         When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
@@ -37,12 +45,21 @@ class OptimizerStep(ABC):
     """
 
     def __init__(
-        self, accumulation: int, max_norm: float = 0.0, amp: bool = False, guard: NonFiniteGuard | None = None
+        self,
+        loader: StepLoader,
+        folder: RunFolder | None = None,
+        max_norm: float = 0.0,
+        amp: bool = False,
+        on_nonfinite: str = "stop",
+        max_skipped: int = 5,
     ) -> None:
-        self.accumulation = accumulation
+        self.accumulation = loader.sampler.accumulation
         self.max_norm = max_norm
         self.amp = amp
-        self.guard = guard or NonFiniteGuard()
+        self.guard = NonFiniteGuard(on_nonfinite, max_skipped, folder, loader.sampler)
+        if folder is not None:
+            folder.keep("guard", self.guard)
+            folder.at_end(self.guard)
 
     @abstractmethod
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:

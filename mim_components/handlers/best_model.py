@@ -55,6 +55,8 @@ class BestModel:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the validation and before the checkpoints."""
+        self.folder.keep("best", self)
+        self.folder.at_end(self)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -149,17 +151,20 @@ class UpdateAverage:
     """Let the average follow the network after every step; does nothing without one.
 
     Args:
+        folder: of the run, whose checkpoints keep the average.
         averaged: of `averaged_network`.
         network: that is trained.
     """
 
-    def __init__(self, averaged: AveragedModel | None, network: nn.Module) -> None:
+    def __init__(self, folder: RunFolder, averaged: AveragedModel | None, network: nn.Module) -> None:
+        self.folder = folder
         self.averaged = averaged
         self.network = network
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, before validation and checkpoints."""
         if self.averaged is not None:
+            self.folder.keep("averaged", self.averaged)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:

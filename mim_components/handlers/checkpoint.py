@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import ignite.distributed as idist
@@ -28,7 +27,8 @@ class DifferentStepsError(RuntimeError):
 class CheckpointHandler:
     """Save network, optimizer, schedule and step every n steps; continue from the newest that is whole.
 
-    Randomness is keyed by step and sample and needs no saving.
+    Saved with them is what has registered with the folder (`RunFolder.keep`). Randomness is keyed by step and sample
+    and needs no saving.
 
     Args:
         folder: of the run; its `on_full_disk` "stop" raises when a checkpoint finds no room, "continue" trains on
@@ -39,8 +39,6 @@ class CheckpointHandler:
         loader: that feeds the trainer; told where to go on.
         interval: steps between two checkpoints.
         keep: number of checkpoints kept.
-        extra: further parts by name, each with `state_dict` and `load_state_dict`; None among them are passed over.
-        optional: further parts that checkpoints of an older version lack; they begin anew then.
     """
 
     def __init__(
@@ -52,20 +50,22 @@ class CheckpointHandler:
         loader: StepLoader,
         interval: int = 500,
         keep: int = 2,
-        extra: Mapping[str, Any] | None = None,
-        optional: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.store = CheckpointStore(folder.path / "checkpoints", keep)
-        self.parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        self.parts |= {name: part for name, part in (extra or {}).items() if part is not None}
-        self.optional = dict(optional or {})
+        self.own: dict[str, Any] = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.loader = loader
         self.interval = interval
         self._saved = -1
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What every checkpoint holds, by name."""
+        return self.own | self.folder.kept
+
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the schedule and before pictures and export."""
+        self.folder.checkpoints = self
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
@@ -78,7 +78,7 @@ class CheckpointHandler:
         step = engine.state.iteration
         if idist.get_rank() != 0 or step == self._saved:
             return
-        state = {name: part.state_dict() for name, part in (self.parts | self.optional).items()}
+        state = {name: part.state_dict() for name, part in (self.parts | self.folder.kept_if_there).items()}
         try:
             self.store.save(step, {"step": step, **state})
         except FullDiskError as error:
@@ -104,7 +104,7 @@ class CheckpointHandler:
             return 0
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        for name, part in self.optional.items():
+        for name, part in self.folder.kept_if_there.items():
             if name in state:
                 part.load_state_dict(state[name])
         step = self._saved = int(state["step"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ignite.distributed as idist
 import torch
@@ -131,6 +131,12 @@ def _spread(sums: Tensor) -> Tensor:
     return torch.where(count > 1, variance, torch.nan).sqrt()
 
 
+class HasSpread(Protocol):
+    """A step that measures the spread of its context vectors."""
+
+    spread: ContextSpread
+
+
 class CollapseWarning:
     """Say once per pair when `ContextSpread` is below a bound.
 
@@ -139,16 +145,16 @@ class CollapseWarning:
 
     Args:
         folder: of the run.
-        spread: that measures.
+        step: of the trainer, whose `spread` measures.
         bound: smallest number that is no reason for a warning, in [0, 1); 0 = no warning.
-        after: steps before the first judgement; a new network has similar vectors for all volumes.
+        after: share of the steps before the first judgement; a new network has similar vectors for all volumes.
     """
 
-    def __init__(self, folder: RunFolder, spread: ContextSpread, bound: float, after: int = 0) -> None:
+    def __init__(self, folder: RunFolder, step: HasSpread, bound: float, after: float = 0.2) -> None:
         if not 0 <= bound < 1:
             raise ValueError(f"collapse_bound must be in [0, 1), 0 = no warning, got {bound}.")
         self.folder = folder
-        self.spread = spread
+        self.spread = step.spread
         self.bound = bound
         self.after = after
         self._before: dict[str, int] = {}  # full windows when the judgement began
@@ -166,7 +172,7 @@ class CollapseWarning:
     def __call__(self, engine: Any) -> None:
         """Judge, if numbers were collected."""
         step = engine.state.iteration
-        if step <= self.after:
+        if step <= int(self.after * engine.state.epoch_length):
             self._before = self.spread.full
             return
         for name, full in self.spread.full.items():

@@ -125,9 +125,13 @@ class ProgressHandler:
     """A progress bar over all steps, beside it the losses collected last; log lines appear above it until it is closed.
 
     Losses of the step itself would have to be waited for.
+
+    Args:
+        folder: of the run, at whose end the bar is closed; None = the caller closes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: RunFolder | None = None) -> None:
+        self.folder = folder
         self._losses: dict[str, str] = {}
         self._stack = ExitStack()
         self._bar = ProgressBar(persist=True, desc="steps", dynamic_ncols=True)
@@ -136,6 +140,8 @@ class ProgressHandler:
         """Register with a trainer, after `StepMetrics`; only the first process shows a bar."""
         if idist.get_rank() != 0:
             return
+        if self.folder is not None:
+            self.folder.at_end(self)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.read)
         self._bar.attach(engine, output_transform=lambda output: self._losses)

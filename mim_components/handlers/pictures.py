@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
-from mim_components.handlers.tracking import RunTracker
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.intensity import AIR_HU, unit_to_hu
@@ -32,7 +31,7 @@ class PictureHandler:
     """Draw input, masked input, reconstruction and error of every level, and once where the volumes were cut.
 
     Args:
-        folder: of the run; the PNG files are written into its folder `pictures`.
+        folder: of the run; the PNG files are written into its folder `pictures`, and its tracker gets them.
         network: without the wrapper for several devices.
         dataset: of the training; the pictures' crop is drawn from it with a key of its own, so it stays the same.
         level_sizes: native sizes of the levels, voxels.
@@ -41,7 +40,6 @@ class PictureHandler:
         picture_window: grey window of the pictures, HU.
         volume: index of the scan.
         standardized: the network predicts standardised tokens.
-        tracker: gets the files as artifacts.
         error_range: absolute error that gets the last colour, HU.
     """
 
@@ -56,7 +54,6 @@ class PictureHandler:
         picture_window: Sequence[float] = (-160.0, 240.0),
         volume: int = 0,
         standardized: bool = False,
-        tracker: RunTracker | None = None,
         error_range: float = 200.0,
     ) -> None:
         self.folder = folder
@@ -69,7 +66,6 @@ class PictureHandler:
         self.picture_window = (picture_window[0], picture_window[1])
         self.volume = volume
         self.standardized = standardized
-        self.tracker = tracker
         self.error_range = error_range
         self._sample: dict[str, Any] | None = None
         self._drawn = -1
@@ -188,7 +184,7 @@ class PictureHandler:
 
     def _keep(self, files: Sequence[Path]) -> list[Path]:
         for path in files:
-            if self.tracker is not None:
-                self.tracker.log_artifact(path, "pictures")
+            if self.folder.tracker is not None:
+                self.folder.tracker.log_artifact(path, "pictures")
         logger.info("Pictures: %s", ", ".join(str(path) for path in files))
         return list(files)

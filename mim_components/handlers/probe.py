@@ -14,7 +14,6 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from mim_components.handlers.metrics import StepLines
-from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
 from mim_components.weights.contract import InputContract
@@ -32,12 +31,11 @@ class ProbeHandler:
     each other.
 
     Args:
-        folder: of the run.
+        folder: of the run; its tracker gets the figures, its checkpoints keep the best.
         encoder: that is trained, without wrappers.
         contract: of its input; the step is filled in.
         probe: of labelled scans; None only with `interval` 0.
         interval: steps between two probes; 0 = never.
-        tracker: that gets the figures.
 
     Raises:
         ValueError: `interval` is negative.
@@ -50,7 +48,6 @@ class ProbeHandler:
         contract: InputContract,
         probe: FeatureProbe | None = None,
         interval: int = 0,
-        tracker: RunTracker | None = None,
     ) -> None:
         if interval < 0:
             raise ValueError(f"probe_interval must be 0 (off) or more steps, got {interval}.")
@@ -60,7 +57,6 @@ class ProbeHandler:
         self.contract = contract
         self.probe = probe if interval else None
         self.interval = interval
-        self.tracker = tracker
         self.best = -math.inf
         self.step = 0
 
@@ -71,6 +67,8 @@ class ProbeHandler:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the tracker and before the checkpoints."""
+        self.folder.keep("probe", self, since_version=True)
+        self.folder.at_end(self)
         if self.probe is not None:
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -110,8 +108,8 @@ class ProbeHandler:
                 numbers |= {"raw_dice": raw.dice, "raw_knn": raw.knn}
             classes = {f"probe_dice_{name}": value for name, value in result.class_dice.items()}
             self.lines.append(step, numbers | classes)
-            if self.tracker is not None:
-                self.tracker.log_numbers(numbers, step)
+            if self.folder.tracker is not None:
+                self.folder.tracker.log_numbers(numbers, step)
             logger.info("probe after step %d: Dice %.4f, kNN %.4f", step, result.dice, result.knn)
             dice = result.dice
         if idist.get_world_size() == 1:

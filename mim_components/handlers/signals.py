@@ -13,7 +13,7 @@ import ignite.distributed as idist
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from mim_components.handlers.checkpoint import CheckpointHandler
+from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ class StopSignals:
     torchrun.
 
     Args:
-        checkpoints: that saves.
+        folder: of the run, whose checkpoint handler saves.
     """
 
-    def __init__(self, checkpoints: CheckpointHandler) -> None:
-        self.checkpoints = checkpoints
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
         self._received = 0
         self._when = 0.0
         self._before: dict[int, Any] = {}
@@ -39,6 +39,7 @@ class StopSignals:
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the checkpoints; signals reach the main thread only."""
         if threading.current_thread() is threading.main_thread():
+            self.folder.at_end(self)
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -63,7 +64,7 @@ class StopSignals:
         if idist.get_world_size() > 1:  # stop all after the same step
             self._received = int(idist.all_reduce(self._received, op="MAX"))
         if self._received:
-            self.checkpoints.save(engine)
+            self.folder.checkpoints.save(engine)
             logger.warning(
                 "%s: stopped after step %d of %s, checkpoint saved; the same command with --resume auto continues.",
                 signal.Signals(self._received).name,

@@ -29,6 +29,7 @@ from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
+from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import append_line, write_text_safely
 from mim_components.utils.text import mask_secrets
@@ -45,6 +46,7 @@ HISTORY = ("metrics.jsonl", "validation.jsonl")  # files of a run's folder with 
 class RunTracker:
     """Track a run in MLflow: parameters, configuration, every collected number, pictures; FAILED when it crashes.
 
+    Parameters are the options of the bundle and the facts of the folder; nested values are logged as text.
     A continued run goes on in its MLflow run. Only the first process tracks. A store that refuses, hangs or fails never
     stops the training: numbers wait in `tracking_spool.jsonl` of the run's folder and are sent when it answers again.
     It is asked at intervals so that asking takes at most a twentieth of the time.
@@ -55,7 +57,6 @@ class RunTracker:
             `mlruns.db` in `store_dir`.
         store_dir: where that file and its artifacts lie.
         experiment_name: MLflow's experiment.
-        parameters: further parameters to log; nested values are logged as text.
 
     Attributes:
         place: the address without user and password, for what people read.
@@ -70,10 +71,8 @@ class RunTracker:
         tracking_uri: str | None = None,
         store_dir: str | Path = ".",
         experiment_name: str = "mim_pretrain",
-        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
-        self.parameters = dict(parameters or {})
         self.experiment_name = experiment_name
         default = f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
@@ -88,6 +87,7 @@ class RunTracker:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after `StepMetrics`; whoever runs the trainer closes the run."""
+        self.folder.tracker = self
         if idist.get_rank() != 0:
             return
         engine.add_event_handler(Events.STARTED, self.start)
@@ -135,7 +135,8 @@ class RunTracker:
             self._spool_history()
         handler.start(self._engine)
         if not earlier:
-            parameters = {name: _text(value) for name, value in (self.parameters | _surroundings()).items()}
+            known = current_options() | self.folder.facts | _surroundings()
+            parameters = {name: _text(value) for name, value in known.items()}
             handler._delete_exist_param_in_dict(parameters)  # an attempt before this one may have sent them
             handler._log_params(parameters)
             self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")

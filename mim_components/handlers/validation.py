@@ -18,7 +18,6 @@ from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 from mim_components.handlers.metrics import StepLines
-from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -88,15 +87,15 @@ class ValidationLog:
     """Write every validation to a file of JSON lines, to the log and to the tracker.
 
     Args:
-        folder: of the run, for `validation.jsonl`; continuing a run removes lines of steps that are done again.
+        folder: of the run, for `validation.jsonl`, and whose tracker gets the numbers; continuing a run removes lines
+            of steps that are done again.
         metric: name of the metric that is shown in the log.
-        tracker: that gets the numbers.
     """
 
-    def __init__(self, folder: RunFolder, metric: str, tracker: RunTracker | None = None) -> None:
+    def __init__(self, folder: RunFolder, metric: str) -> None:
+        self.folder = folder
         self.lines = StepLines(folder, "validation.jsonl")
         self.metric = metric
-        self.tracker = tracker
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the validation."""
@@ -124,9 +123,9 @@ class ValidationLog:
             numbers[self.metric],
             f" ({others})" if others else "",
         )
-        if self.tracker is not None:
+        if self.folder.tracker is not None:
             sent = {_tracked(name): value for name, value in finite.items() if value is not None}
-            self.tracker.log_numbers(sent, engine.state.iteration)
+            self.folder.tracker.log_numbers(sent, engine.state.iteration)
 
 
 def _tracked(name: str) -> str:
@@ -139,6 +138,7 @@ class EarlyStop:
     """End the training after `patience` validations without a better metric.
 
     Args:
+        folder: of the run, whose checkpoints keep the count.
         metric: name of the metric among those of the validation; larger is better.
         patience: validations; 0 = never stop early.
 
@@ -146,15 +146,17 @@ class EarlyStop:
         ValueError: `patience` is negative.
     """
 
-    def __init__(self, metric: str, patience: int = 0) -> None:
+    def __init__(self, folder: RunFolder, metric: str, patience: int = 0) -> None:
         if patience < 0:
             raise ValueError(f"early_stop_patience must be 0 (off) or more validations, got {patience}.")
+        self.folder = folder
         self.metric = metric
         self.patience = patience
         self._stopping: EarlyStopping | None = None
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the validation."""
+        self.folder.keep("early_stop", self)
         if self.patience:
             self._stopping = EarlyStopping(self.patience, self._score, engine)
             engine.add_event_handler(Events.STARTED, self.start)

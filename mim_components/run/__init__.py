@@ -2,10 +2,9 @@
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.configuration import bundle_root, check_overrides
-from mim_components.run.errors import explain_errors
 from mim_components.run.folder import RunFolder, SettingsChangedError
 from mim_components.run.processes import local_device, start_processes, stop_processes
-from mim_components.run.start_checks import StartError, check_start, check_validation_start
+from mim_components.run.start_checks import StartError, check_start, check_validation_start, sample_shapes
 
 __all__ = [
     "CheckpointStore",
@@ -16,8 +15,8 @@ __all__ = [
     "check_overrides",
     "check_start",
     "check_validation_start",
-    "explain_errors",
     "local_device",
+    "sample_shapes",
     "start_processes",
     "stop_processes",
 ]

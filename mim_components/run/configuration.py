@@ -8,33 +8,17 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from types import NoneType
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
-from mim_components.run.options import check_options
+from mim_components.run.errors import explain_errors
+from mim_components.run.options import check_options, given_names, holder_of, option_table
 from mim_components.utils.text import mask_secrets
-
-# Values that change where, how fast or how loud, but not what is computed.
-FREE_KEYS = frozenset(
-    """
-    initialize run finalize handlers
-    bundle_root output_dir cache_dir dataset_dir datalist datalist_key allow_outside collection data_root synthetic_ct
-    resume device module device_network backend start_processes stop_processes process_timeout batch_size
-    num_workers worker_timeout prepare_workers on_bad max_bad_fraction max_voxels verify_cache checkpoint imports
-    max_volumes_per_pass checkpoint_activations compile crop_on
-    on_nonfinite max_skipped on_full_disk collapse_bound
-    tracking_uri experiment_name log_interval checkpoint_interval keep_checkpoints
-    picture_interval picture_window picture_error_range picture_volume
-    probe_datalist probe_labels probe_interval probe
-    """.split()
-)
-
-FREE_PARTS = frozenset(
-    "handlers dataloader pictures metrics tracker checkpoints progress signals inferer probe".split()
-)  # of `train`
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -62,6 +46,27 @@ def current_config() -> dict[str, Any]:
     return kept
 
 
+def current_options() -> dict[str, Any]:
+    """Options of the running workflow that are numbers, texts or lists of them, evaluated where that has been done."""
+    workflow = current_workflow()
+    if workflow is None:
+        return {}
+    evaluated, config = workflow.parser.ref_resolver.resolved_content, _config_of(workflow)
+    values = {name: evaluated.get(name, config[name]) for name in option_table() if name in config}
+    return {
+        name: _masked(str(value) if isinstance(value, torch.device) else value)
+        for name, value in values.items()
+        if _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(each) for each in value)
+    is_text = isinstance(value, str) and value[:1] not in ("$", "@", "%")
+    return is_text or isinstance(value, (bool, int, float, NoneType, torch.device))
+
+
 def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _masked(each) for name, each in value.items()}
@@ -76,7 +81,7 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 
 
 def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
-    """Refuse a command that cannot mean what it says, before anything else runs.
+    """Refuse a command that cannot mean what it says, before anything else runs; let errors end in one clear line.
 
     MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
     to run, and an overlay without the file it changes.
@@ -90,11 +95,13 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
             only one can be given.
         OptionsError: names every option with a value that it cannot have.
     """
+    explain_errors()
     workflow = current_workflow()
     if workflow is None:
         return
     _check_files(workflow)
     _check_names(workflow)
+    _check_paths(workflow)
     check_options(workflow)
     _check_one_of(_config_of(workflow), one_of)
 
@@ -132,9 +139,34 @@ def _check_names(workflow: ConfigWorkflow) -> None:
     text = json.dumps(config, default=str)
     for key in config:
         if key not in known and not re.search(rf"[@%]{re.escape(key)}\b", text):
-            nearest = difflib.get_close_matches(key, sorted(known), n=3)
+            moved = [path for path in option_table() if path.endswith(f"::{key}") and _is_there(config, path)]
+            nearest = moved or difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
             raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
+
+
+def _is_there(config: Mapping[str, Any], path: str) -> bool:
+    place, key = holder_of(config, path)
+    return key in place
+
+
+def _check_paths(workflow: ConfigWorkflow) -> None:
+    """Refuse `--part::nmae`, which MONAI would add to the part, unless what the part makes has such an argument."""
+    config = ConfigParser.load_config_files([str(path) for path in _given_files()])
+    for name in given_names():
+        place, key = holder_of(config, name)
+        if "::" not in name or not place or key in place or key.startswith("_") or key in _arguments(place):
+            continue
+        part = name.rpartition("::")[0]
+        nearest = difflib.get_close_matches(key, [*place, *_arguments(place)], n=3)
+        hint = f"did you mean {' or '.join(f'--{part}::{each}' for each in dict.fromkeys(nearest))}?"
+        raise ValueError(f"unknown option --{name}: {part} has no {key}; {hint if nearest else 'see the README.'}")
+
+
+def _arguments(part: Mapping[str, Any]) -> list[str]:
+    """Names of the arguments of what a part of a configuration makes; none for MONAI's own, which have short names."""
+    made: Any = locate(str(part.get("_target_", "")))
+    return [] if made is None else list(inspect.signature(made).parameters)
 
 
 def _check_one_of(config: Mapping[str, Any], one_of: Sequence[Sequence[str]]) -> None:
@@ -174,15 +206,22 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = FREE_KEYS) -> list[str]:
-    """Lines `key: old -> new` for all values that differ, without the free top-level keys and handlers."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """Lines `key: old -> new` for all values that differ, without the free keys and what stands below them.
+
+    Example:
+        >>> old = {"seed": 0, "train": {"inferer": 1, "step": {"max_norm": 1.0}}}
+        >>> new = {"seed": 1, "train": {"inferer": 2, "step": {"max_norm": 1.0}}}
+        >>> differences(old, new, free=["train::inferer"])
+        ['seed: 0 -> 1']
+    """
     before, after = flatten(old), flatten(json.loads(json.dumps(new, default=str)))
 
     def matters(key: str) -> bool:
         names = key.split("::")
         if names[0] == "_meta_":  # what is particular to a dataset is set there
             return names[1:2] == ["dataset"]
-        return names[0] not in free and not (names[0] == "train" and names[1:2] and names[1] in FREE_PARTS)
+        return not any("::".join(names[:count]) in free for count in range(1, len(names) + 1))
 
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -37,18 +37,27 @@ class FolderInUseError(RuntimeError):
 class RunFolder:
     """Where a run writes. The same command on the same folder continues an unfinished run.
 
-    All processes of a run share what the first decides.
+    All processes of a run share what the first decides. Parts of the run register here: what every checkpoint holds
+    (`keep`), and what is closed or has something to say at the end (`at_end`).
 
     Args:
         output_dir: the folder.
         resume: "auto" continues the run in `output_dir`, or starts one where there is none; "never" starts in a new
             folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
         on_full_disk: "stop" ends the run when something finds no room; "continue" goes on without it.
+        free_keys: keys of the configuration that may change when the run continues: they decide where, how fast or how
+            loud, not what is computed. `a::b` is free with all that stands below it.
 
     Attributes:
         path: the folder of this run.
         continued: whether a run was in it.
         notes: warnings that the summary at the end repeats.
+        checkpoints: the handler that writes them, when there is one.
+        tracker: the handler that tracks the run, when there is one.
+        facts: numbers of the run that the tracker gets beside the options.
+        kept: parts of every checkpoint, by name.
+        kept_if_there: further parts, which checkpoints of an older version lack.
+        ending: who registered with `at_end`.
 
     Raises:
         ValueError: unknown `resume` or `on_full_disk`.
@@ -56,7 +65,13 @@ class RunFolder:
         FolderInUseError: another process is running in the folder.
     """
 
-    def __init__(self, output_dir: str | Path, resume: str = "auto", on_full_disk: str = "stop") -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        resume: str = "auto",
+        on_full_disk: str = "stop",
+        free_keys: Sequence[str] = (),
+    ) -> None:
         if on_full_disk not in ON_FULL_DISK:
             raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
         if resume not in RESUME_MODES:
@@ -68,6 +83,13 @@ class RunFolder:
         self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
         self.notes: list[str] = []
         self.on_full_disk = on_full_disk
+        self.free_keys = tuple(free_keys)
+        self.checkpoints: Any = None
+        self.tracker: Any = None
+        self.facts: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
+        self.kept_if_there: dict[str, Any] = {}
+        self.ending: list[Any] = []
         self._incomplete: set[str] = set()  # what `unless_full` has said
         self.state: dict[str, Any] = self._read()
         self.continued = bool(self.state)
@@ -118,6 +140,20 @@ class RunFolder:
         """Unique name of the run, also across folders."""
         return str(self.state["name"])
 
+    def keep(self, name: str, part: Any, since_version: bool = False) -> None:
+        """Have a part saved in every checkpoint.
+
+        Args:
+            name: in the checkpoint.
+            part: with `state_dict` and `load_state_dict`.
+            since_version: older checkpoints lack it; it begins anew then.
+        """
+        (self.kept_if_there if since_version else self.kept)[name] = part
+
+    def at_end(self, part: Any) -> None:
+        """Have `part.close()` called however the training ends, and its text `summary` shown, where it has them."""
+        self.ending.append(part)
+
     def begin(self, data_digest: str, name: str = "run") -> RunFolder:
         """Start the run, or check that the one in the folder was started with the same settings and data.
 
@@ -139,7 +175,7 @@ class RunFolder:
             if (found := self.state.get("contract_version", 1)) != CONTRACT_VERSION:
                 self.release()
                 raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
-            changed = differences(self.state["config"], config)
+            changed = differences(self.state["config"], config, self.free_keys)
             if self.state["data_digest"] != data_digest:
                 changed.append("data: other volumes than at the start of this run")
             if changed:

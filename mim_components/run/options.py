@@ -2,7 +2,8 @@
 
 fire and MONAI's parser change some values before a bundle sees them: `2024_07` becomes the number 202407, `a,b` a
 tuple, `out#2` becomes `out::2`, and `false` stays a text that counts as true. `options.json` beside this file states
-for every option its kind, range, unit and meaning; the tables in the bundles' READMEs are made from it.
+for every option its kind, range, unit and meaning; the tables in the bundles' READMEs are made from it. Options of a
+part of the configuration are named by their path, `prepared::max_voxels`.
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ def check_options(workflow: ConfigWorkflow) -> None:
     typed = given_options()
     wrong = []
     for name, option in option_table().items():
-        if name not in config or option["kind"] == "part":
+        place, key = holder_of(config, name)
+        if key not in place or option["kind"] == "part":
             continue
-        value = config[name]
+        value = place[key]
         if option["kind"] in ("path", "text") and name in typed:
             value = typed[name]
         elif isinstance(value, str) and value[:1] in ("$", "@", "%"):
@@ -69,21 +71,44 @@ def check_options(workflow: ConfigWorkflow) -> None:
         # the cache of resolved values: what refers to the option finds it there, without another pass of the parser,
         # which would take `#` in a path for its separator
         resolver.resolved_content[name] = new
-        config[name] = str(new) if isinstance(new, torch.device) else new
+        place[key] = str(new) if isinstance(new, torch.device) else new
     if wrong:
         raise OptionsError("\n  ".join(["wrong options:"] * (len(wrong) > 1) + wrong))
 
 
+def holder_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Where the value of an option stands, and under which key; nowhere (an empty dictionary) without its part.
+
+    Example:
+        >>> holder_of({"prepared": {"verify": "full"}}, "prepared::verify")
+        ({'verify': 'full'}, 'verify')
+    """
+    *parts, key = name.split("::")
+    place: Any = config
+    for part in parts:
+        place = place.get(part) if isinstance(place, dict) else None
+    return (place if isinstance(place, dict) else {}), key
+
+
 def given_options() -> dict[str, str]:
     """Options as the caller gave them: words of the command line, or texts of a call from Python."""
+    return {name: value for name, value in _given().items() if isinstance(value, str)}
+
+
+def given_names() -> list[str]:
+    """Names of the options that the caller gave, `a#b` as `a::b`."""
+    return [name.replace("#", "::") for name in _given()]
+
+
+def _given() -> dict[str, Any]:
     if Path(sys.argv[0]).parts[-3:-1] == ("monai", "bundle"):
-        return read_words(sys.argv[1:])
+        return dict(read_words(sys.argv[1:]))
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "monai.bundle.scripts":
             given = frame.f_locals.get("override", frame.f_locals.get("kwargs"))  # of run, of create_workflow
             if isinstance(given, dict):
-                return {name: value for name, value in given.items() if isinstance(value, str)}
+                return given
         frame = frame.f_back
     return {}
 

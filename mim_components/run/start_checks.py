@@ -29,6 +29,22 @@ class StartError(RuntimeError):
     """A limit of this machine would stop the run; says which, and what to lower."""
 
 
+def sample_shapes(size: Sequence[int], channels: int, count: int = 1, with_label: bool = False) -> list[list[int]]:
+    """Shapes of the arrays of a training sample, for `check_start`.
+
+    Args:
+        size: of a volume, voxels.
+        channels: of a volume.
+        count: volumes of a sample.
+        with_label: every volume has a label map.
+
+    Example:
+        >>> sample_shapes([32, 32, 16], channels=1, count=4, with_label=True)
+        [[4, 2, 32, 32, 16]]
+    """
+    return [[count, channels + with_label, *size]]
+
+
 def check_start(
     folder: RunFolder,
     network: nn.Module,

@@ -5,7 +5,7 @@ from mim_components.transforms.intensity import hu_to_unit, unit_to_hu, window_t
 from mim_components.transforms.levels import LevelBatch, level_batch, split_levels
 from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
 from mim_components.transforms.resize import resize_volumes
-from mim_components.transforms.slices import UniformSlices, UniformSlicesd
+from mim_components.transforms.slices import UniformSlices, UniformSlicesd, in_plane_size
 
 __all__ = [
     "LabelToRegions",
@@ -18,6 +18,7 @@ __all__ = [
     "UniformSlices",
     "UniformSlicesd",
     "hu_to_unit",
+    "in_plane_size",
     "level_batch",
     "resize_volumes",
     "split_levels",

@@ -135,6 +135,11 @@ class MultiLevelCropMask(Randomizable, Transform):
                 f"num_children={self.num_children}, {self.child_source} tokens: {candidates}."
             )
 
+    @property
+    def num_volumes(self) -> int:
+        """Volumes of all levels that are cut from one image."""
+        return sum(self.num_children**level for level in range(len(self.level_sizes)))
+
     def randomize(self, data: Tensor) -> None:
         """Draw masks and boxes for an image `(C, H, W, D)`, whose voxels tell which tokens have content."""
         self._draw(data)
@@ -241,6 +246,10 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
         content_range: range of intensities that a token with content exceeds.
         allow_missing_keys: do not raise when a key is missing.
 
+    Attributes:
+        num_visible: visible tokens of every volume.
+        num_volumes: volumes of all levels that are cut from one image.
+
     Raises:
         ValueError: as `MultiLevelCropMask`; or keys differ in spatial shape.
     """
@@ -273,6 +282,8 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
             child_content,
             content_range,
         )
+        self.num_visible = self.crop.num_visible
+        self.num_volumes = self.crop.num_volumes
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

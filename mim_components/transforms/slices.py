@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,3 +70,17 @@ class UniformSlicesd(MapTransform):
         for key in self.key_iterator(out):
             out[key] = self.sample(out[key])
         return out
+
+
+def in_plane_size(size: Sequence[int], margin: int = 0) -> list[int]:
+    """Spatial size for a crop or a padding that leaves the number of slices as it is.
+
+    Args:
+        size: height, width and slices of the network's input.
+        margin: voxels to add on each side in the plane.
+
+    Example:
+        >>> in_plane_size([192, 192, 64]), in_plane_size([192, 192, 64], margin=6)
+        ([192, 192, -1], [204, 204, -1])
+    """
+    return [side + 2 * margin for side in size[:2]] + [-1]

@@ -1,18 +1,23 @@
-"""Copy the shared files into a bundle and bring its table of options up to date, or say what differs."""
+"""Write the shared files into a bundle and bring its table of options up to date, or say what differs."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mim_components.utils.files import write_safely, write_text_safely
+from mim_components.utils.files import write_text_safely
+from mim_tools.bundle_files.compose import as_text, merge, read_fragment
 from mim_tools.bundle_files.options import BEGIN, with_options
 
 SOURCES = Path(__file__).parent
-COMMON = "common"  # files of every workflow
+# folders of the fragments of a workflow; the later wins
+FRAGMENTS = {
+    "pretraining": ("common", "pretraining"),
+    "segmentation": ("common", "fine_tuning", "segmentation"),
+    "classification": ("common", "fine_tuning", "classification"),
+}
 METADATA = Path("configs", "metadata.json")
 README = Path("docs", "README.md")
 KEY = "workflow"
@@ -25,17 +30,24 @@ class BundleFilesError(Exception):
 
 def workflows() -> list[str]:
     """Names that `workflow` in a bundle's metadata may have."""
-    return sorted(path.name for path in SOURCES.iterdir() if path.is_dir() and path.name not in {COMMON, *NOT_FILES})
+    return sorted(FRAGMENTS)
 
 
-def source_files(workflow: str) -> dict[Path, Path]:
-    """Shared files of a workflow: path below the bundle to the file that it is copied from."""
-    files: dict[Path, Path] = {}
-    for folder in (SOURCES / COMMON, SOURCES / workflow):
+def shared_files(workflow: str) -> dict[Path, bytes]:
+    """Files that the bundles of a workflow share, by their path below the bundle."""
+    places: dict[Path, list[Path]] = {}
+    for folder in (SOURCES / name for name in FRAGMENTS[workflow]):
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not NOT_FILES.intersection(path.parts):
-                files[path.relative_to(folder)] = path
-    return files
+                places.setdefault(path.relative_to(folder), []).append(path)
+    return {name: _content(paths) for name, paths in places.items()}
+
+
+def _content(paths: Sequence[Path]) -> bytes:
+    """A configuration merged of its fragments; of any other file the last one."""
+    if paths[0].suffix == ".json":
+        return as_text(merge(map(read_fragment, paths))).encode()
+    return paths[-1].read_bytes()
 
 
 def find_bundles(root: str | Path = "bundles") -> list[Path]:
@@ -44,7 +56,7 @@ def find_bundles(root: str | Path = "bundles") -> list[Path]:
 
 
 def update_bundle(folder: str | Path, check: bool = False) -> dict[str, Literal["missing", "differs"]]:
-    """Bring the copies of the shared files in a bundle up to date.
+    """Bring the shared files of a bundle up to date.
 
     A copy that differs is replaced, whatever was changed in it: changes belong in the metadata, or in the source here.
 
@@ -60,13 +72,13 @@ def update_bundle(folder: str | Path, check: bool = False) -> dict[str, Literal[
     """
     folder = Path(folder)
     stale: dict[str, Literal["missing", "differs"]] = {}
-    for name, source in source_files(_workflow(folder / METADATA)).items():
+    for name, content in shared_files(_workflow(folder / METADATA)).items():
         copy = folder / name
-        if copy.is_file() and copy.read_bytes() == source.read_bytes():
+        if copy.is_file() and copy.read_bytes() == content:
             continue
         stale[name.as_posix()] = "differs" if copy.exists() else "missing"
         if not check:
-            write_safely(copy, partial(shutil.copyfile, source))
+            write_text_safely(copy, content.decode())
     readme = folder / README
     if readme.is_file() and BEGIN in (text := readme.read_text(encoding="utf-8")):
         current = with_options(text, folder)

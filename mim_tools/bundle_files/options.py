@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_components.run.options import option_table
+from mim_components.run.options import holder_of, option_table
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
 FILES = {
@@ -17,7 +17,7 @@ FILES = {
     "multi_gpu": "multi_gpu_train.json",
 }
 # keys that say what is done, not how
-PARTS = frozenset("imports initialize run finalize handlers start_processes stop_processes results_dir loss".split())
+PARTS = frozenset("imports initialize run finalize handlers start_processes results_dir loss".split())
 PARTS |= {"device_network", "evaluated_network"}
 
 
@@ -38,6 +38,10 @@ def options_of(folder: Path) -> dict[str, dict[str, Any]]:
                 found.setdefault(key, {})[command] = _from_metadata(value, metadata)
             elif not isinstance(value, dict) and key not in PARTS and "::" not in key:
                 raise ValueError(f"{path}: option {key!r} has no line in options.json.")
+        for key in (name for name in table if "::" in name):
+            place, name = holder_of(config, key)
+            if name in place:
+                found.setdefault(key, {})[command] = _from_metadata(place[name], metadata)
     return found
 
 

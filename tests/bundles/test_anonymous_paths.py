@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
     "log_interval": 1,
     "global_batch_size": 1,
     "on_bad": "exclude",
-    "max_bad_fraction": 0.5,
-    "anonymous_paths": True,
+    "prepared::max_bad_fraction": 0.5,
+    "prepared::anonymous_paths": True,
 }
 
 

@@ -25,7 +25,6 @@ SMALL: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {
     "pretrained": "none",
-    "prepare_workers": 0,
     "max_epochs": 3,
     "val_interval": 1,
     "global_batch_size": 2,

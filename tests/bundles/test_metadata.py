@@ -17,7 +17,7 @@ from mim_components.data.cases import Case
 from mim_components.data.find.layouts import LAYOUTS
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.splits import RULES, take_share
-from mim_components.engines.training import length_of
+from mim_components.engines.begin import length_of
 from mim_components.labels import LabelSet
 from mim_components.weights.transfer import IGNORABLE
 from mim_tools.bundle_files import update_bundle

@@ -153,11 +153,8 @@ def test_mlflow_run_is_whole(finished: Path, shared: dict[str, Any]) -> None:
     assert {"configuration.json", "metrics.jsonl", "pictures"} <= artifacts
 
 
-@pytest.mark.parametrize(("num_workers", "crop_on"), [(2, "worker"), (0, "device"), (2, "device")])
-def test_same_seed_same_numbers_for_any_number_of_workers_and_place_of_the_crop(
-    num_workers: int, crop_on: str, finished: Path, shared: dict[str, Any], tmp_path: Path
-) -> None:
-    again = pretrain(shared, tmp_path / "workers", num_workers=num_workers, crop_on=crop_on)
+def test_same_seed_same_numbers_with_workers(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
+    again = pretrain(shared, tmp_path / "workers", num_workers=2)
     assert losses(again) == losses(finished)
     # bit for bit, also as a file; safetensors writes its metadata in any order
     assert (again / "models" / "model.pt").read_bytes() == (finished / "models" / "model.pt").read_bytes()
@@ -316,7 +313,7 @@ def test_bad_volumes_stop_the_run_or_are_left_out_and_recorded(
         pretrain(options, tmp_path / "run", max_steps=1)
     assert "1 of 5 volumes cannot be used" in str(root_cause(refused.value))
     assert f"{scans / 'cut.nii.gz'}: truncated" in str(root_cause(refused.value))
-    output = pretrain(options, tmp_path / "other", max_steps=1, on_bad="exclude", max_bad_fraction=0.2)
+    output = pretrain(options, tmp_path / "other", max_steps=1, on_bad="exclude", **{"prepared::max_bad_fraction": 0.2})
     (line,) = (output / "quarantine.jsonl").read_text().splitlines()
     bad = json.loads(line)
     assert bad["path"] == str(scans / "cut.nii.gz") and bad["reason"].startswith("truncated")
@@ -403,7 +400,7 @@ def test_gradient_that_is_not_finite_stops_before_the_update(
     assert main([str(report)]) == 0  # makes the batch from the report and the configuration that was kept
     printed = capsys.readouterr().out
     assert printed.count("image_level1 ") == 2 and "step 4, first: loss of " in printed
-    pretrain(shared, tmp_path / "run", on_nonfinite="skip")  # the same run, from step 2 on
+    pretrain(shared, tmp_path / "run", **{"train::step::on_nonfinite": "skip"})  # the same run, from step 2 on
     rows = losses(tmp_path / "run")
     assert [row.get("skipped_steps") for row in rows] == [None, None, 0, 1, 2, 3]
     assert [row["loss"] is None for row in rows] == [False, False, False, True, True, True]
@@ -434,7 +431,7 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
         {"reconstruction_weights": [1, 0, 0], "alpha": 0},
         {"alignment_weights": [0, 0.1]},
         {"normalize_target": True},
-        {"stop_gradient": False},
+        {"network_def::stop_gradient": False},
         {"max_volumes_per_pass": 2, "checkpoint_activations": True},
         {"child_content": "any"},
     ],

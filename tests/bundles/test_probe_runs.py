@@ -76,7 +76,7 @@ def run(place: Path, output: Path, *overlays: str, **options: Any) -> Path:
 
 
 def probed(place: Path) -> dict[str, Any]:
-    return {"probe_datalist": str(place / "list.json"), "probe_interval": 2}
+    return {"probe::datalist": str(place / "list.json"), "probe_interval": 2}
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def test_stopped_and_continued_equals_undisturbed(
 
 def test_probe_of_weights(place: Path, finished: Path, tmp_path: Path) -> None:
     options = {
-        "probe_datalist": str(place / "list.json"),
-        "probe_labels": {"organ": 1},
+        "probe::datalist": str(place / "list.json"),
+        "probe::labels": {"organ": 1},
         "checkpoint": str(finished / "models" / "encoder.safetensors"),
         "preset": "base",  # is not asked: the file says what it is
     }

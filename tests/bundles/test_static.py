@@ -51,12 +51,12 @@ COMBINATIONS = [(BUNDLE, names) for names in PRETRAINING] + [
 ]
 # keys that training and inference must not disagree about
 SAME = {
-    "mim_pretrain": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
-        mask_ratio projection_dim normalize_target max_voxels output_dir contract""".split(),
+    "pretraining": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
+        mask_ratio projection_dim normalize_target output_dir contract""".split(),
     "segmentation": """bundle_root seed device network preset in_channels orientation spacing intensity foreground
-        roi_size sw_batch_size output_dir network_def settings""".split(),
-    "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size num_slices
-        crop_shift padded_size crop_size intensity output_dir network_def settings""".split(),
+        roi_size output_dir network_def settings""".split(),
+    "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size
+        crop_shift crop_size intensity output_dir network_def settings""".split(),
 }
 SMALL: dict[str, Any] = {
     "preset": "nano",
@@ -166,7 +166,7 @@ def test_arguments_are_those_of_the_target(bundle: Path, names: list[str]) -> No
 @pytest.mark.parametrize("bundle", FOLDERS, ids=lambda path: path.name)
 def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
     train, inference = (read(bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
-    settings = SAME[read(bundle / "configs" / "metadata.json").get("workflow", bundle.name)]
+    settings = SAME[read(bundle / "configs" / "metadata.json")["workflow"]]
     assert {key: inference[key] for key in settings} == {key: train[key] for key in settings}
 
 
@@ -317,7 +317,7 @@ def workflow(names: list[str], kind: str, place: Path, **options: Any) -> Config
 
 def test_properties_of_the_training(place: Path, tmp_path: Path) -> None:
     options = {"global_batch_size": 1, "max_steps": 1, "tracking_uri": f"sqlite:///{tmp_path / 'mlruns.db'}"}
-    made = workflow(["train"], "train", place, output_dir=str(tmp_path / "run"), prepare_workers=0, **options)
+    made = workflow(["train"], "train", place, output_dir=str(tmp_path / "run"), **options)
     assert made.check_properties() == []
     made.finalize()
 
@@ -329,5 +329,5 @@ def test_properties_of_the_inference(place: Path) -> None:
 
 
 def test_properties_of_the_evaluation(place: Path) -> None:
-    made = workflow(["train", "evaluate"], "train", place, output_dir=str(place), prepare_workers=0)
+    made = workflow(["train", "evaluate"], "train", place, output_dir=str(place))
     assert made.check_properties() == []

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mim_components.data.load.sampler import StepSampler
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.losses import MiMLoss
 from mim_components.networks import MiM
@@ -45,6 +46,11 @@ def make_engine(network: torch.nn.Module, loss: MiMLoss, iteration: int = 1) -> 
     return SimpleNamespace(network=network, optimizer=optimizer, loss_function=loss, state=state)
 
 
+def loader_of(accumulation: int = 1, num_steps: int = 1) -> Any:
+    """As much of a loader as a step needs."""
+    return SimpleNamespace(sampler=StepSampler(1, num_steps, accumulation))
+
+
 def run_step(
     network: MiM, loss: MiMLoss, batches: list[dict[str, Any]], limit: int | None, iteration: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -55,7 +61,7 @@ def run_step(
         for batch in batches
     ]
     levels = len(network.alignment_heads) + 1
-    step = PretrainStep(levels, len(batches), VISIBLE, num_steps=10, max_volumes_per_pass=limit)
+    step = PretrainStep(levels, loader_of(len(batches), 10), VISIBLE, max_volumes_per_pass=limit)
     output = step(make_engine(network, loss, iteration), batches)
     losses = {
         name: value
@@ -188,7 +194,7 @@ def test_control_every_part_counts() -> None:
 def test_no_pass_is_larger_than_the_limit_and_all_have_every_parameter_in_their_graph() -> None:
     network, sizes = make_network(), []
     network.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    step = PretrainStep(3, 1, VISIBLE, max_volumes_per_pass=2)
+    step = PretrainStep(3, loader_of(), VISIBLE, max_volumes_per_pass=2)
     batch = {k: v.double() if str(k).startswith("image") else v for k, v in make_batch().items()}
     for make in step.passes(make_engine(network, make_loss()), batch):
         network.zero_grad()
@@ -204,7 +210,7 @@ def test_a_network_that_teaches_parents_is_refused() -> None:
 
 def test_limit_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="max_volumes_per_pass must be at least 1, or null for no limit, got 0"):
-        PretrainStep(3, 1, max_volumes_per_pass=0)
+        PretrainStep(3, loader_of(), max_volumes_per_pass=0)
 
 
 # --- waiting for the device ------------------------------------------------------------------------------------------
@@ -224,7 +230,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize(("batches", "limit"), [(1, None), (2, None), (2, 2)])
 def test_a_step_waits_once_to_see_that_all_is_finite(batches: int, limit: int | None) -> None:
     network, loss = make_network(dtype=torch.float32), make_loss(normalize_target=True)
-    step = PretrainStep(3, batches, VISIBLE, max_norm=1.0, max_volumes_per_pass=limit)
+    step = PretrainStep(3, loader_of(batches), VISIBLE, max_norm=1.0, max_volumes_per_pass=limit)
     made = [make_batch(seed=seed) for seed in range(batches)]
     with Waits() as waits:
         step(make_engine(network, loss), made)
@@ -257,7 +263,7 @@ def test_ddp_exchanges_every_gradient_once_a_step(one_process: None) -> None:
 
     wrapped = DistributedDataParallel(network)
     wrapped.register_comm_hook(None, count)
-    step = PretrainStep(2, 2, VISIBLE, num_steps=10, max_volumes_per_pass=1)
+    step = PretrainStep(2, loader_of(2, 10), VISIBLE, max_volumes_per_pass=1)
     for _ in range(2):  # a parameter without a gradient would fail the next step
         exchanged.clear()
         step(make_engine(wrapped, loss), batches)

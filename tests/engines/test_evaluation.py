@@ -53,7 +53,6 @@ SMALL: dict[str, Any] = {
     "projection_dim": 16,
     "batch_size": 2,
     "num_workers": 0,
-    "prepare_workers": 0,
     "device": "$torch.device('cpu')",
     "num_validation_crops": 2,
 }

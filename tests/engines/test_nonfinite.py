@@ -76,8 +76,15 @@ def make_engine(task: str) -> Any:
     )
 
 
-def make_step(task: str, guard: NonFiniteGuard | None = None) -> OptimizerStep:
-    return PretrainStep(1, 2, max_norm=1.0, guard=guard) if task == "pretrain" else FinetuneStep(2, 1.0, guard=guard)
+def loader_of(accumulation: int = 2) -> Any:
+    """As much of a loader as a step needs."""
+    return SimpleNamespace(sampler=StepSampler(3, 9, accumulation, seed=4))
+
+
+def make_step(task: str, folder: RunFolder | None = None, **options: Any) -> OptimizerStep:
+    if task == "pretrain":
+        return PretrainStep(1, loader_of(), folder=folder, max_norm=1.0, **options)
+    return FinetuneStep(loader_of(), folder, 1.0, **options)
 
 
 def step_with(task: str, step: OptimizerStep, engine: Any, *values: float) -> dict[str, Any]:
@@ -95,7 +102,7 @@ def state_of(engine: Any) -> list[Tensor]:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_stop_leaves_weights_momentum_and_a_report(folder: RunFolder, task: str, bad: float) -> None:
     sampler = StepSampler(num_items=3, num_steps=9, global_batch_size=2, seed=4)
-    step, engine = make_step(task, NonFiniteGuard(folder=folder, sampler=sampler)), make_engine(task)
+    step, engine = make_step(task, folder), make_engine(task)
     CheckpointStore(folder.path / "checkpoints").save(1, {"network": {}})
     step_with(task, step, engine, 1.0, 2.0)  # gives the optimizer a momentum
     before = state_of(engine)
@@ -121,34 +128,34 @@ def test_stop_leaves_weights_momentum_and_a_report(folder: RunFolder, task: str,
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
 def test_skipped_step_is_as_if_it_had_not_been(task: str, folder: RunFolder) -> None:
-    guard = NonFiniteGuard("skip", folder=folder)
-    step, engine, plain, reference = make_step(task, guard), make_engine(task), make_step(task), make_engine(task)
+    step, engine = make_step(task, folder, on_nonfinite="skip"), make_engine(task)
+    plain, reference = make_step(task), make_engine(task)
     reference.network.load_state_dict(engine.network.state_dict())
     for values in ((1.0, 2.0), (1.0, math.nan), (3.0, 0.5)):
         output = step_with(task, step, engine, *values)
         if math.isfinite(sum(values)):
             step_with(task, plain, reference, *values)
     assert all(torch.equal(a, b) for a, b in zip(state_of(engine), state_of(reference), strict=True))
-    assert float(output["skipped_steps"]) == 1 and guard.summary.startswith("1 steps were skipped")
+    assert float(output["skipped_steps"]) == 1 and step.guard.summary.startswith("1 steps were skipped")
     assert (folder.path / "nonfinite_step_00000001.json").exists()
 
 
 def test_the_schedule_goes_on_and_the_first_step_may_be_skipped() -> None:
     engine = make_engine("finetune")
     schedule = torch.optim.lr_scheduler.LambdaLR(engine.optimizer, lambda step: 1 / (1 + step))
-    step_with("finetune", make_step("finetune", NonFiniteGuard("skip")), engine, 1.0, math.nan)
+    step_with("finetune", make_step("finetune", on_nonfinite="skip"), engine, 1.0, math.nan)
     schedule.step()  # PyTorch warns where the optimizer was not called before
     assert engine.optimizer.param_groups[0]["lr"] == 0.05
 
 
 def test_more_in_a_row_than_allowed_stop_also_across_a_restart() -> None:
-    guard = NonFiniteGuard("skip", max_skipped=2)
-    step, engine = make_step("finetune", guard), make_engine("finetune")
+    skipping = {"on_nonfinite": "skip", "max_skipped": 2}
+    step, engine = make_step("finetune", **skipping), make_engine("finetune")
     for value in (math.nan, math.nan, 1.0, math.nan):  # the good one ends the row
         step_with("finetune", step, engine, value, 1.0)
-    again = NonFiniteGuard("skip", max_skipped=2)
-    again.load_state_dict(guard.state_dict())
-    step = make_step("finetune", again)
+    again = make_step("finetune", **skipping)
+    again.guard.load_state_dict(step.guard.state_dict())
+    step = again
     assert float(step_with("finetune", step, engine, math.nan, 1.0)["skipped_steps"]) == 4
     with pytest.raises(
         NonFiniteError, match=r"3 steps in a row are not finite \(max_skipped 2\); .*[\s\S]*no checkpoint"
@@ -168,7 +175,7 @@ def test_norm_too_large_for_float32() -> None:
     engine.network = nn.Linear(2, 1, bias=False)
     nn.init.zeros_(engine.network.weight)
     with pytest.raises(NonFiniteError, match="First: the norm, which is too large"):  # the square of 1e30 is
-        FinetuneStep(1)(engine, [{"image": torch.full((1, 2), 1e30), "label": torch.zeros(1, 1)}])
+        FinetuneStep(loader_of(1))(engine, [{"image": torch.full((1, 2), 1e30), "label": torch.zeros(1, 1)}])
 
 
 def test_gradient_alone_names_the_parameter() -> None:
@@ -184,25 +191,26 @@ def test_disk_that_is_full_does_not_hide_the_error(folder: RunFolder, monkeypatc
 
     monkeypatch.setattr("mim_components.engines.nonfinite.write_text_safely", full)
     with pytest.raises(NonFiniteError, match="is not finite"):
-        step_with("finetune", make_step("finetune", NonFiniteGuard(folder=folder)), make_engine("finetune"), math.nan)
+        step_with("finetune", make_step("finetune", folder), make_engine("finetune"), 1.0, math.nan)
 
 
 def test_every_process_decides_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make_step("finetune")
     monkeypatch.setattr(idist, "get_world_size", lambda: 2)
     monkeypatch.setattr(idist, "all_reduce", lambda value, op: torch.zeros(()))  # the other one has a NaN
     monkeypatch.setattr(idist, "all_gather", lambda own: [own, {"rank": 1, "micro_batches": [OTHER]}])
     with pytest.raises(NonFiniteError, match=r"First: loss of scan_of_the_other[\s\S]*scan_1[\s\S]*scan_of_the_other"):
-        step_with("finetune", make_step("finetune"), make_engine("finetune"), 1.0, 1.0)
+        step_with("finetune", step, make_engine("finetune"), 1.0, 1.0)
 
 
 OTHER = {"samples": None, "names": ["scan_of_the_other"], "terms": {"loss": "nan"}}
 
 
-def test_average_does_not_follow_a_skipped_step() -> None:
+def test_average_does_not_follow_a_skipped_step(folder: RunFolder) -> None:
     engine, network = Engine(lambda engine, batch: None), nn.Linear(1, 1)
     averaged = averaged_network(network, 0.5)
     assert averaged is not None
-    UpdateAverage(averaged, network).attach(engine)
+    UpdateAverage(folder, averaged, network).attach(engine)
     engine.add_event_handler(Events.ITERATION_STARTED, lambda e: setattr(e.state, "skipped", e.state.iteration == 1))
     engine.run(range(2), max_epochs=1)
     assert averaged.n_averaged == 1
@@ -242,7 +250,7 @@ def run_until_report(folder: RunFolder) -> list[Any]:
         {"image": items[0]["image"][None], "label": torch.zeros(1), "name": [items[0]["name"]]} for items in batches
     ]
     with pytest.raises(NonFiniteError):
-        FinetuneStep(2, guard=NonFiniteGuard(folder=folder, sampler=sampler))(engine, copy.deepcopy(loaded))
+        FinetuneStep(SimpleNamespace(sampler=sampler), folder)(engine, copy.deepcopy(loaded))
     return loaded
 
 
@@ -272,7 +280,9 @@ def test_values_that_are_not_finite_are_counted() -> None:
 
 
 def test_report_without_samples(folder: RunFolder) -> None:
+    step = make_step("finetune")
+    step.guard = NonFiniteGuard(folder=folder)
     with pytest.raises(NonFiniteError):
-        step_with("finetune", make_step("finetune", NonFiniteGuard(folder=folder)), make_engine("finetune"), math.nan)
+        step_with("finetune", step, make_engine("finetune"), math.nan)
     with pytest.raises(ValueError, match="does not say which samples"):
         rebuild_batches(folder.path / "nonfinite_step_00000001.json", Dataset())

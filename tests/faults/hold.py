@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from mim_components.run.folder import RunFolder
+
 
 class Hold:
     """At a step make a file and wait until it is gone: the place of a fault is exact, whatever the machine's speed.
@@ -41,14 +43,19 @@ class Hold:
 
 
 class Ballast:
-    """A part of a checkpoint, so large that writing it takes a while.
+    """A handler with a state in the checkpoint, so large that writing it takes a while.
 
     Args:
+        folder: of the run.
         size: bytes.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, folder: RunFolder, size: int) -> None:
+        self.folder, self.size = folder, size
+
+    def attach(self, engine: Engine) -> None:
+        """Have it saved."""
+        self.folder.keep("ballast", self)
 
     def state_dict(self) -> dict[str, Any]:
         """Zeros."""

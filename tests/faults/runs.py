@@ -59,7 +59,6 @@ NOTHING = {"_target_": "tests.faults.hold.Hold"}  # in place of handlers that dr
 COMMON: dict[str, Any] = {
     "preset": "nano",
     "num_workers": 0,
-    "prepare_workers": 0,
     "log_interval": 1,
     "max_steps": 8,
     "checkpoint_interval": 2,
@@ -79,7 +78,7 @@ PRETRAIN = Bundle(
         "batch_size": 1,
         "warmup_steps": 2,
         "train::pictures": NOTHING,
-        "keep_checkpoints": 2,
+        "train::checkpoints::keep": 2,
     },
 )
 SEGMENTATION = Bundle(

@@ -88,7 +88,8 @@ def test_killed_ten_times(scans: dict[str, str], reference: Reference, tmp_path:
                    injection="200 MB more in a checkpoint, SIGKILL when a part of it is on the disk",
                    expected=f"the checkpoint before it serves; {SAME}")  # fmt: skip
 def test_killed_while_writing(scans: dict[str, str], reference: Reference, tmp_path: Path) -> None:
-    ballast = {"train::checkpoints::extra::ballast": {"_target_": "tests.faults.hold.Ballast", "size": 200_000_000}}
+    large = {"_target_": "tests.faults.hold.Ballast", "folder": "@folder", "size": 200_000_000}
+    ballast = {"train::progress": large}
     run = start(PRETRAIN, tmp_path / "run", **scans, **ballast)
     partial = run.wait_for_file("checkpoints/.*.partial")
     while partial.exists() and partial.stat().st_size < 1_000_000:

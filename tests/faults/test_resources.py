@@ -183,14 +183,14 @@ def test_file_size_limit(bundle: Bundle, data_of: Data, reference: Reference, tm
     assert_same(run.output, reference(bundle))
 
 
-@pytest.mark.fault("A10", fault="no room for a checkpoint, on_full_disk=continue",
+@pytest.mark.fault("A10", fault="no room for a checkpoint, folder::on_full_disk=continue",
                    injection="prlimit --fsize below a checkpoint, for a while",
                    expected="exit 0, a warning names the checkpoint that is missing; losses and weights equal to an "
                    "undisturbed run, bit for bit")  # fmt: skip
 def test_full_disk_continue(scans: dict[str, str], reference: Reference, checkpoint_size: int, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     holds = {"train::progress": hold(3, first), "train::pictures": hold(5, second)}
-    run = start(PRETRAIN, tmp_path / "run", **scans, on_full_disk="continue", **holds)
+    run = start(PRETRAIN, tmp_path / "run", **scans, **{"folder::on_full_disk": "continue"}, **holds)
     run.wait_held(first)
     unlimited = resource.prlimit(run.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (checkpoint_size // 2, unlimited[1]))

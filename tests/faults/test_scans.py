@@ -35,7 +35,7 @@ from tests.faults.runs import (
 pytestmark = pytest.mark.slow
 
 LISTED = "before step 1, listed with all others: "
-ALL = {"on_bad": "exclude", "max_bad_fraction": 1.0}
+ALL = {"on_bad": "exclude", "prepared::max_bad_fraction": 1.0}
 Data = dict[str, str]
 Reference = Callable[[Bundle], Path]
 
@@ -105,7 +105,8 @@ def test_all_and_no_other(refused: Run) -> None:
     assert {Path(record["path"]).name for record in records} == bad
 
 
-@pytest.mark.fault("C13", fault="all of these among good scans", injection="--on_bad exclude --max_bad_fraction 1.0",
+@pytest.mark.fault("C13", fault="all of these among good scans",
+                   injection="--on_bad exclude --prepared::max_bad_fraction 1.0",
                    expected="runs to the end without them: weights equal to a run on the good ones, bit for bit",
 )  # fmt: skip
 def test_left_out(left_out: Run, reference: Reference) -> None:
@@ -221,7 +222,8 @@ def test_bad_case(damage: PairDamage, refused_cases: Run) -> None:
     assert damage.cause in causes(refused_cases.error)[f"{damage.id}_image.nii.gz"]
 
 
-@pytest.mark.fault("C13c", fault="all of these among good cases", injection="--on_bad exclude --max_bad_fraction 1.0",
+@pytest.mark.fault("C13c", fault="all of these among good cases",
+                   injection="--on_bad exclude --prepared::max_bad_fraction 1.0",
                    expected="runs to the end without them: weights equal to a run on the good ones, bit for bit",
 )  # fmt: skip
 def test_cases_left_out(bad_cases: Data, refused_cases: Run, reference: Reference, tmp_path: Path) -> None:

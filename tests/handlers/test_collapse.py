@@ -123,8 +123,8 @@ class Run:
 
     def __init__(self, folder: RunFolder, **options: Any) -> None:
         self.spread = ContextSpread()
-        self.warning = CollapseWarning(folder, self.spread, **options)
-        self.engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=0, step_metrics=None))
+        self.warning = CollapseWarning(folder, SimpleNamespace(spread=self.spread), **{"after": 0, **options})
+        self.engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=0, epoch_length=1000, step_metrics=None))
         self.warning.start(self.engine)
 
     def step(self, vectors: torch.Tensor) -> None:
@@ -162,7 +162,7 @@ def test_equal_crops_of_one_volume_in_a_step_are_no_collapse(folder: RunFolder) 
 
 def test_equal_vectors_warn_once_and_within_two_windows(folder: RunFolder) -> None:
     random = torch.Generator().manual_seed(0)
-    run = Run(folder, bound=0.01, after=20)
+    run = Run(folder, bound=0.01, after=0.02)
     for _ in range(101):
         run.step(torch.randn(2, 8, generator=random))
     assert folder.notes == []
@@ -179,7 +179,7 @@ def test_equal_vectors_warn_once_and_within_two_windows(folder: RunFolder) -> No
 
 def test_what_began_in_the_first_steps_or_before_a_resume_is_not_judged(folder: RunFolder) -> None:
     random = torch.Generator().manual_seed(0)
-    run = Run(folder, bound=0.01, after=60)
+    run = Run(folder, bound=0.01, after=0.06)
     for _ in range(60):
         run.step(torch.ones(2, 8))  # a new network
     again = Run(folder, bound=0.01)
@@ -193,7 +193,7 @@ def test_what_began_in_the_first_steps_or_before_a_resume_is_not_judged(folder: 
 
 def test_bound_is_checked(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match=r"collapse_bound must be in \[0, 1\), 0 = no warning, got 1"):
-        CollapseWarning(folder, ContextSpread(), 1)
+        CollapseWarning(folder, SimpleNamespace(spread=ContextSpread()), 1)
 
 
 def test_short_name_in_the_log() -> None:

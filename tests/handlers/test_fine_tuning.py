@@ -17,9 +17,9 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from mim_components.data.load.sampler import StepSampler
-from mim_components.engines import FinetuneStep, log_finetune_plan, steps_of
+from mim_components.engines import FinetuneStep, steps_of
+from mim_components.engines.begin import length_of, log_finetune_plan
 from mim_components.engines.nonfinite import NonFiniteError
-from mim_components.engines.training import length_of
 from mim_components.handlers import (
     BestModel,
     EarlyStop,
@@ -105,7 +105,7 @@ def test_length_in_steps_and_epochs(cases: int, steps: int, batch: int, crops: i
 
 def test_plan_says_the_length_in_steps_and_epochs(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     prepared = SimpleNamespace(notes=[], bad=[])
-    with caplog.at_level("INFO", logger="mim_components.engines.training"):
+    with caplog.at_level("INFO", logger="mim_components.engines.begin"):
         log_finetune_plan(
             folder, prepared, StepSampler(24, 25_000, 1), nn.Linear(9, 9), torch.device("cpu"), 500, num_samples=4
         )
@@ -130,7 +130,7 @@ def test_loss_is_the_mean_over_micro_batches_and_the_gradient_its_gradient() -> 
         {"image": torch.tensor([[1.0], [3.0]]), "label": torch.zeros(2, 1), "name": ["a", "a"]},
         {"image": torch.tensor([[4.0], [4.0]]), "label": torch.ones(2, 1), "name": ["b", "b"]},
     ]
-    output = FinetuneStep(accumulation=2)(engine, batches)
+    output = FinetuneStep(SimpleNamespace(sampler=StepSampler(1, 1, 2)))(engine, batches)
     # losses 2 * 2 - 0 = 4 and 8 - 1 = 7; gradients 2 and 4, mean 3; weight 2 - 0.5 * 3
     assert output["loss"].item() == 5.5 and output["gradient_norm"].item() == 3.0
     assert network.weight.item() == 0.5
@@ -149,29 +149,29 @@ def test_not_finite_names_the_scans_and_leaves_the_weights() -> None:
     )
     batch = {"image": torch.ones(1, 1), "label": torch.zeros(1, 1), "name": ["scan 3"]}
     with pytest.raises(NonFiniteError, match=r"step 7 is not finite[\s\S]*scan 3"):
-        FinetuneStep(accumulation=1)(engine, [batch])
+        FinetuneStep(SimpleNamespace(sampler=StepSampler(1, 1, 1)))(engine, [batch])
     assert torch.equal(network.weight, before)
 
 
 # average
 
 
-def test_average_follows_the_weights() -> None:
+def test_average_follows_the_weights(folder: RunFolder) -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 1.0)
     averaged = averaged_network(network, 0.75)
     assert averaged is not None
     nn.init.constant_(network.weight, 5.0)
-    trainer_with(UpdateAverage(averaged, network), steps=1)
+    trainer_with(UpdateAverage(folder, averaged, network), steps=1)
     assert averaged.module.weight.item() == 5.0  # PyTorch's first update takes the weights as they are
     nn.init.constant_(network.weight, 1.0)
-    trainer_with(UpdateAverage(averaged, network), steps=1)
+    trainer_with(UpdateAverage(folder, averaged, network), steps=1)
     assert averaged.module.weight.item() == 0.75 * 5 + 0.25 * 1
 
 
-def test_no_average_by_default() -> None:
+def test_no_average_by_default(folder: RunFolder) -> None:
     assert averaged_network(nn.Linear(1, 1)) is None
-    trainer_with(UpdateAverage(None, nn.Linear(1, 1)), steps=1)
+    trainer_with(UpdateAverage(folder, None, nn.Linear(1, 1)), steps=1)
     with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), 0 = off, got 1.0"):
         averaged_network(nn.Linear(1, 1), 1.0)
 
@@ -222,17 +222,17 @@ def test_every_item_is_validated_by_one_process(monkeypatch: pytest.MonkeyPatch)
 # early stop
 
 
-def test_stops_after_patience_validations_without_a_better_one() -> None:
+def test_stops_after_patience_validations_without_a_better_one(folder: RunFolder) -> None:
     evaluator = FakeEvaluator([0.1, 0.4, 0.3, math.nan, 0.2, 0.9])
-    stop = EarlyStop("val_mean_dice", patience=2)
+    stop = EarlyStop(folder, "val_mean_dice", patience=2)
     engine = trainer_with(Validation(evaluator, 1), stop, steps=6)
     assert engine.state.iteration == 4 and evaluator.runs == 4
 
 
-def test_count_of_early_stop_survives_a_resume() -> None:
-    first = EarlyStop("val_mean_dice", patience=2)
+def test_count_of_early_stop_survives_a_resume(folder: RunFolder) -> None:
+    first = EarlyStop(folder, "val_mean_dice", patience=2)
     trainer_with(Validation(FakeEvaluator([0.4, 0.3]), 1), first, steps=2)
-    second = EarlyStop("val_mean_dice", patience=2)
+    second = EarlyStop(folder, "val_mean_dice", patience=2)
     engine = Engine(lambda engine, batch: None)
     evaluator = FakeEvaluator([0.2, 0.9])
     Validation(evaluator, 1).attach(engine)
@@ -242,10 +242,10 @@ def test_count_of_early_stop_survives_a_resume() -> None:
     assert engine.state.iteration == 1
 
 
-def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on() -> None:
-    first = EarlyStop("val_mean_dice", patience=1)
+def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on(folder: RunFolder) -> None:
+    first = EarlyStop(folder, "val_mean_dice", patience=1)
     trainer_with(Validation(FakeEvaluator([0.4, 0.3]), 1), first, steps=4)
-    second = EarlyStop("val_mean_dice", patience=1)
+    second = EarlyStop(folder, "val_mean_dice", patience=1)
     engine, completed = Engine(lambda engine, batch: None), []
     second.attach(engine)
     second.load_state_dict(first.state_dict())
@@ -254,13 +254,13 @@ def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on() -> None:
     assert completed == [0]  # no step, and the end of a run
 
 
-def test_early_stop_is_off_by_default() -> None:
-    stop = EarlyStop("val_mean_dice")
+def test_early_stop_is_off_by_default(folder: RunFolder) -> None:
+    stop = EarlyStop(folder, "val_mean_dice")
     engine = trainer_with(Validation(FakeEvaluator([0.4, 0.3]), 1), stop, steps=2)
     assert engine.state.iteration == 2 and stop.state_dict() == {}
     stop.load_state_dict({})
     with pytest.raises(ValueError, match="early_stop_patience must be 0"):
-        EarlyStop("val_mean_dice", -1)
+        EarlyStop(folder, "val_mean_dice", -1)
 
 
 # best model
@@ -314,7 +314,7 @@ def test_a_worse_model_after_a_resume_does_not_replace_a_better_one(folder: RunF
 
 @pytest.mark.parametrize("values", [[math.nan, 0.3, 0.2], [-math.inf, 0.3, 0.2]])
 def test_first_validation_that_is_no_number_blocks_no_later_best(folder: RunFolder, values: list[float]) -> None:
-    training, stop = Training(folder, values), EarlyStop("val_mean_dice", patience=2)
+    training, stop = Training(folder, values), EarlyStop(folder, "val_mean_dice", patience=2)
     engine = trainer_with(training, stop, steps=3)
     assert weight_of(folder.path / "models" / "model.pt") == 2.0 and training.best.best == 0.3
     assert engine.state.iteration == 3  # the early stop counts from the first number

@@ -126,7 +126,8 @@ def test_same_crop_whatever_the_training_draws(tmp_path: Path, network: MiM) -> 
 def test_files_and_artifacts(tmp_path: Path, network: MiM) -> None:
     kept: list[Any] = []
     tracker: Any = SimpleNamespace(log_artifact=lambda path, folder: kept.append((path, folder)))
-    handler = make_handler(tmp_path, network, tracker=tracker)
+    handler = make_handler(tmp_path, network)
+    handler.folder.tracker = tracker
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=20, epoch_length=40, output={"loss": 0}))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()

@@ -78,7 +78,8 @@ def lines(folder: RunFolder) -> list[dict[str, float]]:
 
 def handler_of(folder: RunFolder, encoder: nn.Module, *values: float, tracker: Any = None) -> ProbeHandler:
     probe: Any = FakeProbe(*values)
-    return ProbeHandler(folder, encoder, CONTRACT, probe, 2, tracker)
+    folder.tracker = tracker
+    return ProbeHandler(folder, encoder, CONTRACT, probe, 2)
 
 
 def test_best_encoder_is_kept(folder: RunFolder, encoder: nn.Module) -> None:

@@ -40,7 +40,7 @@ def make_training(signals_at: dict[int, list[int]]) -> tuple[Engine, StopSignals
 
     engine = Engine(step)
     checkpoints: Any = SimpleNamespace(save=lambda engine: saved.append(engine.state.iteration))
-    handler = StopSignals(checkpoints)
+    handler = StopSignals(SimpleNamespace(checkpoints=checkpoints, at_end=lambda handler: None))  # type: ignore[arg-type]
     handler.attach(engine)
     return engine, handler, finished, saved
 

@@ -98,7 +98,8 @@ def test_refusing_server_costs_no_time_and_the_numbers_wait(
     assert len(folder.notes) == 1 and f"3 records wait in {tracker.spool.path}" in folder.notes[0]
     # the resumed run continues from step 1: step 2 is done again
     uri = f"sqlite:///{store / 'mlruns.db'}"
-    again = RunTracker(folder, uri, experiment_name="tests", parameters={"seed": 3})
+    again = RunTracker(folder, uri, experiment_name="tests")
+    folder.facts = {"seed": 3}
     again.start(engine_at(1))
     again.log_numbers({"loss": 0.5}, 2)
     again.close()
@@ -267,7 +268,8 @@ def test_real_server_that_dies_and_comes_back(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # the machine may be busy
     try:
         server.start()
-        tracker = RunTracker(folder, server.uri, experiment_name="tests", parameters={"seed": 1})
+        tracker = RunTracker(folder, server.uri, experiment_name="tests")
+        folder.facts = {"seed": 1}
         tracker.start(engine_at(0))
         tracker.log_numbers({"loss": 4.0}, 1)
         server.stop()

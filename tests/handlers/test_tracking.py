@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 
 def make_tracker(folder: RunFolder, store: Path, **parameters: Any) -> RunTracker:
-    return RunTracker(folder, store_dir=store, experiment_name="tests", parameters=parameters)
+    folder.facts |= parameters
+    return RunTracker(folder, store_dir=store, experiment_name="tests")
 
 
 def engine_at(step: int, numbers: dict[str, float] | None = None) -> Any:

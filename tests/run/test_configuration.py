@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import monai.bundle
 import pytest
 
 from mim_components.run.configuration import (
-    FREE_KEYS,
-    FREE_PARTS,
     check_overrides,
     current_config,
     differences,
@@ -55,23 +54,24 @@ def test_differences_lists_every_value_that_matters() -> None:
     assert differences(old, old) == []
 
 
-def test_free_keys_and_parts_are_ignored() -> None:
-    old: dict[str, Any] = {name: 0 for name in FREE_KEYS}
-    new: dict[str, Any] = {name: 1 for name in FREE_KEYS}
-    assert {"num_workers", "resume", "output_dir", "device", "batch_size", "log_interval"} <= FREE_KEYS
-    assert not {"seed", "global_batch_size", "mask_ratio", "learning_rate", "max_steps"} & FREE_KEYS
-    parts = {"train": {name: {"x": 0} for name in FREE_PARTS} | {"step": {"max_norm": 1}, "dataset": {"seed": "@seed"}}}
-    more = {"train": {name: {"x": 1} for name in FREE_PARTS} | {"step": {"max_norm": 2}, "dataset": {"seed": "@seed"}}}
-    assert differences(old | parts, new | more) == ["train::step::max_norm: 1 -> 2"]
-    assert differences({"seed": 0, "x": 0}, {"seed": 1, "x": 1}, free={"x"}) == ["seed: 0 -> 1"]
+def test_free_keys_are_ignored_with_what_stands_below_them() -> None:
+    old = {"seed": 0, "x": 0, "train": {"handlers": [1], "step": {"max_norm": 1, "amp": True}}}
+    new = {"seed": 1, "x": 1, "train": {"handlers": [2, 3], "step": {"max_norm": 2, "amp": False}}}
+    free = ["x", "train::handlers", "train::step::amp"]
+    assert differences(old, new, free) == ["seed: 0 -> 1", "train::step::max_norm: 1 -> 2"]
+    assert differences({"xy": 0}, {"xy": 1}, free) == ["xy: 0 -> 1"]  # the beginning of a name is no path
 
 
-@pytest.mark.parametrize("key", sorted(FREE_KEYS & json.loads((CONFIGS / "train.json").read_text()).keys()))
-def test_every_other_key_of_the_bundle_matters(key: str) -> None:
-    config = json.loads((CONFIGS / "train.json").read_text())
-    assert differences(config, config | {key: "changed"}) == []
-    matters = {name for name in config if name != "train" and differences(config, config | {name: "changed"})}
-    assert matters == config.keys() - FREE_KEYS - {"train"}
+@pytest.mark.parametrize("path", sorted((CONFIGS.parents[1]).glob("*/configs/train.json")), ids=lambda p: p.parts[-3])
+def test_every_other_key_of_a_bundle_matters(path: Path) -> None:
+    config = json.loads(path.read_text())
+    free = config["folder"]["free_keys"]
+    assert {"num_workers", "resume", "output_dir", "device", "batch_size", "log_interval"} <= set(free)
+    assert not {"seed", "global_batch_size", "mask_ratio", "learning_rate", "max_steps", "train", "prepared"} & set(
+        free
+    )
+    matters = {name for name in config if differences(config, config | {name: "changed"}, free)}
+    assert matters == config.keys() - set(free)
 
 
 @pytest.fixture
@@ -131,6 +131,46 @@ def test_option_that_nothing_reads_is_refused(option: str, hint: str, bundle: Pa
         run(bundle, **{option: 3})
     cause = root_cause(refused.value)
     assert isinstance(cause, ValueError) and f"unknown option --{option}:" in str(cause) and hint in str(cause)
+
+
+@pytest.fixture
+def parts(bundle: Path) -> Path:
+    """The same bundle with a part that has options."""
+    train = json.loads((bundle / "train.json").read_text())
+    crop = {"_target_": "mim_components.transforms.MultiLevelCropMaskd", "keys": "image", "resize": "area"}
+    train |= {"train": {"crop": {**crop, "content_range": 50.0}}, "run": ["$@train::crop"]}
+    (bundle / "train.json").write_text(json.dumps(train))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"train::crop::resize": "trilinear"}, {"train#crop#resize": "area"}, {"train::crop::num_children": 2},
+     {"train::crop::_disabled_": True}],
+    ids=str,
+)  # fmt: skip
+def test_option_of_a_part_passes(options: dict[str, Any], parts: Path) -> None:
+    run(parts, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"train::crop::resise": "area"},
+            "unknown option --train::crop::resise: .* mean --train::crop::resize",
+        ),
+        ({"train::crop::num_childs": 2}, "unknown option --train::crop::num_childs: .*--train::crop::num_children"),
+        ({"train::crop::zzz": 2}, "unknown option --train::crop::zzz: train::crop has no zzz; see the README"),
+        ({"train::crop::resize": "are"}, "--train::crop::resize are: expected one of area, trilinear, got 'are'"),
+        ({"content_range": 2}, "unknown option --content_range: .*did you mean --train::crop::content_range"),
+    ],
+    ids=str,
+)
+def test_wrong_option_of_a_part_is_refused(options: dict[str, Any], text: str, parts: Path) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        run(parts, **options)
+    assert re.search(text, str(root_cause(refused.value)))
 
 
 @pytest.fixture

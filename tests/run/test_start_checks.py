@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import DataLoader
 from torch import nn
 
-from mim_components.data import StepLoader, StepSampler, init_worker
+from mim_components.data import StepLoader
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.load.loader import WorkerError, explain_worker_error, kill_workers
 from mim_components.handlers import CheckpointHandler
@@ -279,11 +278,7 @@ def slow_or_dead(item: dict[str, Any]) -> dict[str, Any]:
 )
 def test_real_workers(what: str, said: str) -> None:
     dataset = KeyedDataset([{"name": "good"}, {"name": what}], slow_or_dead)
-    sampler = StepSampler(2, 1, 2)
-    loader = DataLoader(
-        dataset, sampler=sampler, num_workers=1, worker_init_fn=init_worker, timeout=2, multiprocessing_context="fork"
-    )
-    steps, seen = StepLoader(loader), []
+    steps, seen = StepLoader(dataset, 1, 2, num_workers=1, worker_timeout=2), []
     start = time.monotonic()
     try:
         for step in steps:

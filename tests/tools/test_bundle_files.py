@@ -1,4 +1,4 @@
-"""Shared files are copied into bundles byte by byte, from one source."""
+"""Shared files of bundles are made of fragments, each of which has one source."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from mim_tools.bundle_files import BundleFilesError, __main__, find_bundles, update_bundle
-from mim_tools.bundle_files.copies import SOURCES, source_files, workflows
+from mim_tools.bundle_files.compose import as_text, merge, read_fragment
+from mim_tools.bundle_files.copies import FRAGMENTS, SOURCES, shared_files, workflows
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = ["LICENSE", "configs/logging.conf", "models/README.md"]
+COMMON = ["LICENSE", "configs/logging.conf", "models/README.md", "configs/multi_gpu_train.json"]
+SEGMENTATION = '{\n    "seed": 0,\n    "run": ["@seed"]\n}\n'
 
 
 def make_bundle(folder: Path, workflow: object = "segmentation") -> Path:
@@ -26,8 +28,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Sources of three workflows: one file of all, one of "segmentation"; what an interpreter leaves is no source."""
     folder = tmp_path / "sources"
     for name, content in (
-        ("common/LICENSE", b"free\r\n"),
-        ("segmentation/configs/train.json", b"{}"),
+        ("common/LICENSE", b"free\n"),
+        ("segmentation/configs/train.json", b'{"seed": 0}'),
+        ("fine_tuning/configs/train.json", b'{"run": ["@seed"]}'),
         ("classification/__pycache__/x.pyc", b""),
         ("__pycache__/y.pyc", b""),
     ):
@@ -37,16 +40,16 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_copies_are_the_source_byte_by_byte(sources: Path, tmp_path: Path) -> None:
+def test_copies_are_made_of_the_sources(sources: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "mine")
     assert update_bundle(bundle) == {"LICENSE": "missing", "configs/train.json": "missing"}
-    assert (bundle / "LICENSE").read_bytes() == b"free\r\n"
-    assert (bundle / "configs" / "train.json").read_bytes() == b"{}"
+    assert (bundle / "LICENSE").read_bytes() == b"free\n"
+    assert (bundle / "configs" / "train.json").read_text() == SEGMENTATION
     assert update_bundle(bundle) == {}
 
 
 def test_a_workflow_gets_its_own_files_only(sources: Path, tmp_path: Path) -> None:
-    assert list(update_bundle(make_bundle(tmp_path / "mine", "classification"))) == ["LICENSE"]
+    assert list(update_bundle(make_bundle(tmp_path / "mine", "pretraining"))) == ["LICENSE"]
 
 
 def test_a_change_in_a_copy_is_found_and_replaced(sources: Path, tmp_path: Path) -> None:
@@ -56,13 +59,13 @@ def test_a_change_in_a_copy_is_found_and_replaced(sources: Path, tmp_path: Path)
     assert update_bundle(bundle, check=True) == {"configs/train.json": "differs"}
     assert (bundle / "configs" / "train.json").read_text() == '{"seed": 1}'  # a check writes nothing
     assert update_bundle(bundle) == {"configs/train.json": "differs"}
-    assert (bundle / "configs" / "train.json").read_text() == "{}"
+    assert (bundle / "configs" / "train.json").read_text() == SEGMENTATION
 
 
 def test_a_change_in_the_source_is_found(sources: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "mine")
     update_bundle(bundle)
-    (sources / "common" / "LICENSE").write_bytes(b"free\n")
+    (sources / "common" / "LICENSE").write_bytes(b"free of charge\n")
     assert update_bundle(bundle, check=True) == {"LICENSE": "differs"}
 
 
@@ -87,7 +90,7 @@ def test_bundles_are_found_by_their_workflow(tmp_path: Path) -> None:
 def test_an_unknown_workflow_is_refused(tmp_path: Path, workflow: object) -> None:
     bundle = make_bundle(tmp_path / "mine", workflow)
     with pytest.raises(
-        BundleFilesError, match=r"'workflow' must be one of classification, segmentation, got "
+        BundleFilesError, match=r"'workflow' must be one of classification, pretraining, segmentation, got "
     ) as caught:
         update_bundle(bundle)
     assert "metadata.json" in str(caught.value) and str(caught.value).endswith(f"got {workflow!r}.")
@@ -108,6 +111,61 @@ def test_metadata_that_cannot_be_read_is_named(tmp_path: Path, content: str | No
         (tmp_path / "mine" / "configs" / "metadata.json").write_text(content)
     with pytest.raises(BundleFilesError, match=f"mine/configs/metadata.json: {cause}"):
         update_bundle(tmp_path / "mine")
+
+
+# fragments
+
+
+def test_later_fragments_win_and_extend() -> None:
+    first = {"train": {"step": {"amp": True}, "handlers": ["a"]}, "seed": 0, "run": ["x"]}
+    second = {"seed": 1, "+train::handlers": ["b"], "train::step::norm": 1.0, "+train::step": {"_target_": "Step"}}
+    assert merge([first, second]) == {
+        "seed": 1,
+        "train": {"step": {"_target_": "Step", "amp": True, "norm": 1.0}, "handlers": ["a", "b"]},
+        "run": ["x"],
+    }
+    assert first["train"] == {"step": {"amp": True}, "handlers": ["a"]}  # a fragment stays as it is
+
+
+def test_keys_have_one_order_whatever_the_fragments() -> None:
+    one, two = {"run": [], "seed": 0, "folder": {}}, {"prepared::output_dir": "x", "dataset_dir": None}
+    expected = ["dataset_dir", "seed", "folder", "prepared::output_dir", "run"]
+    assert list(merge([one, two])) == list(merge([two, one])) == expected
+    assert list(merge([{"train": {"trainer": 1, "crop": 2, "_x": 3}}])["train"]) == ["crop", "trainer", "_x"]
+
+
+def test_what_cannot_be_extended_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\+run must extend a list with a list or a dictionary with one, got 'x'"):
+        merge([{"run": []}, {"+run": "x"}])
+
+
+@pytest.mark.parametrize(("content", "cause"), [("{", "no valid JSON"), ("[]", "must hold a JSON object, got list")])
+def test_damaged_fragment_is_named(content: str, cause: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}/train.json: {cause}"):
+        read_fragment(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("bundles/*/configs/*.json")), ids=lambda path: "-".join(path.parts[-3::2])
+)
+def test_text_says_the_same_in_lines_of_120_columns(path: Path) -> None:
+    config = json.loads(path.read_text())
+    text = as_text(config)
+    assert json.loads(text) == config
+    if path.name != "metadata.json":
+        assert text == path.read_text() and max(map(len, text.splitlines())) <= 120
+
+
+def test_no_fragment_repeats_what_another_one_says() -> None:
+    """A key with its value stands once on the way from the common fragment to the task."""
+    for names in FRAGMENTS.values():
+        for path in {path.name for name in names for path in (SOURCES / name / "configs").glob("*.json")}:
+            read = [SOURCES / name / "configs" / path for name in names]
+            items = [dict(read_fragment(each)) for each in read if each.is_file()]
+            for number, later in enumerate(items):
+                for earlier in items[:number]:
+                    assert [key for key in later if key in earlier and later[key] == earlier[key]] == [], path
 
 
 # the command
@@ -153,9 +211,9 @@ def test_help_says_where_changes_belong(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_every_workflow_has_the_common_files() -> None:
-    assert workflows() == ["classification", "segmentation"]
+    assert workflows() == ["classification", "pretraining", "segmentation"]
     for workflow in workflows():
-        assert {name.as_posix() for name in source_files(workflow)} >= set(COMMON)
+        assert {name.as_posix() for name in shared_files(workflow)} >= set(COMMON)
     assert (SOURCES / "common" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
@@ -165,4 +223,6 @@ def test_an_installed_package_has_the_sources() -> None:
     setup.read(ROOT / "setup.cfg")
     patterns = setup["options.package_data"]["mim_tools.bundle_files"].split()
     packed = {path for pattern in patterns for path in SOURCES.glob(pattern) if path.is_file()}
-    assert packed == {path for workflow in workflows() for path in source_files(workflow).values()}
+    folders = {SOURCES / name for names in FRAGMENTS.values() for name in names}
+    there = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert packed == there and len(there) >= 20

@@ -14,11 +14,9 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.load.loader import StepLoader
-from mim_components.data.load.sampler import StepSampler
 from mim_components.handlers.checkpoint import CheckpointHandler
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.folder import RunFolder
@@ -275,12 +273,9 @@ def make_handler(folder: Path) -> CheckpointHandler:
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    data = DataLoader(
-        KeyedDataset([0, 1], transform=lambda x: x), sampler=StepSampler(2, num_steps=9, global_batch_size=1)
-    )
-    return CheckpointHandler(
-        SimpleNamespace(path=folder, state={}), network, optimizer, schedule, StepLoader(data), interval=2
-    )  # type: ignore[arg-type]
+    loader = StepLoader(KeyedDataset([0, 1], transform=lambda x: x), num_steps=9, global_batch_size=1)
+    run: Any = SimpleNamespace(path=folder, state={}, kept={}, kept_if_there={})
+    return CheckpointHandler(run, network, optimizer, schedule, loader, interval=2)
 
 
 def steps_of(handler: CheckpointHandler, start: int, stop: int) -> Any:

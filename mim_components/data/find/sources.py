@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.cases import Case, FoundCases
+from mim_components.data.cases import NO_DATA, Case, FoundCases
 from mim_components.data.find.collections import list_collection
 from mim_components.data.find.datalist import load_cases, load_datalist
 from mim_components.data.find.layouts import LAYOUTS, Folder, Layout, all_layouts
@@ -37,7 +37,7 @@ def find_cases(
     layouts: Sequence[Mapping[str, Any]] = (),
     allow_outside: bool = False,
 ) -> FoundCases:
-    """Find the cases of a dataset; opens no images.
+    """Find the cases of a dataset; opens no images. None where neither folder nor list is given.
 
     Args:
         dataset_dir: folder of the dataset, or one up to two levels above it; with `datalist` the folder its paths are
@@ -49,13 +49,13 @@ def find_cases(
         allow_outside: accept paths of the list that lead out of the folder.
 
     Raises:
-        DataError: nothing is given, the list is wrong, or no layout recognises the folder; says what was expected and
+        DataError: the list is wrong, or no layout recognises the folder; says what was expected and
             which dataset it looks like.
     """
     if datalist:
         return load_cases(datalist, dataset_dir or None, allow_outside)
-    if not dataset_dir:
-        raise DataError("Give the dataset: dataset_dir, the folder that its archive unpacks to, or a datalist.")
+    if not dataset_dir:  # a workflow is built without data; who needs the cases says that they are missing
+        return FoundCases(Path(), NO_DATA, [])
     path = Path(dataset_dir).absolute()
     made = [(entry, _make(entry)) for entry in layouts]
     wanted = ", or ".join(f"{layout.dataset}: {layout.expected}" for _, layout in made)

@@ -14,14 +14,8 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
 from mim_components.data.cache.volumes import open_or_remake
-from mim_components.data.volumes import PreparedDataset
 from mim_components.randomness import keyed_seed
 from mim_components.utils.text import root_cause
-
-
-def volume_items(prepared: PreparedDataset) -> list[dict[str, Any]]:
-    """One item per volume: `image` (the prepared volume) and `name` (its source, for messages)."""
-    return [{"image": volume, "name": volume.source} for volume in prepared.volumes]
 
 
 class OpenPreparedd(MapTransform):
@@ -54,7 +48,7 @@ class KeyedDataset(Dataset):
     """Dataset whose random transforms are seeded by (seed, epoch, index) before every item.
 
     Args:
-        data: items, see `volume_items`.
+        data: items, see `PreparedDataset.items`.
         transform: a MONAI `Compose` or random transform.
         seed: the run's seed.
     """
@@ -64,20 +58,17 @@ class KeyedDataset(Dataset):
         self.seed = seed
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:  # type: ignore[override]
-        """The item of `(epoch, index)`; a plain index means epoch 0."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self.run(self.transform, self.data[index], epoch, index)
-
-    def run(self, transform: Callable[[Any], Any], item: Any, epoch: int, index: int) -> Any:
-        """Run the dataset's transform, or a part of it, with the draws of `(epoch, index)`.
+        """The item of `(epoch, index)`; a plain index means epoch 0.
 
         Raises:
             ItemError: names the volume and the cause.
         """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        item = self.data[index]
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
         try:
-            return transform(item)
+            return self.transform(item)
         except Exception as error:  # a worker hands on the text only: it must name the volume and the cause
             name = item.get("name", f"item {index}") if isinstance(item, Mapping) else f"item {index}"
             raise ItemError(f"{name}: {root_cause(error)}") from error
@@ -89,7 +80,7 @@ class EvaluationCrops(Dataset):
     So a crop depends neither on workers, batches and order, nor on which other volumes there are.
 
     Args:
-        data: items of prepared volumes, see `mim_components.data.volume_items`.
+        data: items of prepared volumes, see `PreparedDataset.items`.
         transform: MONAI `Compose` that ends in `MultiLevelCropMaskd`.
         num_crops: crops of each volume.
         seed: of the crops.

@@ -1,4 +1,4 @@
-"""Load the samples of a step: processes, places where crops are cut, and what is said when a worker is lost.
+"""Load the samples of a step: processes, micro-batches, and what is said when a worker is lost.
 
 Processes that load data leave SIGINT and SIGTERM to the main process, from their first instant to their last. A
 workload manager sends signals to all processes of a job, and the main one finishes its step first.
@@ -10,30 +10,46 @@ import multiprocessing
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from traceback import walk_tb
 from typing import Any
 
 import torch
-from monai.data import DataLoader, Dataset, list_data_collate
-from monai.data.utils import no_collation
-from torch import Tensor
+from monai.data import DataLoader
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.load.sampler import StepSampler
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SteadyDataLoader(DataLoader):
-    """MONAI's `DataLoader`, to be used with `worker_init_fn=init_worker`.
+    """MONAI's `DataLoader`, whose workers leave signals to the main process.
 
-    Workers begin with the signals blocked, and `init_worker` ignores them. PyTorch's own handler, which ends a worker
-    at SIGTERM, never sees one.
+    They begin with the signals blocked, and `init_worker` ignores them. PyTorch's own handler, which ends a worker at
+    SIGTERM, never sees one.
+
+    Args:
+        dataset: to load from.
+        num_workers: processes that load; 0 = this one.
+        worker_timeout: seconds after which a worker that delivers nothing ends the run.
+        device: that the batches go to; memory is pinned for CUDA.
+        **options: see `torch.utils.data.DataLoader`.
     """
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_workers: int = 0,
+        worker_timeout: float = 0,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
+        timeout = worker_timeout if num_workers else 0
+        pinned = torch.device(device).type == "cuda"
+        options = {"worker_init_fn": init_worker, "timeout": timeout, "pin_memory": pinned} | options
+        super().__init__(dataset, num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Start the workers; signals that this thread gets meanwhile reach it after that."""
@@ -52,26 +68,44 @@ def init_worker(worker_id: int) -> None:
 
 
 class StepLoader:
-    """Group the micro-batches of a loader into optimizer steps; measures how long a step waits for data.
+    """Load the samples of optimizer steps; measures how long a step waits for data.
 
-    Iterating yields, for every optimizer step, an iterator over its micro-batches; the loader's workers fill the next
-    ones meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
+    Iterating yields, for every optimizer step, an iterator over its micro-batches; the workers fill the next ones
+    meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
 
     Args:
-        data_loader: with a `StepSampler`.
-        finish: what is done to a micro-batch after it was loaded; its time does not count as waiting.
+        dataset: takes keys `(epoch, index)`.
+        num_steps: optimizer steps of the whole run.
+        global_batch_size: samples per optimizer step, over all processes and micro-batches.
+        batch_size: samples per process and micro-batch.
+        num_workers: processes that load; 0 = this one.
+        worker_timeout: seconds after which a worker that delivers nothing ends the run.
+        device: that the batches go to; memory is pinned for CUDA.
+        seed: of the order of the samples.
 
     Attributes:
+        sampler: says which samples make up a step.
         waited: seconds spent waiting for data since the last `reset_clock`.
         awaited: (epoch, index) of the samples of the micro-batch that is waited for.
     """
 
-    def __init__(self, data_loader: DataLoader, finish: Callable[[Any], Any] | None = None) -> None:
-        if not isinstance(data_loader.sampler, StepSampler):
-            raise ValueError(f"data_loader needs a StepSampler, got {type(data_loader.sampler).__name__}.")
-        self.data_loader = data_loader
-        self.finish = finish
-        self.sampler: StepSampler = data_loader.sampler
+    def __init__(
+        self,
+        dataset: Any,
+        num_steps: int,
+        global_batch_size: int,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        worker_timeout: float = 600,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.sampler = StepSampler(len(dataset), num_steps, global_batch_size, batch_size, seed)
+        self.num_workers = num_workers
+        self.worker_timeout = worker_timeout
+        self.data_loader = SteadyDataLoader(
+            dataset, num_workers, worker_timeout, device, sampler=self.sampler, batch_size=batch_size
+        )
         self.waited = 0.0
         self.awaited: list[tuple[int, int]] = []
 
@@ -92,7 +126,7 @@ class StepLoader:
             batch = next(batches)
             self.awaited = []
             self.waited += perf_counter() - start
-            yield batch if self.finish is None else self.finish(batch)
+            yield batch
 
     def awaited_names(self) -> list[str]:
         """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
@@ -105,78 +139,6 @@ class StepLoader:
         """Seconds waited since the last call."""
         waited, self.waited = self.waited, 0.0
         return waited
-
-
-CROP_ON = ("worker", "device")
-KEY = "crop_key"
-
-
-class ReadCrops(Dataset):
-    """The first transforms of a keyed dataset; `CropPlace.finish` runs the others.
-
-    Args:
-        dataset: its transform is MONAI's `Compose`.
-        num_read: transforms that run here.
-    """
-
-    def __init__(self, dataset: KeyedDataset, num_read: int) -> None:
-        super().__init__(dataset.data, partial(dataset.transform, end=num_read))
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:  # type: ignore[override]
-        """What is read for `(epoch, index)`, and the key itself."""
-        item = self.dataset.run(self.transform, self.data[key[1]], *key)
-        # a crop that is a view would take the whole volume along to the other process
-        copied = {
-            name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
-            for name, value in item.items()
-        }
-        return {**copied, KEY: key}
-
-
-class CropPlace:
-    """Where the transforms run that follow the reading; the results are the same.
-
-    On the device, workers hand over what they read, as it is stored, and `finish` runs the rest sample by sample with
-    the sample's own seed.
-
-    Args:
-        dataset: its transform is MONAI's `Compose`.
-        num_read: transforms that run in the workers in any case.
-        crop_on: "worker" or "device".
-        device: of the training.
-
-    Attributes:
-        items: dataset for the loader.
-        collate: `collate_fn` for the loader.
-
-    Raises:
-        ValueError: `crop_on` is none of the two.
-    """
-
-    def __init__(
-        self, dataset: KeyedDataset, num_read: int, crop_on: str = "worker", device: torch.device | str = "cpu"
-    ) -> None:
-        if crop_on not in CROP_ON:
-            raise ValueError(f"crop_on must be one of {CROP_ON}, got {crop_on!r}.")
-        self.dataset = dataset
-        self.device = device
-        self.on_device = crop_on == "device"
-        self.items: Dataset = ReadCrops(dataset, num_read) if self.on_device else dataset
-        self.collate = no_collation if self.on_device else list_data_collate
-        self._rest = partial(dataset.transform, start=num_read) if self.on_device else dataset.transform
-
-    def finish(self, batch: Any) -> Any:
-        """Give a loaded batch the transforms it lacks."""
-        return list_data_collate([self._finish(item) for item in batch]) if self.on_device else batch
-
-    def _finish(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        moved = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in item.items()
-        }
-        key: tuple[int, int] = moved.pop(KEY)  # type: ignore[assignment]
-        return self.dataset.run(self._rest, moved, *key)
 
 
 LOWER = "Lower --num_workers, --batch_size or the size of the crops"

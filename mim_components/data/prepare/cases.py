@@ -14,7 +14,7 @@ from typing import Any
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.cases import NO_DATA, Case, CaseChecker, CaseFacts, FoundCases
 from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
 from mim_components.data.prepare.memory import CheckMemory, as_bad, files_of, state_of, state_text
@@ -114,9 +114,11 @@ def prepare_cases(
 
     Raises:
         BadVolumesError: cases are bad and `on_bad` is "stop", or more are than may be left out.
-        DataError: there is no such fold or share, or a part is empty; in all processes alike.
+        DataError: no data was given; there is no such fold or share, or a part is empty; in all processes alike.
     """
     check_options(on_bad, max_bad_fraction, num_workers)
+    if found.layout == NO_DATA:
+        raise DataError("Give the dataset: dataset_dir, the folder that its archive unpacks to, or a datalist.")
     if is_anonymous(anonymous_paths):
         found = found.named_by_digests()
     # whatever is wrong with the settings shows before hours of checks

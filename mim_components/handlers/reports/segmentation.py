@@ -174,6 +174,7 @@ class EvaluationReport:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator; every process draws the pictures of its own cases, the first writes the rest."""
+        self.scores.attach(engine)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import Compose, OneOf, RandFlip, RandGaussianNoise, RandSpatialCrop
 
 from mim_components.data.find.walk import find_volumes
-from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, volume_items
-from mim_components.data.load.loader import StepLoader, init_worker
-from mim_components.data.load.sampler import StepSampler
+from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd
+from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.prepare.volumes import prepare_volumes
 from mim_components.data.volumes import CacheError, PreparedDataset
 
@@ -29,7 +28,7 @@ def prepared(write_nifti: Callable[..., Path], ct: np.ndarray, tmp_path: Path) -
 
 
 def test_open_gives_voxels_and_affine(prepared: PreparedDataset, ct: np.ndarray) -> None:
-    items = volume_items(prepared)
+    items = prepared.items
     assert [Path(item["name"]).name for item in items] == ["a.nii.gz", "b.nii.gz"]
     item = OpenPreparedd("image")(items[0])
     image = item["image"]
@@ -106,11 +105,8 @@ class Key:
 
 
 def make_loader(num_workers: int = 0, rest: float = 0.0, num_steps: int = 4) -> StepLoader:
-    sampler = StepSampler(5, num_steps, global_batch_size=6, batch_size=2, rank=0, num_devices=1)
     dataset = KeyedDataset(range(5), Key(rest))
-    return StepLoader(
-        DataLoader(dataset, sampler=sampler, batch_size=2, num_workers=num_workers, worker_init_fn=init_worker)
-    )
+    return StepLoader(dataset, num_steps, global_batch_size=6, batch_size=2, num_workers=num_workers, worker_timeout=60)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -136,6 +132,8 @@ def test_only_waiting_for_data_is_measured() -> None:
     assert loader.reset_clock() == waited and loader.reset_clock() == 0.0
 
 
-def test_other_samplers_are_refused() -> None:
-    with pytest.raises(ValueError, match="data_loader needs a StepSampler, got SequentialSampler"):
-        StepLoader(DataLoader(KeyedDataset([1], Key()), batch_size=1))
+def test_workers_have_a_timeout_and_memory_is_pinned_for_cuda_only() -> None:
+    made = [StepLoader(range(2), 1, 2, num_workers=workers, worker_timeout=7) for workers in (0, 1)]
+    assert [(each.data_loader.timeout, each.data_loader.pin_memory) for each in made] == [(0, False), (7, False)]
+    on_cuda = SteadyDataLoader([1], device="cuda:1")
+    assert on_cuda.pin_memory and on_cuda.worker_init_fn is init_worker

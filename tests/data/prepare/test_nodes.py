@@ -138,6 +138,7 @@ def step(rank: int) -> dict[str, Any]:
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.nn.parallel import DistributedDataParallel
 
+    from mim_components.data.load.sampler import StepSampler
     from mim_components.engines.nonfinite import NonFiniteError
     from mim_components.engines.pretraining import PretrainStep
     from mim_components.handlers.metrics import _over_processes
@@ -169,12 +170,13 @@ def step(rank: int) -> dict[str, Any]:
         image, masked = torch.full((1, 1, 1, 2, 2, 2), value), torch.zeros(1, 1, 8, dtype=torch.bool)
         return {"image_level1": image, "masked_level1": masked, "name": [f"scan_{rank}"]}
 
-    output = PretrainStep(1, accumulation=2)(engine, [batch(value) for value in ((1.0, 2.0), (3.0, 10.0))[rank]])
+    two, one = (SimpleNamespace(sampler=StepSampler(1, 1, size)) for size in (4, 2))  # micro-batches per process
+    output = PretrainStep(1, two)(engine, [batch(value) for value in ((1.0, 2.0), (3.0, 10.0))[rank]])
     out = {"weight": network.module.weight.item(), "norm": float(output["gradient_norm"])}
     out |= {"loss": float(output["loss"]), "mean_loss": _over_processes({"loss": output["loss"]})["loss"]}
     out["exchanges"] = len(exchanges)
     try:  # bad in process 1 alone
-        PretrainStep(1, accumulation=1)(engine, [batch((1.0, float("nan"))[rank])])
+        PretrainStep(1, one)(engine, [batch((1.0, float("nan"))[rank])])
     except NonFiniteError as error:
         out["not_finite"] = str(error)
     return out | {"weight_after": network.module.weight.item()}
@@ -191,7 +193,9 @@ def stop(rank: int) -> list[int]:
             signal.raise_signal(signal.SIGTERM)
 
     engine = Engine(one)
-    handler = StopSignals(SimpleNamespace(save=lambda engine: None))  # type: ignore[arg-type]
+    checkpoints = SimpleNamespace(save=lambda engine: None)
+    folder: Any = SimpleNamespace(checkpoints=checkpoints, at_end=lambda handler: None)
+    handler = StopSignals(folder)
     handler.attach(engine)
     try:
         engine.run([None] * 5)
@@ -207,12 +211,12 @@ def restore(folder: Path, rank: int) -> str:
     from mim_components.handlers.checkpoint import CheckpointHandler, DifferentStepsError
     from mim_components.run.checkpoints import CheckpointStore
 
-    own: Any = SimpleNamespace(path=folder / f"own_{rank}", state={}, on_full_disk="stop")
+    own: Any = SimpleNamespace(path=folder / f"own_{rank}", state={}, on_full_disk="stop", kept={}, kept_if_there={})
     if rank == 0:
         CheckpointStore(own.path / "checkpoints").save(4, {"step": 4, **dict.fromkeys(("network", "optimizer"), {})})
     part: Any = SimpleNamespace()
     handler = CheckpointHandler(own, part, part, part, part)
-    del handler.parts["lr_scheduler"]
+    del handler.own["lr_scheduler"]
     try:
         handler.restore(part)
     except DifferentStepsError as error:

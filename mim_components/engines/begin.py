@@ -1,0 +1,197 @@
+"""Before the first step of a training: claim its folder, say what will be done, keep what was found of the data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from torch import nn
+
+from mim_components.data.load.loader import StepLoader
+from mim_components.data.load.sampler import StepSampler
+from mim_components.data.prepare.cases import PreparedCases
+from mim_components.data.prepare.quarantine import QUARANTINE
+from mim_components.data.read.headers import resampled_shapes
+from mim_components.data.volumes import PreparedDataset
+from mim_components.labels import LabelSet
+from mim_components.run.folder import RunFolder
+from mim_components.run.start_checks import check_validation_start
+from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import shorten
+
+logger = logging.getLogger(__name__)
+
+
+def begin_pretraining(
+    folder: RunFolder,
+    prepared: PreparedDataset,
+    loader: StepLoader,
+    network: nn.Module,
+    device: torch.device,
+    level_sizes: Sequence[Sequence[int]],
+    name: str = "mim_pretrain",
+) -> None:
+    """Start the run of the folder, or check that the one in it has the same settings and data; log the plan.
+
+    Args:
+        folder: of the run.
+        prepared: the volumes.
+        loader: of the training.
+        network: that is trained.
+        device: it runs on.
+        level_sizes: native sizes of the levels, voxels.
+        name: what the run's unique name begins with.
+
+    Raises:
+        SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+    """
+    folder.begin(prepared.digest, name)
+    folder.facts |= facts_of(loader.sampler, prepared)
+    folder.facts |= {"num_volumes": len(prepared), "excluded_volumes": len(prepared.bad)}
+    log_plan(folder, prepared, loader.sampler, network, device, level_sizes)
+
+
+def begin_fine_tuning(
+    folder: RunFolder,
+    prepared: PreparedCases,
+    loader: StepLoader,
+    network: nn.Module,
+    device: torch.device,
+    name: str,
+    validation_interval: int,
+    sample_shapes: Sequence[Sequence[int]],
+    num_samples: int = 1,
+    labels: LabelSet | None = None,
+    spacing: Sequence[float] = (),
+) -> None:
+    """`begin_pretraining` for a fine-tuning; also checks that its scans fit beside each other into shared memory.
+
+    Args:
+        folder: of the run.
+        prepared: the training and validation cases.
+        loader: of the training.
+        network: that is trained.
+        device: it runs on.
+        name: what the run's unique name begins with.
+        validation_interval: optimizer steps between two validations.
+        sample_shapes: of the arrays of a training sample; scans without label maps validate in the same shape.
+        num_samples: crops of every scan.
+        labels: of a segmentation, whose whole scans validate; else None.
+        spacing: that those are resampled to, mm.
+
+    Raises:
+        StartError: shared memory or open files do not suffice.
+        SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+    """
+    scans: Sequence[Sequence[int]] = [sample_shapes[0]] * len(prepared.validation)
+    if labels is not None:
+        channels = sample_shapes[0][1] - 1 + (len(labels.targets) if labels.is_regions else 1)
+        scans = resampled_shapes(prepared.validation, spacing, channels)
+    check_validation_start(sample_shapes, loader.sampler.batch_size, loader.num_workers, scans)
+    folder.begin(prepared.digest, name)
+    folder.facts |= facts_of(loader.sampler, prepared) | {"epochs": loader.sampler.epochs}
+    folder.facts |= {"training_cases": len(prepared.training), "validation_cases": len(prepared.validation)}
+    folder.facts |= {"excluded_cases": len(prepared.bad)} | ({} if labels is None else {"label_set": labels.name})
+    log_finetune_plan(folder, prepared, loader.sampler, network, device, validation_interval, num_samples)
+
+
+def facts_of(sampler: StepSampler, prepared: Any) -> dict[str, Any]:
+    """What a tracker is told of every training beside its options."""
+    return {"accumulation": sampler.accumulation, "data_digest": prepared.digest}
+
+
+def log_plan(
+    folder: RunFolder,
+    prepared: PreparedDataset,
+    sampler: StepSampler,
+    network: nn.Module,
+    device: torch.device,
+    level_sizes: Sequence[Sequence[int]],
+) -> None:
+    """Log what was found and what will be done; keep remarks and excluded volumes in the run's folder."""
+    if idist.get_rank() != 0:
+        return
+    padded = prepared.count_smaller_than(level_sizes[0])
+    logger.info("%s", prepared.summary())
+    size = size_of_run(folder, sampler, network, device)
+    logger.info("%s; %d steps, %.1f passes over the volumes", size, sampler.num_steps, sampler.epochs)
+    if padded:
+        size = "x".join(str(side) for side in level_sizes[0])
+        folder.note(
+            f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
+        )
+    keep_remarks(folder, prepared)
+
+
+def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, device: torch.device) -> str:
+    """Where a run works, what makes up an optimizer step, and how large the network is, in one line."""
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return (
+        f"{folder.path}, device {device}{name}: global batch {sampler.global_batch_size} = {sampler.batch_size} per "
+        f"device x {sampler.num_devices} devices x {sampler.accumulation} accumulated; {parameters:.1f} M parameters"
+    )
+
+
+def keep_remarks(folder: RunFolder, prepared: Any) -> None:
+    """Keep remarks on the data (`prepared.notes`) in the run's folder, and repeat at the end what was left out.
+
+    The preparation has written the file that lists bad volumes.
+    """
+    if prepared.notes:  # the preparation has logged every one
+        lines = "".join(f"{note}\n" for note in prepared.notes)
+        write_text_safely(folder.path / "data_notes.txt", lines)
+        folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {shorten(prepared.notes)}")
+    if prepared.bad:
+        folder.notes.append(f"{len(prepared.bad)} volumes left out, see {QUARANTINE}: {shorten(prepared.bad)}")
+
+
+def length_of(sampler: StepSampler, num_samples: int = 1) -> str:
+    """How long a training is, in steps and in epochs.
+
+    Args:
+        sampler: of the training.
+        num_samples: crops of every scan.
+
+    Example:
+        >>> length_of(StepSampler(24, num_steps=25_000, global_batch_size=1), num_samples=4)
+        '25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans'
+    """
+    scans, crops = _count(sampler.global_batch_size, "scan"), f" x {num_samples} crops" if num_samples > 1 else ""
+    epochs = f"{sampler.epochs:,.0f}" if sampler.epochs >= 10 else f"{sampler.epochs:.3g}"
+    steps, items = _count(sampler.num_steps, "step"), _count(sampler.num_items, "scan")
+    return f"{steps} of {scans}{crops} = {epochs} epochs of {items}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def log_finetune_plan(
+    folder: RunFolder,
+    prepared: Any,
+    sampler: StepSampler,
+    network: nn.Module,
+    device: torch.device,
+    validation_interval: int,
+    num_samples: int = 1,
+) -> None:
+    """Log what was found and what will be done; keep remarks and excluded scans in the run's folder.
+
+    Args:
+        folder: of the run.
+        prepared: the training and validation cases.
+        sampler: of the training.
+        network: that is trained.
+        device: it runs on.
+        validation_interval: optimizer steps between two validations.
+        num_samples: crops of every scan.
+    """
+    if idist.get_rank() != 0:
+        return
+    size, length = size_of_run(folder, sampler, network, device), length_of(sampler, num_samples)
+    logger.info("%s; %s; validation every %s", size, length, _count(validation_interval, "step"))
+    keep_remarks(folder, prepared)

@@ -1,0 +1,139 @@
+"""Compose the files of a bundle from fragments: what two tasks share stands in one of them only.
+
+A configuration is the fragments of that name merged by key, the later one wins, with the meaning that MONAI gives to
+keys: `a::b` sets inside `a`, `+a` extends a list or a dictionary. Where no fragment has `a`, the key stays as it is,
+and MONAI applies it to the file that an overlay follows.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mim_components.run.options import option_table
+
+WIDTH = 120
+INDENT = 4
+# Keys that are no options, in the order in which a reader needs them; also inside `train` and `validate`.
+PARTS = """
+    class_names label_set crop_size imports start_processes results_dir synthetic_ct folder found labels prepared
+    network_def contract settings started probed trained module device_network averaged evaluated_network class_loss
+    region_loss loss optimizer lr_scheduler tracker probe crop preprocessing dataset dataloader sample_shapes step
+    inferer postprocessing scores dice error accuracy auc_macro auc_micro metric key_metric additional_metrics progress
+    collapse validation checkpoints pictures signals handlers evaluator trainer train validate initialize run finalize
+""".split()
+SECTIONS = ("train", "validate")
+
+
+def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Fragments of a configuration as one, in the order of `PARTS`.
+
+    Raises:
+        ValueError: `+key` joins values of different types.
+
+    Example:
+        >>> merge([{"run": [1], "step": {"amp": True}}, {"+run": [2], "step::norm": 1.0, "trainer::x": 3}])
+        {'step': {'amp': True, 'norm': 1.0}, 'run': [1, 2], 'trainer::x': 3}
+    """
+    config: dict[str, Any] = {}
+    for fragment in fragments:
+        for key, value in fragment.items():
+            _set(config, key.removeprefix("+"), copy.deepcopy(value), extend=key.startswith("+"))
+    for name in SECTIONS:
+        if name in config:
+            config[name] = _sorted(config[name])
+    return _sorted({name: _target_first(value) for name, value in config.items()})
+
+
+def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:
+    *parents, name = key.split("::")
+    place = config
+    if parents and parents[0] in config:
+        for parent in parents:
+            place = place[parent]
+    else:
+        name = key
+    if not extend or name not in place:
+        place[name] = value
+    elif isinstance(value, dict) and isinstance(place[name], dict):
+        place[name].update(value)
+    elif isinstance(value, list) and isinstance(place[name], list):
+        place[name].extend(value)
+    else:
+        raise ValueError(f"+{key} must extend a list with a list or a dictionary with one, got {value!r}.")
+
+
+def _target_first(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_target_first(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    first = {"_target_": value["_target_"]} if "_target_" in value else {}
+    return {name: _target_first(each) for name, each in {**first, **value}.items()}
+
+
+def _sorted(config: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name in option_table() if "::" not in name]
+    order = {name: number for number, name in enumerate(["bundle_root", *names, *PARTS])}
+    roots = {name: name if name in order else name.split("::")[0] for name in config}
+    return dict(sorted(config.items(), key=lambda item: order.get(roots[item[0]], len(order))))
+
+
+def as_text(config: Mapping[str, Any]) -> str:
+    """JSON that a person reads: what fits stands on one line, lists of texts and numbers fill lines.
+
+    Example:
+        >>> print(as_text({"spacing": [1.5, 1.5, 2.0], "folder": {"_target_": "RunFolder"}}), end="")
+        {
+            "spacing": [1.5, 1.5, 2.0],
+            "folder": {"_target_": "RunFolder"}
+        }
+    """
+    lines = [f"{json.dumps(name)}: {_text(value, len(name) + 4, INDENT)}" for name, value in config.items()]
+    return "{\n" + ",\n".join(f"{' ' * INDENT}{line}" for line in lines) + "\n}\n"
+
+
+def _text(value: Any, before: int, indent: int) -> str:
+    """A value on a line that has `before` characters already, behind `indent` spaces."""
+    short = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or not value or indent + before + len(short) + 1 <= WIDTH:
+        return short
+    inner = indent + INDENT
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(name)}: {_text(each, len(name) + 4, inner)}" for name, each in value.items()]
+    elif any(isinstance(each, (dict, list)) for each in value):
+        lines = [_text(each, 0, inner) for each in value]
+    else:
+        lines = _filled([json.dumps(each) for each in value], WIDTH - inner)
+    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    body = ",\n".join(" " * inner + line for line in lines)
+    return f"{opening}\n{body}\n{' ' * indent}{closing}"
+
+
+def _filled(words: Iterable[str], width: int) -> list[str]:
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]}, {word}" if lines[-1] else word
+        if len(longer) + 1 <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def read_fragment(path: Path) -> dict[str, Any]:
+    """A fragment.
+
+    Raises:
+        ValueError: it is no JSON object; names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no valid JSON, {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {type(content).__name__}.")
+    return content
