@@ -117,7 +117,7 @@ def _filled(words: Iterable[str], width: int) -> list[str]:
     lines = [""]
     for word in words:
         longer = f"{lines[-1]}, {word}" if lines[-1] else word
-        if len(longer) + 1 <= width:
+        if not lines[-1] or len(longer) + 1 <= width:
             lines[-1] = longer
         else:
             lines.append(word)

@@ -99,7 +99,7 @@ def page_meta() -> dict[str, Any]:
 
 METADATA = {bundle.name: meta_of(bundle) for bundle in BUNDLES} | {"the page": page_meta()}
 SEGMENTATION = {name: meta for name, meta in METADATA.items() if meta.get("workflow") == "segmentation"}
-DOWNSTREAM = [bundle for bundle in BUNDLES if "workflow" in meta_of(bundle)]
+DOWNSTREAM = [bundle for bundle in BUNDLES if meta_of(bundle)["workflow"] != "pretraining"]
 every_metadata = pytest.mark.parametrize("meta", METADATA.values(), ids=METADATA)
 every_segmentation = pytest.mark.parametrize("meta", SEGMENTATION.values(), ids=SEGMENTATION)
 every_downstream = pytest.mark.parametrize("bundle", DOWNSTREAM, ids=lambda path: path.name)
@@ -421,9 +421,10 @@ def test_page_about_a_new_dataset() -> None:
     assert explained == set(meta["dataset"])
     known = {
         key
-        for path in (ROOT / "mim_tools" / "bundle_files" / "segmentation").rglob("*.json")
+        for path in (ROOT / "bundles" / "mim_btcv_segmentation" / "configs").glob("*.json")
+        if path.name != "metadata.json"
         for key in unique(path.read_text())
     }
     assert options_of(page) - known == {"config_file", "check"}
     for name in re.findall(r"\$B/(\w+\.json)", page):
-        assert (ROOT / "mim_tools" / "bundle_files" / "segmentation" / "configs" / name).exists()
+        assert (ROOT / "bundles" / "mim_btcv_segmentation" / "configs" / name).exists()
