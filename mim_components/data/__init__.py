@@ -7,11 +7,11 @@ from mim_components.data.check.segmentation import SegmentationChecker
 from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.find.sources import find_cases, find_scans, find_sources, find_validation
-from mim_components.data.inputs import ScanDataset, inference_items, scan_items, segmentation_items
+from mim_components.data.inputs import ScanDataset, scan_items
 from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd, volume_items
 from mim_components.data.load.loader import CropPlace, SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
-from mim_components.data.load.scans import LoadEightBitScand, LoadScand, LoadVolumed
+from mim_components.data.load.scans import CTScans, LoadScand, NativeScans, SliceScans
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes
@@ -33,6 +33,7 @@ from mim_components.data.volumes import (
 __all__ = [
     "BadVolume",
     "BadVolumesError",
+    "CTScans",
     "CacheError",
     "Case",
     "CaseChecker",
@@ -44,9 +45,8 @@ __all__ = [
     "FoundCases",
     "FoundVolumes",
     "KeyedDataset",
-    "LoadEightBitScand",
     "LoadScand",
-    "LoadVolumed",
+    "NativeScans",
     "NoVolumesError",
     "OpenPreparedd",
     "PreparedCases",
@@ -55,6 +55,7 @@ __all__ = [
     "ScanDataset",
     "SegmentationChecker",
     "SliceFolderChecker",
+    "SliceScans",
     "SteadyDataLoader",
     "StepLoader",
     "StepSampler",
@@ -66,7 +67,6 @@ __all__ = [
     "find_scans",
     "find_sources",
     "find_validation",
-    "inference_items",
     "init_worker",
     "open_cached",
     "prepare_cases",
@@ -74,7 +74,6 @@ __all__ = [
     "prepare_volumes",
     "resampled_shapes",
     "scan_items",
-    "segmentation_items",
     "unique_names",
     "volume_items",
 ]
