@@ -2,7 +2,7 @@
 
 from mim_components.data.cache.transforms import TransformCache
 from mim_components.data.cache.volumes import open_cached
-from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.cases import Case, CaseChecker, CheckResult, FoundCases
 from mim_components.data.check.segmentation import SegmentationChecker
 from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
@@ -37,7 +37,7 @@ __all__ = [
     "CacheError",
     "Case",
     "CaseChecker",
-    "CaseFacts",
+    "CheckResult",
     "CheckedReader",
     "CropPlace",
     "DataError",

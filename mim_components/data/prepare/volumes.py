@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
-from mim_components.data.prepare.memory import KnownBad, as_bad
+from mim_components.data.prepare.memory import CheckMemory, bad_volume
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import decode_volume, inspect_source
@@ -105,14 +105,14 @@ def prepare_volumes(
     how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
     cache = how.cache()
     cache.check_usable()
-    known = KnownBad(cache.folder)
-    outcomes = [_inspect(source, known, how) for source in sources]
+    memory = CheckMemory(cache.folder, "volumes")
+    outcomes = [_inspect(source, memory, how) for source in sources]
     tasks = [item for item in outcomes if isinstance(item, _Task)]
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
     cache.check_space(sum(cache_bytes(task.cached_shape) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
     with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
-        prepared = _prepare_each(tasks, known, num_workers, bar)
+        prepared = _prepare_each(tasks, memory, num_workers, bar)
         results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
     bad = [item for item in results if isinstance(item, BadVolume)]
     pairs = zip(sources, results, strict=True)
@@ -143,20 +143,22 @@ def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> Non
         raise DataError(f"num_workers must not be negative, got {num_workers=}.")
 
 
-def _inspect(source: VolumeSource, known: KnownBad, how: _How) -> _Task | BadVolume:
+def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> _Task | BadVolume:
     """The task for a volume, unless it is bad by its header, or known to be bad."""
     try:
         header = inspect_source(source, how.max_voxels)
         check_placed(header)
         shape = _cached_shape(header, how)
     except Exception as error:
-        before = known.recall("header", source, source.files)
+        before = memory.recall("header", str(source), source.files)
         bad = _bad(source, source.files if before is None else (), error)
-        if before is not None:  # the digest need not be computed again
+        # a header costs nothing to read again, and settings may judge it: only its digest is taken over
+        if isinstance(before, BadVolume):
             return replace(before, cause=bad.cause)
-        known.keep("header", source, source.files, bad)
+        memory.keep("header", str(source), source.files, bad.state, bad)
         return bad
-    return known.recall("voxels", source, header.files) or _Task(source, header, how, shape)
+    known = memory.recall("voxels", str(source), header.files)
+    return known if isinstance(known, BadVolume) else _Task(source, header, how, shape)
 
 
 def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
@@ -167,16 +169,16 @@ def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
 
 
 def _prepare_each(
-    tasks: Sequence[_Task], known: KnownBad, num_workers: int, bar: tqdm
+    tasks: Sequence[_Task], memory: CheckMemory, num_workers: int, bar: tqdm
 ) -> Iterator[PreparedVolume | BadVolume]:
     for task, result in zip(tasks, run_each(_prepare_one, tasks, num_workers, bar), strict=True):
         if isinstance(result, BadVolume):
-            known.keep("voxels", task.source, task.header.files, result)
+            memory.keep("voxels", str(task.source), task.header.files, result.state, result)
         yield result
 
 
 def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVolume:
-    return as_bad(str(source), error, files, names_of_source(source))
+    return bad_volume(str(source), error, files, names_of_source(source))
 
 
 def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, bar: tqdm) -> Iterator[R]:
