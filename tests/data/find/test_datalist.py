@@ -24,6 +24,9 @@ def test_paths_are_relative_to_the_list(tmp_path, write_list):
 
 def test_dataset_dir_and_another_section(tmp_path, write_list):
     path = write_list({"training": [], "test": ["a.nii"]})
+    with pytest.raises(NoVolumesError, match="d: there is no such folder, expected the folder that .*list.json is rel"):
+        load_datalist(path, tmp_path / "d", "test")
+    (tmp_path / "d").mkdir()
     assert [source.path for source in load_datalist(path, tmp_path / "d", "test")] == [tmp_path / "d" / "a.nii"]
 
 
@@ -45,13 +48,13 @@ def test_all_damaged_items_are_named_with_index_and_key(write_list):
     with pytest.raises(DataError) as raised:
         load_datalist(write_list({"training": items}))
     text = str(raised.value)
-    assert "list.json: 6 of 7 items of section 'training' are wrong:" in text
+    assert "list.json: 6 faults in 7 items:" in text
     assert "item 1: has no key 'image'; keys: ['label']" in text
-    assert "item 2: key 'image' is null, expected one path" in text
-    assert "item 3: key 'image' is 3, expected one path" in text
+    assert "item 2: key 'image' is null, expected a path" in text
+    assert "item 3: key 'image' is 3, expected a path" in text
     assert "item 4: is \"a.nii\", expected an object with the key 'image'" in text
     assert "item 5: is 7, expected an object" in text
-    assert 'item 6: key \'image\' is ["a", "b"], expected one path' in text
+    assert 'item 6: key \'image\' is ["a", "b"], expected a path' in text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, write_list):
     (tmp_path / "secret.nii").write_bytes(b"x")
     os.symlink(tmp_path / "secret.nii", tmp_path / "data" / "link.nii")
     items = [{"image": name} for name in ("../secret.nii", str(tmp_path / "secret.nii"), "link.nii", "fine.nii")]
-    with pytest.raises(DataError, match="3 of 4 items") as raised:
+    with pytest.raises(DataError, match="3 faults in 4 items") as raised:
         load_datalist(write_list({"training": items}), tmp_path / "data")
     assert str(raised.value).count("leads out of") == 3
 
