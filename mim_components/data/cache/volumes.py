@@ -72,7 +72,10 @@ class VolumeCache:
         except FileNotFoundError:
             pass  # another process tidied up at the same moment
         except OSError as error:
-            raise CacheError(f"{self.folder}: the cache folder cannot be written to: {error.strerror}") from error
+            raise CacheError(
+                f"{self.folder}: the cache folder cannot be written to: {error.strerror}. Set --cache_dir; where the "
+                "bundle's folder is read-only, --cache_dir and --output_dir."
+            ) from error
 
     def check_space(self, needed: int) -> None:
         """Compare the bytes still to be written with the free space.

@@ -123,18 +123,30 @@ class _List:
 
 
 def _read_list(path: Path, key: str) -> dict[str, Any]:
+    expected = f"an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a JSON list; give a folder with scans as --dataset_dir alone.")
     if not path.is_file():
         raise NoVolumesError(f"{path}: there is no such list.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the list is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the list cannot be read: {error.strerror}") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{path}: is a table that begins with {_beginning(data)}, expected a JSON list, {expected}")
+    try:
+        content = json.loads(data)  # of bytes: JSON tells the encoding, a byte order mark included
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: the list is a {type(content).__name__} at its top level, "
-            f"expected an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
-        )
+            f"{path}: the list is not readable JSON: {error}; it begins with {_beginning(data)}, expected {expected}"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: the list is a {type(content).__name__} at its top level, expected {expected}")
     return content
+
+
+def _beginning(data: bytes) -> str:
+    return repr(data[:40].decode("utf-8", "replace").partition("\n")[0])
 
 
 def _object(item: Any, keys: Sequence[str], section: str | None) -> dict[str, Any]:

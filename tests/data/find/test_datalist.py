@@ -72,6 +72,35 @@ def test_damaged_lists(write_list, content, message):
         load_datalist(write_list(content))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_that_editors_write_are_read(tmp_path, encoding):
+    path = tmp_path / "list.json"
+    path.write_text('{"training": [{"image": "Müller.nii"}]}', encoding=encoding)
+    assert [source.path.name for source in load_datalist(path)] == ["Müller.nii"]
+
+
+def test_what_is_no_list_says_what_it_is(tmp_path):
+    with pytest.raises(DataError, match="is a folder, expected a JSON list; give a folder with scans as --dataset_dir"):
+        load_datalist(tmp_path)
+    table = tmp_path / "scans.csv"
+    table.write_text("image,label\na.nii,1\n")
+    with pytest.raises(DataError, match=r"scans.csv: is a table that begins with 'image,label', expected a JSON list"):
+        load_datalist(table)
+    table.rename(tmp_path / "scans.json")
+    with pytest.raises(DataError, match="is not readable JSON: .*; it begins with 'image,label', expected an object"):
+        load_datalist(tmp_path / "scans.json")
+
+
+def test_list_that_may_not_be_read(write_list, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    path = write_list({"training": []})
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(DataError, match="list.json: the list cannot be read: Permission denied"):
+        load_datalist(path)
+
+
 def test_missing_list(tmp_path):
     with pytest.raises(NoVolumesError, match="there is no such list"):
         load_datalist(tmp_path / "list.json")
