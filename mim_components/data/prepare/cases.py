@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from tqdm import tqdm
 
 from mim_components.data.cases import Case, CaseChecker, CheckResult, FoundCases
 from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
 from mim_components.data.prepare.memory import CheckMemory, bad_volume, files_in, state_of, state_text
 from mim_components.data.prepare.nodes import first_on_each_node
-from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
+from mim_components.data.prepare.phase import check_options, note_copies, run_each
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.prepare.report import count_rows, data_report
 from mim_components.data.prepare.splits import Division, divide, take_share
-from mim_components.data.prepare.volumes import check_options, run_each
 from mim_components.data.volumes import BadVolume, DataError
 from mim_components.utils.files import write_text_safely
 
@@ -130,9 +129,7 @@ def prepare_cases(
         memory = CheckMemory(cache_dir, checker)
         checked = _check(found.cases, checker, memory, num_workers if first else 0)
         _find_copies(checked, planned)
-        if folder is not None:
-            write_quarantine(folder, checked.bad)
-        refuse_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction)
+        settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
         division = _without_bad(planned, checked)
         training = take_share(division.training, split, fold, label_ratio)
         prepared = _prepared(found, division, training, checked, expected)
@@ -170,12 +167,12 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
     logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
     outcomes = {name: result for name, result in known.items() if result is not None}
     states = {case.name: state_of(case.files) for case in cases if case.name in outcomes}
-    with tqdm(total=len(tasks), desc="check", unit="case", disable=idist.get_rank() != 0 or not tasks) as bar:
-        results = run_each(partial(_check_one, checker), tasks, num_workers, bar)
-        for case, (state, outcome) in zip(tasks, results, strict=True):
-            outcomes[case.name], states[case.name] = outcome, state
-            if not (isinstance(outcome, BadVolume) and any(path.suffix.lower() in _DETACHED for path in case.files)):
-                memory.keep(repr(case.label), case.source, case.files, state, outcome)
+    shown = idist.get_rank() == 0 and bool(tasks)
+    results = run_each(partial(_check_one, checker), tasks, num_workers, "check", "case", shown)
+    for case, (state, outcome) in zip(tasks, results, strict=True):
+        outcomes[case.name], states[case.name] = outcome, state
+        if not (isinstance(outcome, BadVolume) and any(path.suffix.lower() in _DETACHED for path in case.files)):
+            memory.keep(repr(case.label), case.source, case.files, state, outcome)
     checked = _Checked(states=states)
     for case in cases:
         outcome = outcomes[case.name]
@@ -227,7 +224,8 @@ def _prepared(
         notes.append(f"{num_cases} labelled cases expected, {len(found.cases)} found")
     facts = checked.facts
     notes += [f"{case.title}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
-    notes += _repeats([*division.training, *division.validation], facts)
+    used = [*division.training, *division.validation]
+    notes += note_copies(((case.title, _content(facts[case.name])) for case in used), "image")
     parts = {"training": training, "validation": division.validation}
     lines = sorted(f"{part} {case.name} {facts[case.name].digest}" for part, cases in parts.items() for case in cases)
     return PreparedCases(
@@ -239,14 +237,6 @@ def _prepared(
         digest=hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
         counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
     )
-
-
-def _repeats(cases: Sequence[Case], facts: Mapping[str, CheckResult]) -> Iterator[str]:
-    first: dict[str, str] = {}
-    for case in cases:
-        original = first.setdefault(_content(facts[case.name]), case.title)
-        if original != case.title:
-            yield f"{case.title}: the same image as {original}; it is kept and counts twice"
 
 
 def _content(facts: CheckResult) -> str:
