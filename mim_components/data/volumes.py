@@ -158,7 +158,7 @@ class PreparedVolume:
         intensity_range: lowest and highest HU.
         notes: what is odd about the volume without making it unfit.
         content: equal for volumes with equal voxels, whatever file format they came in.
-        origin: from which the cache file can be made again.
+        origin: source from which the cache file can be regenerated.
         resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
     """
 

@@ -108,7 +108,7 @@ def prepare_cases(
         max_bad_fraction: share of the labelled cases that "exclude" may leave out.
         num_workers: processes that check.
         output_dir: where the files are written; None = nowhere.
-        name: of the dataset, for list and report.
+        name: dataset name, for list and report.
         anonymous_paths: name cases by digests, see `mim_components.data.names`; `datalist.json`, which is made of
             paths, is not written.
 

@@ -157,11 +157,11 @@ class CheckMemory:
         """Keep a result, unless something else than the bytes of the files decided it.
 
         Args:
-            part: this and the following: see `recall`.
-            name: of the volume or case.
-            paths: of its files.
-            state: of the files before they were read.
-            result: of the check.
+            part: see `recall`.
+            name: see `recall`.
+            paths: see `recall`.
+            state: signs of the files before they were read, see `state_of`.
+            result: what the check found out.
         """
         if state is None:
             return

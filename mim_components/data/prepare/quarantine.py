@@ -74,7 +74,7 @@ def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
     a warning: the log has the list as well.
 
     Args:
-        folder: of the run.
+        folder: run folder.
         bad: the volumes.
     """
     path = Path(folder) / QUARANTINE

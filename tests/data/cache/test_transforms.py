@@ -73,9 +73,9 @@ def test_damaged_file_is_made_anew_and_named(folder: Path, caplog: pytest.LogCap
     path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level("WARNING"):
         assert first(folder)["image"].max() == 0.5
-    assert str(path) in caplog.text and "it is made anew" in caplog.text
+    assert str(path) in caplog.text and "it is regenerated" in caplog.text
     caplog.clear()
-    assert first(folder)["image"].max() == 0.5 and "made anew" not in caplog.text
+    assert first(folder)["image"].max() == 0.5 and "regenerated" not in caplog.text
 
 
 def test_full_disk_costs_the_cache_only(
