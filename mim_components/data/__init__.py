@@ -2,16 +2,16 @@
 
 from mim_components.data.cache.transforms import TransformCache
 from mim_components.data.cache.volumes import open_cached
-from mim_components.data.cases import Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.cases import Case, CaseChecker, CheckResult, FoundCases
 from mim_components.data.check.segmentation import SegmentationChecker
 from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.find.sources import find_cases, find_scans, find_sources, find_validation
-from mim_components.data.inputs import ScanDataset, inference_items, scan_items, segmentation_items
+from mim_components.data.inputs import ScanDataset, scan_items
 from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
-from mim_components.data.load.scans import LoadEightBitScand, LoadScand, LoadVolumed
+from mim_components.data.load.scans import CTScans, LoadScand, NativeScans, SliceScans
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes
@@ -33,19 +33,19 @@ from mim_components.data.volumes import (
 __all__ = [
     "BadVolume",
     "BadVolumesError",
+    "CTScans",
     "CacheError",
     "Case",
     "CaseChecker",
-    "CaseFacts",
+    "CheckResult",
     "CheckedReader",
     "DataError",
     "EvaluationCrops",
     "FoundCases",
     "FoundVolumes",
     "KeyedDataset",
-    "LoadEightBitScand",
     "LoadScand",
-    "LoadVolumed",
+    "NativeScans",
     "NoVolumesError",
     "OpenPreparedd",
     "PreparedCases",
@@ -54,6 +54,7 @@ __all__ = [
     "ScanDataset",
     "SegmentationChecker",
     "SliceFolderChecker",
+    "SliceScans",
     "SteadyDataLoader",
     "StepLoader",
     "StepSampler",
@@ -65,7 +66,6 @@ __all__ = [
     "find_scans",
     "find_sources",
     "find_validation",
-    "inference_items",
     "init_worker",
     "open_cached",
     "prepare_cases",
@@ -73,6 +73,5 @@ __all__ = [
     "prepare_volumes",
     "resampled_shapes",
     "scan_items",
-    "segmentation_items",
     "unique_names",
 ]

@@ -108,7 +108,7 @@ class FoundCases:
 
 
 @dataclass(frozen=True)
-class CaseFacts:
+class CheckResult:
     """What a check found out about a case that is fit.
 
     Args:
@@ -124,4 +124,4 @@ class CaseFacts:
 
 # Reads all of a case and raises `VolumeError` with the cause when it is unfit. It is sent to other processes, and its
 # `repr` must state all its settings (as a dataclass's does): a remembered result counts only for an equal one.
-CaseChecker = Callable[[Case], CaseFacts]
+CaseChecker = Callable[[Case], CheckResult]

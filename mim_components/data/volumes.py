@@ -44,14 +44,14 @@ class BadVolume:
         cause: what was found and, where it helps, what was expected.
         digest: sha256 of the bytes of all its files, one after the other; None where they cannot be read.
         state: number, bytes and time of the files when they were read; None where one is missing.
-        lasting: the bytes alone decide: it is bad until a file changes.
+        permanent: the bytes alone decide: it is bad until a file changes.
     """
 
     path: str
     cause: str
     digest: str | None = field(default=None, compare=False)
     state: Mapping[str, int] | None = field(default=None, compare=False)
-    lasting: bool = field(default=False, compare=False)
+    permanent: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.cause}")
@@ -159,7 +159,7 @@ class PreparedVolume:
         intensity_range: lowest and highest HU.
         notes: what is odd about the volume without making it unfit.
         content: equal for volumes with equal voxels, whatever file format they came in.
-        origin: from which the cache file can be made again.
+        origin: source from which the cache file can be regenerated.
         resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
     """
 

@@ -117,7 +117,9 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise OSError(
-                error.errno, f"the output folder {self.path} cannot be written ({error.strerror}); set --output_dir."
+                error.errno,
+                f"the output folder {self.path} cannot be written ({error.strerror}); set --output_dir, and "
+                "--cache_dir where the bundle's folder is read-only.",
             ) from error
 
     def _read(self) -> dict[str, Any]:

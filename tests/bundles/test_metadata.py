@@ -193,6 +193,7 @@ def test_geometry_and_intensities(meta: dict[str, Any]) -> None:
     assert image["spatial_shape"] == data["roi_size"]
     assert meta["network_data_format"]["outputs"]["pred"]["spatial_shape"] == data["roi_size"]
     assert image["num_channels"] == data["in_channels"] == len(image["channel_def"])
+    assert len(data["channels"]) in (0, data["in_channels"])
     assert image["modality"] == data["modality"]
     assert data["orientation"] == "RAS"
     assert all(0 <= probability <= 1 for probability in data["augmentation"].values())

@@ -13,9 +13,16 @@ from monai.transforms import EnsureChannelFirst, LoadImage
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from mim_components.data import BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.data.inputs import segmentation_items
-from mim_components.data.load.scans import LoadScand
+from mim_components.data import (
+    BadVolumesError,
+    DataError,
+    LoadScand,
+    NativeScans,
+    NoVolumesError,
+    ScanDataset,
+    VolumeSource,
+    scan_items,
+)
 from mim_components.handlers.saving.label_maps import SaveSegmentation
 from mim_components.labels import LabelSet
 
@@ -59,12 +66,16 @@ def write_series(folder, volume, uid="1.2.3"):
         data.save_as(folder / f"{uid}_{(7 * z) % 31:02d}.dcm", enforce_file_format=True)
 
 
+def scans(in_channels=1, modality="CT"):
+    return NativeScans(in_channels, CHANNELS if in_channels == 4 else (), modality)
+
+
 def items(root, in_channels=1, **options):
-    return segmentation_items(root, Path(root) / "out", in_channels, **options)
+    return scan_items(root, scans(in_channels), Path(root) / "out", **options)
 
 
 def load(source, **options):
-    return LoadScand("image", **options)({"image": source, "name": "x"})
+    return LoadScand("image", scans(**options))({"image": source, "name": "x"})
 
 
 # finding
@@ -110,9 +121,11 @@ def test_all_bad_headers_are_named_before_the_start(tmp_path):
 
 def test_wrong_settings():
     with pytest.raises(DataError, match="on_bad must be one of .*, got 'skip'"):
-        segmentation_items("x", "y", on_bad="skip")
-    with pytest.raises(DataError, match="Give the volumes: --dataset_dir"):
-        segmentation_items(None, "y")
+        scan_items("x", scans(), on_bad="skip")
+    with pytest.raises(DataError, match="Give the scans: --dataset_dir"):
+        scan_items(None, scans())
+    with pytest.raises(ValueError, match=r"one name for each of in_channels=4, got \['t1', 't2'\]"):
+        NativeScans(4, ("t1", "t2"))
 
 
 def test_four_channels_in_one_file_or_four(tmp_path):
@@ -144,6 +157,13 @@ def test_four_channels_that_do_not_fit(tmp_path):
         "b": "b_t1.nii.gz: shape (4, 5, 6), b_flair.nii.gz has (10, 12, 14)",
         "c": "c_t2.nii.gz: 2D, shape (4, 5); expected a 3D volume",
     }
+
+
+def test_channels_that_have_no_names_are_in_one_file(tmp_path):
+    write(tmp_path / "two.nii.gz", scan(shape=(*SHAPE, 4)))
+    write(tmp_path / "x_t1.nii.gz")
+    with pytest.raises(BadVolumesError, match=r"x_t1.nii.gz: 3D, .*; expected a 4D volume of 4 channels\n"):
+        scan_items(tmp_path, NativeScans(in_channels=4))
 
 
 # reading
@@ -201,9 +221,13 @@ def test_unreadable_scans_stop_or_are_left_out(tmp_path):
     path = damaged(tmp_path / "x.nii.gz")
     with pytest.raises(BadVolumesError, match="x.nii.gz: damaged compressed data"):
         load(path)
-    out = load(path, in_channels=1, on_bad="exclude")
-    assert out["cause"].startswith("damaged compressed data") and out["image"].shape == (1, 1, 1, 1)
-    assert load(write(tmp_path / "y.nii.gz"), on_bad="exclude")["cause"] == ""
+    write(tmp_path / "y.nii.gz")
+    bad, good = ScanDataset(items(tmp_path), LoadScand("image", scans()))
+    assert bad["cause"].startswith("damaged compressed data") and bad["image"].shape == (1, 1, 1, 1)
+    assert good["cause"] == "" and good["image"].shape == (1, *SHAPE)
+    with pytest.raises(RuntimeError, match="applying transform") as caught:  # MONAI's, around ours
+        ScanDataset(items(tmp_path), LoadScand("image", scans()), on_bad="stop")[0]
+    assert isinstance(caught.value.__cause__, BadVolumesError)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,13 @@ from safetensors import safe_open
 
 from mim_components.data import (
     BadVolumesError,
+    CTScans,
     DataError,
-    LoadVolumed,
+    LoadScand,
     NoVolumesError,
     ScanDataset,
     VolumeSource,
-    inference_items,
+    scan_items,
     unique_names,
 )
 from mim_components.engines import MASKED_HU, InferenceStep, ScanStep
@@ -270,16 +271,16 @@ def test_names_stay_inside_the_folder() -> None:
 def test_items_need_volumes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match="--dataset_dir"):
-        inference_items(None, out)
+        scan_items(None, CTScans(), out)
     with pytest.raises(NoVolumesError, match="the folder is empty"):
-        inference_items(tmp_path, out)
+        scan_items(tmp_path, CTScans(), out)
     with pytest.raises(BadVolumesError, match="missing.nii.gz: no such file"):
-        inference_items(tmp_path / "missing.nii.gz", out)
+        scan_items(tmp_path / "missing.nii.gz", CTScans(), out)
     with pytest.raises(DataError, match="on_bad must be one of report, stop, exclude, got 'skip'"):
-        inference_items(tmp_path, out, on_bad="skip")
+        scan_items(tmp_path, CTScans(), out, on_bad="skip")
     write_scan(out / "scan_masked.nii.gz")
     with pytest.raises(NoVolumesError, match="no volumes but the results"):
-        inference_items(tmp_path, out)
+        scan_items(tmp_path, CTScans(), out)
 
 
 def test_bad_headers_are_listed_together(tmp_path: Path) -> None:
@@ -287,8 +288,8 @@ def test_bad_headers_are_listed_together(tmp_path: Path) -> None:
     (tmp_path / "empty.nii").touch()
     (tmp_path / "page.nii.gz").write_text("<!doctype html>")
     with pytest.raises(BadVolumesError, match=r"2 of 3 .*\n.*empty.nii: .*0 bytes.*\n.*page.nii.gz: .*web page"):
-        inference_items(tmp_path, tmp_path / "out")
-    assert [item["name"] for item in inference_items(tmp_path, tmp_path / "out", on_bad="exclude")] == ["good"]
+        scan_items(tmp_path, CTScans(), tmp_path / "out")
+    assert [item["name"] for item in scan_items(tmp_path, CTScans(), tmp_path / "out", on_bad="exclude")] == ["good"]
 
 
 def test_volume_that_breaks_while_it_is_read(tmp_path: Path) -> None:
@@ -297,8 +298,9 @@ def test_volume_that_breaks_while_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     item = {"image": tmp_path / "cut.nii.gz"}
     with pytest.raises(BadVolumesError, match="cut.nii.gz: truncated"):
-        LoadVolumed("image")(item)
-    assert "truncated" in LoadVolumed("image", on_bad="exclude")(item)["cause"]
+        LoadScand("image", CTScans())(item)
+    found = ScanDataset(scan_items(tmp_path, CTScans()), LoadScand("image", CTScans()))[0]
+    assert found["cause"].startswith("truncated") and found["image"].shape == (1, 1, 1, 1)
 
 
 def saver(folder: Path, network: MiMReconstructor, **options: Any) -> SaveResults:
@@ -419,15 +421,15 @@ def test_resampled_voxels_lie_on_the_scan(tmp_path: Path) -> None:
     for axis in range(3):
         path = tmp_path / f"{axis}.nii.gz"
         nib.save(nib.Nifti1Image((world[..., axis] * 5).round().astype(np.int16), AFFINE), path)
-        image = LoadVolumed("image", spacing=(3.0, 1.0, 3.0))({"image": path})["image"]
+        image = LoadScand("image", CTScans(spacing=(3.0, 1.0, 3.0)))({"image": path})["image"]
         assert image.shape == (1, 25, 80, 36)  # R, A, S: 50 * 1.5 / 3, 40 * 2 / 1, 36 * 3 / 3
         where = nib.affines.apply_affine(image.affine.numpy(), np.stack(np.indices(image.shape[1:]), -1))
         inside = slice(1, -1)  # along A the volume grows: beyond the outer centres there is nothing to interpolate
         np.testing.assert_allclose(image[0, :, inside].numpy() / 5, where[:, inside, :, axis], atol=0.21)
     with pytest.raises(BadVolumesError, match="0.nii.gz: 50 x 40 x 36 voxels of 1.5 x 2 x 3 mm, .*more than max_vox"):
-        LoadVolumed("image", max_voxels=10**6, spacing=(0.1, 0.1, 0.1))({"image": tmp_path / "0.nii.gz"})
+        LoadScand("image", CTScans(10**6, (0.1, 0.1, 0.1)))({"image": tmp_path / "0.nii.gz"})
     with pytest.raises(DataError, match="spacing must be three positive numbers"):
-        LoadVolumed("image", spacing=(0.1, 0.1))
+        CTScans(spacing=(0.1, 0.1))
 
 
 def test_results_are_reproducible_and_options_work(run: Path, tmp_path: Path) -> None:

@@ -39,11 +39,11 @@ def refuse(bundle: Bundle, data: Data, output: Path, datalist: Path) -> Run:
 # items: id, fault, item, what is said of it
 SCAN_ITEMS: list[tuple[str, str, Any, str]] = [
     ("D1", "item without its key", {"img": "scan_0.nii.gz"}, "has no key 'image'; keys: ['img']"),
-    ("D1b", "null", {"image": None}, "key 'image' is null, expected one path"),
-    ("D1c", "number", {"image": 3}, "key 'image' is 3, expected one path"),
+    ("D1b", "null", {"image": None}, "key 'image' is null, expected a path"),
+    ("D1c", "number", {"image": 3}, "key 'image' is 3, expected a path"),
     ("D1d", "string item", "scan_0.nii.gz", "is \"scan_0.nii.gz\", expected an object with the key 'image'"),
-    ("D1e", "several paths", {"image": ["scan_0.nii.gz", "scan_1.nii.gz"]}, "expected one path"),
-    ("D1f", "empty path", {"image": " "}, "key 'image' is \" \", expected one path"),
+    ("D1e", "several paths", {"image": ["scan_0.nii.gz", "scan_1.nii.gz"]}, "expected a path"),
+    ("D1f", "empty path", {"image": " "}, "key 'image' is \" \", expected a path"),
     ("D1g", "path with a zero byte", {"image": "a\0b.nii.gz"}, "null"),
 ]
 CASE_ITEMS: list[tuple[str, str, Any, str]] = [
@@ -93,7 +93,7 @@ def refused_cases(labelled: Data, tmp_path_factory: pytest.TempPathFactory) -> R
 
 @pytest.mark.parametrize(("number", "message"), rows(SCAN_ITEMS, "pre-training"))
 def test_item_of_a_scan(number: int, message: str, refused_scans: Run) -> None:
-    (line,) = [line for line in refused_scans.error.splitlines() if line.startswith(f"  item {number}: ")]
+    (line,) = [line for line in refused_scans.error.splitlines() if line.startswith(f"  training item {number}: ")]
     assert message in line
 
 

@@ -253,10 +253,10 @@ def test_cache_disk_full_in_fine_tuning(
     [
         pytest.param(PRETRAIN, "**/*.npy", marks=pytest.mark.fault(
             "A24", fault="cache file truncated", injection="half of every cache file is cut off",
-            expected="made anew; losses and weights equal to an undisturbed run, bit for bit")),
+            expected="regenerated; losses and weights equal to an undisturbed run, bit for bit")),
         pytest.param(SEGMENTATION, "**/*.pt", marks=pytest.mark.fault(
             "A24s", fault="cache file truncated, segmentation", injection="half of every cache file is cut off",
-            expected="made anew, the file named; losses and weights equal to an undisturbed run, bit for bit")),
+            expected="regenerated, the file named; losses and weights equal to an undisturbed run, bit for bit")),
     ],
     ids=["pretrain", "segmentation"],
 )  # fmt: skip
@@ -277,7 +277,7 @@ def test_cache_file_truncated(
 
 
 @pytest.mark.fault("A25", fault="source file changed after caching", injection="another scan is written over it",
-                   expected="made anew: weights equal to a run with a new cache; the run that was begun with the old "
+                   expected="regenerated: weights equal to a run with a new cache; the run that was begun with the old "
                    "scan is refused, exit 1")  # fmt: skip
 def test_source_changed(scans: dict[str, str], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(scans["dataset_dir"], tmp_path / "scans"))

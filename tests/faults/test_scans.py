@@ -245,11 +245,11 @@ def with_images(labelled: Data, folder: Path, value: float) -> Data:
 
 
 @pytest.mark.fault("C7b", fault="NaN in the cache", injection="images in the cache replaced after the checks",
-                   expected="noticed, made anew: weights equal to an undisturbed run, bit for bit")  # fmt: skip
+                   expected="noticed, regenerated: weights equal to an undisturbed run, bit for bit")  # fmt: skip
 def test_nan_in_the_cache(labelled: Data, reference: Reference, tmp_path: Path) -> None:
     reference(SEGMENTATION)  # has filled the cache
     run = finish(start(SEGMENTATION, tmp_path / "run", **with_images(labelled, tmp_path / "cache", float("nan"))))
-    assert "are not finite: image" in run.text and "made anew" in run.text
+    assert "are not finite: image" in run.text and "regenerated" in run.text
     assert_same(run.output, reference(SEGMENTATION))
 
 

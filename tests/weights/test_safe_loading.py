@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mim_components.data import (
     BadVolumesError,
+    CTScans,
     DataError,
     SegmentationChecker,
     TransformCache,
@@ -25,10 +26,10 @@ from mim_components.data import (
     find_sources,
     find_validation,
     prepare_volumes,
+    scan_items,
 )
 from mim_components.data.cases import Case
 from mim_components.data.find.datalist import datalist_of
-from mim_components.data.inputs import inference_items
 from mim_components.data.prepare.splits import Division
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder
@@ -221,7 +222,7 @@ def test_object_array_in_a_list_runs_nothing(tmp_path: Path) -> None:  # F9
     with pytest.raises(ValueError, match=r"x\.npy|expected"):
         SegmentationChecker(labels, 1, "CT")(find_cases(None, tmp_path / "list.json").cases[0])
     with pytest.raises(ValueError, match=r"x\.npy"):
-        inference_items(path, tmp_path / "out")
+        scan_items(path, CTScans(), tmp_path / "out")
     with pytest.raises(ValueError, match="allow_pickle"):
         LoadImaged("image")({"image": str(path)})  # MONAI's own, which the configurations use after the checks
     assert not (tmp_path / "ran").exists()

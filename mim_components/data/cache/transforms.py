@@ -28,7 +28,7 @@ class TransformCache(PersistentDataset):
     """`PersistentDataset` that checks what it reads and writes beside and renames.
 
     A file belongs to the content of a scan (`digest` of its item; else size and time of its files) and to the
-    transforms: when either changes, it is made anew. A damaged or missing file is made anew, as long as the scan is
+    transforms: when either changes, it is regenerated. A damaged or missing file is regenerated, as long as the scan is
     what it was when it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
     back as plain tensors without meta data.
 
@@ -54,7 +54,7 @@ class TransformCache(PersistentDataset):
             try:
                 return read_checkpoint(path)
             except (DamagedCheckpointError, FileNotFoundError) as error:
-                logger.warning("%s; it is made anew.", error)
+                logger.warning("%s; it is regenerated.", error)
                 found = str(error)
         made = self._make(item_transformed, found or (f"{path}: no such file." if path is not None else ""))
         if path is not None and self._writable:

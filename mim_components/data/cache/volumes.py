@@ -3,7 +3,7 @@
 A volume counts as cached only when its JSON is there, undamaged and fits both the source and the voxel file. The JSON
 is written last and files appear by renaming, so a run that is killed leaves nothing that looks complete.
 
-A cache file that goes bad in the middle of a run is made again from the volume it was made of. One that is cut short
+A cache file that goes bad in the middle of a run is regenerated from its volume. One that is cut short
 while a crop is being read from it cannot be caught: the system ends the process (SIGBUS). The next start finds the file
 by its size.
 """
@@ -72,7 +72,10 @@ class VolumeCache:
         except FileNotFoundError:
             pass  # another process tidied up at the same moment
         except OSError as error:
-            raise CacheError(f"{self.folder}: the cache folder cannot be written to: {error.strerror}") from error
+            raise CacheError(
+                f"{self.folder}: the cache folder cannot be written to: {error.strerror}. Set --cache_dir; where the "
+                "bundle's folder is read-only, --cache_dir and --output_dir."
+            ) from error
 
     def check_space(self, needed: int) -> None:
         """Compare the bytes still to be written with the free space.
@@ -287,7 +290,7 @@ def open_or_remake(volume: PreparedVolume) -> np.memmap:
     except CacheError as error:
         if volume.origin is None:
             raise
-        logger.warning("%s; it is made again.", error)
+        logger.warning("%s; it is regenerated.", error)
         _remake(volume, volume.origin, error)
     return open_cached(volume)
 
@@ -302,12 +305,12 @@ def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> 
         resampled = decoded.at(spacing, voxels)
     except Exception as error:  # readers raise many kinds
         cause = hide(cause_of(error), names)
-        raise CacheError(f"{found}; and {source}, from which it would be made again: {cause}") from (
+        raise CacheError(f"{found}; and {source}, from which it would be regenerated: {cause}") from (
             None if names else error
         )
     if decoded.digest != volume.digest:
         raise CacheError(
-            f"{found}; and {source}, from which it would be made again, has changed since the run was prepared; "
+            f"{found}; and {source}, from which it would be regenerated, has changed since the run was prepared; "
             "restore it, or start a new run."
         )
     VolumeCache(volume.cache_file.parents[1], spacing).write(source, header, state, resampled)

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.cases import Case, CaseFacts
+from mim_components.data.cases import Case, CheckResult
 from mim_components.data.check.volume import check_extent, check_file, check_header, check_placed, note_geometry
 from mim_components.data.check.voxels import LabelValues, check_channel, count_labels, holds_only
 from mim_components.data.grids import grid_fault
@@ -56,7 +56,7 @@ class SegmentationChecker:
         if self.modality not in MODALITIES:
             raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}.")
 
-    def __call__(self, case: Case) -> CaseFacts:
+    def __call__(self, case: Case) -> CheckResult:
         """Read the whole case.
 
         Raises:
@@ -84,7 +84,7 @@ class SegmentationChecker:
         notes = [*headers[0].notes, *image.notes, *note_geometry(shape, spacing)]  # type: ignore[arg-type]
         if set(values.counts) == {0}:
             notes.append("the label holds background only")
-        return CaseFacts(digest.hexdigest(), tuple(notes), image.content.hexdigest())
+        return CheckResult(digest.hexdigest(), tuple(notes), image.content.hexdigest())
 
     def datalist_facts(self) -> dict[str, Any]:
         """What a Decathlon style list says of modality and labels."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mim_components.data.cases import Case, CaseFacts
+from mim_components.data.cases import Case, CheckResult
 from mim_components.data.find.sources import as_source
 from mim_components.data.read.slices import HU_ADVICE, decode_slice, holds_slices, read_bytes, slice_files, slice_number
 from mim_components.data.read.volume import decode_volume, inspect_source
@@ -38,7 +38,7 @@ class SliceFolderChecker:
         """Modality and classes, as a datalist names them."""
         return {"modality": {"0": "CT"}, "labels": {str(number): name for number, name in enumerate(self.class_names)}}
 
-    def __call__(self, case: Case) -> CaseFacts:
+    def __call__(self, case: Case) -> CheckResult:
         """Check one scan.
 
         Raises:
@@ -53,13 +53,13 @@ class SliceFolderChecker:
         if self.hu_window is not None and not holds_slices(path):
             source = as_source(path)
             decoded = decode_volume(source, inspect_source(source))
-            return CaseFacts(decoded.digest, decoded.notes)
+            return CheckResult(decoded.digest, decoded.notes)
         if path.is_file():
             raise VolumeError(f"is a file, expected a folder of slices; {HU_ADVICE}")
         return _check_slices(slice_files(path))
 
 
-def _check_slices(files: Sequence[Path]) -> CaseFacts:
+def _check_slices(files: Sequence[Path]) -> CheckResult:
     """Decode all slices; only sizes, hashes and the range of grey values are kept."""
     digests: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
@@ -82,7 +82,7 @@ def _check_slices(files: Sequence[Path]) -> CaseFacts:
     if low == high:
         raise VolumeError(f"every pixel of all {len(files)} slices is {low}")
     digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    return CaseFacts(digest, (*_note_sizes(sizes), *_note_order(files), *_note_repeats(digests)))
+    return CheckResult(digest, (*_note_sizes(sizes), *_note_order(files), *_note_repeats(digests)))
 
 
 def _note_sizes(sizes: Counter[tuple[int, ...]]) -> list[str]:

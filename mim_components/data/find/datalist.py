@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.walk import find_volumes
@@ -22,6 +22,7 @@ from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError,
 from mim_components.utils.text import shorten
 
 KEY = "image"
+T = TypeVar("T")
 
 
 def load_datalist(
@@ -43,80 +44,125 @@ def load_datalist(
             sections `training` and `validation` both.
         NoVolumesError: the section is empty.
     """
-    path = Path(path)
-    root = Path(dataset_dir) if dataset_dir is not None else path.parent
-    content = read_list(path, key)
-    items = section_of(path, content, key)
-    faults: list[str] = []
-    found = FoundVolumes([], root=root)
-    folder = DataFolder(root, allow_outside)
-    for index, item in enumerate(items):
-        try:
-            image = _image_of(item, plain_allowed=key == "test")
-            found.sources.extend(_sources(folder.inside(image, KEY), found.notes))
-        except ValueError as error:  # DataError, or a path that no system takes
-            faults.append(f"  item {index}: {error}")
-    if faults:
-        raise DataError(
-            f"{path}: {len(faults)} of {len(items)} items of section '{key}' are wrong:\n" + "\n".join(faults)
-        )
-    _refuse_shared(path, content, folder)
+    listed = _List(path, dataset_dir, key, allow_outside)
+    found = FoundVolumes([], root=listed.root)
+
+    def read(item: Any) -> list[VolumeSource]:
+        image = _object(item, (KEY,), key)[KEY]
+        return _sources(_path_of(image, listed.folder, KEY), found.notes)
+
+    found.sources = [source for _, sources in listed.read(key, read) for source in sources]
+    listed.refuse()
+    _refuse_shared(listed)
     repeated = [name for name, count in Counter(map(str, found.sources)).items() if count > 1]
     found.notes.extend(f"{path}: {name} is listed more than once" for name in repeated)
     return found
 
 
-def read_list(path: Path, key: str) -> dict[str, Any]:
-    """Read a list.
+class _List:
+    """A list that is being read: its sections, the folder of its paths, and all that is wrong with its items.
 
     Args:
         path: JSON file.
-        key: a section that is expected, for the message.
+        dataset_dir: folder the paths are relative to; the folder of the list when None.
+        key: a section that is expected, for messages.
+        allow_outside: accept paths that lead out of the folder.
 
     Raises:
-        DataError: no file, no JSON, or no object at the top level.
+        DataError: no file, no JSON, no object at the top level, or no folder.
     """
+
+    def __init__(self, path: str | Path, dataset_dir: str | Path | None, key: str, allow_outside: bool) -> None:
+        self.path = Path(path)
+        self.content = _read_list(self.path, key)
+        self.root = Path(dataset_dir) if dataset_dir is not None else self.path.parent
+        if not self.root.is_dir():
+            raise NoVolumesError(
+                f"{self.root}: there is no such folder, expected the folder that {path} is relative to."
+            )
+        self.folder = DataFolder(self.root, allow_outside)
+        self.faults: list[str] = []
+        self._items = 0
+
+    def section(self, key: str) -> list[Any]:
+        """Items of a section.
+
+        Raises:
+            DataError: the section is missing, is not a list, or is empty.
+        """
+        if key not in self.content:
+            raise DataError(f"{self.path}: there is no section '{key}'; sections: {sorted(map(str, self.content))}")
+        items = self.content[key]
+        if not isinstance(items, list):
+            raise DataError(f"{self.path}: section '{key}' is a {type(items).__name__}, expected a list of items")
+        if not items:
+            raise NoVolumesError(f"{self.path}: section '{key}' is empty, expected at least one item")
+        return items
+
+    def read(self, key: str, read: Callable[[Any], T]) -> list[tuple[str, T]]:
+        """Where each item of a section stands, and what `read` makes of it; its errors are kept for `refuse`."""
+        done, items = [], self.section(key)
+        self._items += len(items)
+        for index, item in enumerate(items):
+            place = f"{key} item {index}"
+            try:
+                done.append((place, read(item)))
+            except ValueError as error:  # DataError, or a path that no system takes
+                self.faults.append(f"  {place}: {error}")
+        return done
+
+    def refuse(self) -> None:
+        """Name everything that is wrong.
+
+        Raises:
+            DataError: something is.
+        """
+        if self.faults:
+            lines = "\n".join(self.faults)
+            raise DataError(f"{self.path}: {len(self.faults)} faults in {self._items} items:\n{lines}")
+
+
+def _read_list(path: Path, key: str) -> dict[str, Any]:
+    expected = f"an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a JSON list; give a folder with scans as --dataset_dir alone.")
     if not path.is_file():
         raise NoVolumesError(f"{path}: there is no such list.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the list is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the list cannot be read: {error.strerror}") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{path}: is a table that begins with {_beginning(data)}, expected a JSON list, {expected}")
+    try:
+        content = json.loads(data)  # of bytes: JSON tells the encoding, a byte order mark included
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path}: the list is a {type(content).__name__} at its top level, "
-            f"expected an object with the section '{key}': " + '{"training": [{"image": "..."}]}'
-        )
+            f"{path}: the list is not readable JSON: {error}; it begins with {_beginning(data)}, expected {expected}"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: the list is a {type(content).__name__} at its top level, expected {expected}")
     return content
 
 
-def section_of(path: Path, content: dict[str, Any], key: str) -> list[Any]:
-    """Items of a section of a list.
+def _beginning(data: bytes) -> str:
+    return repr(data[:40].decode("utf-8", "replace").partition("\n")[0])
+
+
+def _object(item: Any, keys: Sequence[str], section: str | None) -> dict[str, Any]:
+    """An item that has its keys; in section `test` an image alone will do, as in the Decathlon's lists.
 
     Raises:
-        DataError: the section is missing, is not a list, or is empty.
+        DataError: says what the item is, or which key is missing.
     """
-    if key not in content:
-        raise DataError(f"{path}: there is no section '{key}'; sections: {sorted(map(str, content))}")
-    items = content[key]
-    if not isinstance(items, list):
-        raise DataError(f"{path}: section '{key}' is a {type(items).__name__}, expected a list of items")
-    if not items:
-        raise NoVolumesError(f"{path}: section '{key}' is empty, expected at least one item")
-    return items
-
-
-def _image_of(item: Any, plain_allowed: bool) -> str:
-    if isinstance(item, str) and plain_allowed:
-        return item
+    if section == "test" and isinstance(item, (str, list)):
+        item = {KEY: item}
     if not isinstance(item, dict):
-        raise DataError(f"is {shown(item)}, expected an object with the key '{KEY}'")
-    if KEY not in item:
-        raise DataError(f"has no key '{KEY}'; keys: {sorted(map(str, item))}")
-    image = item[KEY]
-    if not isinstance(image, str) or not image.strip():
-        raise DataError(f"key '{KEY}' is {shown(image)}, expected one path")
-    return image
+        names = f"the keys {' and '.join(map(repr, keys))}" if len(keys) > 1 else f"the key {keys[0]!r}"
+        raise DataError(f"is {shown(item)}, expected an object with {names}")
+    if missing := [key for key in keys if key not in item]:
+        raise DataError(f"has no key '{missing[0]}'; keys: {sorted(map(str, item))}")
+    return item
 
 
 class DataFolder:
@@ -165,16 +211,17 @@ class DataFolder:
         return os.path.join(self._real_folders[folder], name)
 
 
-def _refuse_shared(path: Path, content: dict[str, Any], folder: DataFolder) -> None:
+def _refuse_shared(listed: _List) -> None:
     """Refuse a list whose sections share a file or a patient; whatever else is wrong with the other section."""
-    sections = [content.get(section) for section in ("training", "validation")]
+    folder = listed.folder
+    sections = [listed.content.get(section) for section in ("training", "validation")]
     parts = [[each for each in items if isinstance(each, dict)] for items in sections if isinstance(items, list)]
     for key, what in ((KEY, "volumes"), ("group", "patients")):
         texts = [{item[key] for item in items if isinstance(item.get(key), str)} for items in parts]
         if key == KEY:
             texts = [{folder.real(folder.root / text) for text in each} for each in texts]
         if len(texts) == 2 and (shared := sorted(texts[0] & texts[1])):
-            raise DataError(f"{path}: {what} in both sections, training and validation: {shorten(shared, 10)}")
+            raise DataError(f"{listed.path}: {what} in both sections, training and validation: {shorten(shared, 10)}")
 
 
 def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:
@@ -196,18 +243,6 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_SECTIONS = ("training", "validation", "test")
-
-
-@dataclass
-class _Reading:
-    """What was read of a list so far: cases and where they stand, and what is wrong."""
-
-    cases: list[Case] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-
 def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_outside: bool = False) -> FoundCases:
     """Read a list of labelled cases.
 
@@ -220,28 +255,21 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
     Raises:
         DataError: the list or items of it are wrong, or a file is listed twice; names all of them.
     """
-    path = Path(path)
-    root = (Path(dataset_dir) if dataset_dir is not None else path.parent).absolute()
-    content = read_list(path, "training")
-    if not root.is_dir():
-        raise NoVolumesError(f"{root}: there is no such folder, expected the folder that {path} is relative to.")
-    parts = {"training": section_of(path, content, "training")}
-    for section in _SECTIONS[1:]:
-        if content.get(section):
-            parts[section] = section_of(path, content, section)
-    reading, folder = _Reading(), DataFolder(root, allow_outside)
-    for section, items in parts.items():
-        kind = section if section == "test" or "validation" in parts else None
-        _read_items(reading, section, items, partial(_case_of, folder=folder, section=kind))
-    if not reading.faults:
-        _name(reading, root)
-        _check_repeats(reading, folder)
-    if reading.faults:
-        total = sum(len(items) for items in parts.values())
-        raise DataError(f"{path}: {len(reading.faults)} faults in {total} items:\n" + "\n".join(reading.faults))
-    cases = [case for case in reading.cases if case.section != "test"]
-    unlabelled = [replace(case, section=None) for case in reading.cases if case.section == "test"]
-    label_set = content.get("label_set")
+    # absolute: the list that a run writes names files outside the folder by it
+    root = (Path(path).parent if dataset_dir is None else Path(dataset_dir)).absolute()
+    listed = _List(path, root, "training", allow_outside)
+    sections = ["training", *(section for section in ("validation", "test") if listed.content.get(section))]
+    placed: list[tuple[str, Case]] = []
+    for section in sections:
+        kind = section if section == "test" or "validation" in sections else None
+        placed += listed.read(section, partial(_case_of, folder=listed.folder, section=kind))
+    if not listed.faults:
+        placed = _named(placed, root)
+        listed.faults += _repeats(placed, listed.folder)
+    listed.refuse()
+    cases = [case for _, case in placed if case.section != "test"]
+    unlabelled = [replace(case, section=None) for _, case in placed if case.section == "test"]
+    label_set = listed.content.get("label_set")
     return FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
 
 
@@ -281,23 +309,8 @@ def _relative(files: tuple[Path, ...], root: Path) -> str | list[str]:
     return paths[0] if len(paths) == 1 else paths
 
 
-def _read_items(reading: _Reading, section: str, items: list[Any], read: Callable[[Any], Case]) -> None:
-    for index, item in enumerate(items):
-        place = f"{section} item {index}"
-        try:
-            reading.cases.append(read(item))
-            reading.places.append(place)
-        except ValueError as error:  # DataError, or a path that no system takes
-            reading.faults.append(f"  {place}: {error}")
-
-
 def _case_of(item: Any, folder: DataFolder, section: str | None) -> Case:
-    if section == "test" and isinstance(item, (str, list)):
-        item = {"image": item}
-    if not isinstance(item, dict):
-        raise DataError(f"is {shown(item)}, expected an object with the keys 'image' and 'label'")
-    if missing := [key for key in ("image", "label") if key not in item and (section != "test" or key == "image")]:
-        raise DataError(f"has no key '{missing[0]}'; keys: {sorted(map(str, item))}")
+    item = _object(item, (KEY,) if section == "test" else (KEY, "label"), section)
     images = item["image"] if isinstance(item["image"], list) else [item["image"]]
     if not images:
         raise DataError("key 'image' is [], expected a path or one path per channel")
@@ -338,25 +351,26 @@ def _text_of(item: dict[str, Any], key: str) -> str:
     return text
 
 
-def _name(reading: _Reading, root: Path) -> None:
-    """Give every case without a name that of its first file."""
-    derived = unique_names([VolumeSource(case.image[0], case.image[:1]) for case in reading.cases], root)
-    for index, (case, name) in enumerate(zip(reading.cases, derived, strict=True)):
-        if not case.name:
-            group = case.group or name
-            reading.cases[index] = replace(case, name=name, group=group)
+def _named(placed: list[tuple[str, Case]], root: Path) -> list[tuple[str, Case]]:
+    """Every case without a name gets that of its first file."""
+    derived = unique_names([VolumeSource(case.image[0], case.image[:1]) for _, case in placed], root)
+    return [
+        (place, case if case.name else replace(case, name=name, group=case.group or name))
+        for (place, case), name in zip(placed, derived, strict=True)
+    ]
 
 
-def _check_repeats(reading: _Reading, folder: DataFolder) -> None:
+def _repeats(placed: list[tuple[str, Case]], folder: DataFolder) -> Iterator[str]:
+    """Names and images that stand twice."""
     names: dict[str, str] = {}
     files: dict[str, str] = {}
-    for case, place in zip(reading.cases, reading.places, strict=True):
+    for place, case in placed:
         if (first := names.setdefault(case.name, place)) != place:
-            reading.faults.append(f"  {place}: name {shown(case.name)} is that of {first} as well")
+            yield f"  {place}: name {shown(case.name)} is that of {first} as well"
         own = set()
         for image in case.image:
             real = folder.real(image)
             if real in own or (first := files.setdefault(real, place)) != place:
                 other = place if real in own else first
-                reading.faults.append(f"  {place}: image {shown(str(image.name))} is that of {other} as well")
+                yield f"  {place}: image {shown(str(image.name))} is that of {other} as well"
             own.add(real)

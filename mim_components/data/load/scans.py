@@ -1,174 +1,270 @@
-"""How scans are read that an inference works on, and those that are folders of slices.
+"""What an inference takes for a scan: how scans are found, checked by their headers, and read.
 
-Axes: scan (C, H, W, D), in the order of the file.
+One class for each task's input, and one transform, `LoadScand`, for all of them.
+Axes: scan (C, H, W, D).
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from torch import Tensor
 
+from mim_components.data.cases import Case
+from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.check.volume import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.check.voxels import check_channel
 from mim_components.data.checked_reader import metadata, read_channels
-from mim_components.data.find.layouts.brats2021 import CHANNELS
 from mim_components.data.find.sources import as_source
-from mim_components.data.read.headers import VolumeHeader, read_header
-from mim_components.data.read.slices import HU_ADVICE, holds_slices, hu_to_8_bit, read_slices, stack_slices
-from mim_components.data.read.volume import cause_of, load_volume, to_int16
+from mim_components.data.find.walk import describe_files, find_volumes, walk
+from mim_components.data.names import natural_key
+from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
+from mim_components.data.read.slices import HU_ADVICE, holds_slices, hu_to_8_bit, is_slice, read_slices, stack_slices
+from mim_components.data.read.volume import cause_of, inspect_source, load_volume, to_int16
 from mim_components.data.resample import as_spacing
-from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource, suffix_of
+from mim_components.data.volumes import (
+    BadVolume,
+    BadVolumesError,
+    NoVolumesError,
+    VolumeError,
+    VolumeSource,
+    suffix_of,
+)
 
 logger = logging.getLogger(__name__)
 
+WRITTEN_BY = "mim_components label map"  # `descrip` in the header of what SaveSegmentation writes
 
-class LoadVolumed(MapTransform):
-    """Read volumes in HU: a MetaTensor `(1, H, W, D)` int16, RAS, with its affine in mm.
 
-    Adds `cause`: why the volume could not be read, unless `on_bad="stop"`; else "". An item that has one is not read.
+class Scans(Protocol):
+    """What a task takes for a scan."""
+
+    def find(self, root: Path) -> list[VolumeSource]:
+        """Scans in a folder, or the one that a path names.
+
+        Raises:
+            NoVolumesError: a folder holds none.
+        """
+
+    def check(self, source: VolumeSource) -> Sequence[str]:
+        """Notes about a scan that is about to be read.
+
+        Raises:
+            DataError: the scan is unfit.
+            OSError: a file cannot be read.
+        """
+
+    def read(self, source: VolumeSource | str | Path) -> Tensor:
+        """Voxels `(C, H, W, D)`.
+
+        Raises:
+            DataError: the scan is unfit.
+            OSError: a file cannot be read.
+        """
+
+    def empty(self) -> Tensor:
+        """One voxel, in the place of a scan that cannot be read."""
+
+
+class LoadScand(MapTransform):
+    """Read scans. An item that has a `cause` is known to be bad, and becomes one voxel.
 
     Args:
         keys: items that are a `VolumeSource` or a path.
-        on_bad: "stop" raises for a volume that cannot be read; else it is made one voxel, and `cause` says why.
+        scans: what a scan is: `CTScans`, `NativeScans` or `SliceScans`.
+
+    Raises:
+        BadVolumesError: names the scan and the cause.
+
+    Example:
+        >>> load = LoadScand("image", NativeScans(in_channels=4))
+        >>> load({"image": "damaged.nii.gz", "cause": "truncated"})["image"].shape
+        torch.Size([4, 1, 1, 1])
+    """
+
+    def __init__(self, keys: KeysCollection, scans: Scans) -> None:
+        super().__init__(keys)
+        self.scans = scans
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the scans."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self.scans.empty() if out.get("cause") else self._read(out[key])
+        return out
+
+    def _read(self, source: VolumeSource | str | Path) -> Tensor:
+        try:
+            return self.scans.read(source)
+        except (VolumeError, OSError) as error:
+            raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
+
+
+class CTScans:
+    """CT in HU with its axes turned to RAS: a MetaTensor `(1, H, W, D)` int16 with its affine in mm.
+
+    Args:
         max_voxels: larger headers are refused, and volumes that would be larger after resampling.
         spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
             new voxels lie.
 
     Raises:
-        BadVolumesError: names the file and the cause.
         DataError: `spacing` is none.
+
+    Example:
+        >>> CTScans(spacing=(1.5, 1.5, 2)).spacing
+        (1.5, 1.5, 2.0)
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        on_bad: str = "stop",
-        max_voxels: int = MAX_VOXELS,
-        spacing: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(keys)
-        self.on_bad = on_bad
+    def __init__(self, max_voxels: int = MAX_VOXELS, spacing: Sequence[float] | None = None) -> None:
         self.max_voxels = max_voxels
         self.spacing = as_spacing(spacing)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the volumes."""
-        out = {**data, "cause": data.get("cause", "")}
-        for key in self.key_iterator(out):
-            if out["cause"]:
-                out[key] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
-                continue
-            try:
-                voxels, affine = load_volume(out[key], self.max_voxels, self.spacing)
-            except BadVolumesError as error:
-                if self.on_bad == "stop":
-                    raise
-                out[key], out["cause"] = MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16)), error.bad[0].cause
-            else:
-                out[key] = MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
-        return out
+    def find(self, root: Path) -> list[VolumeSource]:
+        """Volumes at any depth."""
+        return _volumes_of(root)
+
+    def check(self, source: VolumeSource) -> Sequence[str]:
+        """Check the header."""
+        inspect_source(source, self.max_voxels)
+        return ()
+
+    def read(self, source: VolumeSource | str | Path) -> MetaTensor:
+        """Read a volume to its end."""
+        voxels, affine = load_volume(source, self.max_voxels, self.spacing)
+        return MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
+
+    def empty(self) -> MetaTensor:
+        """One voxel."""
+        return MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
 
 
-def read_headers(source: VolumeSource, in_channels: int, max_voxels: int = MAX_VOXELS) -> list[VolumeHeader]:
-    """Headers of the files of a scan, checked: one, or one per channel.
+class NativeScans:
+    """Scans on the grid of their file: a float32 MetaTensor `(C, H, W, D)` with its affine to RAS world in mm.
 
-    Raises:
-        VolumeError: the scan is refused by its headers.
-        OSError: a file cannot be read.
-    """
-    if source.series_uid is not None or source.files == (source.path,):
-        for path in source.files:
-            check_file(path)
-        header = read_header(source)
-        if in_channels > 1 and len(header.shape) < 4:
-            names = ", ".join(f"*_{channel}" for channel in CHANNELS)
-            raise VolumeError(
-                f"{len(header.shape)}D, shape {header.shape}; expected a 4D volume of {in_channels} channels, or one "
-                f"file per channel: {names}"
-            )
-        check_header(header, max_voxels, in_channels)
-        return [header]
-    present = {str(path.name)[len(source.name) + 1 : -len(suffix_of(path))].lower() for path in source.files}
-    if missing := [channel for channel in CHANNELS if channel not in present]:
-        raise VolumeError(f"the files of channels {', '.join(missing)} are missing")
-    headers = []
-    for path in source.files:
-        try:
-            check_file(path)
-            headers.append(read_header(VolumeSource(path, (path,))))
-            check_header(headers[-1], max_voxels)
-        except (VolumeError, OSError) as error:
-            raise VolumeError(f"{path.name}: {cause_of(error)}") from error
-        if headers[-1].shape != headers[0].shape:
-            raise VolumeError(f"{path.name}: shape {headers[-1].shape}, {source.files[0].name} has {headers[0].shape}")
-    return headers
-
-
-class LoadScand(MapTransform):
-    """Read scans on the grid of their file: a float32 MetaTensor `(C, H, W, D)` with its affine to RAS world in mm.
-
-    In place of `LoadImaged`, which does not read DICOM series of given files, does not notice damage inside compressed
-    files, and cannot leave a scan out. `EnsureChannelFirstd` may follow and changes nothing. CT without tissue is read
-    with a warning, a constant scan is refused. Adds `cause`: why the scan could not be read, unless `on_bad="stop"`;
-    else "". An item that has one is not read.
+    As `LoadImaged` with `CheckedReader` reads them, and the voxels are judged too: CT without tissue is read with a
+    warning, a constant scan is refused. `EnsureChannelFirstd` may follow and changes nothing.
 
     Args:
-        keys: items that are a `VolumeSource` or a path.
         in_channels: of the network.
+        channels: endings of the file names of a scan that has one file per channel, `<case>_<channel>`, in the order of
+            the network's channels; `<case>_seg` is its label map and passed over. Empty = all channels are in one file.
         modality: "CT" expects HU; "MR" anything finite.
-        on_bad: "stop" raises for a scan that cannot be read; else it is made one voxel.
         max_voxels: larger headers are refused.
 
     Raises:
-        BadVolumesError: names the file and the cause.
+        ValueError: there are channels, but not as many as the network has.
+
+    Example:
+        >>> scans = NativeScans(in_channels=2, channels=("t1", "t2"), modality="MR")
+        >>> paths = [Path(f"a/x_{channel}.nii.gz") for channel in ("seg", "t2", "t1")]
+        >>> case = scans.join([VolumeSource(path, (path,)) for path in paths])[0]
+        >>> case.name, [path.name for path in case.files]
+        ('x', ['x_t1.nii.gz', 'x_t2.nii.gz'])
     """
 
     def __init__(
         self,
-        keys: KeysCollection,
         in_channels: int = 1,
+        channels: Sequence[str] = (),
         modality: str = "CT",
-        on_bad: str = "stop",
         max_voxels: int = MAX_VOXELS,
     ) -> None:
-        super().__init__(keys)
+        if channels and len(channels) != in_channels:
+            raise ValueError(f"channels must be one name for each of {in_channels=}, got {list(channels)}.")
         self.in_channels = in_channels
+        self.channels = tuple(channels)
         self.modality = modality
-        self.on_bad = on_bad
         self.max_voxels = max_voxels
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the scans."""
-        out = {**data, "cause": data.get("cause", "")}
-        for key in self.key_iterator(out):
-            source = as_source(out[key])
-            try:
-                if out["cause"]:
-                    raise VolumeError(out["cause"])
-                out[key] = self._read(source)
-            except (VolumeError, OSError) as error:
-                bad = BadVolume(str(source), cause_of(error))
-                if self.on_bad == "stop":
-                    raise BadVolumesError([bad], 1) from error
-                out[key] = _as_tensor(np.zeros((self.in_channels, 1, 1, 1), np.float32), np.eye(4), source)
-                out["cause"] = bad.cause
-        return out
+    def find(self, root: Path) -> list[VolumeSource]:
+        """Volumes at any depth but label maps that were saved by an earlier run; files of one scan are joined."""
+        found = _volumes_of(root)
+        sources = [source for source in found if not is_label_map(source)]
+        if passed := len(found) - len(sources):
+            logger.info("%d label maps that an earlier run saved are passed over.", passed)
+        return self.join(sources) if self.channels else sources
 
-    def _read(self, source: VolumeSource) -> MetaTensor:
-        headers = read_headers(source, self.in_channels, self.max_voxels)
+    def join(self, sources: Sequence[VolumeSource]) -> list[VolumeSource]:
+        """Make one source of the files of a case, in the order of the channels; files of other names stay."""
+        names = "|".join(map(re.escape, self.channels))
+        form = re.compile(rf"(?P<case>.+)_(?P<channel>{names}|seg)", re.IGNORECASE)
+        cases: dict[Path, dict[str, VolumeSource]] = {}
+        others: list[VolumeSource] = []
+        for source in sources:
+            named = form.fullmatch(source.name) if source.series_uid is None else None
+            if named:
+                cases.setdefault(source.path.parent / named["case"], {})[named["channel"].lower()] = source
+            else:
+                others.append(source)
+        joined = []
+        for path, parts in cases.items():
+            if set(parts) == {"seg"}:
+                others.append(parts["seg"])  # of no case: the check of its header says what is wrong with it
+                continue
+            files = tuple(parts[name].path for name in map(str.lower, self.channels) if name in parts)
+            joined.append(VolumeSource(path, files))
+        return sorted([*joined, *others], key=str)
+
+    def check(self, source: VolumeSource) -> Sequence[str]:
+        """Check the headers."""
+        self._headers(source)
+        return ()
+
+    def read(self, source: VolumeSource | str | Path) -> MetaTensor:
+        """Read all files to their end."""
+        source = as_source(source)
+        headers = self._headers(source)
         parts = [VolumeSource(path, (path,)) for path in source.files] if len(headers) > 1 else [source]
-        voxels, affine = read_channels(parts, headers, lambda raw, scale: self._check(raw, scale, source))
-        return _as_tensor(voxels, affine, source)
+        voxels, affine = read_channels(parts, headers, lambda raw, scale: self._check_voxels(raw, scale, source))
+        meta = {"filename_or_obj": str(source.files[0]), **metadata(voxels, affine)}
+        return MetaTensor(torch.from_numpy(voxels), meta=meta)
 
-    def _check(self, channel: np.ndarray, scale: tuple[float, float], source: VolumeSource) -> None:
+    def empty(self) -> MetaTensor:
+        """One voxel in each channel."""
+        return MetaTensor(torch.zeros(self.in_channels, 1, 1, 1), meta=metadata(np.zeros((1, 1, 1, 1)), np.eye(4)))
+
+    def _headers(self, source: VolumeSource) -> list[VolumeHeader]:
+        """Headers of the files of a scan, checked: one, or one per channel."""
+        if source.series_uid is None and source.files != (source.path,):
+            return self._headers_of_channels(source)
+        for path in source.files:
+            check_file(path)
+        header = read_header(source)
+        if self.in_channels > 1 and len(header.shape) < 4:
+            names = ", ".join(f"*_{channel}" for channel in self.channels)
+            raise VolumeError(
+                f"{len(header.shape)}D, shape {header.shape}; expected a 4D volume of {self.in_channels} channels"
+                + (f", or one file per channel: {names}" if names else "")
+            )
+        check_header(header, self.max_voxels, self.in_channels)
+        return [header]
+
+    def _headers_of_channels(self, source: VolumeSource) -> list[VolumeHeader]:
+        present = {path.name[len(source.name) + 1 : -len(suffix_of(path))].lower() for path in source.files}
+        if missing := [channel for channel in self.channels if channel.lower() not in present]:
+            raise VolumeError(f"the files of channels {', '.join(missing)} are missing")
+        headers: list[VolumeHeader] = []
+        for path in source.files:
+            try:
+                headers.append(inspect_source(VolumeSource(path, (path,)), self.max_voxels))
+            except (VolumeError, OSError) as error:
+                raise VolumeError(f"{path.name}: {cause_of(error)}") from error
+            if headers[-1].shape != headers[0].shape:
+                first = source.files[0].name
+                raise VolumeError(f"{path.name}: shape {headers[-1].shape}, {first} has {headers[0].shape}")
+        return headers
+
+    def _check_voxels(self, channel: np.ndarray, scale: tuple[float, float], source: VolumeSource) -> None:
         low, high = check_channel(channel, scale)
         if low == high and self.in_channels == 1:
             raise VolumeError(f"constant: every voxel is {low:g}")
@@ -178,61 +274,72 @@ class LoadScand(MapTransform):
             to_int16(channel, scale)  # says so when these are no HU
 
 
-def _as_tensor(voxels: np.ndarray, affine: np.ndarray, source: VolumeSource) -> MetaTensor:
-    meta = {"filename_or_obj": str(source.files[0]), **metadata(voxels, affine)}
-    return MetaTensor(torch.from_numpy(voxels), meta=meta)
-
-
-def read_scan(path: str | Path, hu_window: Sequence[float] | None = None) -> np.ndarray:
-    """Read a folder of slices, or with `hu_window` a CT volume (NIfTI, MetaImage, NRRD, DICOM series).
+class SliceScans:
+    """Folders of slices, and with `hu_window` CT volumes: uint8 `(1, H, W, D)`, axes as in `data.read.slices`.
 
     Args:
-        path: folder of the slices or of a DICOM series, or a volume file.
-        hu_window: HU that become 0 and 255.
+        hu_window: HU that become 0 and 255; None = folders of slices only.
 
-    Returns:
-        uint8 (H, W, D).
-
-    Raises:
-        VolumeError: a slice cannot be used, or there are none; names the slice.
-        BadVolumesError: a CT volume cannot be used.
-    """
-    path = Path(path)
-    if hu_window is not None and not holds_slices(path):
-        voxels, _ = load_volume(path)
-        return hu_to_8_bit(voxels, hu_window)
-    if path.is_file():
-        raise VolumeError(f"is a file, expected a folder of slices; {HU_ADVICE}")
-    return stack_slices(read_slices(path))
-
-
-class LoadEightBitScand(MapTransform):
-    """Read scans: uint8 `(1, H, W, D)`, axes as in `mim_components.data.read.slices`.
-
-    An item with a `cause` is known to be bad: it becomes one voxel.
-
-    Args:
-        keys: items that are the path of a folder of slices or, with `hu_window`, of a CT volume.
-        hu_window: HU that become 0 and 255; None = slices only.
-
-    Raises:
-        BadVolumesError: names the scan, the slice and the cause.
+    Example:
+        >>> SliceScans(hu_window=(-1000, 400)).empty().shape
+        torch.Size([1, 1, 1, 1])
     """
 
-    def __init__(self, keys: KeysCollection, hu_window: Sequence[float] | None = None) -> None:
-        super().__init__(keys)
+    def __init__(self, hu_window: Sequence[float] | None = None) -> None:
         self.hu_window = hu_window
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the scans."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            if out.get("cause"):
-                out[key] = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
-                continue
-            try:
-                volume = read_scan(Path(out[key]), self.hu_window)
-            except VolumeError as error:
-                raise BadVolumesError([BadVolume(str(out[key]), str(error))], 1) from error
-            out[key] = torch.from_numpy(volume).unsqueeze(0)
-        return out
+    def find(self, root: Path) -> list[VolumeSource]:
+        """Folders in which slices lie, and CT volumes, in natural order of their paths."""
+        if not root.is_dir():
+            return [VolumeSource(root, (root,))]  # the check says what is wrong with it
+        tree = walk(root)
+        found = {path.parent for path in tree.files if is_slice(path.name)}
+        volumes = [path for path in tree.files if suffix_of(path)]
+        if self.hu_window is not None:
+            found |= _paths_of_volumes(root)
+        elif volumes and not found:
+            raise NoVolumesError(f"{root}: holds {len(volumes)} CT volumes, expected folders of slices; {HU_ADVICE}.")
+        if not found:
+            raise NoVolumesError(f"{root}: no slices (.png, .jpg) found in {describe_files(tree.files)}.")
+        return [VolumeSource(path, (path,)) for path in sorted(found, key=lambda path: natural_key(str(path)))]
+
+    def check(self, source: VolumeSource) -> Sequence[str]:
+        """Decode all slices, or the volume."""
+        return SliceFolderChecker(hu_window=self.hu_window)(Case(str(source), (source.path,))).notes
+
+    def read(self, source: VolumeSource | str | Path) -> Tensor:
+        """Read the slices, or the volume through the window."""
+        path = source.path if isinstance(source, VolumeSource) else Path(source)
+        if self.hu_window is not None and not holds_slices(path):
+            voxels = hu_to_8_bit(load_volume(path)[0], self.hu_window)
+        elif path.is_file():
+            raise VolumeError(f"is a file, expected a folder of slices; {HU_ADVICE}")
+        else:
+            voxels = stack_slices(read_slices(path))
+        return torch.from_numpy(voxels).unsqueeze(0)
+
+    def empty(self) -> Tensor:
+        """One voxel."""
+        return torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+
+
+def is_label_map(source: VolumeSource) -> bool:
+    """Whether a volume is a NIfTI file that `SaveSegmentation` wrote."""
+    if not suffix_of(source.path).lower().startswith(".nii"):
+        return False
+    try:
+        check_file(source.path)
+        return WRITTEN_BY.encode() in first_bytes(source.path)[0]
+    except (VolumeError, OSError):
+        return False  # the check of the headers says what is wrong with it
+
+
+def _volumes_of(root: Path) -> list[VolumeSource]:
+    return list(find_volumes(root)) if root.is_dir() else [VolumeSource(root, (root,))]
+
+
+def _paths_of_volumes(root: Path) -> set[Path]:
+    try:
+        return {source.path for source in find_volumes(root)}
+    except NoVolumesError:
+        return set()

@@ -5,32 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from tqdm import tqdm
 
-from mim_components.data.cases import NO_DATA, Case, CaseChecker, CaseFacts, FoundCases
+from mim_components.data.cases import NO_DATA, Case, CaseChecker, CheckResult, FoundCases
 from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
-from mim_components.data.prepare.memory import CheckMemory, as_bad, files_of, state_of, state_text
+from mim_components.data.prepare.memory import CheckMemory, bad_volume, files_in, state_of, state_text
 from mim_components.data.prepare.nodes import first_on_each_node
-from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, refuse_bad, write_quarantine
+from mim_components.data.prepare.phase import check_options, note_copies, run_each
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.prepare.report import count_rows, data_report
 from mim_components.data.prepare.splits import Division, divide, take_share
-from mim_components.data.prepare.volumes import check_options, run_each
 from mim_components.data.volumes import BadVolume, DataError
 from mim_components.utils.files import write_text_safely
 
 logger = logging.getLogger(__name__)
 
-MEMORY = "checked_cases.jsonl"
 DATALIST = "datalist.json"
 REPORT = "data_report.md"
+# Headers whose voxels lie in another file, which may be repaired while the header stays.
+_DETACHED = (".mhd", ".nhdr")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class PreparedCases:
 class _Checked:
     """Facts of the cases that are fit, by name, with the state of their files before they were read; and the others."""
 
-    facts: dict[str, CaseFacts] = field(default_factory=dict)
+    facts: dict[str, CheckResult] = field(default_factory=dict)
     states: dict[str, dict[str, int] | None] = field(default_factory=dict)
     bad: list[BadVolume] = field(default_factory=list)
 
@@ -108,7 +108,7 @@ def prepare_cases(
         max_bad_fraction: share of the labelled cases that "exclude" may leave out.
         num_workers: processes that check.
         output_dir: where the files are written; None = nowhere.
-        name: of the dataset, for list and report.
+        name: dataset name, for list and report.
         anonymous_paths: name cases by digests, see `mim_components.data.names`; `datalist.json`, which is made of
             paths, is not written.
 
@@ -128,12 +128,10 @@ def prepare_cases(
     folder = Path(output_dir) if output_dir is not None and idist.get_rank() == 0 else None
 
     def prepare(first: bool) -> PreparedCases:
-        memory = CheckMemory(Path(cache_dir) / MEMORY, checker)
+        memory = CheckMemory(cache_dir, checker)
         checked = _check(found.cases, checker, memory, num_workers if first else 0)
         _find_copies(checked, planned)
-        if folder is not None:
-            write_quarantine(folder, checked.bad)
-        refuse_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction)
+        settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
         division = _without_bad(planned, checked)
         training = take_share(division.training, split, fold, label_ratio)
         prepared = _prepared(found, division, training, checked, expected)
@@ -166,16 +164,17 @@ def _write(
 
 
 def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int) -> _Checked:
-    known = {case.name: memory.recall(case) for case in cases}
+    known = {case.name: memory.recall(repr(case.label), case.source, case.files) for case in cases}
     tasks = [case for case in cases if known[case.name] is None]
     logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
     outcomes = {name: result for name, result in known.items() if result is not None}
-    states = {case.name: state_of(case) for case in cases if case.name in outcomes}
-    with tqdm(total=len(tasks), desc="check", unit="case", disable=idist.get_rank() != 0 or not tasks) as bar:
-        results = run_each(partial(_check_one, checker), tasks, num_workers, bar)
-        for case, (state, outcome) in zip(tasks, results, strict=True):
-            outcomes[case.name], states[case.name] = outcome, state
-            memory.keep(case, state, outcome)
+    states = {case.name: state_of(case.files) for case in cases if case.name in outcomes}
+    shown = idist.get_rank() == 0 and bool(tasks)
+    results = run_each(partial(_check_one, checker), tasks, num_workers, "check", "case", shown)
+    for case, (state, outcome) in zip(tasks, results, strict=True):
+        outcomes[case.name], states[case.name] = outcome, state
+        if not (isinstance(outcome, BadVolume) and any(path.suffix.lower() in _DETACHED for path in case.files)):
+            memory.keep(repr(case.label), case.source, case.files, state, outcome)
     checked = _Checked(states=states)
     for case in cases:
         outcome = outcomes[case.name]
@@ -187,13 +186,13 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
     return checked
 
 
-def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None, CaseFacts | BadVolume]:
-    state = state_of(case)
+def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None, CheckResult | BadVolume]:
+    state = state_of(case.files)
     try:
         return state, checker(case)
     except Exception as error:
-        files = [] if state is None else files_of(case)
-        return state, as_bad(case.source, error, files, case.hidden)
+        files = [] if state is None else files_in(case.files)
+        return state, bad_volume(case.source, error, files, case.hidden)
 
 
 def _find_copies(checked: _Checked, division: Division) -> None:
@@ -205,7 +204,7 @@ def _find_copies(checked: _Checked, division: Division) -> None:
         facts = checked.facts.get(case.name)
         if facts is not None and (copy := contents.get(_content(facts))) is not None:
             cause = f"the same image as validation case {copy}, and case {case.title} is for training"
-            checked.bad.append(BadVolume(case.source, cause, facts.digest, state_of(case)))
+            checked.bad.append(BadVolume(case.source, cause, facts.digest, state_of(case.files)))
             del checked.facts[case.name]
 
 
@@ -227,7 +226,8 @@ def _prepared(
         notes.append(f"{num_cases} labelled cases expected, {len(found.cases)} found")
     facts = checked.facts
     notes += [f"{case.title}: {note}" for case in found.cases if case.name in facts for note in facts[case.name].notes]
-    notes += _repeats([*division.training, *division.validation], facts)
+    used = [*division.training, *division.validation]
+    notes += note_copies(((case.title, _content(facts[case.name])) for case in used), "image")
     parts = {"training": training, "validation": division.validation}
     lines = sorted(f"{part} {case.name} {facts[case.name].digest}" for part, cases in parts.items() for case in cases)
     return PreparedCases(
@@ -241,15 +241,7 @@ def _prepared(
     )
 
 
-def _repeats(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> Iterator[str]:
-    first: dict[str, str] = {}
-    for case in cases:
-        original = first.setdefault(_content(facts[case.name]), case.title)
-        if original != case.title:
-            yield f"{case.title}: the same image as {original}; it is kept and counts twice"
-
-
-def _content(facts: CaseFacts) -> str:
+def _content(facts: CheckResult) -> str:
     return facts.content or facts.digest
 
 

@@ -49,6 +49,23 @@ def refuse_bad(bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fracti
         raise BadVolumesError(bad, total, max_bad_fraction)
 
 
+def settle_bad(
+    bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fraction: float, folder: str | Path | None
+) -> None:
+    """List the bad volumes of a run, then stop because of them unless they are few; see `refuse_bad`.
+
+    Args:
+        bad: all of them.
+        total: number of volumes found.
+        on_bad: "stop" or "exclude".
+        max_bad_fraction: share of the volumes found that may be left out.
+        folder: folder of the list; None = no list.
+    """
+    if folder is not None:
+        write_quarantine(folder, bad)
+    refuse_bad(bad, total, on_bad, max_bad_fraction)
+
+
 def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
     """List the bad volumes of a run in `quarantine.jsonl`, one JSON object per line; none are bad: there is no file.
 
@@ -57,7 +74,7 @@ def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
     a warning: the log has the list as well.
 
     Args:
-        folder: of the run.
+        folder: run folder.
         bad: the volumes.
     """
     path = Path(folder) / QUARANTINE

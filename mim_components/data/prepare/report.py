@@ -23,7 +23,7 @@ def data_report(
     """Markdown: counts, notes, what was left out, and the names of both parts.
 
     Args:
-        name: of the dataset.
+        name: dataset name.
         found: where the cases lie.
         division: the split.
         training: the training cases that the label ratio leaves.

@@ -7,21 +7,16 @@ distributed run that prepares the same sources leaves out the same volumes.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
-
-from tqdm import tqdm
 
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
-from mim_components.data.prepare.memory import KnownBad, as_bad
-from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, check_on_bad, refuse_bad, write_quarantine
+from mim_components.data.prepare.memory import CheckMemory, bad_volume
+from mim_components.data.prepare.phase import check_options, note_copies, run_each
+from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import Spacing, as_spacing, resampled_shape
@@ -38,9 +33,6 @@ from mim_components.data.volumes import (
 )
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -105,26 +97,25 @@ def prepare_volumes(
     how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
     cache = how.cache()
     cache.check_usable()
-    known = KnownBad(cache.folder)
-    outcomes = [_inspect(source, known, how) for source in sources]
+    memory = CheckMemory(cache.folder, "volumes")
+    outcomes = [_inspect(source, memory, how) for source in sources]
     tasks = [item for item in outcomes if isinstance(item, _Task)]
     missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
     cache.check_space(sum(cache_bytes(task.cached_shape) for task in missing))
     logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
-    with tqdm(total=len(tasks), desc="prepare", unit="volume", disable=not progress) as bar:
-        prepared = _prepare_each(tasks, known, num_workers, bar)
-        results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
+    prepared = iter([*_prepare_each(tasks, memory, num_workers, progress)])
+    results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
     bad = [item for item in results if isinstance(item, BadVolume)]
     pairs = zip(sources, results, strict=True)
     volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
-    if output_dir is not None:
-        write_quarantine(output_dir, bad)
-    refuse_bad(bad, len(sources), on_bad, max_bad_fraction)
+    settle_bad(bad, len(sources), on_bad, max_bad_fraction, output_dir)
     if bad and not volumes:
         raise BadVolumesError(bad, len(sources))
     if not volumes:
         raise DataError("no volumes were given, expected at least one.")
-    dataset = PreparedDataset(volumes, bad, notes + _notes_about(volumes))
+    notes += [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
+    notes += note_copies(((volume.source, volume.content) for volume in volumes), "voxels")
+    dataset = PreparedDataset(volumes, bad, notes)
     for item in bad:
         logger.warning("left out: %s", item)
     for note in dataset.notes:
@@ -132,31 +123,22 @@ def prepare_volumes(
     return dataset
 
 
-def check_options(on_bad: str, max_bad_fraction: float, num_workers: int) -> None:
-    """Refuse wrong settings.
-
-    Raises:
-        DataError: names the setting.
-    """
-    check_on_bad(on_bad, max_bad_fraction)
-    if num_workers < 0:
-        raise DataError(f"num_workers must not be negative, got {num_workers=}.")
-
-
-def _inspect(source: VolumeSource, known: KnownBad, how: _How) -> _Task | BadVolume:
+def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> _Task | BadVolume:
     """The task for a volume, unless it is bad by its header, or known to be bad."""
     try:
         header = inspect_source(source, how.max_voxels)
         check_placed(header)
         shape = _cached_shape(header, how)
     except Exception as error:
-        before = known.recall("header", source, source.files)
+        before = memory.recall("header", str(source), source.files)
         bad = _bad(source, source.files if before is None else (), error)
-        if before is not None:  # the digest need not be computed again
+        # a header costs nothing to read again, and settings may judge it: only its digest is taken over
+        if isinstance(before, BadVolume):
             return replace(before, cause=bad.cause)
-        known.keep("header", source, source.files, bad)
+        memory.keep("header", str(source), source.files, bad.state, bad)
         return bad
-    return known.recall("voxels", source, header.files) or _Task(source, header, how, shape)
+    known = memory.recall("voxels", str(source), header.files)
+    return known if isinstance(known, BadVolume) else _Task(source, header, how, shape)
 
 
 def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
@@ -167,46 +149,17 @@ def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
 
 
 def _prepare_each(
-    tasks: Sequence[_Task], known: KnownBad, num_workers: int, bar: tqdm
+    tasks: Sequence[_Task], memory: CheckMemory, num_workers: int, progress: bool
 ) -> Iterator[PreparedVolume | BadVolume]:
-    for task, result in zip(tasks, run_each(_prepare_one, tasks, num_workers, bar), strict=True):
+    results = run_each(_prepare_one, tasks, num_workers, "prepare", "volume", progress)
+    for task, result in zip(tasks, results, strict=True):
         if isinstance(result, BadVolume):
-            known.keep("voxels", task.source, task.header.files, result)
+            memory.keep("voxels", str(task.source), task.header.files, result.state, result)
         yield result
 
 
 def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVolume:
-    return as_bad(str(source), error, files, names_of_source(source))
-
-
-def run_each(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, bar: tqdm) -> Iterator[R]:
-    """Results of `function` in the order of the tasks.
-
-    Args:
-        function: sent to other processes, as its results are; it catches what a bad file may raise.
-        tasks: its arguments.
-        num_workers: processes; 0 works in this one.
-        bar: moves on by one per result.
-
-    Raises:
-        DataError: a process was killed.
-    """
-    if num_workers == 0 or len(tasks) < 2:
-        for task in tasks:
-            result = function(task)
-            bar.update()
-            yield result
-        return
-    # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
-    pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        for result in pool.map(function, tasks):
-            bar.update()
-            yield result
-    except BrokenProcessPool as error:
-        raise DataError(f"a worker that prepares volumes was killed (out of memory?); {num_workers=}") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return bad_volume(str(source), error, files, names_of_source(source))
 
 
 def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
@@ -222,13 +175,3 @@ def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
         raise
     except Exception as error:
         return _bad(task.source, task.header.files, error)
-
-
-def _notes_about(volumes: list[PreparedVolume]) -> list[str]:
-    notes = [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
-    first: dict[str, PreparedVolume] = {}
-    for volume in volumes:
-        original = first.setdefault(volume.content, volume)
-        if original is not volume:
-            notes.append(f"{volume.source}: the same voxels as {original.source}; it is kept and counts twice")
-    return notes

@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from mim_components.data.grids import grid_fault
-from mim_components.data.inputs import WRITTEN_BY
+from mim_components.data.load.scans import WRITTEN_BY
 from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.handlers.saving.results import Results

@@ -1,4 +1,4 @@
-"""A cache file that goes bad while a run reads it: made again, or the run stops and names both files."""
+"""A cache file that goes bad while a run reads it: regenerated, or the run stops and names both files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_bad_cache_file_is_made_again(
     damage(volume.cache_file, how)
     with caplog.at_level(logging.WARNING, "mim_components"):
         np.testing.assert_array_equal(open_or_remake(volume), ct[::-1])
-    assert f"{volume.cache_file}: " in caplog.text and "it is made again" in caplog.text
+    assert f"{volume.cache_file}: " in caplog.text and "it is regenerated" in caplog.text
     assert volume.cache_file.read_bytes() == before and volume.cache_file.with_suffix(".json").read_bytes() == record
     caplog.clear()
     open_or_remake(volume)
@@ -73,7 +73,9 @@ def test_source_that_is_gone_is_named_with_the_cache_file(prepared: PreparedData
     Path(volume.source).unlink()
     np.testing.assert_array_equal(open_or_remake(volume).shape, volume.shape)  # the run does not need it
     damage(volume.cache_file, "voxels cut")
-    with pytest.raises(CacheError, match=f"^{volume.cache_file}: .*{volume.source}, from which it would be made again"):
+    with pytest.raises(
+        CacheError, match=f"^{volume.cache_file}: .*{volume.source}, from which it would be regenerated"
+    ):
         open_or_remake(volume)
 
 
@@ -88,7 +90,9 @@ def test_source_that_changed_is_not_taken(
     else:
         write_nifti("scans/anna.nii.gz", ct + 1 if changed == "other voxels" else np.concatenate([ct, ct]))
     volume.cache_file.unlink()
-    with pytest.raises(CacheError, match=f"^{volume.cache_file}: .*{source}, from which it would be made again") as why:
+    with pytest.raises(
+        CacheError, match=f"^{volume.cache_file}: .*{source}, from which it would be regenerated"
+    ) as why:
         open_or_remake(volume)
     assert "has changed since the run was prepared; restore it" in str(why.value) or changed != "other voxels"
     assert not volume.cache_file.exists()
@@ -98,7 +102,7 @@ def test_hidden_names_stay_hidden(found: FoundVolumes, tmp_path: Path) -> None:
     volume = prepare_volumes(name_sources(found), tmp_path / "cache", progress=False).volumes[0]
     (tmp_path / "scans" / "anna.nii.gz").unlink()
     volume.cache_file.unlink()
-    with pytest.raises(CacheError, match=f"{volume.source}, from which it would be made again") as failed:
+    with pytest.raises(CacheError, match=f"{volume.source}, from which it would be regenerated") as failed:
         open_or_remake(volume)
     assert volume.source.startswith("scan-") and "anna" not in str(failed.value) and failed.value.__cause__ is None
 

@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleInte
 
 from mim_components.data import TransformCache
 from mim_components.data.load.dataset import ItemError
-from mim_components.data.prepare.memory import is_unchanged, state_of_files, state_text
+from mim_components.data.prepare.memory import is_unchanged, state_of, state_text
 
 
 def write(path: Path, value: int) -> None:
@@ -73,9 +73,9 @@ def test_damaged_file_is_made_anew_and_named(folder: Path, caplog: pytest.LogCap
     path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level("WARNING"):
         assert first(folder)["image"].max() == 0.5
-    assert str(path) in caplog.text and "it is made anew" in caplog.text
+    assert str(path) in caplog.text and "it is regenerated" in caplog.text
     caplog.clear()
-    assert first(folder)["image"].max() == 0.5 and "made anew" not in caplog.text
+    assert first(folder)["image"].max() == 0.5 and "regenerated" not in caplog.text
 
 
 def test_full_disk_costs_the_cache_only(
@@ -106,7 +106,7 @@ def test_without_a_cache(folder: Path) -> None:
 
 def checked(folder: Path) -> dict[str, Any]:
     """What the preparation says of the scan."""
-    return {"digest": "a", "state": state_text(state_of_files([folder / "scan.nii"]))}
+    return {"digest": "a", "state": state_text(state_of([folder / "scan.nii"]))}
 
 
 @pytest.mark.parametrize("how", ["cut", "deleted", "another shape of file"])
@@ -148,7 +148,7 @@ def test_folder_of_slices_and_several_channels_have_a_state(tmp_path: Path) -> N
         (folder / name).write_bytes(b"slice")
     (tmp_path / "label.nii").write_bytes(b"label")
     every = [folder / "1.png", folder / "2.png", tmp_path / "label.nii"]
-    item = {"image": [str(folder)], "label": str(tmp_path / "label.nii"), "state": state_text(state_of_files(every))}
+    item = {"image": [str(folder)], "label": str(tmp_path / "label.nii"), "state": state_text(state_of(every))}
     assert is_unchanged(item) and is_unchanged({"image": "x"})
     (folder / "3.png").write_bytes(b"slice")
     assert not is_unchanged(item)

@@ -24,6 +24,9 @@ def test_paths_are_relative_to_the_list(tmp_path, write_list):
 
 def test_dataset_dir_and_another_section(tmp_path, write_list):
     path = write_list({"training": [], "test": ["a.nii"]})
+    with pytest.raises(NoVolumesError, match="d: there is no such folder, expected the folder that .*list.json is rel"):
+        load_datalist(path, tmp_path / "d", "test")
+    (tmp_path / "d").mkdir()
     assert [source.path for source in load_datalist(path, tmp_path / "d", "test")] == [tmp_path / "d" / "a.nii"]
 
 
@@ -45,13 +48,13 @@ def test_all_damaged_items_are_named_with_index_and_key(write_list):
     with pytest.raises(DataError) as raised:
         load_datalist(write_list({"training": items}))
     text = str(raised.value)
-    assert "list.json: 6 of 7 items of section 'training' are wrong:" in text
+    assert "list.json: 6 faults in 7 items:" in text
     assert "item 1: has no key 'image'; keys: ['label']" in text
-    assert "item 2: key 'image' is null, expected one path" in text
-    assert "item 3: key 'image' is 3, expected one path" in text
+    assert "item 2: key 'image' is null, expected a path" in text
+    assert "item 3: key 'image' is 3, expected a path" in text
     assert "item 4: is \"a.nii\", expected an object with the key 'image'" in text
     assert "item 5: is 7, expected an object" in text
-    assert 'item 6: key \'image\' is ["a", "b"], expected one path' in text
+    assert 'item 6: key \'image\' is ["a", "b"], expected a path' in text
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,35 @@ def test_damaged_lists(write_list, content, message):
         load_datalist(write_list(content))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_that_editors_write_are_read(tmp_path, encoding):
+    path = tmp_path / "list.json"
+    path.write_text('{"training": [{"image": "Müller.nii"}]}', encoding=encoding)
+    assert [source.path.name for source in load_datalist(path)] == ["Müller.nii"]
+
+
+def test_what_is_no_list_says_what_it_is(tmp_path):
+    with pytest.raises(DataError, match="is a folder, expected a JSON list; give a folder with scans as --dataset_dir"):
+        load_datalist(tmp_path)
+    table = tmp_path / "scans.csv"
+    table.write_text("image,label\na.nii,1\n")
+    with pytest.raises(DataError, match=r"scans.csv: is a table that begins with 'image,label', expected a JSON list"):
+        load_datalist(table)
+    table.rename(tmp_path / "scans.json")
+    with pytest.raises(DataError, match="is not readable JSON: .*; it begins with 'image,label', expected an object"):
+        load_datalist(tmp_path / "scans.json")
+
+
+def test_list_that_may_not_be_read(write_list, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    path = write_list({"training": []})
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(DataError, match="list.json: the list cannot be read: Permission denied"):
+        load_datalist(path)
+
+
 def test_missing_list(tmp_path):
     with pytest.raises(NoVolumesError, match="there is no such list"):
         load_datalist(tmp_path / "list.json")
@@ -79,7 +111,7 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, write_list):
     (tmp_path / "secret.nii").write_bytes(b"x")
     os.symlink(tmp_path / "secret.nii", tmp_path / "data" / "link.nii")
     items = [{"image": name} for name in ("../secret.nii", str(tmp_path / "secret.nii"), "link.nii", "fine.nii")]
-    with pytest.raises(DataError, match="3 of 4 items") as raised:
+    with pytest.raises(DataError, match="3 faults in 4 items") as raised:
         load_datalist(write_list({"training": items}), tmp_path / "data")
     assert str(raised.value).count("leads out of") == 3
 

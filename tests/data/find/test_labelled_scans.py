@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_components.data import find_scans, scan_items
+from mim_components.data import SliceScans, find_scans
+from mim_components.data.inputs import scan_items
 from mim_components.data.prepare.splits import divide
-from mim_components.data.volumes import BadVolumesError, DataError, NoVolumesError
+from mim_components.data.volumes import BadVolumesError, DataError, NoVolumesError, VolumeSource
 
 NAMES = ("Normal", "CP", "NCP")
 LAYOUTS = [{"name": "ccccii"}]
@@ -84,13 +85,17 @@ def test_one_list_alone_or_beside_a_datalist_is_refused(root):
 # inference
 
 
+def items(root, hu_window=None, **options):
+    return scan_items(root, SliceScans(hu_window), **options)
+
+
 def sources(*args, **options) -> list[str]:
-    return [item["source"] for item in scan_items(*args, **options)]
+    return [item["source"] for item in items(*args, **options)]
 
 
 def test_one_scan_or_all_below_a_folder(root):
     scan = root / "NCP/9/20"
-    assert scan_items(scan) == [{"image": str(scan), "source": str(scan), "name": str(scan), "cause": ""}]
+    assert items(scan) == [{"image": VolumeSource(scan, (scan,)), "source": str(scan), "name": "20", "cause": ""}]
     assert sources(root) == [
         str(root / scan) for scan in ("CP/30/40", "CP/31/41", "NCP/9/20", "NCP/10/21", "Normal/50/60", "Normal/51/61")
     ]
@@ -100,22 +105,22 @@ def test_bad_scans_are_listed_at_once_or_left_out(root):
     (root / "NCP/9/20/0001.png").write_bytes(b"")
     (root / "CP/30/40/0001.png").write_bytes(b"<html>")
     with pytest.raises(BadVolumesError, match=r"2 of 6 .*\n.*CP/30/40: 1 of 3 slices .*\n.*NCP/9/20: 1 of 3 slices"):
-        scan_items(root)
-    assert len(scan_items(root, on_bad="exclude")) == 4
-    reported = scan_items(root, on_bad="report")
+        items(root)
+    assert len(items(root, on_bad="exclude")) == 4
+    reported = items(root, on_bad="report")
     assert len([item for item in reported if not item["cause"]]) == 4 < len(reported)
     shutil.rmtree(root / "NCP/10")
     with pytest.raises(BadVolumesError, match="1 of 1"):
-        scan_items(root / "NCP", on_bad="exclude")
+        items(root / "NCP", on_bad="exclude")
 
 
 def test_ct_volumes_need_a_window(tmp_path, write_scan):
     voxels = np.random.default_rng(0).integers(-1000, 400, (6, 6, 6)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "ct.nii.gz")
     with pytest.raises(NoVolumesError, match="holds 1 CT volumes, expected folders of slices; for CT in HU set --hu_w"):
-        scan_items(tmp_path)
+        items(tmp_path)
     with pytest.raises(BadVolumesError, match="ct.nii.gz: is a file, expected a folder of slices"):
-        scan_items(tmp_path / "ct.nii.gz")
+        items(tmp_path / "ct.nii.gz")
     assert sources(tmp_path, hu_window=(-1000, 0)) == [str(tmp_path / "ct.nii.gz")]
     folder = write_scan("scan")
     assert sources(tmp_path, hu_window=(-1000, 0)) == [str(tmp_path / "ct.nii.gz"), str(folder)]
@@ -124,16 +129,16 @@ def test_ct_volumes_need_a_window(tmp_path, write_scan):
 
 def test_nothing_to_work_on(tmp_path):
     with pytest.raises(DataError, match="Give the scans: --dataset_dir"):
-        scan_items(None)
+        items(None)
     with pytest.raises(BadVolumesError, match="cannot be read as a folder of slices"):
-        scan_items(tmp_path / "absent")
+        items(tmp_path / "absent")
     with pytest.raises(NoVolumesError, match=r"no slices \(.png, .jpg\) found in 0 files"):
-        scan_items(tmp_path)
+        items(tmp_path)
     with pytest.raises(DataError, match="on_bad must be one of report, stop, exclude, got 'skip'"):
-        scan_items(tmp_path, on_bad="skip")
+        items(tmp_path, on_bad="skip")
 
 
 def test_notes_about_scans_are_logged(root, caplog):
     (root / "NCP/9/20/0009.png").write_bytes((root / "NCP/9/20/0001.png").read_bytes())
-    scan_items(root / "NCP/9")
+    items(root / "NCP/9")
     assert "1 slices are copies of another slice of the scan" in caplog.text

@@ -16,7 +16,7 @@ from mim_components.data.find.datalist import load_cases, load_datalist
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import unique_names
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.data.prepare.memory import KnownBad
+from mim_components.data.prepare.memory import CheckMemory
 
 ENTRIES = 10_000
 MIB = 2**20
@@ -36,7 +36,7 @@ def test_folder_of_many_scans_takes_little_memory(tmp_path, write_nifti):
         folder.mkdir(exist_ok=True)
         os.link(first, folder / f"scan_{number}.nii.gz")
     cache = VolumeCache(tmp_path / "cache")
-    how, known = prepare_module._How(cache.folder, "full"), KnownBad(cache.folder)
+    how, known = prepare_module._How(cache.folder, "full"), CheckMemory(cache.folder, "volumes")
     warm = find_volumes(tmp_path / "data" / "000")
     assert [prepare_module._inspect(source, known, how) for source in warm]
     before = resident()

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_components.data import LoadEightBitScand, SliceFolderChecker
+from mim_components.data import LoadScand, SliceFolderChecker, SliceScans
 from mim_components.data.cases import Case
-from mim_components.data.load.scans import read_scan
 from mim_components.data.read.slices import stack_slices
 from mim_components.data.volumes import BadVolumesError, VolumeError
 from mim_components.transforms import UniformSlices, UniformSlicesd
@@ -28,6 +27,10 @@ def ct(tmp_path: Path) -> Path:
     path.parent.mkdir()
     nib.save(nib.Nifti1Image(ras[::-1, ::-1], np.diag([-1.0, -1.0, 2.0, 1.0])), path)
     return path
+
+
+def read_scan(path, hu_window=None):
+    return SliceScans(hu_window).read(path)[0].numpy()
 
 
 def case_of(*paths: Path, label: int | None = 0) -> Case:
@@ -84,10 +87,10 @@ def test_slices_stay_slices_where_a_window_is_given(write_scan):
 
 def test_load_scand_names_scan_and_slice(write_scan):
     folder = write_scan("scan", count=3)
-    assert LoadEightBitScand("image")({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
+    assert LoadScand("image", SliceScans())({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
     (folder / "0001.png").write_bytes(b"")
     with pytest.raises(BadVolumesError, match=r"scan: 0001\.png: the file is empty"):
-        LoadEightBitScand("image")({"image": str(folder)})
+        LoadScand("image", SliceScans())({"image": str(folder)})
 
 
 # slices

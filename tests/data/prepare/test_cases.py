@@ -11,7 +11,7 @@ import pytest
 from mim_components.data import (
     BadVolumesError,
     Case,
-    CaseFacts,
+    CheckResult,
     DataError,
     FoundCases,
     SegmentationChecker,
@@ -81,7 +81,7 @@ def test_parts_and_items(prepare, dataset):
 def test_items_with_channels_and_classes(tmp_path, write):
     cases = [Case(name, (write(f"{name}0.nii"), write(f"{name}1.nii")), 1) for name in "ab"]
     found = FoundCases(tmp_path, "x", cases)
-    prepared = prepare_cases(found, lambda case: CaseFacts(case.name), SPLIT, cache_dir=tmp_path / "cache")
+    prepared = prepare_cases(found, lambda case: CheckResult(case.name), SPLIT, cache_dir=tmp_path / "cache")
     (item,) = prepared.training
     assert item["image"] == [str(tmp_path / "b0.nii"), str(tmp_path / "b1.nii")]
     assert (item["label"], item["source"]) == (1, str(tmp_path / "b0.nii"))
@@ -256,4 +256,4 @@ def test_nothing_is_written_without_a_folder(prepare, tmp_path):
 def test_check_can_be_sent_to_other_processes(dataset):
     case = find_cases(dataset, None, LAYOUTS).cases[0]
     check = pickle.loads(pickle.dumps(partial(prepare_module._check_one, CHECKER)))
-    assert check(case) == (state_of(case), CHECKER(case))
+    assert check(case) == (state_of(case.files), CHECKER(case))

@@ -10,7 +10,7 @@ from mim_components.data import BadVolumesError, DataError, prepare_volumes
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import name_sources
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.data.prepare.memory import RecordLines, as_bad, digest_of_files, state_of_files
+from mim_components.data.prepare.memory import RecordLines, bad_volume, digest_of_files, state_of
 from mim_components.data.prepare.quarantine import check_on_bad, refuse_bad, write_quarantine
 from mim_components.data.volumes import BadVolume, VolumeError
 
@@ -92,7 +92,7 @@ def test_known_bad_file_is_not_decoded_again_until_it_changes(prepare, scans, tm
 
 def test_memory_that_is_damaged_costs_time_only(prepare, tmp_path):
     first, _ = prepare()
-    memory = tmp_path / "cache" / "known_bad.jsonl"
+    memory = tmp_path / "cache" / "checks.jsonl"
     memory.write_bytes(memory.read_bytes().replace(b"truncated", b"trunkated"))
     again, decoded = prepare()
     assert decoded == ["cut.nii.gz"] and again.bad == first.bad
@@ -112,16 +112,16 @@ def test_what_the_system_refused_is_tried_again(tmp_path, cause):
     path = tmp_path / "a.nii"
     path.write_bytes(b"x")
     error = VolumeError("cannot be read")
-    assert as_bad("a", error, [path]).lasting
+    assert bad_volume("a", error, [path]).permanent
     error.__cause__ = VolumeError("inner")
-    assert as_bad("a", error, [path]).lasting
+    assert bad_volume("a", error, [path]).permanent
     error.__cause__.__cause__ = cause
-    assert not as_bad("a", error, [path]).lasting
-    assert not as_bad("a", KeyError("x"), [path]).lasting
+    assert not bad_volume("a", error, [path]).permanent
+    assert not bad_volume("a", KeyError("x"), [path]).permanent
 
 
 def test_no_files_have_neither_state_nor_digest(tmp_path, monkeypatch):
-    assert state_of_files([]) is None and digest_of_files([]) is None
+    assert state_of([]) is None and digest_of_files([]) is None
     os.mkfifo(tmp_path / "pipe")
     assert digest_of_files([tmp_path / "pipe"]) is None  # opening it would wait for ever
     (tmp_path / "file").write_bytes(b"x")

@@ -17,6 +17,7 @@ from mim_components.data import (
     prepare_volumes,
 )
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.prepare import phase as phase_module
 from mim_components.data.prepare import volumes as prepare_module
 from mim_tools.prepare import main
 
@@ -234,13 +235,15 @@ def test_killed_worker_is_reported(mixed, tmp_path, monkeypatch):
             pass
 
         def map(self, *args):
-            raise prepare_module.BrokenProcessPool("died")
+            raise phase_module.BrokenProcessPool("died")
 
         def shutdown(self, cancel_futures):
             pass
 
-    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", Broken)
-    with pytest.raises(DataError, match=r"was killed \(out of memory\?\); num_workers=2"):
+    monkeypatch.setattr(phase_module, "ProcessPoolExecutor", Broken)
+    with pytest.raises(
+        DataError, match=r"a worker that prepares volumes was killed \(out of memory\?\); num_workers=2"
+    ):
         prepare_volumes(find_volumes(mixed), tmp_path / "cache", progress=False, num_workers=2)
 
 

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import (
     Compose,
@@ -27,8 +27,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from mim_components.data.inputs import segmentation_items
-from mim_components.data.load.scans import LoadScand
+from mim_components.data import LoadScand, NativeScans, ScanDataset, scan_items
 from mim_components.handlers.saving.label_maps import SaveSegmentation
 from mim_components.inferers import ClassMapInferer
 from mim_components.labels import LabelSet
@@ -102,14 +101,16 @@ def preprocessing(loader, intensity=CT, pixdim=(1.5, 1.5, 2.0)):
 
 def segment(folder, output, network, labels=ORGAN, in_channels=1, loader=None, on_bad="stop", **options):
     modality = "CT" if in_channels == 1 else "MR"
-    steps = preprocessing(loader or LoadScand("image", in_channels, modality, on_bad), **options)
-    items = segmentation_items(folder, output, in_channels, on_bad)
+    channels = ("flair", "t1", "t1ce", "t2") if in_channels == 4 else ()
+    scans = NativeScans(in_channels, channels, modality)
+    steps = preprocessing(loader or LoadScand("image", scans), **options)
+    items = scan_items(folder, scans, output, on_bad)
     if loader:
         items = [{**item, "image": item["source"]} for item in items]
     saver = SaveSegmentation(output, labels)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(Dataset(items, steps), batch_size=1),
+        val_data_loader=DataLoader(ScanDataset(items, steps, on_bad), batch_size=1),
         network=network,
         inferer=ClassMapInferer(ROI, regions=labels.is_regions),
         postprocessing=Invertd("pred", steps, orig_keys="image", nearest_interp=True, to_tensor=True),
@@ -284,7 +285,7 @@ def test_unreadable_scans_are_left_out(tmp_path, caplog, in_channels):
 )
 def test_predictions_elsewhere_are_refused(tmp_path, change, message):
     path = save_scan(tmp_path / "x.nii.gz", np.eye(4), np.arange(120, dtype=np.int16).reshape(4, 5, 6))
-    pred = torch.zeros_like(LoadScand("image")({"image": path})["image"])
+    pred = torch.zeros_like(LoadScand("image", NativeScans())({"image": path})["image"])
     pred.affine[0, 3] += change.get("move", 0)
     pred = pred[:, change.get("crop", 0) :]
     scan = {"name": "x", "pred": pred.as_tensor() if change.get("plain") else pred}
@@ -297,7 +298,7 @@ def test_predictions_elsewhere_are_refused(tmp_path, change, message):
 
 def test_regions_of_every_class_come_back(tmp_path):
     path = save_scan(tmp_path / "x.nii.gz", np.eye(4), np.arange(120, dtype=np.int16).reshape(4, 5, 6))
-    scan = LoadScand("image")({"image": path})["image"]
+    scan = LoadScand("image", NativeScans())({"image": path})["image"]
     label = MetaTensor(scan % 4, meta=scan.meta)
     saved, ml = SaveSegmentation(tmp_path, BRATS).save({"name": "x", "pred": LabelToRegions(BRATS.regions)(label)})
     assert np.array_equal(np.asanyarray(nib.load(saved).dataobj), label[0].numpy())
