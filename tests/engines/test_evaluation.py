@@ -22,7 +22,6 @@ from mim_components.data import (
     find_sources,
     find_validation,
     prepare_volumes,
-    volume_items,
 )
 from mim_components.engines import EvaluationStep
 from mim_components.handlers.reports.pretraining import (
@@ -252,7 +251,7 @@ def test_error_figures() -> None:
 
 def test_crops_follow_from_the_volume_alone(place: Path) -> None:
     prepared = prepare_volumes(find_sources(place / "validation"), place / "cache", progress=False)
-    items = volume_items(prepared)
+    items = prepared.items
 
     def crops(data: list[dict[str, Any]], **options: Any) -> EvaluationCrops:
         crop = MultiLevelCropMaskd("image", [(24, 24, 24)], (32, 32, 32), patch_size=8)

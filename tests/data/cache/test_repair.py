@@ -14,7 +14,7 @@ from monai.data import DataLoader
 
 from mim_components.data.cache.volumes import open_or_remake
 from mim_components.data.find.walk import find_volumes
-from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd, volume_items
+from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import init_worker
 from mim_components.data.names import name_sources
 from mim_components.data.prepare.volumes import prepare_volumes
@@ -128,7 +128,7 @@ def test_several_at_once_do_not_disturb_each_other(prepared: PreparedDataset, ct
 
 
 def test_workers_make_it_again(prepared: PreparedDataset, ct: np.ndarray) -> None:
-    dataset = KeyedDataset(volume_items(prepared), OpenPreparedd("image"))
+    dataset = KeyedDataset(prepared.items, OpenPreparedd("image"))
     for volume in prepared.volumes:
         damage(volume.cache_file, "voxels cut")
     loader = DataLoader(
