@@ -91,6 +91,7 @@ def test_killed_while_writing(scans: dict[str, str], reference: Reference, tmp_p
     large = {"_target_": "tests.faults.hold.Ballast", "folder": "@folder", "size": 200_000_000}
     ballast = {"train::progress": large}
     run = start(PRETRAIN, tmp_path / "run", **scans, **ballast)
+    run.wait_for_file("checkpoints/step_00000002.pt")
     partial = run.wait_for_file("checkpoints/.*.partial")
     while partial.exists() and partial.stat().st_size < 1_000_000:
         time.sleep(0.001)
