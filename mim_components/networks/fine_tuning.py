@@ -18,7 +18,6 @@ from monai.networks.nets import UNETR, SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from mim_components.networks.blocks import replace_image_convs, replace_instance_norms
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
 from mim_components.networks.presets import get_preset
 from mim_components.tokens import check_positions, nearest_multiples
@@ -67,8 +66,6 @@ class HybridSwinUNETR(nn.Module):
         widths = [2 * last, last, *reversed(fine), fine[0]]  # from the deepest map to the full grid
         self.ups = nn.ModuleList(_up_block(deep, high) for deep, high in zip(widths, widths[1:], strict=False))
         self.out = UnetOutBlock(spatial_dims=3, in_channels=fine[0], out_channels=out_channels)
-        replace_instance_norms(self)
-        replace_image_convs(self.skips[0], in_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, K, H, W, D)` of an image `(B, C, H, W, D)`."""
