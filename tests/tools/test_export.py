@@ -108,7 +108,7 @@ def test_a_crop_of_a_real_scan(real_data: Path, tmp_path: Path) -> None:
     voxels = np.asarray(nib.load(path).dataobj[:64, :64, :16], dtype=np.float32)  # type: ignore[attr-defined]
     image = torch.from_numpy((voxels.clip(-175, 250) + 175) / 425)[None, None, 16:48, 16:48]
     net = network("hybrid_swin_unetr")
-    for ending in (".ts", ".onnx"):
+    for ending in (".ts", ".pt2"):  # not ONNX: its runtime rounds instance norms by more, see README.md
         export(net, image.shape, tmp_path / f"a{ending}")
         check(tmp_path / f"a{ending}", net, image)
 
