@@ -9,8 +9,6 @@ For its peak every network has a process of its own, with two steps; the peak is
 PyTorch, weights and gradients in it (`ru_maxrss`). There our network also runs with an allocator that keeps what it
 gets: the C library of Linux gives arrays of more than 32 MiB back at once, and the system hands them out anew page by
 page.
-
-The profile is of a whole step of our network, clipping and AdamW included; see `benchmarks.fine_tuning_profile`.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
-from benchmarks.fine_tuning_profile import profile_tables
 from benchmarks.own_process import numbers_of, peak, timed
 from benchmarks.report import ROOT, add_report_options, measure, report, size_option
 from mim_components.networks import get_preset, segmentation_network
@@ -129,10 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # first: a process that is started has at least the size of the one that starts it
     tables = {"Peak of a process": peaks(options)}
     tables["One step"] = compare(options.preset, options.size, options.repetitions)
-    parts, kinds = profile_tables(
-        make_network(OURS, options.preset, options.size), bundle_loss(), options.size, CLASSES
-    )
-    tables |= {f"Profile of {OURS}, by part": parts, f"Profile of {OURS}, by kind": kinds}
     settings = {name: getattr(options, name) for name in ("preset", "size", "repetitions")}
     report(tables, options.json, settings=settings)
 

@@ -49,9 +49,6 @@ class ClassMapInferer(Inferer):
         mode: "gaussian" gives the edges of a window less weight, "constant" does not.
         sw_device: device of windows and network, by default that of the volume.
         device: device of buffer and result, by default that of the volume.
-        reuse_constant_windows: of the windows that hold one and the same value everywhere, such as air or padding, send
-            one through the network, and use its output for all of them: a network in evaluation gives equal windows
-            equal logits but for rounding. A module in training mode sees every window.
 
     Raises:
         ValueError: when called: the volume does not fit `roi_size` in dimensions; the network's output is not one
@@ -76,7 +73,6 @@ class ClassMapInferer(Inferer):
         mode: str = "gaussian",
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
-        reuse_constant_windows: bool = True,
     ) -> None:
         self.roi_size = tuple(roi_size)
         self.sw_batch_size = sw_batch_size
@@ -86,7 +82,6 @@ class ClassMapInferer(Inferer):
         self.mode = mode
         self.sw_device = sw_device
         self.device = device
-        self.reuse_constant_windows = reuse_constant_windows
         if min(self.roi_size) < 1 or sw_batch_size < 1:
             raise ValueError(f"roi_size and sw_batch_size must be positive, got {self.roi_size}, {sw_batch_size}.")
         if not all(0 <= share < 1 for share in self.overlap):
@@ -109,11 +104,10 @@ class ClassMapInferer(Inferer):
         if inputs.dim() != len(self.roi_size) + 2:
             raise ValueError(f"roi_size {self.roi_size} needs a volume (B, C, H, W, D), got {tuple(inputs.shape)}.")
         plain = without_meta(inputs)
-        reuse = self.reuse_constant_windows and not getattr(network, "training", False)
-        maps = torch.stack([self._predict(volume, lambda x: network(x, *args, **kwargs), reuse) for volume in plain])
+        maps = torch.stack([self._predict(volume, lambda x: network(x, *args, **kwargs)) for volume in plain])
         return MetaTensor(maps).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else maps
 
-    def _predict(self, volume: Tensor, network: Callable[[Tensor], Any], reuse: bool) -> Tensor:
+    def _predict(self, volume: Tensor, network: Callable[[Tensor], Any]) -> Tensor:
         size = tuple(volume.shape[1:])
         # as MONAI does: half of what is missing before the volume, the rest behind it
         missing = [max(roi - side, 0) for side, roi in zip(size, self.roi_size, strict=True)]
@@ -126,8 +120,7 @@ class ClassMapInferer(Inferer):
         windows = self._windows(padded, axis)
         weights = compute_importance_map(self.roi_size, mode=self.mode, device=self.device or volume.device)
         planes = _Planes(padded, axis, weights, self.regions)
-        alike = _constant_windows(volume, windows) if reuse else [False] * len(windows)
-        for window, logits in self._outputs(volume, windows, alike, network):
+        for window, logits in self._outputs(volume, windows, network):
             planes.add(window, logits)
         planes.reduce(padded[axis])
         assert planes.result is not None
@@ -139,38 +132,17 @@ class ClassMapInferer(Inferer):
         return sorted(dense_patch_slices(size, self.roi_size, interval), key=lambda window: window[axis].start)
 
     def _outputs(
-        self, volume: Tensor, windows: list[Window], alike: list[bool], network: Callable[[Tensor], Any]
+        self, volume: Tensor, windows: list[Window], network: Callable[[Tensor], Any]
     ) -> Iterator[tuple[Window, Tensor]]:
-        """Every window with its logits, in the order of `windows`; those that are `alike` share them."""
-        shared: Tensor | None = None
-        waiting: list[int] = []  # numbers of windows without logits
-        batch: list[int] = []  # those of them that the network must see
-        known = False  # one of the windows that are alike was seen, or is in the batch
+        """Every window with its logits, in the order of `windows`."""
         with tqdm(total=len(windows), unit="window", disable=not self.progress) as bar:
-            for number in range(len(windows)):
-                waiting.append(number)
-                if not (alike[number] and known):
-                    batch.append(number)
-                    known |= alike[number]
-                if len(batch) < self.sw_batch_size and number + 1 < len(windows):
-                    continue
-                logits = iter(self._forward(volume, [windows[each] for each in batch], network))
-                for each in waiting:
-                    if not alike[each]:
-                        yield windows[each], next(logits)
-                        continue
-                    shared = next(logits).clone() if shared is None else shared
-                    yield windows[each], shared
-                bar.update(len(waiting))
-                waiting, batch = [], []
-
-    def _forward(self, volume: Tensor, batch: list[Window], network: Callable[[Tensor], Any]) -> Sequence[Tensor]:
-        if not batch:  # the last windows were all known
-            return ()
-        stacked = torch.stack([volume[(slice(None), *window)] for window in batch])
-        logits = network(stacked.to(self.sw_device or volume.device))
-        self._check(logits, len(batch))
-        return logits.unbind()
+            for start in range(0, len(windows), self.sw_batch_size):
+                batch = windows[start : start + self.sw_batch_size]
+                stacked = torch.stack([volume[(slice(None), *window)] for window in batch])
+                logits = network(stacked.to(self.sw_device or volume.device))
+                self._check(logits, len(batch))
+                yield from zip(batch, logits, strict=True)
+                bar.update(len(batch))
 
     def _check(self, logits: Any, count: int) -> None:
         if not isinstance(logits, Tensor):
@@ -182,17 +154,6 @@ class ClassMapInferer(Inferer):
             )
         if not self.regions and not 2 <= logits.shape[1] <= MAX_CLASSES:
             raise ValueError(f"a class map needs a network of 2 to {MAX_CLASSES} classes, got {logits.shape[1]}.")
-
-
-def _constant_windows(volume: Tensor, windows: list[Window]) -> list[bool]:
-    """Which windows hold one value everywhere, and the same as most other such windows."""
-    parts = [volume[(slice(None), *window)] for window in windows]
-    firsts = torch.stack([part[(0,) * part.dim()] for part in parts])
-    constant = torch.stack([(part == first).all() for part, first in zip(parts, firsts, strict=True)])
-    if not constant.any():
-        return [False] * len(windows)
-    alike: list[bool] = (constant & (firsts == firsts[constant].mode().values)).tolist()
-    return alike
 
 
 class _Planes:

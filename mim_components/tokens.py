@@ -28,6 +28,8 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
     """
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
+    # while torch.jit.trace records, sides are tensors: the positions of a traced network are constants of its size
+    spatial_size = [int(side) for side in spatial_size]
     if any(side <= 0 or side % patch_size for side in spatial_size):
         raise ValueError(
             f"every side must be a multiple of patch_size={patch_size}, got {tuple(spatial_size)}; "
@@ -95,6 +97,8 @@ def sincos_positions(grid: Grid, embed_dim: int, like: Tensor, trained: Grid | N
         like: names the device.
         trained: token grid whose range the coordinates are rescaled to, see `axis_coordinates`; None = plain numbering.
     """
+    if torch.compiler.is_exporting():  # tensors hold no numbers then, and must not stay in the cache
+        return _make_sincos.__wrapped__(grid, embed_dim, like.device, trained or grid)
     return _sincos(grid, embed_dim, like.device, trained or grid)
 
 

@@ -11,7 +11,6 @@ from monai.inferers import sliding_window_inference
 from monai.transforms import Compose, Invertd, Orientationd, SpatialPadd
 
 from mim_components.inferers import ClassMapInferer
-from mim_components.networks import HybridSwinUNETR
 
 PEAK = """
 import json, resource, torch
@@ -72,74 +71,6 @@ def test_bfloat16_logits_add_up_in_float32():
     result = ClassMapInferer((4, 4, 4), 1, overlap=0.75, mode="constant")(volume, net)
     # plane 3 lies in all four: 1024 against 1026, which bfloat16 cannot tell apart (its steps are 8 there)
     assert result[0, 0, 0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0]
-
-
-class Counting(torch.nn.Module):
-    """A network that is not the same everywhere in a window, and counts what it sees."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv3d(1, 6, 3, padding=1), torch.nn.InstanceNorm3d(6), torch.nn.GELU(), torch.nn.Conv3d(6, 4, 1)
-        )
-        self.seen = []
-
-    def forward(self, windows):
-        self.seen.append(len(windows))
-        return self.layers(windows)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("sw_batch_size", [1, 3, 4, 100])
-@pytest.mark.parametrize(
-    ("air", "body"),
-    [
-        (0.0, (slice(12, 20), slice(3, 20), slice(10, 15))),  # air on all sides, windows of it first and last
-        (-1.0, (slice(0, 20), slice(0, 24), slice(0, 10))),  # air last
-        (0.0, (slice(14, 20), slice(0, 24), slice(0, 30))),  # air first
-        (0.5, (slice(0, 0), slice(0, 0), slice(0, 0))),  # nothing but air
-    ],
-)
-def test_constant_windows_are_computed_once(air, body, sw_batch_size, regions):
-    torch.manual_seed(1)
-    volume = torch.full((1, 1, 20, 24, 30), air)
-    inside = volume[(0, 0, *body)]
-    inside.copy_(torch.rand(inside.shape))
-    windows = [(slice(i, i + 8), slice(j, j + 8), slice(k, k + 8)) for i in (0, 4, 8, 12) for j in (0, 4, 8, 12, 16)
-               for k in (0, 4, 8, 12, 16, 20, 22)]  # fmt: skip
-    empty = sum(bool((volume[(0, 0, *window)] == air).all()) for window in windows)
-    net, options = Counting().eval(), {"sw_batch_size": sw_batch_size, "regions": regions}
-    every = ClassMapInferer((8, 8, 8), reuse_constant_windows=False, **options)(volume, net)
-    assert sum(net.seen) == len(windows) == 140
-    net.seen.clear()
-    assert torch.equal(ClassMapInferer((8, 8, 8), **options)(volume, net), every)
-    assert sum(net.seen) == 140 - empty + 1 and empty > 20
-    assert all(count == sw_batch_size for count in net.seen[:-1])  # batches stay full
-    net.seen.clear()
-    net.train()
-    ClassMapInferer((8, 8, 8), **options)(volume, net)
-    assert sum(net.seen) == 140
-
-
-def test_logits_of_constant_windows_are_the_same_but_for_rounding():
-    net = HybridSwinUNETR(1, 3, "nano").eval()
-    windows = torch.cat([torch.zeros(1, 1, 32, 16, 16), torch.rand(3, 1, 32, 16, 16)])
-    with torch.no_grad():
-        torch.testing.assert_close(net(windows)[:1], net(windows[:1]), rtol=1e-4, atol=1e-5)
-        assert torch.equal(net(windows[:1]), net(windows[:1]))
-
-
-def test_windows_of_another_value_than_most_are_computed():
-    volume = torch.zeros(1, 1, 4, 4, 24)
-    volume[..., 8:16] = 1
-    net = Counting().eval()
-    inferer = ClassMapInferer((4, 4, 4), overlap=0, sw_batch_size=1)
-    inferer(volume, net)
-    assert len(net.seen) == 3  # windows 0, 2 and 3 of 0 0 1 1 0 0
-    # values that are not equal to themselves are no reason to skip: the error must come
-    with pytest.raises(ValueError, match="not finite"):
-        inferer(torch.full((1, 1, 4, 4, 8), float("nan")), net)
 
 
 def test_arguments_reach_the_network_and_its_output_stays():

@@ -1,4 +1,4 @@
-"""Depth-wise convolution of a whole grid, or of the blocks of visible tokens, with a backward pass that is fast on CPU.
+"""Depth-wise convolution of a whole grid, which is PyTorch's, or of the blocks of visible tokens alone.
 
 Axes: grid (B, H, W, D, C); blocks (B, n, s, s, s, C) and `rows`, see `sparse_blocks`: the neighbourhood of a block is
 itself with a margin of r voxels, edge k = s + 2r, where a masked voxel is zero. r is half of the kernel's edge K.
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 # In the gradient of the weights, what goes into one call on CPU: more does not fit the caches, several times slower
 _CPU_BLOCKS = 8
-_CPU_PLANES = 8
 
 
 def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -25,7 +24,7 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
         x: the grid or the blocks.
         rows: with blocks: from `neighbour_rows`; what is masked is zero.
     """
-    if rows is None and x.device.type != "cpu":
+    if rows is None:
         return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
     return _Depthwise.apply(x, conv.weight, conv.bias, rows)
 
@@ -33,11 +32,11 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
 class _Depthwise(torch.autograd.Function):
     """The gradients as forward convolutions: PyTorch's own backward takes several times as long on CPU.
 
-    Neighbourhoods of blocks are gathered anew for the backward pass: kept, they were (k / s)^3 times the input.
+    Neighbourhoods are gathered again for the backward pass: kept, they would take (k / s)^3 times the input.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, rows)
         return _correlate(x, weight.to(x.dtype), bias.to(x.dtype), rows)
 
@@ -50,8 +49,7 @@ class _Depthwise(torch.autograd.Function):
             grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
         if ctx.needs_input_grad[1]:
             # a channel's gradient is the channel correlated with a kernel that is as large as itself
-            product = _products_of_grid(x, grad, weight) if rows is None else _products_of_blocks(x, grad, weight, rows)
-            grad_weight = product.view(weight.shape)
+            grad_weight = _products_of_blocks(x, grad, weight, rows).view(weight.shape)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.flatten(0, -2).sum(0, dtype=weight.dtype)
         return grad_x, grad_weight, grad_bias, None
@@ -62,27 +60,11 @@ def _with_zero(x: Tensor) -> Tensor:
     return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
 
 
-def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
     c = x.shape[-1]
-    if rows is None:
-        padding = weight.shape[2] // 2
-        return F.conv3d(x.permute(0, 4, 1, 2, 3), weight, bias, padding=padding, groups=c).permute(0, 2, 3, 4, 1)
     k = x.shape[2] + weight.shape[2] - 1
     around = _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, c)
     return F.conv3d(around.permute(0, 4, 1, 2, 3), weight, bias, groups=c).permute(0, 2, 3, 4, 1).view(x.shape)
-
-
-def _products_of_grid(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """Sum over positions of neighbourhood times gradient, `(1, C, K, K, K)`; a few planes at a time."""
-    c, r = x.shape[-1], weight.shape[2] // 2
-    x = F.pad(x, (0, 0, 0, 0, 0, 0, r, r)).permute(0, 4, 1, 2, 3)  # (B, C, H + 2r, W, D)
-    total = weight.new_zeros(1, c, *weight.shape[2:])
-    for image, g in zip(x, grad.permute(0, 4, 1, 2, 3), strict=True):
-        for start in range(0, g.shape[1], _CPU_PLANES):
-            kernel = g[:, None, start : start + _CPU_PLANES]
-            around = image[None, :, start : start + kernel.shape[2] + 2 * r]
-            total = total + F.conv3d(around, kernel, padding=(0, r, r), groups=c).to(weight.dtype)
-    return total
 
 
 def _products_of_blocks(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
@@ -18,7 +19,6 @@ from monai.networks.nets import UNETR, SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor, nn
 
-from mim_components.networks.blocks import replace_image_convs, replace_instance_norms
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
 from mim_components.networks.presets import get_preset
 from mim_components.tokens import check_positions, nearest_multiples
@@ -67,20 +67,18 @@ class HybridSwinUNETR(nn.Module):
         widths = [2 * last, last, *reversed(fine), fine[0]]  # from the deepest map to the full grid
         self.ups = nn.ModuleList(_up_block(deep, high) for deep, high in zip(widths, widths[1:], strict=False))
         self.out = UnetOutBlock(spatial_dims=3, in_channels=fine[0], out_channels=out_channels)
-        replace_instance_norms(self)
-        replace_image_convs(self.skips[0], in_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, K, H, W, D)` of an image `(B, C, H, W, D)`."""
         check_sides(image.shape[2:], self.size_multiple, "HybridSwinUNETR", least_positions=2)
-        maps = self.encoder(image)
-        deepest = self.down(maps[-1].permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+        maps = self.encoder(image)  # (B, E, H/2, W/2, D/2), ... (B, 8E, H/16, W/16, D/16) with four stages
+        deepest = self.down(maps[-1].permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)  # half the grid, twice the width
         *fine, last = [_normalize(each) for each in maps]
         skips = [block(each) for block, each in zip(self.skips, [image, *fine], strict=True)]
         x = self.bottleneck(deepest)
         for up, skip in zip(self.ups, [last, *reversed(skips)], strict=True):
-            x = up(x, skip)
-        return self.out(x)
+            x = up(x, skip)  # twice the grid
+        return self.out(x)  # (B, K, H, W, D)
 
 
 def check_sides(spatial_size: Sequence[int], multiple: int, network: str, least_positions: int = 1) -> None:
@@ -93,11 +91,11 @@ def check_sides(spatial_size: Sequence[int], multiple: int, network: str, least_
         least_positions: 2 where the network normalises over the positions of its deepest map, whose grid is `multiple`
             times coarser: one alone would always become 0, and PyTorch refuses it.
     """
-    sides = tuple(spatial_size)
+    sides = tuple(int(side) for side in spatial_size)  # while torch.jit.trace records, they are tensors
     if len(sides) != 3 or any(side <= 0 or side % multiple for side in sides):
         valid = f"; nearest valid sizes: {nearest_multiples(sides, multiple)}" if len(sides) == 3 else ""
         raise ValueError(f"{network} needs three sides that are multiples of {multiple}, got {sides}{valid}.")
-    if math.prod(side // multiple for side in sides) < least_positions:
+    if math.prod([side // multiple for side in sides]) < least_positions:  # a list: Dynamo traces no generator here
         raise ValueError(
             f"{network} needs at least {least_positions} positions on its coarsest grid, of {multiple} voxels each, "
             f"got {sides}; nearest valid size: {(least_positions * multiple, *sides[1:])}."
@@ -153,7 +151,8 @@ class HybridClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, K)` of an image `(B, C, H, W, D)`."""
-        return self.head(self.norm(self.encoder(image)[-1].mean((2, 3, 4))))
+        tokens = self.encoder(image)[-1]  # (B, E, h, w, d)
+        return self.head(self.norm(tokens.mean((2, 3, 4))))
 
 
 class SwinViTClassifier(nn.Module):
@@ -220,6 +219,12 @@ def segmentation_network(
     Raises:
         ValueError: unknown name, preset or `positions`, a `roi_size` that the network cannot take (names the nearest
             that it can), or a preset whose patch size is not UNETR's.
+
+    Example:
+        >>> import torch
+        >>> network = segmentation_network("hybrid_swin_unetr", 1, 14, roi_size=(32, 16, 16), preset="nano")
+        >>> network(torch.zeros(1, 1, 32, 16, 16)).shape
+        torch.Size([1, 14, 32, 16, 16])
     """
     sizes = get_preset(preset)
     check_positions(positions)
@@ -228,7 +233,10 @@ def segmentation_network(
         return HybridSwinUNETR(in_channels, out_channels, preset, roi_size, positions)
     if name == "swin_unetr":
         check_sides(roi_size, SWIN_MULTIPLE, name, least_positions=2)
-        return SwinUNETR(in_channels, out_channels, feature_size=sizes.feature_size)
+        network = SwinUNETR(in_channels, out_channels, feature_size=sizes.feature_size)
+        # MONAI's computes with NumPy, which does not compile
+        network._check_input_size = partial(check_sides, multiple=SWIN_MULTIPLE, network=name)  # type: ignore[method-assign]
+        return network
     if name == "unetr":
         return _unetr(in_channels, out_channels, roi_size, preset)
     raise ValueError(f"network must be one of {', '.join(SEGMENTATION_NETWORKS)}, got {name!r}.")
@@ -278,6 +286,12 @@ def classification_network(
     Raises:
         ValueError: unknown name, preset or `positions`, or a size that the network cannot take (names the nearest that
             it can).
+
+    Example:
+        >>> import torch
+        >>> network = classification_network("hybrid", 1, 3, input_size=(16, 16, 8), preset="nano")
+        >>> network(torch.zeros(2, 1, 16, 16, 8)).shape
+        torch.Size([2, 3])
     """
     check_positions(positions)
     if name == "hybrid":

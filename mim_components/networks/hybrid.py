@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +161,19 @@ class HybridEncoder(nn.Module):
         """Take over the trained grid of weights that are loaded."""
         h, w, d = state.tolist()
         self.trained_grid = (h, w, d) if h * w * d else None
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The maps of a whole image, as timm describes them: channels, edge in voxels, module they come from."""
+        modules = [*(f"stages.{number}" for number in range(len(self.stages))), "blocks"]
+        return [
+            {"num_chs": width, "reduction": 2 ** (number + 1), "module": module}
+            for number, (width, module) in enumerate(zip(self.channels, modules, strict=True))
+        ]
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """The last map `(B, E, h, w, d)` of an image `(B, C, H, W, D)`, as timm names it."""
+        return self(image)[-1]
 
     def _stage_edges(self) -> list[int]:
         """Edge of a token on the grid of each convolutional stage, e.g. [8, 4, 2]."""

@@ -1,13 +1,14 @@
-"""A network made ready for training: on its device, with less memory or compiled; weights and keys stay the same."""
+"""A network ready for training: on its device, with less memory or compiled; weights and keys stay the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from monai.networks.blocks.transformerblock import TransformerBlock
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mim_components.networks.hybrid import ConvBlock
@@ -38,10 +39,15 @@ def for_training(
     if checkpoint_activations:
         for module in network.modules():
             if isinstance(module, BLOCKS):
-                # no random numbers inside: nothing drops out
-                module.forward = partial(  # type: ignore[method-assign]
-                    checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
-                )
+                module.forward = partial(_checkpointed, module.forward)  # type: ignore[method-assign]
     if compile:
         network.compile(dynamic=False, mode=compile if isinstance(compile, str) else None)
     return network
+
+
+def _checkpointed(forward: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
+    if not torch.is_grad_enabled():  # nothing to recompute; evaluation and export see the plain block
+        return forward(*inputs, **named)
+    # no random numbers inside: nothing drops out
+    output: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+    return output

@@ -6,6 +6,7 @@ Axes: image (B, C, H, W, D); tokens (B, N, E); n visible tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
@@ -77,6 +78,17 @@ class ViTEncoder(ViT):
             assert isinstance(block, TransformerBlock)
             block.attn.use_flash_attention = True  # ViT's constructor does not pass it on
             block.norm_cross_attn.requires_grad_(False)  # never used; kept so that the keys stay MONAI's
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What `forward` returns of a whole image; see `HybridEncoder`."""
+        quarter = len(self.blocks) // 4
+        modules = [*(f"blocks.{quarter * number}" for number in (1, 2, 3)), "norm"]
+        return [{"num_chs": self.embed_dim, "reduction": self.patch_size, "module": module} for module in modules]
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """The last map `(B, E, h, w, d)` of an image `(B, C, H, W, D)`, as timm names it."""
+        return self(image)[-1]
 
     def forward(
         self, image: Tensor, masked: Tensor | None = None, num_visible: int | None = None
