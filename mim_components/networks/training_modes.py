@@ -43,5 +43,8 @@ def for_training(
                     checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
                 )
     if compile:
+        # DDP would cut the graph at its buckets, which fails where the volumes are split into levels; without that,
+        # gradients are exchanged after the backward pass instead of during it
+        torch._dynamo.config.optimize_ddp = False
         network.compile(dynamic=False, mode=compile if isinstance(compile, str) else None)
     return network
