@@ -3,6 +3,7 @@
 from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
+from mim_components.engines.precision import autocast_dtype
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.probe import ProbedEncoder, load_probed, run_probe
 from mim_components.engines.step import FinetuneStep, OptimizerStep
@@ -19,6 +20,7 @@ __all__ = [
     "PretrainStep",
     "ProbedEncoder",
     "ScanStep",
+    "autocast_dtype",
     "load_probed",
     "log_finetune_plan",
     "log_plan",

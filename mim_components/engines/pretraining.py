@@ -26,10 +26,11 @@ class PretrainStep(OptimizerStep):
         num_visible: visible tokens per volume; saves waiting for the device.
         num_steps: steps of the whole run, for schedules of the loss.
         max_norm: gradients are clipped to this norm; 0 = only measured.
-        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        amp: run the network in autocast; the losses stay in float32.
         guard: decides what is done when loss or gradient is not finite; None = stop.
         max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
             add up to those of one pass, which keeps the activations of all volumes. None = no limit.
+        amp_dtype: of autocast.
 
     Raises:
         ValueError: `max_volumes_per_pass` is less than 1; when called, the network teaches parents (`stop_gradient`).
@@ -45,8 +46,9 @@ class PretrainStep(OptimizerStep):
         amp: bool = False,
         guard: NonFiniteGuard | None = None,
         max_volumes_per_pass: int | None = None,
+        amp_dtype: str = "auto",
     ) -> None:
-        super().__init__(accumulation, max_norm, amp, guard)
+        super().__init__(accumulation, max_norm, amp, guard, amp_dtype)
         if max_volumes_per_pass is not None and max_volumes_per_pass < 1:
             raise ValueError(
                 f"max_volumes_per_pass must be at least 1, or null for no limit, got {max_volumes_per_pass}."

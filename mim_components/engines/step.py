@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mim_components.engines.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
+from mim_components.engines.precision import LossScale, autocast_dtype
 from mim_components.utils.tensors import without_meta
 
 __all__ = ["FinetuneStep", "NonFiniteError", "OptimizerStep"]
@@ -24,25 +25,37 @@ class OptimizerStep(ABC):
     Args:
         accumulation: micro-batches per step.
         max_norm: gradients are clipped to this norm; 0 = only measured.
-        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        amp: run the network in autocast; the losses stay in float32.
         guard: decides what is done when loss or gradient is not finite; None = stop.
+        amp_dtype: of autocast, see `autocast_dtype`; with float16 the loss is scaled for its gradient.
+
+    Attributes:
+        loss_scale: to be kept in checkpoints.
 
     Returns:
         When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
         clipping, as detached scalars on the device; `names` lists the volumes of this process. Where the guard may skip
-        steps, `skipped_steps` counts them.
+        steps, `skipped_steps` counts them. With float16,
+        `overflow_steps` counts steps that were passed over to find a smaller scale.
 
     Raises:
         NonFiniteError: when called, instead of updating the weights.
     """
 
     def __init__(
-        self, accumulation: int, max_norm: float = 0.0, amp: bool = False, guard: NonFiniteGuard | None = None
+        self,
+        accumulation: int,
+        max_norm: float = 0.0,
+        amp: bool = False,
+        guard: NonFiniteGuard | None = None,
+        amp_dtype: str = "auto",
     ) -> None:
         self.accumulation = accumulation
         self.max_norm = max_norm
         self.amp = amp
         self.guard = guard or NonFiniteGuard()
+        self.dtype = autocast_dtype(amp_dtype)
+        self.loss_scale = LossScale(amp and self.dtype == torch.float16)
 
     @abstractmethod
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -70,10 +83,13 @@ class OptimizerStep(ABC):
                 self._backward(network, make, seen[-1].terms, is_last=False)
             self._backward(network, last, seen[-1].terms, is_last=number == self.accumulation)
         numbers = {name: sum((each.terms[name] for each in seen[1:]), value) for name, value in seen[0].terms.items()}
+        self.loss_scale.unscale(optimizer)
         norm = nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
         engine.state.skipped = not self.guard.accepts(norm, numbers["loss"])
         if engine.state.skipped:
-            self.guard.refuse(engine.state.iteration, network, norm, seen)
+            loss_is_good = self.loss_scale.enabled and self.guard.all_finite(numbers["loss"])
+            if not (loss_is_good and self.loss_scale.is_to_blame()):
+                self.guard.refuse(engine.state.iteration, network, norm, seen)
             optimizer.zero_grad(set_to_none=True)  # a step without gradients changes neither weights nor momentum
         elif self.max_norm:
             nn.utils.clip_grads_with_norm_(network.parameters(), self.max_norm, norm)
@@ -81,11 +97,13 @@ class OptimizerStep(ABC):
         numbers |= {**self.measured(), "gradient_norm": norm.detach()}
         if self.guard.action == "skip":
             numbers["skipped_steps"] = norm.new_full((), float(self.guard.skipped))
+        if self.loss_scale.enabled:
+            numbers["overflow_steps"] = norm.new_full((), float(self.loss_scale.overflows))
         return {**numbers, "names": [name for each in seen for name in each.names]}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the network runs."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.amp)
 
     def _backward(
         self, network: nn.Module, make: Callable[[], dict[str, Tensor]], terms: dict[str, Tensor], is_last: bool
@@ -93,7 +111,7 @@ class OptimizerStep(ABC):
         """Add a pass to the gradients and to `terms`; DDP exchanges gradients in the last pass of a step only."""
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
             made = make()
-            (made["loss"] / self.accumulation).backward()
+            self.loss_scale.scale(made["loss"] / self.accumulation).backward()
         for name, value in made.items():
             value = value.detach() / self.accumulation
             terms[name] = terms[name] + value if name in terms else value
