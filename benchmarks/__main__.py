@@ -73,7 +73,8 @@ PARTS = {
         f"gpu_{name}": Part(
             f"On a GPU: {title}",
             f"--part {name}",
-            f"--part {name} --preset {'tiny' if name == 'networks' else 'nano'} --size 32 --repetitions 1 --batch 1 "
+            f"--part {name} --preset {'tiny --size 64' if name == 'networks' else 'nano --size 32'} --repetitions 1 "
+            "--batch 1 "
             "--eager --matmul 64 --levels 64,64,32 32,32,32 --ct_size 80 80 48 --workers 0 --steps 3",
         )
         for name, title in {
