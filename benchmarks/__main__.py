@@ -4,8 +4,8 @@ Every part runs in a process of its own, so that the peak of one does not count 
 Numbers go to `benchmarks.json`, tables to `benchmarks.md`, both in `--output`. A part that fails is named in both and
 at the end, the others still run, and the exit status is 1.
 
-`--device cpu` (default) runs all parts but `gpu`, `--device cuda` runs `gpu` alone. `--quick` runs each part in its
-smallest size and once: it shows that the command works, its numbers say nothing.
+`--device cpu` (default) runs all parts but those of the GPU, `--device cuda` runs those alone. `--quick` runs each part
+in its smallest size and once: it shows that the command works, its numbers say nothing.
 """
 
 from __future__ import annotations
@@ -69,12 +69,22 @@ PARTS = {
     ),
     "fine_tuning": Part("Fine-tuning", "", "--quick"),
     "inference": Part("Inference", "", "--quick"),
-    "gpu": Part(
-        "On a GPU",
-        "",
-        "--preset nano --size 32 --repetitions 1 --batch 1 --eager --matmul 64 --levels 64,64,32 32,32,32 "
-        "--ct_size 80 80 48 --workers 0 --steps 3",
-    ),
+    **{
+        f"gpu_{name}": Part(
+            f"On a GPU: {title}",
+            f"--part {name}",
+            f"--part {name} --preset {'tiny --size 64' if name == 'networks' else 'nano --size 32'} --repetitions 1 "
+            "--batch 1 "
+            "--eager --matmul 64 --levels 64,64,32 32,32,32 --ct_size 80 80 48 --workers 0 --steps 3",
+        )
+        for name, title in {
+            "depthwise": "depth-wise gradient and peaks",
+            "compile": "compilation",
+            "batch": "batches and memory",
+            "training": "training from the cache",
+            "networks": "fine-tuning and inference",
+        }.items()
+    },
 }  # fmt: skip
 
 
@@ -82,20 +92,28 @@ def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run a part; what its file holds, with `seconds`, or with `failed` instead of tables."""
     part = PARTS[name]
     words = (part.quick if options.quick else part.full).split()
-    if name == "gpu":
+    module = name.partition("_")[0] if is_gpu(name) else name
+    if is_gpu(name):
         words += ["--device", options.device]
     start = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.json"
         print(f"\n## {part.title}\n", flush=True)
         done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *words, "--json", str(path)],
+            [sys.executable, "-m", f"benchmarks.{module}", *words, "--json", str(path)],
             cwd=ROOT, env={**THREADS, **os.environ}, check=False,
         )  # fmt: skip
         ended = {"seconds": perf_counter() - start}
         if done.returncode:
-            return {**ended, "failed": f"exit status {done.returncode}", "command": _command(name, words)}
-        return {**json.loads(path.read_text()), **ended, "command": _command(name, words)}
+            done_so_far = json.loads(path.read_text()) if path.is_file() else {}
+            failed = {"failed": f"exit status {done.returncode}", "command": _command(module, words)}
+            return {**done_so_far, **ended, **failed}
+        return {**json.loads(path.read_text()), **ended, "command": _command(module, words)}
+
+
+def is_gpu(name: str) -> bool:
+    """Whether a part is one of `benchmarks.gpu`."""
+    return name.startswith("gpu_")
 
 
 def _command(name: str, words: Sequence[str]) -> str:
@@ -121,7 +139,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
         ValueError: there is no such part.
     """
     if options.only is None:
-        return [name for name in PARTS if (name == "gpu") == (options.device == "cuda")]
+        return [name for name in PARTS if is_gpu(name) == (options.device == "cuda")]
     names: list[str] = options.only.split(",")
     unknown = sorted(set(names) - set(PARTS))
     if unknown:

@@ -1,17 +1,22 @@
-"""Pre-training on a GPU, everything in one call: `python -m benchmarks.gpu`.
+"""Everything that a first run on a GPU should tell, in the order of the questions: `python -m benchmarks.gpu`.
 
 `base`, three levels, bfloat16 autocast, AdamW, as in a training; `--device cpu` goes the same way with what a CPU has.
+`--part` runs one of the parts:
 
-1. Steps on random voxels that are on the device already: dense against sparse, eager against compiled, against the
-   batch until the memory is full, and with the two settings that need less of it. FLOPs are those of
-   `benchmarks.network_cost` for the form that runs, three times a forward pass; their share is of the fastest large
-   bfloat16 matrix product that the card itself did.
-2. The ten kernels that take the most time of an eager sparse step.
-3. Training from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it.
-4. Hours of the paper's schedule on one such card: 45,000 steps of 12 samples. Every step above has an optimizer step;
-   with accumulation there are fewer.
+1. `depthwise`: weight gradient of the depth-wise convolutions of visible tokens, with one group per channel, as off the
+   CPU, against one group per channel and block, as on it; and the peaks of the card: a large bfloat16 matrix product
+   and a large copy.
+2. `compile`: steps of one sample, dense, sparse and compiled, on random voxels that are on the device. FLOPs are those
+   of `benchmarks.network_cost` for the form that runs, three times a forward pass.
+3. `batch`: steps of more samples, and with the two settings that need less memory: samples/s, peak memory, and hours of
+   the paper's schedule, 45,000 steps of 12 samples, on one such card.
+4. `training`: from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it; the ten
+   kernels that take the most time of a sparse step.
+5. `networks`: a fine-tuning step and windows of inference, ours against MONAI's networks.
 
-Cases run one after the other, not in turn: two networks would share the memory that is measured.
+Every part says what failed in it, whatever that was, and the file of `--json` is written after each. After a fault of
+CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases run
+one after the other, not in turn: two networks would share the memory that is measured.
 """
 
 from __future__ import annotations
@@ -20,22 +25,26 @@ import argparse
 import gc
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.fine_tuning import CLASSES, NETWORKS, bundle_loss, make_network
 from benchmarks.network_cost import FLOPS_PER_MAC, count_macs
 from benchmarks.pretraining import FORMS, Settings, Training
 from benchmarks.report import add_report_options, measure, report, size_option, synchronize
 from benchmarks.step_parts import LEVELS, pretrain_config, write_ct
-from mim_components.networks import MiM
+from mim_components.networks import MiM, depthwise, get_preset
+from mim_components.networks.hybrid import KERNEL_SIZE, neighbour_rows
+from mim_components.tokens import num_visible_tokens
 
 GIB = 2**30
 BACKWARD = 2  # forward passes that a backward pass costs
@@ -43,6 +52,7 @@ PRODUCTS = 10  # matrix products that are timed together
 STEPS, SAMPLES = 45_000, 12  # the paper's schedule
 
 Rows = list[dict[str, Any]]
+Tables = dict[str, Rows]
 
 
 def matmul_peak(device: str, size: int, repetitions: int) -> float:
@@ -54,6 +64,61 @@ def matmul_peak(device: str, size: int, repetitions: int) -> float:
             torch.mm(a, b)
 
     return FLOPS_PER_MAC * size**3 * PRODUCTS / measure({"product": products}, repetitions)["product"].low
+
+
+def copy_peak(device: str, size: int, repetitions: int) -> float:
+    """Bytes/s that a copy of `size`^2 numbers of 4 bytes reads and writes, of the fastest repetition."""
+    source = torch.zeros(size, size, device=device)
+    target = torch.empty_like(source)
+    low = measure({"copy": lambda: target.copy_(source)}, repetitions)["copy"].low
+    return 2 * source.numel() * source.element_size() / low
+
+
+def failure(error: Exception) -> str:
+    """An error in a cell of a table."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:120]}".replace("|", "/")
+
+
+def attempt(make: Callable[[], dict[str, Any]], **case: Any) -> dict[str, Any]:
+    """A row, or what failed in it."""
+    try:
+        row = {**case, **make(), "failed": ""}
+    except Exception as error:  # the others can still be measured
+        row = {**case, "failed": failure(error)}
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def same_columns(rows: Rows) -> Rows:
+    """Rows with empty cells for what failed; the failures stand last."""
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "failed"]
+    return [{**{name: row.get(name) for name in columns}, "failed": row["failed"]} for row in rows]
+
+
+def depthwise_row(settings: Settings, stage: int, repetitions: int) -> dict[str, Any]:
+    """Weight gradient of one depth-wise convolution of a stage, in both forms, on the blocks of one sample."""
+    free(settings.device)
+    sizes = get_preset(settings.preset).hybrid
+    channels, edge = sizes.channels[stage], sizes.patch_size // 2 ** (stage + 1)
+    grid = (settings.size // sizes.patch_size,) * 3
+    tokens, volumes = grid[0] ** 3, sum(settings.volumes)
+    visible = num_visible_tokens(tokens, settings.mask_ratio)
+    ids = torch.rand(volumes, tokens, device=settings.device).argsort(1)[:, :visible].sort(1).values
+    rows = neighbour_rows(ids, grid, edge, KERNEL_SIZE // 2)
+    shape = volumes, visible, edge, edge, edge, channels
+    x, grad = (torch.randn(shape, device=settings.device, dtype=torch.bfloat16) for _ in range(2))
+    weight = torch.randn(channels, 1, *(KERNEL_SIZE,) * 3, device=settings.device)
+    forms = {"C groups": depthwise._weight_gradient, "C groups per block": depthwise._products_of_blocks}
+    row: dict[str, Any] = {"groups per block": volumes * visible * channels}
+    with patch.object(depthwise, "_CPU_BLOCKS", len(rows)):  # one convolution, as it was on every device
+        for name, form in forms.items():
+            try:
+                timing = measure({name: lambda f=form: f(x, grad, weight, rows)}, repetitions)  # type: ignore[misc]
+                row[f"{name}, ms"] = timing[name].median * 1e3
+            except RuntimeError as error:
+                row[f"{name}, ms"], row["why"] = None, failure(error)
+    return row
 
 
 def step_flops(settings: Settings) -> float:
@@ -73,46 +138,45 @@ def free(device: str) -> None:
 
 
 def step_row(settings: Settings, peak: float, repetitions: int) -> dict[str, Any]:
-    """One row; empty cells where the memory of the device is too small.
+    """One row.
 
     Args:
         settings: of the step.
         peak: FLOP/s of the device.
         repetitions: steps that are timed.
     """
-    free(settings.device)
-    case = {
-        "encoder": settings.form, "compile": str(settings.compile).lower(), "samples": settings.samples,
-        "max_volumes_per_pass": str(settings.limit or "null"),
-        "checkpoint_activations": str(settings.checkpoint).lower(),
-    }  # fmt: skip
-    try:
-        seconds: float | None = measure({"step": Training(settings)}, repetitions, warmup=2)["step"].median
-    except torch.OutOfMemoryError:
-        seconds = None
-    flops = step_flops(settings)
-    row = {
-        **case,
-        "ms/step": None if seconds is None else seconds * 1e3,
-        "samples/s": None if seconds is None else settings.samples / seconds,
-        "crops/s": None if seconds is None else sum(settings.volumes) / seconds,
-        "TFLOP/s": None if seconds is None else flops / seconds / 1e12,
-        "share of matmul peak %": None if seconds is None else 100 * flops / seconds / peak,
-        "peak GiB": torch.cuda.max_memory_allocated() / GIB if seconds and settings.device == "cuda" else None,
-    }
-    print(row, file=sys.stderr, flush=True)
-    return row
+
+    def timed() -> dict[str, Any]:
+        free(settings.device)
+        seconds = measure({"step": Training(settings)}, repetitions, warmup=2)["step"].median
+        flops = step_flops(settings)
+        return {
+            "ms/step": seconds * 1e3, "samples/s": settings.samples / seconds,
+            "crops/s": sum(settings.volumes) / seconds, "TFLOP/s": flops / seconds / 1e12,
+            "share of matmul peak %": 100 * flops / seconds / peak,
+            "hours of the paper's schedule": STEPS * SAMPLES / (settings.samples / seconds) / 3600,
+            "peak GiB": torch.cuda.max_memory_allocated() / GIB if settings.device == "cuda" else None,
+        }  # fmt: skip
+
+    return attempt(
+        timed, encoder=settings.form, compile=str(settings.compile).lower(), samples=settings.samples,
+        max_volumes_per_pass=str(settings.limit or "null"), checkpoint_activations=str(settings.checkpoint).lower(),
+    )  # fmt: skip
 
 
-def step_cases(settings: Settings, batches: Sequence[int], compiled: bool) -> list[Settings]:
-    """What is measured: forms and compilation for every batch, then for the first one what needs less memory."""
-    cases = []
-    for samples in batches:
-        of_batch = replace(settings, samples=samples)
-        cases += [replace(of_batch, form=form) for form in FORMS]
-        cases += [replace(of_batch, compile=True)] if compiled else []
-    small = replace(settings, samples=batches[0])
-    return [*cases, replace(small, limit=8), replace(small, limit=4), replace(small, checkpoint=True)]
+def compile_cases(settings: Settings, compiled: bool) -> list[Settings]:
+    """Forms of one sample, and the sparse one compiled."""
+    small = replace(settings, samples=1)
+    return [*(replace(small, form=form) for form in FORMS), *([replace(small, compile=True)] if compiled else [])]
+
+
+def batch_cases(settings: Settings, batches: Sequence[int]) -> list[Settings]:
+    """Sparse steps of every batch, then what needs less memory: for the first one, and a sample at a time."""
+    cases = [replace(settings, samples=samples) for samples in batches]
+    one, last = cases[0], cases[-1]
+    whole = sum(one.volumes) // one.samples
+    cases += [replace(one, limit=8), replace(one, limit=4), replace(one, checkpoint=True)]
+    return [*cases, replace(last, limit=whole)]
 
 
 def top_kernels(settings: Settings, number: int = 10) -> Rows:
@@ -168,41 +232,90 @@ def loader_row(
     }  # fmt: skip
 
 
-def hours_row(name: str, samples_per_second: float) -> dict[str, Any]:
-    """Hours of the paper's schedule."""
-    hours = STEPS * SAMPLES / samples_per_second / 3600
-    return {"at the speed of": name, "samples/s": samples_per_second, "hours on one card": hours}
+def network_row(name: str, settings: Settings, repetitions: int) -> dict[str, Any]:
+    """A fine-tuning step of two crops with AdamW, and four windows of inference."""
+    free(settings.device)
+    roi = (settings.size,) * 3
+    network, loss = make_network(name, settings.preset, roi).to(settings.device), bundle_loss()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+    image = torch.rand(2, 1, *roi, device=settings.device)
+    windows, label = image.repeat(2, 1, 1, 1, 1), torch.randint(CLASSES, (2, 1, *roi), device=settings.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(settings.device, torch.bfloat16):
+            logits = network(image)
+        loss(logits.float(), label).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        with torch.autocast(settings.device, torch.bfloat16):
+            network(windows)
+
+    trained = measure({"step": step}, repetitions, warmup=2)["step"].median
+    peak = torch.cuda.max_memory_allocated() / GIB if settings.device == "cuda" else None
+    network.eval()
+    inferred = measure({"windows": infer}, repetitions, warmup=2)["windows"].median
+    return {"ms/step": trained * 1e3, "crops/s": 2 / trained, "peak GiB": peak, "windows/s": len(windows) / inferred}
 
 
-def tables(options: argparse.Namespace, folder: Path) -> dict[str, Rows]:
-    """All tables; `folder` is for the CT and its cache."""
-    device, repetitions = options.device, options.repetitions
-    settings = Settings(options.preset, options.size, len(options.levels), device=device, amp=True)
-    peak = matmul_peak(device, options.matmul, repetitions)
-    cases = step_cases(settings, options.batch, not options.eager)
-    steps = [step_row(case, peak, repetitions) for case in cases]
-    best = max((row for row in steps if row["samples/s"]), key=lambda row: row["samples/s"])
-    small = replace(settings, samples=options.batch[0])
-    write_ct(folder, options.ct_size)
-    loaded = loader_row(folder, options.levels, small, options.workers, options.steps)
-    hours = [hours_row("the fastest step", best["samples/s"])]
-    hours += [hours_row("training from the cache", loaded["samples/s"])]
-    return {
-        "bfloat16 matrix product": [{"size": options.matmul, "TFLOP/s": peak / 1e12}],
-        f"Steps, {options.preset}, bfloat16 autocast; empty: out of memory": steps,
-        "Kernels of an eager sparse step": top_kernels(small),
-        "Training from the cache": [loaded],
-        f"The paper's schedule, {STEPS:,} steps of {SAMPLES} samples": hours,
+def depthwise_tables(options: argparse.Namespace, settings: Settings) -> Tables:
+    stages = range(len(get_preset(settings.preset).hybrid.channels) - 1)
+    rows = [attempt(lambda s=stage: depthwise_row(settings, s, options.repetitions), stage=stage + 1)  # type: ignore[misc]
+            for stage in stages]  # fmt: skip
+    peaks = {
+        "TFLOP/s of a matrix product": matmul_peak(settings.device, options.matmul, options.repetitions) / 1e12,
+        "GB/s of a copy": copy_peak(settings.device, options.matmul, options.repetitions) / 1e9,
     }
+    return {
+        "Weight gradient of the depth-wise convolution, one sample": same_columns(rows),
+        "Peaks": [{"size": options.matmul, **peaks}],
+    }
+
+
+def compile_tables(options: argparse.Namespace, settings: Settings) -> Tables:
+    peak = matmul_peak(settings.device, options.matmul, options.repetitions)
+    rows = [step_row(case, peak, options.repetitions) for case in compile_cases(settings, not options.eager)]
+    return {"Steps of one sample": same_columns(rows)}
+
+
+def batch_tables(options: argparse.Namespace, settings: Settings) -> Tables:
+    peak = matmul_peak(settings.device, options.matmul, options.repetitions)
+    rows = [step_row(case, peak, options.repetitions) for case in batch_cases(settings, options.batch)]
+    return {"Steps of more samples": same_columns(rows)}
+
+
+def training_tables(options: argparse.Namespace, settings: Settings) -> Tables:
+    with tempfile.TemporaryDirectory() as folder:
+        write_ct(Path(folder), options.ct_size)
+        rows = [attempt(lambda: loader_row(Path(folder), options.levels, settings, options.workers, options.steps))]
+    return {"Training from the cache": same_columns(rows), "Kernels of an eager sparse step": top_kernels(settings)}
+
+
+def network_tables(options: argparse.Namespace, settings: Settings) -> Tables:
+    rows = [attempt(lambda n=name: network_row(n, settings, options.repetitions), network=name)  # type: ignore[misc]
+            for name in NETWORKS]  # fmt: skip
+    return {"Fine-tuning and inference": same_columns(rows)}
+
+
+PARTS = {
+    "depthwise": depthwise_tables,
+    "compile": compile_tables,
+    "batch": batch_tables,
+    "training": training_tables,
+    "networks": network_tables,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description="Pre-training on a GPU.")
+    parser = argparse.ArgumentParser(description="What a first run on a GPU should tell.")
+    parser.add_argument("--part", choices=list(PARTS), help="this one only")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--preset", default="base")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8], help="samples")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 12], help="samples")
     parser.add_argument("--levels", type=size_option, nargs="+", default=LEVELS, help="native sizes, voxels: 96,96,96")
     parser.add_argument("--eager", action="store_true", help="leave out compiled networks")
     parser.add_argument("--matmul", type=int, default=8192, help="edge of the matrices")
@@ -213,8 +326,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is available; --device cpu goes the same way on the CPU.")
-    with tempfile.TemporaryDirectory() as folder:
-        report(tables(options, Path(folder)), options.json, settings=vars(options))
+    settings = Settings(options.preset, options.size, len(options.levels), device=options.device, amp=True)
+    tables: Tables = {}
+    for name in [options.part] if options.part else PARTS:
+        try:
+            tables |= PARTS[name](options, settings)
+        except Exception as error:  # a card that is broken, say; what was measured before is kept
+            tables[f"Part {name}"] = [{"failed": failure(error)}]
+        report(tables, options.json, settings=vars(options))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import set_determinism as monai_determinism
 
 
 def keyed_seed(*key: int | str) -> int:
@@ -22,6 +23,18 @@ def keyed_seed(*key: int | str) -> int:
     plain = tuple(part if isinstance(part, str) else int(part) for part in key)  # NumPy integers print otherwise
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
+
+
+def set_determinism(seed: int, deterministic: bool = True) -> None:
+    """MONAI's `set_determinism`, which also lets cuDNN take the same algorithm every time.
+
+    Args:
+        seed: of everything random.
+        deterministic: False = cuDNN tries its algorithms for every new shape and takes the fastest.
+    """
+    monai_determinism(seed=seed)
+    if not deterministic:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
 
 
 class SeedSteps:

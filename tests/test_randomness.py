@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from ignite.engine import Engine
 
-from mim_components.randomness import SeedSteps, keyed_seed
+from mim_components.randomness import SeedSteps, keyed_seed, set_determinism
 
 
 def test_keyed_seed_is_the_first_four_bytes_of_the_hash_of_the_key() -> None:
@@ -62,3 +63,12 @@ def test_step_draws_the_same_whatever_was_drawn_before() -> None:
 
 def test_numpy_integers_are_the_same_key() -> None:
     assert keyed_seed(0, "crop", np.int64(3)) == keyed_seed(0, "crop", 3)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_cudnn_may_take_the_fastest_algorithm(deterministic: bool) -> None:
+    set_determinism(3, deterministic)
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (deterministic, not deterministic)
+    first = torch.rand(1)
+    set_determinism(3, deterministic)
+    assert torch.equal(torch.rand(1), first)

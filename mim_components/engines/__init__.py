@@ -4,6 +4,7 @@ from mim_components.engines.begin import begin_fine_tuning, begin_pretraining
 from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
+from mim_components.engines.precision import autocast_dtype
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.engines.probe import ProbedEncoder, load_probed, run_probe
 from mim_components.engines.step import FinetuneStep, OptimizerStep
@@ -20,6 +21,7 @@ __all__ = [
     "PretrainStep",
     "ProbedEncoder",
     "ScanStep",
+    "autocast_dtype",
     "begin_fine_tuning",
     "begin_pretraining",
     "load_probed",

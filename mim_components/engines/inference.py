@@ -15,6 +15,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from mim_components.data.read.volume import cause_of
+from mim_components.engines.precision import autocast_dtype
 from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
 from mim_components.networks.mim import MiMReconstructor
 from mim_components.utils.text import root_cause
@@ -64,8 +65,9 @@ class InferenceStep:
         feature_level: index in the encoder's pyramid: 0 is the finest, -1 the last.
         overlap: of the encoder's windows; made smaller until they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
-        amp: run the network in bfloat16 autocast.
+        amp: run the network in autocast.
         on_bad: "stop" raises where a volume does not go through; else that is its `cause`.
+        amp_dtype: of autocast, see `autocast_dtype`.
 
     Returns:
         When called, `name`, `source`, `cause`, and unless there is a cause: `affine` `(4, 4)` float64, `shape`; with
@@ -85,8 +87,10 @@ class InferenceStep:
         sw_batch_size: int = 4,
         amp: bool = False,
         on_bad: str = "stop",
+        amp_dtype: str = "auto",
     ) -> None:
         self.on_bad = on_bad
+        self.dtype = autocast_dtype(amp_dtype)
         self.network = network
         self.input_size = tuple(input_size)
         self.hu_window = (float(hu_window[0]), float(hu_window[1]))
@@ -115,7 +119,7 @@ class InferenceStep:
         image = batch["image"].as_tensor()
         device = engine.state.device
         self.network.eval()
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with torch.no_grad(), torch.autocast(device.type, dtype=self.dtype, enabled=self.amp):
             encoded = self._encode(image, device) if self.features else {}
             filled = self._reconstruct(engine.inferer, image, hu.as_tensor(), device) if self.reconstruction else {}
         return {"affine": affine, "shape": tuple(hu.shape), **encoded, **filled}

@@ -81,13 +81,18 @@ class NonFiniteGuard:
 
     def accepts(self, norm: Tensor, loss: Tensor) -> bool:
         """Whether norm of the gradient and loss are finite, in all processes."""
-        good = torch.isfinite(norm) & torch.isfinite(loss)
-        if idist.get_world_size() > 1:  # the gradient is the same in all, the loss is not
-            good = torch.as_tensor(idist.all_reduce(good.float(), op="MIN")) > 0
-        accepted = bool(good)
+        accepted = self.all_finite(norm, loss)
         if accepted:
             self.in_a_row = 0
         return accepted
+
+    @staticmethod
+    def all_finite(*values: Tensor) -> bool:
+        """Whether scalars are finite in all processes; the gradient is the same in all, the loss is not."""
+        good = torch.stack([torch.isfinite(value) for value in values]).all()
+        if idist.get_world_size() > 1:
+            good = torch.as_tensor(idist.all_reduce(good.float(), op="MIN")) > 0
+        return bool(good)
 
     def refuse(self, step: int, network: nn.Module, norm: Tensor, seen: Sequence[MicroBatch]) -> None:
         """Report a step that was not accepted; its gradients are still there.

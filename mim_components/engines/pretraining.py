@@ -28,11 +28,12 @@ class PretrainStep(OptimizerStep):
         num_visible: visible tokens per volume; saves waiting for the device.
         folder: of the run; checkpoints keep the spread of the context vectors. None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
-        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        amp: run the network in autocast; the losses stay in float32.
         on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
         max_skipped: maximum number of consecutive skipped steps.
         max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
             add up to those of one pass, which keeps the activations of all volumes. None = no limit.
+        amp_dtype: of autocast.
 
     Raises:
         ValueError: `max_volumes_per_pass` is less than 1; when called, the network teaches parents (`stop_gradient`).
@@ -49,8 +50,9 @@ class PretrainStep(OptimizerStep):
         on_nonfinite: str = "stop",
         max_skipped: int = 5,
         max_volumes_per_pass: int | None = None,
+        amp_dtype: str = "auto",
     ) -> None:
-        super().__init__(loader, folder, max_norm, amp, on_nonfinite, max_skipped)
+        super().__init__(loader, folder, max_norm, amp, on_nonfinite, max_skipped, amp_dtype)
         if max_volumes_per_pass is not None and max_volumes_per_pass < 1:
             raise ValueError(
                 f"max_volumes_per_pass must be at least 1, or null for no limit, got {max_volumes_per_pass}."

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mim_components.data.load.loader import StepLoader
 from mim_components.engines.nonfinite import MicroBatch, NonFiniteError, NonFiniteGuard
+from mim_components.engines.precision import LossScale, autocast_dtype
 from mim_components.run.folder import RunFolder
 from mim_components.utils.tensors import without_meta
 
@@ -27,18 +28,21 @@ class OptimizerStep(ABC):
         loader: that feeds the trainer: its sampler knows the steps.
         folder: of the run; gets a report of a step that is not finite, and keeps the guard's counts. None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
-        amp: run the network in bfloat16 autocast; the losses stay in float32.
+        amp: run the network in autocast; the losses stay in float32.
         on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
         max_skipped: maximum number of consecutive skipped steps.
+        amp_dtype: of autocast, see `autocast_dtype`; with float16 the loss is scaled for its gradient.
 
     Attributes:
         accumulation: micro-batches per step.
         guard: judges every step.
+        loss_scale: is kept in checkpoints.
 
     Returns:
         When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
         clipping, as detached scalars on the device; `names` lists the volumes of this process. Where the guard may skip
-        steps, `skipped_steps` counts them.
+        steps, `skipped_steps` counts them. With float16,
+        `overflow_steps` counts steps that were passed over to find a smaller scale.
 
     Raises:
         NonFiniteError: when called, instead of updating the weights.
@@ -52,13 +56,17 @@ class OptimizerStep(ABC):
         amp: bool = False,
         on_nonfinite: str = "stop",
         max_skipped: int = 5,
+        amp_dtype: str = "auto",
     ) -> None:
         self.accumulation = loader.sampler.accumulation
         self.max_norm = max_norm
         self.amp = amp
+        self.dtype = autocast_dtype(amp_dtype)
+        self.loss_scale = LossScale(amp and self.dtype == torch.float16)
         self.guard = NonFiniteGuard(on_nonfinite, max_skipped, folder, loader.sampler)
         if folder is not None:
             folder.keep("guard", self.guard)
+            folder.keep("loss_scale", self.loss_scale, since_version=True)
             folder.at_end(self.guard)
 
     @abstractmethod
@@ -87,10 +95,13 @@ class OptimizerStep(ABC):
                 self._backward(network, make, seen[-1].terms, is_last=False)
             self._backward(network, last, seen[-1].terms, is_last=number == self.accumulation)
         numbers = {name: sum((each.terms[name] for each in seen[1:]), value) for name, value in seen[0].terms.items()}
+        self.loss_scale.unscale(optimizer)
         norm = nn.utils.get_total_norm([each.grad for each in network.parameters() if each.grad is not None])
         engine.state.skipped = not self.guard.accepts(norm, numbers["loss"])
         if engine.state.skipped:
-            self.guard.refuse(engine.state.iteration, network, norm, seen)
+            loss_is_good = self.loss_scale.enabled and self.guard.all_finite(numbers["loss"])
+            if not (loss_is_good and self.loss_scale.is_to_blame()):
+                self.guard.refuse(engine.state.iteration, network, norm, seen)
             optimizer.zero_grad(set_to_none=True)  # a step without gradients changes neither weights nor momentum
         elif self.max_norm:
             nn.utils.clip_grads_with_norm_(network.parameters(), self.max_norm, norm)
@@ -98,11 +109,13 @@ class OptimizerStep(ABC):
         numbers |= {**self.measured(), "gradient_norm": norm.detach()}
         if self.guard.action == "skip":
             numbers["skipped_steps"] = norm.new_full((), float(self.guard.skipped))
+        if self.loss_scale.enabled:
+            numbers["overflow_steps"] = norm.new_full((), float(self.loss_scale.overflows))
         return {**numbers, "names": [name for each in seen for name in each.names]}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the network runs."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.amp)
 
     def _backward(
         self, network: nn.Module, make: Callable[[], dict[str, Tensor]], terms: dict[str, Tensor], is_last: bool
@@ -110,7 +123,7 @@ class OptimizerStep(ABC):
         """Add a pass to the gradients and to `terms`; DDP exchanges gradients in the last pass of a step only."""
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
             made = make()
-            (made["loss"] / self.accumulation).backward()
+            self.loss_scale.scale(made["loss"] / self.accumulation).backward()
         for name, value in made.items():
             value = value.detach() / self.accumulation
             terms[name] = terms[name] + value if name in terms else value

@@ -96,7 +96,8 @@ class ContextSpread:
             sums = [torch.as_tensor(idist.all_reduce(each)) for each in sums]
         self._windows += [_Window(torch.zeros_like(each)) for each in sums[len(self._windows) :]]
         for window, total, count in zip(self._windows, sums, counts, strict=False):
-            window.sums = window.sums.to(total.device) + total
+            window.sums = window.sums.to(total.device) + total  # a checkpoint is read to the CPU
+            window.last = None if window.last is None else window.last.to(total.device)
             window.count += count * processes
             if window.count >= self.size:
                 window.last, window.full = _spread(window.sums), window.full + 1

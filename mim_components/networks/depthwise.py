@@ -49,7 +49,8 @@ class _Depthwise(torch.autograd.Function):
             grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
         if ctx.needs_input_grad[1]:
             # a channel's gradient is the channel correlated with a kernel that is as large as itself
-            grad_weight = _products_of_blocks(x, grad, weight, rows).view(weight.shape)
+            product = _products_of_blocks if x.device.type == "cpu" else _weight_gradient
+            grad_weight = product(x, grad, weight, rows).view(weight.shape)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.flatten(0, -2).sum(0, dtype=weight.dtype)
         return grad_x, grad_weight, grad_bias, None
@@ -60,11 +61,15 @@ def _with_zero(x: Tensor) -> Tensor:
     return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
 
 
-def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    c = x.shape[-1]
+def _neighbourhoods(x: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Blocks with their margins, `(B * n, C, k, k, k)` in channels-last layout."""
     k = x.shape[2] + weight.shape[2] - 1
-    around = _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, c)
-    return F.conv3d(around.permute(0, 4, 1, 2, 3), weight, bias, groups=c).permute(0, 2, 3, 4, 1).view(x.shape)
+    return _with_zero(x).index_select(0, rows.flatten()).view(-1, k, k, k, x.shape[-1]).permute(0, 4, 1, 2, 3)
+
+
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    around = _neighbourhoods(x, weight, rows)
+    return F.conv3d(around, weight, bias, groups=x.shape[-1]).permute(0, 2, 3, 4, 1).view(x.shape)
 
 
 def _products_of_blocks(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
@@ -74,12 +79,25 @@ def _products_of_blocks(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -
     x, grad = _with_zero(x), grad.reshape(-1, s**3, c)
     # each channel of each block as a channel of its own, with the gradient as kernel: a fast forward convolution, where
     # PyTorch's own gradient on CPU multiplies 16 channels with 16 for the sake of the 16 on the diagonal
-    chunk = _CPU_BLOCKS if x.device.type == "cpu" else len(rows)
     total = weight.new_zeros(c, *weight.shape[2:])
-    for near, g in zip(rows.split(chunk), grad.split(chunk), strict=True):
+    for near, g in zip(rows.split(_CPU_BLOCKS), grad.split(_CPU_BLOCKS), strict=True):
         m = len(near)
         around = x.index_select(0, near.t().flatten()).view(1, k, k, k, m * c).permute(0, 4, 1, 2, 3)
         kernel = g.transpose(0, 1).reshape(s, s, s, m * c, 1).permute(3, 4, 0, 1, 2)
         product = F.conv3d(around, kernel, groups=m * c)  # (1, m * C, K, K, K)
         total = total + product.view(m, c, *weight.shape[2:]).sum(0, dtype=weight.dtype)
     return total
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """The same by PyTorch's own gradient, `(C, 1, K, K, K)`: C groups.
+
+    The sum above would be one convolution with a group for every channel of every block, 86,688 for a sample of `base`.
+    """
+    s, c = x.shape[2], x.shape[-1]
+    blocks = grad.reshape(-1, s, s, s, c).permute(0, 4, 1, 2, 3)
+    gradients = torch.ops.aten.convolution_backward(
+        blocks, _neighbourhoods(x, weight, rows), weight.to(x.dtype), None, [1] * 3, [0] * 3, [1] * 3, False, [0] * 3,
+        c, [False, True, False],
+    )  # fmt: skip
+    return gradients[1].to(weight.dtype)

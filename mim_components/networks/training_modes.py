@@ -41,6 +41,9 @@ def for_training(
             if isinstance(module, BLOCKS):
                 module.forward = partial(_checkpointed, module.forward)  # type: ignore[method-assign]
     if compile:
+        # DDP would cut the graph at its buckets, which fails where the volumes are split into levels; without that,
+        # gradients are exchanged after the backward pass instead of during it
+        torch._dynamo.config.optimize_ddp = False
         network.compile(dynamic=False, mode=compile if isinstance(compile, str) else None)
     return network
 

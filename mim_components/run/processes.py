@@ -53,6 +53,9 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
     dist.init_process_group(
         backend, store=_of_this_start(store), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
+    if "SLURM_JOB_ID" in os.environ and "LOCAL_RANK" in os.environ:
+        # Ignite sets LOCAL_RANK to this when it meets the group; SLURM counts its tasks, of which torchrun is one
+        os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
     if dist.get_rank() != 0:
         for package in ("mim_components", "mim_tools"):
             logging.getLogger(package).setLevel(logging.WARNING)

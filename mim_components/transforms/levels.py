@@ -142,12 +142,15 @@ def level_batch(
             raise KeyError(f"the batch has no {missing[0]!r}; keys: {sorted(batch)}.")
         return [batch[each] for each in names]
 
+    def move(values: Sequence[Tensor]) -> list[Tensor]:
+        return [each.to(device, non_blocking=True) for each in values]
+
     def take(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(each.flatten(0, 1).to(device, non_blocking=True) for each in values)
+        return tuple(each.flatten(0, 1) for each in values)
 
     everything, children = range(1, num_levels + 1), range(2, num_levels + 1)
     return LevelBatch(
-        take(read(key, everything)), take(read("masked", everything)), take(read("parent_token", children)),
-        take(read("parent_overlap", children)),
-        take([content_weights(content) for content in read("content", children)]),
+        take(move(read(key, everything))), take(move(read("masked", everything))),
+        take(move(read("parent_token", children))), take(move(read("parent_overlap", children))),
+        take([content_weights(content) for content in move(read("content", children))]),
     )  # fmt: skip

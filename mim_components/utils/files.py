@@ -34,10 +34,11 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
-    except RuntimeError as error:  # torch.save's form of a full disk
-        raise OSError(errno.EIO, f"cannot write {path}, is the disk full? ({error})") from error
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -46,6 +47,13 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
     finally:
         os.close(folder)
     return path
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind an error, where there is one: torch.save raises its own while it closes."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def remove_partials(folder: Path) -> None:
@@ -197,8 +205,7 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-# torch.save hides the reason when a disk is full; `write_safely` gives it EIO
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDiskError(OSError):

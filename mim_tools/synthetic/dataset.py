@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -130,6 +131,6 @@ def _write_list(path: Path, items: list[dict[str, str]], with_labels: bool) -> N
         "training": items,
         "test": [],
     }
-    beside = path.with_name(".dataset.partial.json")
+    beside = path.with_name(f".{uuid4().hex}.partial.json")
     beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     rename(beside, path)

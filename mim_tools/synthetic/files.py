@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from pathlib import Path
+from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
@@ -45,7 +46,7 @@ def write_nifti(path: Path, array: NDArray, affine: NDArray[np.float64], recipe:
     image.header["descrip"] = description.encode()
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", recipe.encode()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
+    beside = path.with_name(f".{uuid4().hex}.partial.nii.gz")  # several processes may write the same file
     try:
         nib.save(image, beside)
         rename(beside, path)

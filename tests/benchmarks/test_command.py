@@ -62,7 +62,8 @@ def test_every_part_runs(one_process: None, tmp_path: Path, capsys: pytest.Captu
         assert part["tables"] and part["seconds"] > 0
         assert f"## {suite.PARTS[name].title}\n\n```bash\n{part['command']}\n```" in text
         assert all(f"{title}:\n\n| " in text for title in part["tables"])
-        assert part["command"].startswith(f"python -m benchmarks.{name} ") and str(tmp_path) not in part["command"]
+        module = "gpu" if name.startswith("gpu_") else name
+        assert part["command"].startswith(f"python -m benchmarks.{module} ") and str(tmp_path) not in part["command"]
     assert f"{len(names)} of {len(names)} parts ran" in capsys.readouterr().out
 
 
@@ -90,9 +91,9 @@ def test_parts_of_a_device() -> None:
     def names(**options: Any) -> list[str]:
         return suite.chosen(argparse.Namespace(**{"only": None, "device": "cpu", **options}))
 
-    assert names() == [name for name in suite.PARTS if name != "gpu"]
-    assert names(device="cuda") == ["gpu"]
-    assert names(only="gpu,encoder") == ["gpu", "encoder"]
+    assert names() == [name for name in suite.PARTS if not name.startswith("gpu_")]
+    assert names(device="cuda") == ["gpu_depthwise", "gpu_compile", "gpu_batch", "gpu_training", "gpu_networks"]
+    assert names(only="gpu_batch,encoder") == ["gpu_batch", "encoder"]
     with pytest.raises(ValueError, match="no part speed; there are encoder, step"):
         names(only="encoder,speed")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +35,9 @@ def test_matmul_peak_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.matmul_peak("cpu", 8, 2) == 2 * 8**3 * 10 / 0.5
 
 
-def test_hours_of_the_paper() -> None:
-    assert gpu.hours_row("x", 1.0)["hours on one card"] == 150  # 540,000 samples
+def test_copy_peak_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "measure", lambda cases, repetitions: {"copy": Timing((2.0, 0.5))})
+    assert gpu.copy_peak("cpu", 8, 2) == 2 * 8 * 8 * 4 / 0.5  # read and written, 4 bytes each
 
 
 def test_rates_of_a_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,27 +45,54 @@ def test_rates_of_a_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "step_flops", lambda settings: 4e12)
     row = gpu.step_row(Settings("nano", 16, levels=2, samples=2), peak=16e12, repetitions=1)
     assert (row["ms/step"], row["samples/s"], row["crops/s"]) == (500.0, 4.0, 20.0)
-    assert (row["TFLOP/s"], row["share of matmul peak %"], row["peak GiB"]) == (8.0, 50.0, None)
+    assert (row["TFLOP/s"], row["share of matmul peak %"], row["peak GiB"], row["failed"]) == (8.0, 50.0, None, "")
+    assert row["hours of the paper's schedule"] == 37.5  # 540,000 samples
 
 
-def test_a_step_without_enough_memory_is_an_empty_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(settings: Settings) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError, ZeroDivisionError])
+def test_a_step_that_fails_is_a_row_that_says_so(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(settings: Settings) -> None:
+        raise kind("CUDA error: a | b\nmore")
 
-    monkeypatch.setattr(gpu, "Training", full)
+    monkeypatch.setattr(gpu, "Training", fails)
     row = gpu.step_row(Settings("nano", 16, levels=1, samples=8), peak=1.0, repetitions=1)
-    assert row["samples"] == 8 and row["ms/step"] is row["samples/s"] is row["peak GiB"] is None
+    assert row["samples"] == 8 and row["failed"] == f"{kind.__name__}: CUDA error: a / b"
+    done = {"samples": 1, "ms/step": 2.0, "failed": ""}
+    assert gpu.same_columns([row, done])[0]["ms/step"] is None
+    assert list(gpu.same_columns([row, done])[1])[-1] == "failed"
+
+
+def test_a_part_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(options: argparse.Namespace, settings: Settings) -> gpu.Tables:
+        assert json.loads(path.read_text())["tables"] == {"first": [{"ms": 1.0}]}  # written before the next part
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def works(title: str) -> Callable[..., gpu.Tables]:
+        return lambda options, settings: {title: [{"ms": 1.0}]}
+
+    path = tmp_path / "part.json"
+    monkeypatch.setattr(gpu, "PARTS", {"a": works("first"), "b": fails, "c": works("third")})
+    gpu.main(["--device", "cpu", "--json", str(path)])
+    tables = json.loads(path.read_text())["tables"]
+    assert list(tables) == ["first", "Part b", "third"]
+    assert "illegal memory access" in tables["Part b"][0]["failed"]
 
 
 def test_cases() -> None:
-    cases = gpu.step_cases(Settings("nano", 16), [1, 2], compiled=True)
-    assert [(case.samples, case.form, case.compile) for case in cases[:6]] == [
-        (samples, form, compiled)
-        for samples in (1, 2)
-        for form, compiled in (("dense", False), ("sparse", False), ("sparse", True))
-    ]
-    assert [(case.limit, case.checkpoint) for case in cases[6:]] == [(8, False), (4, False), (0, True)]
-    assert not any(case.compile for case in gpu.step_cases(Settings("nano", 16), [1], compiled=False))
+    settings = Settings("nano", 16, levels=2)
+    assert [(case.form, case.compile) for case in gpu.compile_cases(settings, compiled=True)] == [
+        ("dense", False), ("sparse", False), ("sparse", True),
+    ]  # fmt: skip
+    assert not any(case.compile for case in gpu.compile_cases(settings, compiled=False))
+    assert [(case.samples, case.limit, case.checkpoint) for case in gpu.batch_cases(settings, [1, 4])] == [
+        (1, 0, False), (4, 0, False), (1, 8, False), (1, 4, False), (1, 0, True), (4, 5, False),
+    ]  # fmt: skip
+
+
+def test_weight_gradient_has_a_row_for_every_stage() -> None:
+    row = gpu.depthwise_row(Settings("nano", 16, levels=2, samples=1), stage=0, repetitions=1)
+    # 5 volumes of 2^3 tokens, 3 of them visible, 8 channels
+    assert row["groups per block"] == 5 * 3 * 8 and row["C groups, ms"] > 0 and row["C groups per block, ms"] > 0
 
 
 class Profile:

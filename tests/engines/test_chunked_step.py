@@ -11,14 +11,14 @@ import ignite.distributed as idist
 import pytest
 import torch
 from monai.data import list_data_collate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim_components.data.load.sampler import StepSampler
 from mim_components.engines.pretraining import PretrainStep
 from mim_components.losses import MiMLoss
-from mim_components.networks import MiM
+from mim_components.networks import MiM, for_training
 from mim_components.transforms.crop import MultiLevelCropMaskd
 from mim_components.transforms.levels import level_batch, split_levels
 
@@ -270,3 +270,20 @@ def test_ddp_exchanges_every_gradient_once_a_step(one_process: None) -> None:
         assert sum(exchanged) == sum(p.numel() for p in network.parameters())
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_a_compiled_network_trains_in_several_processes(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", torch._dynamo.config.optimize_ddp)  # back afterwards
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, backend="aot_eager", dynamic=False))
+    torch.manual_seed(0)
+    network = MiM(1, SIZE, "nano", projection_dim=2048)  # several buckets of DDP
+    loss, batches = make_loss(), [make_batch()]
+    _, expected = run_step(network, loss, batches, None)
+    wrapped = DistributedDataParallel(for_training(network, "cpu", compile=True), find_unused_parameters=True)
+    PretrainStep(3, 1, VISIBLE, num_steps=10)(make_engine(wrapped, loss), batches)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name, rtol=1e-3, atol=1e-6)

@@ -68,6 +68,15 @@ def test_a_single_vector_has_no_spread() -> None:
     assert ContextSpread().take() == {}
 
 
+def test_windows_of_a_checkpoint_follow_the_vectors_to_their_device() -> None:
+    before, after = ContextSpread(size=2), ContextSpread(size=2)
+    before.add([torch.eye(2)])
+    before.take()  # a full window, in a checkpoint on the CPU
+    after.load_state_dict(before.state_dict())
+    after.add([torch.ones(1, 2, device="meta")])
+    assert after.take()[NAME].device.type == "meta"
+
+
 def test_steps_add_up_until_a_window_is_full() -> None:
     spread, numbers = ContextSpread(size=4), []
     # unit vectors along x and y: 4 of one window, then 4 equal ones, then 2 more unrelated ones

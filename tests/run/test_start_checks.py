@@ -178,7 +178,8 @@ def files(folder: RunFolder) -> list[str]:
 def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, state: Mapping[str, Any]) -> None:
         path.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4160 vs 4054")  # torch.save's
+        with open("/dev/full", "wb") as file:
+            torch.save({"more": torch.zeros(100_000)}, file)
 
     monkeypatch.setattr("mim_components.utils.tensor_files.save_to", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 100))
@@ -210,6 +211,19 @@ def test_full_disk_may_cost_the_checkpoint_only(folder: RunFolder, monkeypatch: 
         RunFolder(folder.path, on_full_disk="no")
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError, RuntimeError])
+def test_error_of_the_device_is_not_a_full_disk(
+    kind: type[RuntimeError], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, state: Mapping[str, Any]) -> None:
+        raise kind("CUDA error: out of memory")
+
+    monkeypatch.setattr("mim_components.utils.tensor_files.save_to", fails)
+    with pytest.raises(kind, match="CUDA error: out of memory"):
+        handler_in(folder, "continue").save(at(2))
+    assert files(folder) == [] and folder.notes == []
+
+
 def test_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
     path, before = tmp_path / "x.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
@@ -224,8 +238,10 @@ def test_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     error = PermissionError(errno.EACCES, "denied")
     assert as_full_disk(error, tmp_path / "x", 1) is error
-    text = str(as_full_disk(OSError(errno.EIO, "broken"), tmp_path / "no" / "x", 1))
-    assert "broken; " in text and "are free" in text and free_bytes(tmp_path / "no" / "such") > 0
+    broken = OSError(errno.EIO, "broken")
+    assert as_full_disk(broken, tmp_path / "x", 1) is broken
+    text = str(as_full_disk(OSError(errno.EDQUOT, "quota"), tmp_path / "no" / "x", 1))
+    assert "quota; " in text and "are free" in text and free_bytes(tmp_path / "no" / "such") > 0
 
 
 def test_bytes_of_nested_tensors() -> None:

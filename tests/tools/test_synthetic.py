@@ -5,7 +5,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim_tools.synthetic import DESCRIPTION, SYNTHETIC_LABELS, SYNTHETIC_VERSION, synthetic_ct, write_synthetic_dataset
+from mim_tools.synthetic import (
+    DESCRIPTION,
+    SYNTHETIC_LABELS,
+    SYNTHETIC_VERSION,
+    files,
+    synthetic_ct,
+    write_synthetic_dataset,
+)
 from mim_tools.synthetic.__main__ import main
 from mim_tools.synthetic.grid import Pose, RandomField
 from mim_tools.synthetic.scanner import Scanner
@@ -293,3 +300,18 @@ def test_command(tmp_path, capsys):
     assert (tmp_path / "out" / "images" / "synthetic_ct_0000.nii.gz").is_file()
     assert main([str(tmp_path / "out"), "--num_volumes", "0"]) == 1
     assert "num_volumes must be 1 or more, got num_volumes=0" in capsys.readouterr().err
+
+
+def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
+    replace, waiting = files.os.replace, [True]
+
+    def overtaken(beside, path):
+        if waiting:  # before the first file gets its name, another process writes all of them
+            waiting.clear()
+            write_synthetic_dataset(tmp_path, 1, **SMALL)
+        replace(beside, path)
+
+    monkeypatch.setattr(files.os, "replace", overtaken)
+    (image,) = write_synthetic_dataset(tmp_path, 1, **SMALL)
+    assert nib.load(image).shape == (20, 18, 12)
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mim_components.utils.files import write_safely
+from mim_components.utils.tensor_files import save_to
 
 
 def names(folder: Path) -> list[str]:
@@ -110,4 +111,4 @@ def test_file_beyond_the_limit_of_the_system(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_files_only")
 def test_checkpoint_beyond_the_limit_of_the_system_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot write .*file"):
-        write_safely(tmp_path / "file", lambda partial: torch.save({"a": torch.zeros(100_000)}, partial))
+        write_safely(tmp_path / "file", lambda partial: save_to(partial, {"a": torch.zeros(100_000)}))

@@ -39,7 +39,7 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
         fitting = [str(each) for each in range(1, min(share, MOST_DEVICES) + 1) if share % each == 0]
         raise ValueError(
             f"global_batch_size must be a multiple of batch_size x devices = {batch_size} x {num_devices}, got "
-            f"{global_batch_size}; nearest valid values: {', '.join(nearest)}."
+            f"{global_batch_size}; nearest valid values: {', '.join(nearest)}. Set --global_batch_size."
             + (f" A run that is continued keeps it: use {' or '.join(fitting)} devices." if fitting else "")
         )
     return global_batch_size // together

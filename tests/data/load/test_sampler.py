@@ -92,7 +92,7 @@ def test_nearest_valid_values(
 ) -> None:
     text = (
         f"multiple of batch_size x devices = {batch_size} x {num_devices}, got {global_batch_size}; "
-        f"nearest valid values: {nearest}\\."
+        f"nearest valid values: {nearest}\\. Set --global_batch_size\\."
         + (f" A run that is continued keeps it: use {devices} devices\\.$" if devices else "$")
     )
     with pytest.raises(ValueError, match=text):

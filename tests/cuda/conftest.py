@@ -1,0 +1,51 @@
+"""Two devices that are none: fake CUDA tensors, and a second device that errors when devices mix.
+
+Each needs a small extension in C++, built once into PyTorch's folder of extensions, and a process of its own: what it
+tells PyTorch cannot be taken back. So a test file starts a program beside it, which writes down what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def start(name: str, folder: Path, *arguments: str, timeout: float = 600) -> str:
+    """Run a program of this folder; what it printed."""
+    command = [sys.executable, "-W", "ignore", str(HERE / f"{name}.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of the two extensions by name."""
+    missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} here, with which the extensions are built")
+    built: dict[str, str] = json.loads(start("build", tmp_path_factory.mktemp("build")).splitlines()[-1])
+    return built
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[..., Any]:
+    """Run a program of this folder; what it wrote to the file of its last argument, as JSON."""
+
+    def run(name: str, folder: Path, *arguments: str) -> Any:
+        result = folder / f"{name}.json"
+        start(name, folder, *arguments, str(result))
+        return json.loads(result.read_text())
+
+    return run
