@@ -13,7 +13,7 @@ import numpy as np
 
 from mim_tools.synthetic.files import is_complete, rename, write_nifti
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, check_grid, synthetic_ct
-from mim_tools.synthetic.labels import SYNTHETIC_LABELS
+from mim_tools.synthetic.tissue import SYNTHETIC_LABELS
 
 logger = logging.getLogger(__name__)
 

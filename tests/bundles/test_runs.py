@@ -28,7 +28,7 @@ from mim_components.utils.text import root_cause
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
 from mim_tools.synthetic import write_synthetic_dataset, write_synthetic_layout
-from mim_tools.synthetic.labels import LABEL_NUMBERS
+from mim_tools.synthetic.tissue import LABEL_NUMBERS
 
 pytestmark = pytest.mark.slow
 

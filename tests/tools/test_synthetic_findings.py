@@ -3,7 +3,7 @@ import pytest
 
 from mim_tools.synthetic import SYNTHETIC_LABELS, synthetic_ct
 from mim_tools.synthetic.brain import synthetic_brain
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS, PARENTS, TO_COARSE
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS, PARENTS, TO_COARSE
 
 CHEST = {"spatial_size": (44, 36, 40), "spacing": (8.0, 8.0, 8.0), "center": (0, 0, 160)}
 

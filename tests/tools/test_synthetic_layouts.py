@@ -11,10 +11,10 @@ from mim_components.data.read.volume import load_volume
 from mim_tools.synthetic import write_synthetic_layout
 from mim_tools.synthetic.__main__ import main
 from mim_tools.synthetic.generate import SyntheticCT
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
 from mim_tools.synthetic.layouts import LAYOUTS
 from mim_tools.synthetic.layouts.ids import choose, numbers, unused
 from mim_tools.synthetic.layouts.writer import turn
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS
 
 SMALL = {"spatial_size": (40, 33, 30)}
 TINY = {"spatial_size": (8, 7, 9), "spacing": (30.0, 30.0, 30.0)}

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim_tools.synthetic.generate import DESCRIPTION, SyntheticCT
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
+from mim_tools.synthetic.grid import stream
 from mim_tools.synthetic.layouts.ids import check_count, numbers
 from mim_tools.synthetic.layouts.scenes import AORTA, BELLY, LEFT_KIDNEY, LIVER, PANCREAS, RIGHT_KIDNEY
 from mim_tools.synthetic.layouts.writer import CaseWriter, Scene, write_json
-from mim_tools.synthetic.parts import stream
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS
 
 _TRAINING = numbers((1, 4, 5, 6, 7, 9, 10, 11, 14, 15, 16, 17), 200)
 _VALIDATION = numbers((8, 13, 222), 100)

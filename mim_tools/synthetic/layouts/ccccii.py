@@ -16,10 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mim_tools.synthetic.files import rename
-from mim_tools.synthetic.labels import LABEL_NUMBERS
 from mim_tools.synthetic.layouts.ids import check_count
 from mim_tools.synthetic.layouts.scenes import CHEST
 from mim_tools.synthetic.layouts.writer import CaseWriter, Scene
+from mim_tools.synthetic.tissue import LABEL_NUMBERS
 
 _MOST = 2742  # patients
 _CLASSES = {"CP": (1070, "CP", ("pneumonia",)), "NCP": (12, "COVID19", ("covid",)), "Normal": (1690, "Normal", ())}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mim_tools.synthetic.brain import BRAIN_DESCRIPTION, SyntheticBrain, synthetic_brain
 from mim_tools.synthetic.files import is_complete, rename, write_nifti
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS
 
 logger = logging.getLogger(__name__)
 
