@@ -156,7 +156,7 @@ def write_with_digest(path: Path, write: Callable[[Path], object]) -> Path:
 
     def write_and_hash(partial: Path) -> None:
         write(partial)
-        digests.append(_sha256(partial))
+        digests.append(sha256(partial))
         digest_file(path).unlink(missing_ok=True)
 
     write_safely(path, write_and_hash)
@@ -173,7 +173,7 @@ def check_digest(path: Path) -> bool:
     beside = digest_file(path)
     if not beside.is_file():
         return False
-    wanted, found = beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0], _sha256(path)
+    wanted, found = beside.read_text(encoding="utf-8", errors="replace").partition(" ")[0], sha256(path)
     if wanted != found:
         raise WrongDigestError(
             f"{path}: not the file that was written: its sha256 is {found[:12]}..., {beside.name} says "
@@ -189,7 +189,8 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
             digest.update(chunk)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes, in hexadecimal digits."""
     digest = hashlib.sha256()
     hash_file(path, digest)
     return digest.hexdigest()
