@@ -39,12 +39,16 @@ def test_chambers_lie_in_the_heart_as_they_should():
     assert 0.5 < wall.sum() / cavity.sum() < 4
 
 
+@pytest.fixture(scope="module")
+def healthy():
+    return synthetic_ct(3, **CHEST, findings=(), fine_labels=True)
+
+
 @pytest.mark.parametrize(
     ("finding", "label"),
     [("lung_tumour", "lung_tumour"), ("covid", "covid_lesion"), ("pneumonia", "pneumonia")],
 )
-def test_lungs_have_the_finding_asked_for_and_no_other(finding, label):
-    healthy = synthetic_ct(3, **CHEST, findings=(), fine_labels=True)
+def test_lungs_have_the_finding_asked_for_and_no_other(finding, label, healthy):
     ill = synthetic_ct(3, **CHEST, findings=(finding,), fine_labels=True)
     lesion = ill.label == number(label)
     assert lesion.sum() >= 5
