@@ -72,7 +72,7 @@ class PictureHandler:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer; the first process draws."""
-        if idist.get_rank() == 0:
+        if idist.get_rank() == 0 and self.interval:
             engine.add_event_handler(Events.STARTED, self.draw_boxes)
             engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.draw)
             engine.add_event_handler(Events.COMPLETED, self.draw)

@@ -2,8 +2,8 @@
 
 from mim_tools.synthetic.dataset import write_synthetic_dataset
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct
-from mim_tools.synthetic.labels import SYNTHETIC_LABELS
 from mim_tools.synthetic.layouts import write_synthetic_layout
+from mim_tools.synthetic.tissue import SYNTHETIC_LABELS
 
 __all__ = [
     "DESCRIPTION",

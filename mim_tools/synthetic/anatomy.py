@@ -8,10 +8,10 @@ import numpy as np
 
 from mim_tools.synthetic.abdomen import abdomen
 from mim_tools.synthetic.chest import LUNGS, chest
-from mim_tools.synthetic.findings import draw_findings
-from mim_tools.synthetic.lesions import lesions
-from mim_tools.synthetic.parts import Part, mirrored, moved, path, stream
-from mim_tools.synthetic.shapes import Array, Piece, Points, ellipsoid, smooth_max, tube
+from mim_tools.synthetic.findings import draw_findings, lesions
+from mim_tools.synthetic.grid import stream
+from mim_tools.synthetic.painter import Part
+from mim_tools.synthetic.shapes import Array, Piece, Points, ellipsoid, mirrored, moved, path, smooth_max, tube
 from mim_tools.synthetic.skeleton import pelvis, ribs, shoulders, spine
 from mim_tools.synthetic.trunk import Trunk
 

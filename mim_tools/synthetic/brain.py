@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.grid import RandomField
-from mim_tools.synthetic.parts import moved, stream
+from mim_tools.synthetic.grid import RandomField, stream
 from mim_tools.synthetic.scanner import blur_axis
-from mim_tools.synthetic.shapes import Array, Piece, Points, ellipsoid, smooth_max, smooth_min, union_distance
+from mim_tools.synthetic.shapes import Array, Piece, Points, ellipsoid, moved, smooth_max, smooth_min, union_distance
 
 BRAIN_DESCRIPTION = "synthetic brain MRI, not a patient"
 CHANNELS = ("FLAIR", "T1w", "T1gd", "T2w")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mim_tools.synthetic.parts import Part, inside, mirrored, moved, path, stream
+from mim_tools.synthetic.grid import stream
+from mim_tools.synthetic.organs import Branch, grow_tree, points_inside
+from mim_tools.synthetic.painter import Part
 from mim_tools.synthetic.shapes import (
     Array,
     Piece,
@@ -12,12 +14,15 @@ from mim_tools.synthetic.shapes import (
     box_around,
     capsule,
     ellipsoid,
+    inside,
+    mirrored,
+    moved,
+    path,
     smooth_max,
     smooth_min,
     tube,
 )
 from mim_tools.synthetic.trunk import Trunk
-from mim_tools.synthetic.vessels import Branch, grow_tree, points_inside
 
 LUNGS = ("right_lung", "left_lung")
 _SOFT = ("body", "muscle", *LUNGS, "lung_vessels")

@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
-from mim_tools.synthetic.files import is_complete, rename, write_nifti
+from mim_components.utils.files import write_text_safely
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, check_grid, synthetic_ct
-from mim_tools.synthetic.labels import SYNTHETIC_LABELS
+from mim_tools.synthetic.tissue import SYNTHETIC_LABELS
+from mim_tools.synthetic.writer import is_complete, write_nifti
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,4 @@ def _write_list(path: Path, items: list[dict[str, str]], with_labels: bool) -> N
         "training": items,
         "test": [],
     }
-    beside = path.with_name(f".{uuid4().hex}.partial.json")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    rename(beside, path)
+    write_text_safely(path, json.dumps(content, indent=2) + "\n")

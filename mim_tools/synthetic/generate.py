@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from mim_tools.synthetic.anatomy import build_anatomy
 from mim_tools.synthetic.findings import FINDINGS
-from mim_tools.synthetic.grid import Pose, RandomField
-from mim_tools.synthetic.intensity import PHASES, gravity_table, texture_table, tissue_values
-from mim_tools.synthetic.labels import TO_COARSE
-from mim_tools.synthetic.painter import Block, Box, Painter
-from mim_tools.synthetic.parts import Part, stream
+from mim_tools.synthetic.grid import Pose, RandomField, stream
+from mim_tools.synthetic.painter import Block, Box, Painter, Part
 from mim_tools.synthetic.scanner import Scanner
 from mim_tools.synthetic.shapes import Points
+from mim_tools.synthetic.tissue import PHASES, TO_COARSE, gravity_table, texture_table, tissue_values
 
 SYNTHETIC_VERSION = 1
 DESCRIPTION = "synthetic CT, not a patient"

@@ -1,16 +1,21 @@
-"""From voxels to the body frame: pose, smooth random deformation, random fields tied to space."""
+"""From voxels to the body frame: pose, smooth random deformation, random fields; one random stream per name."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.parts import stream
 from mim_tools.synthetic.shapes import Array, rotation
 
 Vector = NDArray[np.float64]
+
+
+def stream(seed: int, name: str) -> np.random.Generator:
+    """Return a random generator of its own for a named part, so that a change in one part moves no other."""
+    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
 
 
 class RandomField:

@@ -1,4 +1,4 @@
-"""Paints parts into a block of voxels."""
+"""Parts of the body, and the painter that puts them into a block of voxels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,32 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.labels import LABEL_NUMBERS, PARENTS
-from mim_tools.synthetic.parts import Part
-from mim_tools.synthetic.shapes import FAR, Array, Points
+from mim_tools.synthetic.shapes import FAR, Array, Piece, Points
+from mim_tools.synthetic.tissue import LABEL_NUMBERS, PARENTS
 
 Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to paint; later parts cover earlier ones.
+
+    Args:
+        label: name of its label.
+        pieces: shapes whose union it is.
+        layers: (depth in mm, tissue) from the outside in: a bone is cortical from 0 and trabecular from 2 mm on; none
+            for a part that names what others painted.
+        within: names of the labels that it may cover, with the finer labels that belong to them; None for all.
+        roughness: height in mm of random bumps on its surface.
+        contrast: radius in mm of a vessel that may be thinner than a voxel and is then fainter; 0 for other parts.
+    """
+
+    label: str
+    pieces: tuple[Piece, ...]
+    layers: tuple[tuple[float, str], ...]
+    within: tuple[str, ...] | None = None
+    roughness: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.parts import stream
+from mim_tools.synthetic.grid import stream
 from mim_tools.synthetic.shapes import Array
 
 LOWEST_HU, HIGHEST_HU = -1024, 3071

@@ -188,3 +188,44 @@ def union_distance(pieces: Sequence[Piece], points: Points) -> Array:
     for piece in pieces[1:]:
         np.minimum(distance, piece.distance(points), out=distance)
     return distance
+
+
+def moved(rng: np.random.Generator, point: Sequence[float], sigma: float) -> NDArray[np.float64]:
+    """Return a point displaced by a normal random vector of `sigma` mm per axis, at most two sigma."""
+    return np.asarray(point, dtype=float) + sigma * np.clip(rng.standard_normal(3), -2, 2)
+
+
+def path(rng: np.random.Generator, points: Sequence[Sequence[float]], sigma: float) -> NDArray[np.float64]:
+    """Return a tube's points `(N, 4)` with positions shifted together and singly, and radii scaled together."""
+    out = np.array(points, dtype=float)
+    out[:, :3] += sigma * np.clip(rng.standard_normal(3), -2, 2)
+    out[:, :3] += 0.5 * sigma * np.clip(rng.standard_normal((len(out), 3)), -2, 2)
+    out[:, 3] *= rng.uniform(0.9, 1.12)
+    return out
+
+
+def mirrored(points: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return points given for the patient's right side (`side` 1) on the wanted side (-1 for left)."""
+    out = np.array(points, dtype=float)
+    out[..., 0] *= side
+    return out
+
+
+def confined(piece: Piece, wall: float, diaphragm: float) -> Piece:
+    """Keep a piece inside the abdominal cavity, `wall` mm off the wall and `diaphragm` mm below the diaphragm."""
+
+    def distance(points: Points) -> Array:
+        inside = smooth_max(piece.distance(points), points.field("cavity") + wall, 6.0)
+        return smooth_max(inside, points.field("dome") + diaphragm, 6.0)
+
+    return Piece(piece.bounds, distance)
+
+
+def inside(pieces: Sequence[Piece], inset: float) -> tuple[Piece, ...]:
+    """Shrink every piece by `inset` mm (grow it if negative)."""
+
+    def shrunk(piece: Piece) -> Callable[[Points], Array]:
+        return lambda points: piece.distance(points) + inset
+
+    grow = np.array([[min(inset, 0.0)], [-min(inset, 0.0)]])
+    return tuple(Piece(piece.bounds + grow, shrunk(piece)) for piece in pieces)

@@ -5,8 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.parts import Part, mirrored, moved, stream
-from mim_tools.synthetic.shapes import FAR, Array, Piece, Points, capsule, ellipsoid, smooth_max, tube, union_distance
+from mim_tools.synthetic.grid import stream
+from mim_tools.synthetic.painter import Part
+from mim_tools.synthetic.shapes import (
+    FAR,
+    Array,
+    Piece,
+    Points,
+    capsule,
+    ellipsoid,
+    mirrored,
+    moved,
+    smooth_max,
+    tube,
+    union_distance,
+)
 from mim_tools.synthetic.trunk import Trunk
 
 BONE = ((0.0, "cortical_bone"), (2.0, "trabecular_bone"))

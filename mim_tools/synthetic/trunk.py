@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mim_tools.synthetic.parts import stream
+from mim_tools.synthetic.grid import stream
 from mim_tools.synthetic.shapes import Array, Points, smooth_max, smooth_min
 
 _LOWEST, _HIGHEST, _STEP = -700.0, 700.0, 0.5

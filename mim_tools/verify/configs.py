@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -24,6 +26,18 @@ RUNNER_OPTIONS = ("args_file", "config_file", "logging_file", "meta_file", "pars
 _READ_ONLY = ("dataset_dir", "data_root")
 # texts for people; a reference to them in a configuration is refused
 DOCUMENTARY = ("changelog", "copyright", "data_source", "description", "intended_use", "references", "schema")
+# configuration files of `logging`, and what accepted ones name
+LOGGING_SUFFIXES = (".cfg", ".conf", ".ini")
+_HANDLERS = ("FileHandler", "NullHandler", "StreamHandler")
+_ROTATING = ("RotatingFileHandler", "TimedRotatingFileHandler", "WatchedFileHandler")
+_CLASSES = frozenset(
+    [
+        *_HANDLERS,
+        *(f"logging.{name}" for name in (*_HANDLERS, "Formatter")),
+        *(f"{module}.{name}" for name in _ROTATING for module in ("handlers", "logging.handlers")),
+    ]
+)
+_STREAMS = ("sys.stderr", "sys.stdout")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _KEY = re.compile(r"[^@$%'\"()\[\]{}\\,;=]*")
 
@@ -217,3 +231,49 @@ class _Walk:
         return Finding(
             self.file, "::".join(keys), what if isinstance(what, str) else json.dumps(what, default=str), why
         )
+
+
+def judge_logging(path: Path, name: str) -> list[Finding]:
+    """Judge a configuration file of `logging`: `fileConfig` evaluates class, args and kwargs.
+
+    Args:
+        path: the file.
+        name: what findings call it.
+    """
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, configparser.Error) as error:
+        return [Finding(name, "", type(error).__name__, f"cannot be read: {error}")]
+    return [
+        Finding(name, f"{section}::{key}", value, why)
+        for section in parser.sections()
+        for key, value in parser.items(section)  # those of [DEFAULT] are among them
+        if (why := next(_logging_faults(key, value.strip()), ""))
+    ]
+
+
+def _logging_faults(key: str, value: str) -> Iterator[str]:
+    if key == "class" and value not in _CLASSES:
+        yield "is no handler or formatter that only writes lines to a stream or file"
+    if key in ("args", "kwargs") and value:
+        try:
+            tree = ast.parse(value, mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            yield f"is no literal: {error}"
+            return
+        yield from _argument_faults(tree)
+
+
+def _argument_faults(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, str) and (
+            node.value.startswith(("/", "~", "\\")) or ":" in node.value or ".." in PurePosixPath(node.value).parts
+        ):
+            yield f"leads out of the working directory: {node.value}"
+    elif isinstance(node, (ast.Tuple, ast.List, ast.Dict)):
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.expr_context):
+                yield from _argument_faults(child)
+    elif not (isinstance(node, ast.Attribute) and ast.unparse(node) in _STREAMS):
+        yield f"holds {ast.unparse(node)}, expected literals, sys.stdout or sys.stderr"

@@ -1,4 +1,4 @@
-"""Judge files of weights and arrays by their content: no pickle that does more than name tensors."""
+"""Judge files of weights and arrays: no pickle that does more than name tensors, and digests as listed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
 
+from mim_components.utils.files import sha256
 from mim_components.utils.tensor_files import what_it_is
+from mim_tools.verify.configs import read_content
+from mim_tools.verify.findings import Finding
 
 # what is weights by its name; a file of another name is judged by its first bytes
 SUFFIXES = (".bin", ".ckpt", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".th")
@@ -26,6 +30,8 @@ GLOBALS = re.compile(
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
 )
 _MOST_PICKLE = 256 * 2**20
+# the Model Zoo's list of what is downloaded
+_LISTS = ("large_files.json", "large_files.yaml", "large_files.yml")
 
 
 def why_not(path: Path) -> str:
@@ -118,3 +124,47 @@ def _judge_safetensors(path: Path, file: IO[bytes]) -> str:
     if 8 + length + max(ends, default=0) != size:
         return f"holds {size} bytes, its header says {8 + length + max(ends, default=0)}"
     return ""
+
+
+def judge_digests(root: Path, files: list[str]) -> list[Finding]:
+    """Judge the lists of a bundle, and the files against them.
+
+    Args:
+        root: folder of the bundle.
+        files: the files of weights that are there, as paths inside the bundle.
+    """
+    findings: list[Finding] = []
+    listed: dict[str, str] = {}
+    for name in _LISTS:
+        if (root / name).is_file():
+            try:
+                entries = read_content(root / name)["large_files"]
+                for index, entry in enumerate(entries):
+                    findings += _judge_listed(name, f"large_files::{index}", entry, listed)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                findings.append(Finding(name, "large_files", type(error).__name__, f"is no list of files: {error}"))
+    for path in files:
+        if path not in listed:
+            findings.append(Finding(path, "", "no digest", "no sha256 in large_files.yml; where it is from is unknown"))
+        elif listed[path] and (digest := sha256(root / path)) != listed[path]:
+            why = f"is not the file that large_files lists, whose sha256 is {listed[path]}"
+            findings.append(Finding(path, "sha256", digest, why))
+    return findings
+
+
+def _judge_listed(file: str, key: str, entry: Any, listed: dict[str, str]) -> Iterator[Finding]:
+    path, url = str(entry["path"]), str(entry.get("url", ""))
+    value, kind = str(entry.get("hash_val") or ""), str(entry.get("hash_type") or "")
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or re.search(r"[\\:\0]", path):
+        yield Finding(file, f"{key}::path", path, "leads out of the bundle")
+        return
+    address = urlsplit(url)
+    if address.scheme != "https" or not address.hostname or "@" in address.netloc:
+        yield Finding(file, f"{key}::url", url, "is not a plain https address")
+    known = kind.lower() == "sha256" and re.fullmatch(r"[0-9a-fA-F]{64}", value)
+    if not known:
+        what = f"{kind or 'no hash_type'} {value or 'no hash_val'}"
+        yield Finding(file, f"{key}::hash_val", what, "no sha256, so the file cannot be checked")
+    # an entry that is wrong has been named; the file needs no second finding
+    listed[str(PurePosixPath(path))] = value.lower() if known else ""

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mim_components.utils.text import root_cause
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
 from mim_tools.synthetic import write_synthetic_dataset, write_synthetic_layout
-from mim_tools.synthetic.labels import LABEL_NUMBERS
+from mim_tools.synthetic.tissue import LABEL_NUMBERS
 
 pytestmark = pytest.mark.slow
 
@@ -127,22 +128,30 @@ def validation_of(split: dict[str, Any]) -> list[str]:
     return [item["name"] for item in items]
 
 
-def place_of(bundle: Path, encoder: Path, folder: Path) -> Place:
-    data = write_synthetic_layout(folder / "data", SYNTHETIC[bundle.name], 5, spatial_size=(40, 40, 36))
-    (folder / "output").mkdir()
-    return Place(bundle, data, folder / "output", encoder)
+@pytest.fixture(scope="module")
+def trained_place(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
+    """A bundle after a training of two steps, whose configuration MONAI's own check has passed; trained once each."""
+    places: dict[str, Place] = {}
+
+    def get(name: str) -> Place:
+        if name not in places:
+            folder = tmp_path_factory.mktemp(name)
+            data = write_synthetic_layout(folder / "data", SYNTHETIC[name], 5, spatial_size=(40, 40, 36))
+            place = at(Place(ROOT / "bundles" / name, data, folder, encoder), folder / "output")
+            workflow = place.train()
+            workflow.initialize()
+            assert workflow.check_properties() == []
+            workflow.run()
+            workflow.finalize()
+            places[name] = place
+        return places[name]
+
+    return get
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
-def trained(request: pytest.FixtureRequest, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A bundle after a training of two steps, whose configuration MONAI's own check has passed."""
-    place = place_of(request.param, encoder, tmp_path_factory.mktemp(request.param.name))
-    workflow = place.train()
-    workflow.initialize()
-    assert workflow.check_properties() == []
-    workflow.run()
-    workflow.finalize()
-    return place
+def trained(request: pytest.FixtureRequest, trained_place: Callable[[str], Place]) -> Place:
+    return trained_place(request.param.name)
 
 
 def test_training_keeps_the_best_model(trained: Place) -> None:
@@ -210,29 +219,6 @@ def check_segmentation(place: Place, tmp_path: Path) -> None:
     names = (tmp_path / "inference" / "labels.ctbl").read_text()
     assert all(name.replace(" ", "_") in names or name in names for name in place.labels.names[1:])
 
-    batch = tmp_path / "batch"
-    batch.mkdir()
-    for name in ("bad", "good"):
-        shutil.copy(scan, batch / f"{name}.nii.gz")
-    content = bytearray(gzip.decompress(scan.read_bytes()))
-    content[-20] ^= 1
-    (batch / "bad.nii.gz").write_bytes(gzip.compress(content)[:-6] + bytes(6))
-    content[123] = 1  # lengths in metres
-    (batch / "large.nii.gz").write_bytes(gzip.compress(content))
-    (batch / "void.nii.gz").touch()
-    workflow = place.workflow("inference", kind="inference", dataset_dir=str(batch), output_dir=str(batch / "out"),
-                              checkpoint=str(place.output / "models" / "model.pt"))  # fmt: skip
-    workflow.initialize()
-    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's, around ours
-        workflow.run()
-    error = root_cause(raised.value)
-    assert isinstance(error, BadVolumesError) and "3 of 4 volumes cannot be used" in str(error)
-    causes = {Path(bad.path).name: bad.cause for bad in error.bad}
-    assert "damaged compressed data" in causes["bad.nii.gz"] and "is empty (0 bytes)" in causes["void.nii.gz"]
-    assert "m large; expected mm" in causes["large.nii.gz"]
-    (other,) = (batch / "out" / "inference").glob("*_seg.nii.gz")
-    assert other.name == "good_seg.nii.gz" and other.read_bytes() == path.read_bytes()
-
 
 def check_classification(place: Place, tmp_path: Path) -> None:
     predict(place, tmp_path)
@@ -247,8 +233,8 @@ def check_classification(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def btcv(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return place_of(ROOT / "bundles" / "mim_btcv_segmentation", encoder, tmp_path_factory.mktemp("btcv"))
+def btcv(trained_place: Callable[[str], Place]) -> Place:
+    return trained_place("mim_btcv_segmentation")
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -260,9 +246,35 @@ def at(place: Place, output: Path, bundle: Path | None = None) -> Place:
     return Place(bundle or place.bundle, place.data, output, place.encoder)
 
 
+def test_bad_scans_are_named_and_the_others_predicted(btcv: Place, tmp_path: Path) -> None:
+    batch = tmp_path / "batch"
+    scan = predict(btcv, tmp_path)
+    (path,) = (tmp_path / "inference").glob("*_seg.nii.gz")
+    batch.mkdir()
+    for name in ("bad", "good"):
+        shutil.copy(scan, batch / f"{name}.nii.gz")
+    content = bytearray(gzip.decompress(scan.read_bytes()))
+    content[-20] ^= 1
+    (batch / "bad.nii.gz").write_bytes(gzip.compress(content)[:-6] + bytes(6))
+    content[123] = 1  # lengths in metres
+    (batch / "large.nii.gz").write_bytes(gzip.compress(content))
+    (batch / "void.nii.gz").touch()
+    workflow = btcv.workflow("inference", kind="inference", dataset_dir=str(batch), output_dir=str(batch / "out"),
+                              checkpoint=str(btcv.output / "models" / "model.pt"))  # fmt: skip
+    workflow.initialize()
+    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's, around ours
+        workflow.run()
+    error = root_cause(raised.value)
+    assert isinstance(error, BadVolumesError) and "3 of 4 volumes cannot be used" in str(error)
+    causes = {Path(bad.path).name: bad.cause for bad in error.bad}
+    assert "damaged compressed data" in causes["bad.nii.gz"] and "is empty (0 bytes)" in causes["void.nii.gz"]
+    assert "m large; expected mm" in causes["large.nii.gz"]
+    (other,) = (batch / "out" / "inference").glob("*_seg.nii.gz")
+    assert other.name == "good_seg.nii.gz" and other.read_bytes() == path.read_bytes()
+
+
 def test_evaluation_in_the_space_of_the_scans(btcv: Place, tmp_path: Path) -> None:
-    place = at(btcv, tmp_path / "run")
-    run(place.train())
+    place = at(btcv, Path(shutil.copytree(btcv.output, tmp_path / "run")))
     run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), space="original"))
     report = (place.output / "evaluation" / "report.md").read_text()
     assert "original" in report and "cannot be compared" in report
@@ -331,12 +343,14 @@ def test_monai_networks_from_scratch(btcv: Place, tmp_path: Path, network: str) 
     assert f"network: {network} in the file, hybrid_swin_unetr here" in repr(caught.value.__cause__)
 
 
-def test_options_of_the_optimisation(btcv: Place, tmp_path: Path) -> None:
+def test_options_of_the_optimisation_and_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:
     place = at(btcv, tmp_path / "run")
-    run(place.train(ema_decay=0.9, layer_decay=0.75, early_stop_patience=1, max_steps=3, validation_steps=1))
+    options = {"ema_decay": 0.9, "layer_decay": 0.75, "early_stop_patience": 1, "label_ratio": 0.25}
+    run(place.train(max_steps=3, validation_steps=1, **options))
     rows = [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()]
     # step 1 of a warm-up of 1 step: the decoder's rate is the first group's, and is the whole rate
     assert rows[0]["learning_rate"] == pytest.approx(1e-3)
+    assert "## Training\n\n0001\n\n## Validation\n\n0035\n" in (place.output / "data_report.md").read_text()
 
 
 def test_brats_2021(encoder: Path, tmp_path: Path) -> None:
@@ -346,12 +360,6 @@ def test_brats_2021(encoder: Path, tmp_path: Path) -> None:
     run(place.train())
     facts = json.loads((place.output / "models" / "model.json").read_text())
     assert facts["targets"] == ["TC", "WT", "ET"] and facts["settings"]["in_channels"] == 4
-
-
-def test_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:
-    place = at(btcv, tmp_path / "run")
-    run(place.train(label_ratio=0.25, max_steps=1, validation_steps=1))
-    assert "## Training\n\n0001\n\n## Validation\n\n0035\n" in (place.output / "data_report.md").read_text()
 
 
 # by the command line
@@ -368,9 +376,10 @@ def command(*words: str, cwd: Path = ROOT) -> str:
 
 
 @pytest.mark.parametrize("name", ["mim_btcv_segmentation", "mim_ccccii_classification"])
-def test_two_processes_train_like_one(name: str, encoder: Path, tmp_path: Path) -> None:
-    one = place_of(ROOT / "bundles" / name, encoder, tmp_path)
-    two = at(one, tmp_path / "two")
+def test_two_processes_train_like_one(
+    name: str, trained_place: Callable[[str], Place], encoder: Path, tmp_path: Path
+) -> None:
+    one, two = (at(trained_place(name), tmp_path / number) for number in ("one", "two"))
     run(one.train(global_batch_size=2))
     task = SEGMENTATION if one.is_segmentation else CLASSIFICATION
     options = {**SHORT, **task, "preset": "nano", "num_workers": 0, "global_batch_size": 2, "dataset_dir": two.data,

@@ -290,7 +290,7 @@ def test_all_terms_are_learned_together(encoder):
     crop = MultiLevelCropMaskd("image", [(32, 32, 32), (16, 16, 16)], (32, 32, 32), 8, 0.6, 2).set_random_state(0)
     batch = level_batch(list_data_collate([crop({"image": structured_volume(40)})]), 2)
     before = loss(net(batch.images, batch.masked), batch)
-    train(net, loss, [batch] * 200, rate=5e-3)
+    train(net, loss, [batch] * 150, rate=5e-3)
     with torch.no_grad():
         after = loss(net(batch.images, batch.masked), batch)
     for level in (1, 2):

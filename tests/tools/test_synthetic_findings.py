@@ -3,7 +3,7 @@ import pytest
 
 from mim_tools.synthetic import SYNTHETIC_LABELS, synthetic_ct
 from mim_tools.synthetic.brain import synthetic_brain
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS, PARENTS, TO_COARSE
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS, PARENTS, TO_COARSE
 
 CHEST = {"spatial_size": (44, 36, 40), "spacing": (8.0, 8.0, 8.0), "center": (0, 0, 160)}
 
@@ -39,12 +39,16 @@ def test_chambers_lie_in_the_heart_as_they_should():
     assert 0.5 < wall.sum() / cavity.sum() < 4
 
 
+@pytest.fixture(scope="module")
+def healthy():
+    return synthetic_ct(3, **CHEST, findings=(), fine_labels=True)
+
+
 @pytest.mark.parametrize(
     ("finding", "label"),
     [("lung_tumour", "lung_tumour"), ("covid", "covid_lesion"), ("pneumonia", "pneumonia")],
 )
-def test_lungs_have_the_finding_asked_for_and_no_other(finding, label):
-    healthy = synthetic_ct(3, **CHEST, findings=(), fine_labels=True)
+def test_lungs_have_the_finding_asked_for_and_no_other(finding, label, healthy):
     ill = synthetic_ct(3, **CHEST, findings=(finding,), fine_labels=True)
     lesion = ill.label == number(label)
     assert lesion.sum() >= 5

@@ -11,10 +11,10 @@ from mim_components.data.read.volume import load_volume
 from mim_tools.synthetic import write_synthetic_layout
 from mim_tools.synthetic.__main__ import main
 from mim_tools.synthetic.generate import SyntheticCT
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
 from mim_tools.synthetic.layouts import LAYOUTS
-from mim_tools.synthetic.layouts.ids import choose, numbers, unused
-from mim_tools.synthetic.layouts.writer import turn
+from mim_tools.synthetic.scenes import choose, numbers, unused
+from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS
+from mim_tools.synthetic.writer import turn
 
 SMALL = {"spatial_size": (40, 33, 30)}
 TINY = {"spatial_size": (8, 7, 9), "spacing": (30.0, 30.0, 30.0)}
@@ -50,7 +50,7 @@ def fake_ct(seed, size, spacing, center=None, phase=None, findings=None, fine_la
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("mim_tools.synthetic.layouts.writer.synthetic_ct", fake_ct)
+    monkeypatch.setattr("mim_tools.synthetic.writer.synthetic_ct", fake_ct)
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mim_components.utils.files import write_text_safely
 from mim_tools.synthetic.brain import BRAIN_LABELS
 from mim_tools.synthetic.generate import DESCRIPTION
-from mim_tools.synthetic.layouts.ids import check_count, numbers, unused
-from mim_tools.synthetic.layouts.scenes import ABDOMEN, BELLY, CHEST, LIVER, PANCREAS
-from mim_tools.synthetic.layouts.writer import CaseWriter, Scene, write_json
+from mim_tools.synthetic.scenes import ABDOMEN, BELLY, CHEST, LIVER, PANCREAS, Scene, check_count, numbers, unused
+from mim_tools.synthetic.writer import CaseWriter
 
 # what macOS leaves beside a file when it packs an archive: magic number, version, filler, no entries
 _APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X".ljust(16) + bytes(2)
@@ -102,7 +103,7 @@ def _write_task(layout: str, task: Task, writer: CaseWriter, output_dir: Path, n
         _write_case(task, writer, task.name(number), index, image, label)
     for folder in ("imagesTr", "labelsTr"):
         (root / folder / f"._{task.name(labelled[0])}.nii.gz").write_bytes(_APPLE_DOUBLE)
-    write_json(root / "dataset.json", _list(task, labelled, unlabelled))
+    write_text_safely(root / "dataset.json", json.dumps(_list(task, labelled, unlabelled), indent=4) + "\n")
     return root
 
 

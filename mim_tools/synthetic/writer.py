@@ -1,65 +1,36 @@
-"""Draws one synthetic case and writes its files: what all layouts share."""
+"""Draws one synthetic case and writes its files, whole or not at all, each with the recipe that made it."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from mim_components.utils.files import write_safely
 from mim_tools.synthetic.brain import BRAIN_DESCRIPTION, SyntheticBrain, synthetic_brain
-from mim_tools.synthetic.files import is_complete, rename, write_nifti
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct
-from mim_tools.synthetic.labels import FINE_LABELS, LABEL_NUMBERS
+from mim_tools.synthetic.scenes import Scene
 
 logger = logging.getLogger(__name__)
 
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "RAI")
+_COMMENT = 6  # NIfTI extension code for a comment
+_CHUNK = 1 << 20
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 _BRAIN_FIELD = (176.0, 208.0, 160.0)
-
-
-@dataclass(frozen=True)
-class View:
-    """Where a scanner looks.
-
-    Args:
-        field: (H, W, D) in mm that a volume shows where no spacing is asked for.
-        centers: middles of the field of view in RAS mm; the cases take them in turn.
-    """
-
-    field: tuple[float, float, float]
-    centers: tuple[tuple[float, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What the CTs of a dataset show.
-
-    Args:
-        view: where the scanner looks.
-        classes: value of the label files to the names of `FINE_LABELS` that it stands for.
-        phase: contrast phase; None draws one per case.
-        findings: of every case; None draws small lesions per case.
-    """
-
-    view: View
-    classes: Mapping[int, tuple[str, ...]]
-    phase: str | None = None
-    findings: tuple[str, ...] | None = None
-
-    def label(self, fine: NDArray[np.uint8]) -> NDArray:
-        """Return the values of the label file for numbers of `FINE_LABELS`: uint8 where they fit, else int16."""
-        table = np.zeros(len(FINE_LABELS), dtype=np.uint8 if max(self.classes) < 256 else np.int16)
-        for value, names in self.classes.items():
-            table[[LABEL_NUMBERS[name] for name in names]] = value
-        return table[fine]
 
 
 class CaseWriter:
@@ -199,9 +170,34 @@ def turn(array: NDArray, affine: NDArray, orientation: str) -> tuple[NDArray, ND
     return apply_orientation(array, change), affine @ inv_ornt_aff(change, array.shape[:3])
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a list of a dataset whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    rename(beside, path)
+def is_complete(path: Path, recipe: str) -> bool:
+    """Whether a file was made by this recipe and decodes to its end, checksum included."""
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+        stored = [extension.text for extension in image.header.extensions if extension.get_code() == _COMMENT]
+        if stored != [recipe] or not isinstance(image.dataobj, ArrayProxy):
+            return False
+        size = 0
+        with gzip.open(path) as stream:
+            while chunk := stream.read(_CHUNK):
+                size += len(chunk)
+    except _UNREADABLE:
+        return False
+    return size == image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+
+
+def write_nifti(path: Path, array: NDArray, affine: NDArray[np.float64], recipe: str, description: str) -> None:
+    """Write a NIfTI file in mm whose header describes it and holds its recipe."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = description.encode()
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", recipe.encode()))
+
+    def pack(partial: Path) -> None:
+        # no name and no time in the header: the same volume is the same file
+        with partial.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
+            packed.write(image.to_bytes())
+
+    write_safely(path, pack)

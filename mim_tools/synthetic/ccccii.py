@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mim_tools.synthetic.files import rename
-from mim_tools.synthetic.labels import LABEL_NUMBERS
-from mim_tools.synthetic.layouts.ids import check_count
-from mim_tools.synthetic.layouts.scenes import CHEST
-from mim_tools.synthetic.layouts.writer import CaseWriter, Scene
+from mim_components.utils.files import write_bytes_safely, write_text_safely
+from mim_tools.synthetic.scenes import CHEST, Scene, check_count
+from mim_tools.synthetic.tissue import LABEL_NUMBERS
+from mim_tools.synthetic.writer import CaseWriter
 
 _MOST = 2742  # patients
 _CLASSES = {"CP": (1070, "CP", ("pneumonia",)), "NCP": (12, "COVID19", ("covid",)), "Normal": (1690, "Normal", ())}
@@ -125,8 +124,6 @@ def _comment(facts: dict[str, Any], number: int, ill: list[int]) -> str:
 
 
 def _write_slice(path: Path, pixels: NDArray[np.uint8], comment: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
     info = PngInfo()
     info.add_text("comment", comment)
     image, stream = Image.fromarray(pixels), io.BytesIO()
@@ -134,8 +131,7 @@ def _write_slice(path: Path, pixels: NDArray[np.uint8], comment: str) -> None:
         image.save(stream, "PNG", pnginfo=info)
     else:
         image.save(stream, "JPEG", quality=95, comment=comment)
-    beside.write_bytes(stream.getvalue())
-    rename(beside, path)
+    write_bytes_safely(path, stream.getvalue())
 
 
 def _lesions_if_complete(paths: list[Path], facts: dict[str, Any]) -> list[int] | None:
@@ -158,7 +154,6 @@ def _lesions_if_complete(paths: list[Path], facts: dict[str, Any]) -> list[int] 
 
 
 def _write_csv(path: Path, rows: list[list[Any]]) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(rows)
-    rename(beside, path)
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows(rows)
+    write_text_safely(path, stream.getvalue())
