@@ -13,19 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from mim_components.run.configuration import current_workflow
 from mim_components.run.processes import is_lost_process, is_silent_process
 from mim_components.utils.text import root_cause
 
+OURS = ("mim_components", "mim_tools")
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; leaving takes seconds
 
 
 def explain_errors() -> None:
-    """After the traceback of an uncaught error, print its cause as the last line: `ERROR: ...`.
+    """End a command that fails with its cause as the last line: `ERROR: ...`.
 
-    Of several processes, the one that failed says so, also to `torchrun`, whose summary shows its traceback and cause.
-    The others, which only lost it, print no traceback and no such line.
+    The traceback of an error that a user can mend (a bad option, a bad scan, a full disk) goes to `error.log` in the
+    output folder; `--debug True` prints it. Any other error prints it. Of several processes, the one that failed says
+    so, also to `torchrun`, whose summary shows the same. The others, which only lost it, print no such line.
     """
     before = sys.excepthook
+    workflow = current_workflow()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
@@ -36,14 +40,44 @@ def explain_errors() -> None:
             sys.stderr.write(f"\n{_lost(cause)}\n")
             atexit.register(_tell_torchrun, _lost(cause), wait=WAIT_SECONDS)
             return
-        before(kind, error, trace)
+        text = "".join(traceback.format_exception(kind, error, trace))
+        settings = {} if workflow is None else workflow.parser.ref_resolver.resolved_content
+        expected = is_expected(cause) and not settings.get("debug")
+        if not expected:
+            before(kind, error, trace)
         if isinstance(error, Exception):
             line = f"ERROR: {_silent(cause) if is_silent_process(cause) else str(cause) or type(cause).__name__}"
-            sys.stderr.write(f"\n{line}\n")
-            _tell_torchrun("".join(traceback.format_exception(kind, error, trace)) + f"\n{line}")
+            kept = _keep(settings.get("output_dir"), text) if expected else ""
+            sys.stderr.write(f"\n{kept}{line}\n")
+            _tell_torchrun(line if expected else f"{text}\n{line}")
 
     if getattr(before, "__qualname__", "") != hook.__qualname__:
         sys.excepthook = hook
+
+
+def is_expected(cause: BaseException) -> bool:
+    """Whether our code raised an error on purpose: an error class of ours, or a ValueError or OSError raised in it."""
+    if type(cause).__module__.startswith(OURS):
+        return True
+    frames = list(traceback.walk_tb(cause.__traceback__))
+    return (
+        isinstance(cause, (ValueError, OSError))
+        and bool(frames)
+        and frames[-1][0].f_globals.get("__name__", "").startswith(OURS)
+    )
+
+
+def _keep(folder: object, text: str) -> str:
+    """Write a traceback to the output folder, and say where; nothing where there is no such folder."""
+    rank = os.environ.get("RANK", "0")
+    path = Path(str(folder)) / ("error.log" if rank == "0" else f"error_rank{rank}.log")
+    try:
+        if folder is None or not path.parent.is_dir():
+            return ""
+        path.write_text(text, encoding="utf-8")
+    except OSError:  # the disk is full, say: the last line says so
+        return ""
+    return f"Traceback: {path}\n"
 
 
 def _lost(cause: BaseException) -> str:

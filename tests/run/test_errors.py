@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mim_components.run import errors as module
-from mim_components.run.errors import explain_errors
+from mim_components.run.errors import explain_errors, is_expected
+from mim_components.tokens import token_grid
+from mim_components.utils.files import FullDiskError
 from mim_components.utils.text import root_cause
 
 
@@ -64,6 +67,41 @@ def test_cause_is_the_last_line_after_the_traceback(hook: list[str], capsys: pyt
     uncaught(chain(RuntimeError("Failed to instantiate"), FileNotFoundError(2, "No such file", "scan.nii.gz")))
     assert hook == ["RuntimeError"]
     assert capsys.readouterr().err == "Traceback\n\nERROR: [Errno 2] No such file: 'scan.nii.gz'\n"
+
+
+def test_traceback_of_an_expected_error_goes_to_a_file(
+    hook: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def raised(**settings: Any) -> str:
+        resolver = SimpleNamespace(resolved_content={"output_dir": str(tmp_path), **settings})
+        workflow = SimpleNamespace(parser=SimpleNamespace(ref_resolver=resolver))
+        monkeypatch.setattr(module, "current_workflow", lambda: workflow)
+        monkeypatch.setattr(sys, "excepthook", before)
+        explain_errors()
+        try:
+            token_grid((10, 10, 10), 4)
+        except ValueError as error:
+            uncaught(chain(RuntimeError("Failed to instantiate"), error))
+        return capsys.readouterr().err
+
+    before = sys.excepthook
+    first, last = raised().strip().splitlines()
+    assert first == f"Traceback: {tmp_path / 'error.log'}" and last.startswith(
+        "ERROR: every side must be a multiple of"
+    )
+    assert "in token_grid" in (tmp_path / "error.log").read_text() and hook == []
+    assert raised(debug=True).splitlines()[0] == "Traceback" and hook == ["RuntimeError"]
+    assert len(raised(output_dir=str(tmp_path / "missing")).strip().splitlines()) == 1
+
+
+def test_errors_of_others_are_not_expected() -> None:
+    for kind in (ValueError, KeyError, TypeError):
+        try:
+            raise kind("here, in a test")
+        except kind as error:
+            assert not is_expected(error)
+    assert not is_expected(ValueError("never raised"))
+    assert is_expected(FullDiskError(28, "full"))
 
 
 def test_error_without_text_is_named_by_its_kind(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
