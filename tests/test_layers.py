@@ -13,10 +13,11 @@ FLOORS = [
     "utils tokens labels randomness",
     "networks transforms inferers run",
     "losses data visualize",
-    "weights mim_tools",
+    "weights",
     "metrics",
     "handlers optimizers",
     "engines",
+    "mim_tools",
     "benchmarks",
     "studies",
 ]

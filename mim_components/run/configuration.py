@@ -95,8 +95,8 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
             only one can be given.
         OptionsError: names every option with a value that it cannot have.
     """
-    explain_errors()
     workflow = current_workflow()
+    explain_errors(None if workflow is None else workflow.parser.ref_resolver.resolved_content)
     if workflow is None:
         return
     _check_files(workflow)

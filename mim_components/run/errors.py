@@ -9,11 +9,12 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from mim_components.run.configuration import current_workflow
 from mim_components.run.processes import is_lost_process, is_silent_process
 from mim_components.utils.text import root_cause
 
@@ -21,15 +22,17 @@ OURS = ("mim_components", "mim_tools")
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; leaving takes seconds
 
 
-def explain_errors() -> None:
+def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
     """End a command that fails with its cause as the last line: `ERROR: ...`.
 
     The traceback of an error that a user can mend (a bad option, a bad scan, a full disk) goes to `error.log` in the
     output folder; `--debug True` prints it. Any other error prints it. Of several processes, the one that failed says
     so, also to `torchrun`, whose summary shows the same. The others, which only lost it, print no such line.
+
+    Args:
+        settings: values of the options `output_dir` and `debug`, looked up when an error comes.
     """
     before = sys.excepthook
-    workflow = current_workflow()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
@@ -41,13 +44,13 @@ def explain_errors() -> None:
             atexit.register(_tell_torchrun, _lost(cause), wait=WAIT_SECONDS)
             return
         text = "".join(traceback.format_exception(kind, error, trace))
-        settings = {} if workflow is None else workflow.parser.ref_resolver.resolved_content
-        expected = is_expected(cause) and not settings.get("debug")
+        known = settings or {}
+        expected = is_expected(cause) and not known.get("debug")
         if not expected:
             before(kind, error, trace)
         if isinstance(error, Exception):
             line = f"ERROR: {_silent(cause) if is_silent_process(cause) else str(cause) or type(cause).__name__}"
-            kept = _keep(settings.get("output_dir"), text) if expected else ""
+            kept = _keep(known.get("output_dir"), text) if expected else ""
             sys.stderr.write(f"\n{kept}{line}\n")
             _tell_torchrun(line if expected else f"{text}\n{line}")
 

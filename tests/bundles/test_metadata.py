@@ -362,7 +362,7 @@ def test_what_is_equal_in_all_readmes_is_equal() -> None:
     """Options and outputs of the segmentation bundles are the same but for defaults; so is what is said about them."""
     for section in ("Outputs", "Settings"):
         parts = {
-            re.sub(r"(?m)^(\| `\w+` \|)[^|]*\|", r"\1", text.split(f"## **{section}**")[1].split("## **")[0])
+            re.sub(r"(?m)^(\| `[\w:]+` \|)[^|]*\|", r"\1", text.split(f"## **{section}**")[1].split("## **")[0])
             for bundle in DOWNSTREAM
             if bundle.name in SEGMENTATION
             for text in [(bundle / "docs" / "README.md").read_text()]

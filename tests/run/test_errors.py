@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,11 +72,8 @@ def test_traceback_of_an_expected_error_goes_to_a_file(
     hook: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def raised(**settings: Any) -> str:
-        resolver = SimpleNamespace(resolved_content={"output_dir": str(tmp_path), **settings})
-        workflow = SimpleNamespace(parser=SimpleNamespace(ref_resolver=resolver))
-        monkeypatch.setattr(module, "current_workflow", lambda: workflow)
         monkeypatch.setattr(sys, "excepthook", before)
-        explain_errors()
+        explain_errors({"output_dir": str(tmp_path), **settings})
         try:
             token_grid((10, 10, 10), 4)
         except ValueError as error:
