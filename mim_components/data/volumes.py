@@ -75,7 +75,7 @@ class BadVolumesError(DataError):
         if max_bad_fraction is not None:
             allowed = int(max_bad_fraction * total + 1e-9)
             limit = f"; max_bad_fraction={max_bad_fraction:g} allows to leave out {allowed}"
-            advice = "Repair or remove them, or raise --max_bad_fraction."
+            advice = "Repair or remove them, or raise --prepared::max_bad_fraction."
         super().__init__(f"{len(self.bad)} of {total} volumes cannot be used{limit}:\n{lines}\n{advice}")
 
     def __reduce__(self) -> tuple[type[BadVolumesError], tuple[list[BadVolume], int, float | None]]:

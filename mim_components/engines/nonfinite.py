@@ -70,7 +70,9 @@ class NonFiniteGuard:
         if action not in ACTIONS:
             raise ValueError(f"on_nonfinite must be one of {', '.join(ACTIONS)}, got {action!r}.")
         if max_skipped < 1:
-            raise ValueError(f"max_skipped must be at least 1, got {max_skipped}; use --on_nonfinite stop for none.")
+            raise ValueError(
+                f"max_skipped must be at least 1, got {max_skipped}; use --train::step::on_nonfinite stop for none."
+            )
         self.action = action
         self.max_skipped = max_skipped
         self.folder = folder
@@ -173,7 +175,7 @@ class NonFiniteGuard:
     def _advice(self) -> str:
         paths = [] if self.folder is None else CheckpointStore(self.folder.path / "checkpoints").paths()
         where = f"Last good checkpoint: {paths[-1]}. " if paths else "There is no checkpoint yet. "
-        return f"{where}The same command continues from there; --on_nonfinite skip passes over such steps."
+        return f"{where}The same command continues from there; --train::step::on_nonfinite skip passes over such steps."
 
 
 def _plain(value: Tensor) -> float | str:

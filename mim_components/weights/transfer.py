@@ -115,7 +115,7 @@ def _check_input(
     if hard:
         raise PretrainedError(
             f"{path}: trained on other input. " + "; ".join(f"{name}: {text}" for name, text in hard.items()) + ". "
-            f'If that is intended, add --ignore_contract "{sorted({*hard, *ignore})}".'
+            f'If that is intended, add --started::ignore "{sorted({*hard, *ignore})}".'
         )
     _warn_of_spacing(path, contract, orientation, spacing)
     notes = [_describe(contract, source, intensity)]

@@ -189,7 +189,7 @@ def test_refused_lists(
 
 
 def test_no_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--probe_datalist"):
+    with pytest.raises(DataError, match="--probe::datalist"):
         probe(None, tmp_path)
     with pytest.raises(ValueError, match="voxels_per_class must be at least 1, got 0"):
         probe(None, tmp_path, voxels_per_class=0)

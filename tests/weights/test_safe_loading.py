@@ -255,7 +255,7 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_paths_that_lead_out_are_refused_unless_allowed(way: str, outside: Path) -> None:  # D5
-    with pytest.raises(DataError, match="--allow_outside True") as raised:
+    with pytest.raises(DataError, match="--found::allow_outside True") as raised:
         WAYS[way](outside)
     assert str(raised.value).count("leads out of") == 3
     with pytest.raises(DataError, match="leads out of"):

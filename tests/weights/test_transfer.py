@@ -221,7 +221,7 @@ def test_orientation(models: Path) -> None:
     path = models / "model.pt"
     text = (
         f"{path}: trained on other input. orientation: RAS in the contract of the weights, LPS here. If that is "
-        "intended, add --ignore_contract \"['orientation']\"."
+        "intended, add --started::ignore \"['orientation']\"."
     )
     with pytest.raises(PretrainedError) as caught:
         start_from(network(), path, "LPS", ABDOMEN)
@@ -264,7 +264,7 @@ def test_a_window_of_hu_scaled_to_0_and_1_is_the_same_kind(intensity: object, sa
 def test_intensities_of_another_kind(intensity: object, found: str, models: Path) -> None:
     path = models / "encoder.safetensors"
     text = rf"{path}: .*intensity: a window of HU, clipped and scaled to \[0, 1\], in the contract of the weights, "
-    with pytest.raises(PretrainedError, match=rf"{text}.*{found}.*--ignore_contract \"\['intensity'\]\""):
+    with pytest.raises(PretrainedError, match=rf"{text}.*{found}.*--started::ignore \"\['intensity'\]\""):
         start_from(network(), path, "RAS", intensity)
     report = start_from(network(), path, "RAS", intensity, ["intensity"])
     assert report is not None and "conflict ignored as asked: intensity" in report.notes[1]

@@ -41,7 +41,7 @@ def find_probe_cases(datalist: str | Path | None, allow_outside: bool = False) -
         DataError: no list is given, or it has no section `validation`.
     """
     if not datalist:
-        raise DataError(f"Give the labelled scans of the probe: --probe_datalist, a JSON list {FORM}.")
+        raise DataError(f"Give the labelled scans of the probe: --probe::datalist, a JSON list {FORM}.")
     found = load_cases(datalist, allow_outside=allow_outside)
     if not any(case.section == "validation" for case in found.cases):
         raise DataError(f"{datalist}: has no section 'validation' with scans to score; expected {FORM}.")

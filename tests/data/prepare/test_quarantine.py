@@ -145,7 +145,8 @@ def test_share_that_may_be_left_out(count, total, fraction, fits):
     text = f"{count} of {total} volumes cannot be used; max_bad_fraction={fraction:g} allows to leave out {allowed}:\n"
     with pytest.raises(BadVolumesError) as raised:
         refuse_bad(bad, total, "exclude", fraction)
-    assert str(raised.value).startswith(text + "  0: cut\n") and "raise --max_bad_fraction" in str(raised.value)
+    message = str(raised.value)
+    assert message.startswith(text + "  0: cut\n") and "raise --prepared::max_bad_fraction" in message
 
 
 @pytest.mark.parametrize("value", ["0.1", None, float("nan"), -0.1, 2, True])
