@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ class Training:
             state=SimpleNamespace(device=torch.device(settings.device), iteration=1),
         )
         limit = settings.limit or None
-        loader: Any = SimpleNamespace(sampler=StepSampler(1, 1, 1))
+        loader: Any = SimpleNamespace(sampler=StepSampler(1, 1, idist.get_world_size()))
         self.step = PretrainStep(levels, loader, visible, max_norm=1.0, amp=settings.amp, max_volumes_per_pass=limit)
 
     def wrap(self, network: nn.Module) -> None:

@@ -101,6 +101,7 @@ def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_steps: int) -> Wa
         warmup_steps: so many of them are warm-up; step k of them has the rate k / warmup_steps.
 
     Example:
+        >>> import torch
         >>> schedule = warmup_cosine(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 10, 4)
         >>> schedule.get_last_lr()
         [0.25]

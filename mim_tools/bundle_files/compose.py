@@ -36,7 +36,7 @@ def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Example:
         >>> merge([{"run": [1], "step": {"amp": True}}, {"+run": [2], "step::norm": 1.0, "trainer::x": 3}])
-        {'step': {'amp': True, 'norm': 1.0}, 'run': [1, 2], 'trainer::x': 3}
+        {'step': {'amp': True, 'norm': 1.0}, 'trainer::x': 3, 'run': [1, 2]}
     """
     config: dict[str, Any] = {}
     for fragment in fragments:

@@ -340,7 +340,7 @@ def test_monai_networks_from_scratch(btcv: Place, tmp_path: Path, network: str) 
     run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes))
     with pytest.raises(RuntimeError) as caught:
         run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes | {"network": None}))
-    assert f"network: {network} in the file, hybrid_swin_unetr here" in repr(caught.value.__cause__)
+    assert f"network: '{network}' in the file, 'hybrid_swin_unetr' here" in str(caught.value.__cause__)
 
 
 def test_options_of_the_optimisation_and_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:

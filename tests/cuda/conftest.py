@@ -49,3 +49,6 @@ def program() -> Callable[..., Any]:
         return json.loads(result.read_text())
 
     return run
+
+
+collect_ignore = ["fake.py"]  # run by test_fake.py, with arguments

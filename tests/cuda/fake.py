@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from benchmarks.pretraining import Settings, Training  # noqa: E402
 from mim_components import tokens  # noqa: E402
+from mim_components.data.load.sampler import StepSampler  # noqa: E402
 from mim_components.engines import FinetuneStep, NonFiniteGuard  # noqa: E402
 from mim_components.networks import classification_network, segmentation_network  # noqa: E402
 from mim_components.optimizers import finetune_groups  # noqa: E402
@@ -120,13 +121,17 @@ def classify(name: str, size: tuple[int, int, int]) -> Callable[[], None]:
     return run
 
 
+def loader_of() -> Any:
+    return SimpleNamespace(sampler=StepSampler(1, 1, 1))
+
+
 def finetune(network: nn.Module, loss: nn.Module, batch: dict[str, Any], amp: bool) -> None:
     optimizer = torch.optim.AdamW(finetune_groups(network, 1e-5, 1e-4), lr=1e-4)
     state = SimpleNamespace(device=CUDA, iteration=1)
     engine: Any = SimpleNamespace(
         network=network, optimizer=optimizer, loss_function=loss, inferer=SimpleInferer(), state=state
     )
-    checked(network, FinetuneStep(1, 5.0, amp)(engine, [batch]))
+    checked(network, FinetuneStep(loader_of(), max_norm=5.0, amp=amp)(engine, [batch]))
 
 
 def mixed() -> None:

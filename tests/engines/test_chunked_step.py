@@ -274,9 +274,9 @@ def test_ddp_exchanges_every_gradient_once_a_step(one_process: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
+@torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp)  # back afterwards
 def test_a_compiled_network_trains_in_several_processes(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", torch._dynamo.config.optimize_ddp)  # back afterwards
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, backend="aot_eager", dynamic=False))
     torch.manual_seed(0)
@@ -284,6 +284,6 @@ def test_a_compiled_network_trains_in_several_processes(one_process: None, monke
     loss, batches = make_loss(), [make_batch()]
     _, expected = run_step(network, loss, batches, None)
     wrapped = DistributedDataParallel(for_training(network, "cpu", compile=True), find_unused_parameters=True)
-    PretrainStep(3, 1, VISIBLE, num_steps=10)(make_engine(wrapped, loss), batches)
+    PretrainStep(3, loader_of(1, 10), VISIBLE)(make_engine(wrapped, loss), batches)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name, rtol=1e-3, atol=1e-6)

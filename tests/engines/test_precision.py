@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mim_components.data.load.sampler import StepSampler
 from mim_components.engines import NonFiniteError, OptimizerStep, autocast_dtype
 from mim_components.engines.precision import LossScale
 
@@ -36,6 +37,11 @@ def test_other_types_are_refused() -> None:
         autocast_dtype("half")
 
 
+def loader_of(accumulation: int) -> Any:
+    """What a step asks of its loader."""
+    return SimpleNamespace(sampler=StepSampler(1, 1, accumulation))
+
+
 class Step(OptimizerStep):
     """The loss is the sum of what the network makes of the batch."""
 
@@ -60,7 +66,7 @@ ONE = {"x": torch.ones(1, 1), "name": ["scan_0"]}
 
 
 def test_a_scale_beyond_float16_costs_a_step_and_is_halved() -> None:
-    step, engine = Step(1, amp=True, amp_dtype="float16"), engine_of(linear())
+    step, engine = Step(loader_of(1), amp=True, amp_dtype="float16"), engine_of(linear())
     first = step(engine, [ONE])  # the gradient of the output is the scale, 65536; float16 ends at 65504
     assert engine.state.skipped and engine.network.weight.item() == 1.0
     assert float(first["overflow_steps"]) == 1 and float(first["loss"]) == 1.0 and "skipped_steps" not in first
@@ -70,14 +76,14 @@ def test_a_scale_beyond_float16_costs_a_step_and_is_halved() -> None:
 
 
 def test_accumulated_gradients_are_unscaled_once() -> None:
-    step, engine = Step(2, amp=True, amp_dtype="float16"), engine_of(linear())
+    step, engine = Step(loader_of(2), amp=True, amp_dtype="float16"), engine_of(linear())
     step.loss_scale.scaler.load_state_dict({**step.loss_scale.scaler.state_dict(), "scale": 1024.0})
     out = step(engine, [ONE, {"x": torch.full((1, 1), 3.0), "name": ["scan_1"]}])
     assert float(out["gradient_norm"]) == 2.0 and float(out["loss"]) == 2.0  # mean of 1 and 3
 
 
 def test_a_loss_that_is_not_finite_is_not_the_scale() -> None:
-    step, engine = Step(1, amp=True, amp_dtype="float16"), engine_of(linear())
+    step, engine = Step(loader_of(1), amp=True, amp_dtype="float16"), engine_of(linear())
     with pytest.raises(NonFiniteError, match="the gradient of step 1 is not finite .*\n.*scan_0"):
         step(engine, [{"x": torch.full((1, 1), torch.inf), "name": ["scan_0"]}])
     assert step.loss_scale.overflows == 0
@@ -88,7 +94,7 @@ def test_a_gradient_that_no_scale_mends_is_reported() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return (self.weight - self.weight.detach()).square().sqrt()  # 0, its gradient 0 / 0
 
-    step, engine = Step(1, amp=True, amp_dtype="float16"), engine_of(Root(1, 1, bias=False))
+    step, engine = Step(loader_of(1), amp=True, amp_dtype="float16"), engine_of(Root(1, 1, bias=False))
     for _ in range(16):  # 2^16 to 2^0
         step(engine, [ONE])
     with pytest.raises(NonFiniteError, match="the gradient of step 1 is not finite"):
@@ -97,9 +103,9 @@ def test_a_gradient_that_no_scale_mends_is_reported() -> None:
 
 
 def test_scale_and_count_are_continued() -> None:
-    step = Step(1, amp=True, amp_dtype="float16")
+    step = Step(loader_of(1), amp=True, amp_dtype="float16")
     step(engine_of(linear()), [ONE])
-    again = Step(1, amp=True, amp_dtype="float16")
+    again = Step(loader_of(1), amp=True, amp_dtype="float16")
     again.loss_scale.load_state_dict(step.loss_scale.state_dict())
     assert again.loss_scale.overflows == 1 and again.loss_scale.scaler.get_scale() == 32768
     out = again(engine_of(linear()), [ONE])
@@ -116,6 +122,6 @@ def test_a_run_without_a_scale_goes_on_with_one_and_the_other_way_round() -> Non
 
 @pytest.mark.parametrize("options", [{}, {"amp": True, "amp_dtype": "bfloat16"}, {"amp_dtype": "float16"}])
 def test_other_types_have_no_scale(options: dict[str, Any]) -> None:
-    step, engine = Step(1, **options), engine_of(linear())
+    step, engine = Step(loader_of(1), **options), engine_of(linear())
     out = step(engine, [ONE])
     assert "overflow_steps" not in out and engine.network.weight.item() == pytest.approx(0.9)

@@ -22,7 +22,7 @@ FORMS = {
 def output_and_gradient(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     output = network(image)
     last = output[-1] if isinstance(output, list) else output
-    weight = next(network.parameters())
+    weight = next(each for each in network.parameters() if each.requires_grad)
     weight.grad = None
     last.square().mean().backward()
     assert weight.grad is not None

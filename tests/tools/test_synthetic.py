@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,6 @@ from mim_tools.synthetic import (
     DESCRIPTION,
     SYNTHETIC_LABELS,
     SYNTHETIC_VERSION,
-    files,
     synthetic_ct,
     write_synthetic_dataset,
 )
@@ -310,7 +310,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
-    replace, waiting = files.os.replace, [True]
+    replace, waiting = Path.replace, [True]
 
     def overtaken(beside, path):
         if waiting:  # before the first file gets its name, another process writes all of them
@@ -318,7 +318,7 @@ def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
             write_synthetic_dataset(tmp_path, 1, **SMALL)
         replace(beside, path)
 
-    monkeypatch.setattr(files.os, "replace", overtaken)
+    monkeypatch.setattr(Path, "replace", overtaken)
     (image,) = write_synthetic_dataset(tmp_path, 1, **SMALL)
     assert nib.load(image).shape == (20, 18, 12)
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]

@@ -344,12 +344,12 @@ def test_part_that_an_older_checkpoint_lacks_begins_anew(tmp_path: Path) -> None
     steps_of(make_handler(tmp_path), 0, 2)
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=0, epoch_length=9))
     handler = make_handler(tmp_path)
-    handler.optional["count"] = Count(7)
-    assert handler.restore(engine) == 2 and handler.optional["count"].count == 7
+    handler.folder.kept_if_there["count"] = Count(7)
+    assert handler.restore(engine) == 2 and handler.folder.kept_if_there["count"].count == 7
     steps_of(handler, 2, 4)
     again = make_handler(tmp_path)
-    again.optional["count"] = Count(0)
-    assert again.restore(engine) == 4 and again.optional["count"].count == 7
+    again.folder.kept_if_there["count"] = Count(0)
+    assert again.restore(engine) == 4 and again.folder.kept_if_there["count"].count == 7
 
 
 def test_interrupted_run_without_checkpoint_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -83,7 +83,9 @@ def test_nothing_in_the_package_unpickles() -> None:
             assert keywords.get("allow_pickle") is False, place
         if name == "yaml.load":
             assert place.startswith("mim_tools/verify/configs.py"), place  # with a subclass of SafeLoader
-        assert name not in ("torch.jit.load", "torch.hub.load", "yaml.unsafe_load", "yaml.full_load"), place
+        if name == "torch.jit.load":
+            assert place.startswith("mim_tools/export.py"), place  # what it has just made itself, from memory
+        assert name not in ("torch.hub.load", "yaml.unsafe_load", "yaml.full_load"), place
         assert keywords.get("allow_pickle", False) is False and keywords.get("weights_only", True) is True, place
         assert keywords.get("shell", False) is False, place
     assert found["torch.load"] == 1 and found["np.load"] >= 1
