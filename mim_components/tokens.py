@@ -97,7 +97,8 @@ def sincos_positions(grid: Grid, embed_dim: int, like: Tensor, trained: Grid | N
         like: names the device.
         trained: token grid whose range the coordinates are rescaled to, see `axis_coordinates`; None = plain numbering.
     """
-    if torch.compiler.is_exporting():  # tensors hold no numbers then, and must not stay in the cache
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        # an exported tensor holds no numbers and must not stay in the cache; a traced graph must be the same every time
         return _make_sincos.__wrapped__(grid, embed_dim, like.device, trained or grid)
     return _sincos(grid, embed_dim, like.device, trained or grid)
 

@@ -194,7 +194,7 @@ class DataFolder:
         if not self._allow_outside and not f"{self.real(path)}/".startswith(self._within):
             raise DataError(
                 f"key '{key}': {text!r} leads out of {self.root}; give the folder of the data as dataset_dir, or, for "
-                "a list that you trust, --found::allow_outside True"
+                "a list that you trust, --found::allow_outside True (--allow_outside of mim_tools.prepare)"
             )
         return path
 

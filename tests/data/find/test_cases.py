@@ -300,7 +300,9 @@ def test_no_folder(touch, name, what):
 def test_empty_folder_and_no_folder_at_all(tmp_path):
     with pytest.raises(NoVolumesError, match="found 0 files: the folder is empty"):
         find_cases(tmp_path, None, BTCV)
-    assert find_cases(None, None, BTCV) is NO_DATA  # a workflow is built without data; preparing it asks for them
+    assert (
+        find_cases(None, None, BTCV).layout == NO_DATA
+    )  # a workflow is built without data; preparing it asks for them
     with pytest.raises(ValueError, match="layout must be one of btcv, .*, got 'kits'"):
         find_cases(tmp_path, None, [{"name": "kits"}])
 
