@@ -21,6 +21,7 @@ from monai.transforms import (
 
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.check.voxels import count_labels
+from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.find.datalist import load_cases
 from mim_components.data.read.headers import read_header
 from mim_components.data.read.volume import read_stored
@@ -93,7 +94,7 @@ def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
     low, high = contract.hu_window
     spacing = contract.spacing
     return Compose([
-        LoadImaged(keys),
+        LoadImaged(keys, reader=CheckedReader),
         EnsureChannelFirstd(keys),
         label_conversion(labels, "label"),
         Orientationd(keys, axcodes=contract.orientation, labels=None),
