@@ -170,7 +170,7 @@ class FeatureProbe:
         priors = torch.zeros(self.labels.out_channels, dtype=torch.int64)
         parts = []
         for item in self._items(self.prepared.training, raw, f"{title}, training" if title else ""):
-            priors += torch.bincount(item["label"].as_tensor().flatten().long(), minlength=len(priors))
+            priors += self._counts(item)
             parts.append(self._voxels(item, windows))
         bank = _joined(parts)
         classifier = fit_linear(bank.features, bank.classes, priors)
@@ -198,24 +198,27 @@ class FeatureProbe:
         """Set the biases by other voxels of the training scans than the fit's, which the classifier knows too well."""
         logits, classes, stands_for = [], [], []
         for item in self._items(self.prepared.training, raw, title):
-            label = item["label"].as_tensor()[0].cpu()
-            voxels, drawn = self._draw(label.numpy(), str(item["name"]), "biases", BIAS_SHARE * self.voxels_per_class)
-            counts = torch.bincount(label.flatten().long(), minlength=self.labels.out_channels)
+            voxels, drawn = self._sample(item, "biases", BIAS_SHARE * self.voxels_per_class)
+            counts = self._counts(item)
             stands_for.append((counts / torch.bincount(drawn, minlength=len(counts)))[drawn])
             logits.append(F.linear(windows.at(item["input"], voxels), *classifier))
             classes.append(drawn)
         return maximise_dice(classifier, torch.cat(logits), torch.cat(classes), torch.cat(stands_for))
 
     def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
-        """The scans, loaded one by one; `input` is what the encoder sees, `sample` are the voxels that are drawn."""
+        """The scans, loaded one by one; `input` is what the encoder sees."""
         for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False):
             loaded: Any = self.load(dict(item))
             image = loaded["image"].as_tensor()
             loaded["input"] = add_position(image) if raw else image
-            loaded["sample"] = self._draw(
-                loaded["label"].as_tensor()[0].cpu().numpy(), str(item["name"]), "probe", self.voxels_per_class
-            )
             yield loaded
+
+    def _counts(self, item: Mapping[str, Any]) -> Tensor:
+        """Voxels of every class in a label map, `(K,)`."""
+        return torch.bincount(item["label"].as_tensor().flatten().long(), minlength=self.labels.out_channels).cpu()
+
+    def _sample(self, item: Mapping[str, Any], purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
+        return self._draw(item["label"].as_tensor()[0].cpu().numpy(), str(item["name"]), purpose, per_class)
 
     def _draw(self, label: np.ndarray, name: str, purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
         """Voxels `(n, 3)` of a label map, so many of every class, and their classes `(n,)`."""
@@ -230,7 +233,7 @@ class FeatureProbe:
         return torch.from_numpy(np.concatenate(voxels)), torch.tensor(classes)
 
     def _voxels(self, item: Mapping[str, Any], windows: WindowFeatures) -> _Voxels:
-        voxels, classes = item["sample"]
+        voxels, classes = self._sample(item, "probe", self.voxels_per_class)
         patient = self._patients[item["group"]]
         return _Voxels(windows.at(item["input"], voxels), classes, torch.full_like(classes, patient))
 
