@@ -26,6 +26,7 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import IO, Any
 
+from mim_components.utils.files import append_line, read_rows
 from studies.definition import ROOT, Cell, Study, StudyError
 from studies.results import DONE, FAILED, append_result, facts_of, outcome_of, read_results
 
@@ -275,8 +276,7 @@ class Runner:
 
 def note(folder: Path, **facts: Any) -> None:
     """Add a line to the attempts of a cell."""
-    with (folder / ATTEMPTS).open("a") as file:
-        file.write(json.dumps(facts) + "\n")
+    append_line(folder / ATTEMPTS, json.dumps(facts))
 
 
 def cost_of(folder: Path) -> dict[str, Any]:
@@ -284,8 +284,7 @@ def cost_of(folder: Path) -> dict[str, Any]:
 
     `attempts_lost` counts those whose end nobody saw, because the runner was killed: the sums lack them.
     """
-    path = folder / ATTEMPTS
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = read_rows(folder / ATTEMPTS)
     ended = [line for line in lines if "status" in line]
     return {
         "seconds": round(sum(line["seconds"] for line in ended), 1),

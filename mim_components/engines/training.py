@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from mim_components.data.load.loader import explain_worker_error, kill_workers
 from mim_components.data.prepare.quarantine import QUARANTINE
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
+from mim_components.utils.files import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,7 @@ def _texts(folder: RunFolder) -> list[str]:
 
 def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ()) -> str:
     """What a run achieved: losses at its first and last step, warnings, files, and how to look at them."""
-    path = folder.path / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(folder.path / "metrics.jsonl")
     if not rows:
         return _outputs(folder)
     few = max(len(rows) // 20, 1)  # single steps are noisy

@@ -31,7 +31,7 @@ from monai.handlers import MLFlowHandler
 from mim_components import __version__
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
-from mim_components.utils.files import append_line, write_text_safely
+from mim_components.utils.files import append_line, read_rows, write_text_safely
 from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -210,9 +210,7 @@ class RunTracker:
         records: list[Record] = []
         now = int(time() * 1000)
         for name in HISTORY:
-            path = self.folder.path / name
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            for row in map(json.loads, lines):
+            for row in read_rows(self.folder.path / name):
                 numbers = {
                     key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -129,6 +130,11 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         named = OSError(error.errno, f"cannot write {path}: {error.strerror}")
         raise as_full_disk(named, path, len(content)) from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that `append_line` has made of JSON; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], object]:
