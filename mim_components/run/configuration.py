@@ -17,22 +17,14 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from mim_components.run.errors import explain_errors
-from mim_components.run.options import check_options, given_names, holder_of, option_table
+from mim_components.run.options import callers, check_options, given_names, holder_of, option_table
 from mim_components.utils.text import mask_secrets
 
 
 def current_workflow() -> ConfigWorkflow | None:
-    """The bundle workflow whose expression is being evaluated, found among the callers; None outside of one.
-
-    MONAI hands an expression its references only, not the configuration it stands in.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        workflow = frame.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            return workflow
-        frame = frame.f_back
-    return None
+    """The bundle workflow whose expression is being evaluated, found among the callers; None outside of one."""
+    workflows = (names.get("self") for _, names in callers())
+    return next((each for each in workflows if isinstance(each, ConfigWorkflow)), None)
 
 
 def current_config() -> dict[str, Any]:
@@ -121,11 +113,9 @@ def _check_files(workflow: ConfigWorkflow) -> None:
 
 def _given_files() -> list[Path]:
     """`config_file` of the call that made the workflow."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if "config_file" in frame.f_locals and frame.f_globals.get("__name__", "").startswith("monai.bundle"):
-            return [Path(each) for each in ensure_tuple(frame.f_locals["config_file"] or ())]
-        frame = frame.f_back
+    for module, names in callers():
+        if "config_file" in names and module.startswith("monai.bundle"):
+            return [Path(each) for each in ensure_tuple(names["config_file"] or ())]
     return []
 
 
@@ -152,10 +142,11 @@ def _is_there(config: Mapping[str, Any], path: str) -> bool:
 
 def _check_paths(workflow: ConfigWorkflow) -> None:
     """Refuse `--part::nmae`, which MONAI would add to the part, unless what the part makes has such an argument."""
-    config = ConfigParser.load_config_files([str(path) for path in _given_files()])
-    for name in given_names():
+    nested = [name for name in given_names() if "::" in name]
+    config = ConfigParser.load_config_files([str(path) for path in _given_files()]) if nested else {}
+    for name in nested:
         place, key = holder_of(config, name)
-        if "::" not in name or not place or key in place or key.startswith("_") or key in _arguments(place):
+        if not place or key in place or key.startswith("_") or key in _arguments(place):
             continue
         part = name.rpartition("::")[0]
         nearest = difflib.get_close_matches(key, [*place, *_arguments(place)], n=3)

@@ -12,7 +12,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,23 @@ def given_names() -> list[str]:
 def _given() -> dict[str, Any]:
     if Path(sys.argv[0]).parts[-3:-1] == ("monai", "bundle"):
         return dict(read_words(sys.argv[1:]))
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            given = frame.f_locals.get("override", frame.f_locals.get("kwargs"))  # of run, of create_workflow
+    for module, names in callers():
+        if module == "monai.bundle.scripts":
+            given = names.get("override", names.get("kwargs"))  # of run, of create_workflow
             if isinstance(given, dict):
                 return given
-        frame = frame.f_back
     return {}
+
+
+def callers() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Module and local names of every function that is running, innermost first.
+
+    MONAI hands an expression its references only: not the configuration it stands in, nor what it was called with.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield str(frame.f_globals.get("__name__", "")), frame.f_locals
+        frame = frame.f_back
 
 
 def read_words(words: Sequence[str]) -> dict[str, str]:
