@@ -40,7 +40,8 @@ RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answ
 MOST_METRICS = 1000  # in one request to MLflow
 SQLITE_SECONDS = 5.0  # for a file that another process has locked
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
-HISTORY = ("metrics.jsonl", "validation.jsonl")  # files of a run's folder with all its numbers
+# files of a run's folder with all its numbers, and how their names begin in MLflow
+HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
 
 
 class RunTracker:
@@ -207,17 +208,19 @@ class RunTracker:
 
     def _spool_history(self) -> None:
         """Let all numbers of the run so far wait for a store that has lost them."""
-        records: list[Record] = []
-        now = int(time() * 1000)
-        for name in HISTORY:
-            for row in read_rows(self.folder.path / name):
-                numbers = {
-                    key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"
-                }
-                records.append({"step": row["step"], "time": now, "numbers": numbers})
         waiting = self.spool.records()
-        there = {(record["step"], *record["numbers"]) for record in waiting if "numbers" in record}
-        missing = [record for record in records if (record["step"], *record["numbers"]) not in there]
+        there = {(record["step"], name) for record in waiting for name in record.get("numbers", ())}
+        missing: list[Record] = []
+        now = int(time() * 1000)
+        for file, prefix in HISTORY.items():
+            for row in read_rows(self.folder.path / file):
+                step = row.pop("step")
+                numbers = {
+                    tracked_name(key, prefix): value for key, value in row.items() if isinstance(value, (int, float))
+                }
+                numbers = {name: value for name, value in numbers.items() if (step, name) not in there}
+                if numbers:
+                    missing.append({"step": step, "time": now, "numbers": numbers})
         self.spool.replace([*missing, *waiting])
         self._waiting = bool(missing or waiting)
 
@@ -312,6 +315,12 @@ class RunTracker:
             if len(waiting) < count:
                 self.spool.replace(waiting)
                 logger.info("Tracking: %d of %d records that waited are sent.", count - len(waiting), count)
+
+
+def tracked_name(name: str, prefix: str = "") -> str:
+    """A name that MLflow accepts and that begins with `prefix`."""
+    plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
+    return plain if plain.startswith(prefix) else prefix + plain
 
 
 def check_tracking_uri(uri: str) -> None:

@@ -18,6 +18,7 @@ from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 from mim_components.handlers.metrics import StepLines
+from mim_components.handlers.tracking import tracked_name
 from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -124,14 +125,8 @@ class ValidationLog:
             f" ({others})" if others else "",
         )
         if self.folder.tracker is not None:
-            sent = {_tracked(name): value for name, value in finite.items() if value is not None}
+            sent = {tracked_name(name, "val_"): value for name, value in finite.items() if value is not None}
             self.folder.tracker.log_numbers(sent, engine.state.iteration)
-
-
-def _tracked(name: str) -> str:
-    """A name that MLflow accepts; validation metrics stand together."""
-    plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
-    return plain if plain.startswith("val_") else f"val_{plain}"
 
 
 class EarlyStop:

@@ -167,6 +167,29 @@ def test_a_run_that_was_deleted_gets_a_new_one_with_all_numbers(
     assert folder.notes == []
 
 
+def test_a_new_run_has_the_numbers_of_validations_and_of_the_probe_under_their_names(
+    folder: RunFolder, store: Path
+) -> None:
+    tracker = make_tracker(folder, store)
+    tracker.start(engine_at(0))
+    first = tracker.run_id
+    tracker.close("KILLED")
+    client = mlflow.MlflowClient(tracker.tracking_uri)
+    client.delete_run(first)
+    rows = '{"step": 1, "val_mean_dice": 0.5, "dice_left+right": 0.25, "dice_none": null}\n'
+    (folder.path / "validation.jsonl").write_text(rows)
+    (folder.path / "probe.jsonl").write_text('{"step": 1, "probe_dice": 0.75, "probe_knn": 0.125}\n')
+    tracker = make_tracker(folder, store)
+    waiting = {"step": 1, "time": 7, "numbers": {"val_mean_dice": 0.5, "probe_dice": 0.75}}
+    tracker.spool.append(waiting)
+    tracker.start(engine_at(1))
+    tracker.close()
+    numbers = {"val_mean_dice": 0.5, "val_dice_left_right": 0.25, "probe_dice": 0.75, "probe_knn": 0.125}
+    assert run_of(tracker, folder).data.metrics == numbers
+    (point,) = client.get_metric_history(folder.state["mlflow_run_id"], "val_mean_dice")  # what waited is not doubled
+    assert point.timestamp == 7
+
+
 def test_a_deleted_experiment_is_replaced_by_one_with_a_number(
     folder: RunFolder, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
