@@ -1,22 +1,10 @@
 // A CPU build of PyTorch runs autograd on fake CUDA tensors with this: a device guard that does nothing, and hooks that
 // say what a build for CUDA says of itself.
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/DeviceType.h>
 
-using c10::Device;
-using c10::Stream;
 constexpr auto KIND = c10::DeviceType::CUDA;
-const Device DEVICE(KIND, 0);
-
-struct Guard final : c10::impl::NoOpDeviceGuardImpl<KIND> {
-  Device exchangeDevice(Device) const override { return DEVICE; }
-  Device getDevice() const override { return DEVICE; }
-  Stream getStream(Device) const noexcept override { return Stream(Stream::DEFAULT, DEVICE); }
-  Stream getNewStream(Device, int = 0) const override { return Stream(Stream::DEFAULT, DEVICE); }
-  Stream exchangeStream(Stream) const noexcept override { return Stream(Stream::DEFAULT, DEVICE); }
-};
-static Guard guard;
-static c10::impl::DeviceGuardImplRegistrar registrar(KIND, &guard);
+#include "device_guard.h"
 
 namespace at {
 struct Hooks : CUDAHooksInterface {

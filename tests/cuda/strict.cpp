@@ -17,7 +17,7 @@
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/DeviceType.h>
 #include <torch/library.h>
 
 #include <map>
@@ -25,20 +25,8 @@
 #include <set>
 
 using at::Tensor;
-using c10::Device;
-using c10::Stream;
 constexpr auto KIND = c10::DeviceType::PrivateUse1;
-const Device DEVICE(KIND, 0);
-
-struct Guard final : c10::impl::NoOpDeviceGuardImpl<KIND> {
-  Device exchangeDevice(Device) const override { return DEVICE; }
-  Device getDevice() const override { return DEVICE; }
-  Stream getStream(Device) const noexcept override { return Stream(Stream::DEFAULT, DEVICE); }
-  Stream getNewStream(Device, int = 0) const override { return Stream(Stream::DEFAULT, DEVICE); }
-  Stream exchangeStream(Stream) const noexcept override { return Stream(Stream::DEFAULT, DEVICE); }
-};
-static Guard guard;
-static c10::impl::DeviceGuardImplRegistrar registrar(KIND, &guard);
+#include "device_guard.h"
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
