@@ -14,13 +14,11 @@ import pytest
 from mim_components.data.names import path_name
 from mim_tools.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, everything_logged
+from tests.small import SMALL
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 NAME = "MUELLER_ANNA_1961"
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
+OPTIONS = SMALL | {
     "log_interval": 1,
     "global_batch_size": 1,
     "on_bad": "exclude",
@@ -73,7 +71,7 @@ def test_pretraining_and_its_evaluation(tmp_path: Path, said: list[str]) -> None
         f"ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = {NAME}_x.raw\n"
     )
     levels = {"level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]], "input_size": [32, 32, 32], "projection_dim": 16}
-    given = {**SMALL, **levels, "dataset_dir": str(scans), "output_dir": str(out), "cache_dir": str(out / "cache")}
+    given = {**OPTIONS, **levels, "dataset_dir": str(scans), "output_dir": str(out), "cache_dir": str(out / "cache")}
     given |= {"max_steps": 2, "warmup_steps": 1, "tracking_uri": f"sqlite:///{out / 'mlruns.db'}"}
     run("mim_pretrain", "train", **given)
     run("mim_pretrain", "train", "evaluate", **given)
@@ -101,7 +99,7 @@ def test_segmentation_and_its_evaluation(tmp_path: Path, said: list[str]) -> Non
     (data / "list.json").write_text(json.dumps({"training": items}))
     cut(data / f"{NAME}_2_label.nii.gz")
     space = {"spacing": [9.0, 9.0, 9.0], "roi_size": [32, 32, 32], "overlap": 0.0, "num_samples": 1}
-    given = {**SMALL, **space, "dataset_dir": str(data), "datalist": str(data / "list.json"), "output_dir": str(out)}
+    given = {**OPTIONS, **space, "dataset_dir": str(data), "datalist": str(data / "list.json"), "output_dir": str(out)}
     given |= {"fold": 1, "pretrained": "none", "max_steps": 2, "validation_steps": 2, "cache_dir": str(out / "cache")}
     given["tracking_uri"] = f"sqlite:///{out / 'mlruns.db'}"
     run("mim_btcv_segmentation", "train", **given)

@@ -14,15 +14,11 @@ import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from tests.small import SMALL
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_ccccii_classification" / "configs"
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "input_size": [32, 32, 16],
-    "crop_shift": 4,
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-}
+OPTIONS = SMALL | {"input_size": [32, 32, 16], "crop_shift": 4}
 TRAINING: dict[str, Any] = {
     "pretrained": "none",
     "max_epochs": 3,
@@ -50,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(place: Path, **more: Any) -> dict[str, Any]:
     own = {"dataset_dir": str(place / "data"), "output_dir": str(place / "run"), "logging_file": False}
-    return {**SMALL, **own, "meta_file": str(CONFIGS / "metadata.json"), **more}
+    return {**OPTIONS, **own, "meta_file": str(CONFIGS / "metadata.json"), **more}
 
 
 def run(place: Path, *names: str, **more: Any) -> None:

@@ -18,6 +18,7 @@ from mim_components.data import prepare_volumes
 from mim_components.data.find.walk import find_volumes
 from mim_tools.synthetic.layouts import write_synthetic_layout
 from tests.personal import assert_none_in, content_of, everything_logged
+from tests.small import SMALL
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 PERSON = "DOE^JANE"
@@ -26,14 +27,7 @@ DICOM_TAGS = (
     "PatientName PatientID OtherPatientIDs PatientComments ReferringPhysicianName InstitutionName StudyDescription "
     "SeriesDescription ProtocolName OperatorsName AccessionNumber StationName"
 ).split()
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-    "log_interval": 1,
-    "global_batch_size": 1,
-    "max_steps": 2,
-}
+OPTIONS = SMALL | {"log_interval": 1, "global_batch_size": 1, "max_steps": 2}
 
 
 def mark(path: Path) -> None:
@@ -121,7 +115,7 @@ def test_prepare(scans: Path, tmp_path: Path, said: list[str]) -> None:
 def test_pretraining_and_its_inference(scans: Path, tmp_path: Path, said: list[str]) -> None:
     out = tmp_path / "out"
     levels = {"level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]], "input_size": [32, 32, 32], "projection_dim": 16}
-    given = {**SMALL, **levels, "dataset_dir": str(scans), "output_dir": str(out), "batch_size": 1}
+    given = {**OPTIONS, **levels, "dataset_dir": str(scans), "output_dir": str(out), "batch_size": 1}
     store = f"sqlite:///{out / 'mlruns.db'}"
     run("mim_pretrain", "train", **given, cache_dir=str(out / "cache"), tracking_uri=store, warmup_steps=1)
     inference = {name: given[name] for name in ("preset", "device", "dataset_dir", "output_dir", *levels)}
@@ -138,7 +132,7 @@ def test_segmentation_and_its_inference(tmp_path: Path, said: list[str]) -> None
         mark(path)
     out = tmp_path / "out"
     space = {"spacing": [9.0, 9.0, 9.0], "roi_size": [32, 32, 32], "overlap": 0.0}
-    given = {**SMALL, **space, "dataset_dir": str(data), "output_dir": str(out)}
+    given = {**OPTIONS, **space, "dataset_dir": str(data), "output_dir": str(out)}
     training = {**given, "pretrained": "none", "num_samples": 1, "validation_steps": 2, "cache_dir": str(out / "cache")}
     training["tracking_uri"] = f"sqlite:///{out / 'mlruns.db'}"
     run("mim_btcv_segmentation", "train", **training)

@@ -28,25 +28,11 @@ from mim_components.utils.text import root_cause
 from mim_components.weights.contract import read_contract
 from mim_components.weights.pretrained import load_pretrained
 from mim_tools.rebuild_batch import main
+from tests.small import SMALL_PRETRAIN_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]],
-    "input_size": [32, 32, 32],
-    "projection_dim": 16,
-    "global_batch_size": 2,
-    "batch_size": 1,
-    "max_steps": 6,
-    "warmup_steps": 2,
-    "learning_rate": 1e-3,
-    "num_workers": 0,
-    "log_interval": 1,
-    "picture_interval": 100,
-    "checkpoint_interval": 2,
-    "device": "$torch.device('cpu')",
-}
+OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "picture_interval": 100}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +56,7 @@ def pretrain(shared: dict[str, Any], output: Path, **options: Any) -> Path:
     monai.bundle.run(
         config_file=str(CONFIGS / "train.json"),
         logging_file=False,
-        **{**SMALL, **shared, "output_dir": str(output), **options},
+        **{**OPTIONS, **shared, "output_dir": str(output), **options},
     )
     return output
 
@@ -241,7 +227,7 @@ def test_crash_between_checkpoints_repeats_the_lost_steps(
 @pytest.mark.slow
 def test_killed_process_continues_to_the_same_weights(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = {**SMALL, **shared, "output_dir": str(output), "num_workers": 1}
+    options = {**OPTIONS, **shared, "output_dir": str(output), "num_workers": 1}
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.json")]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -441,7 +427,7 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
 )
 def test_ablations_run(options: dict[str, Any], shared: dict[str, Any], tmp_path: Path) -> None:
     pretrain(shared, tmp_path / "run", max_steps=2, **options)
-    levels = len(options.get("level_sizes", SMALL["level_sizes"]))
+    levels = len(options.get("level_sizes", OPTIONS["level_sizes"]))
     names = {name for name in losses(tmp_path / "run")[1] if "_level" in name}
     assert names == {f"reconstruction_level{level}" for level in range(1, levels + 1)} | {
         f"{name}_level{level}_{level + 1}" for level in range(1, levels) for name in ("alignment", "context_std")
@@ -462,7 +448,7 @@ def test_weights_of_terms_reach_the_loss(shared: dict[str, Any], tmp_path: Path)
 def test_two_processes_equal_one(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "run"
     options = {
-        name: value for name, value in {**SMALL, **shared, "output_dir": str(output)}.items() if name != "device"
+        name: value for name, value in {**OPTIONS, **shared, "output_dir": str(output)}.items() if name != "device"
     }
     files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
     command = [

@@ -18,26 +18,15 @@ import numpy as np
 import pytest
 
 from mim_components.weights.contract import read_contract
+from tests.small import SMALL_PRETRAIN_RUN
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]],
-    "input_size": [32, 32, 32],
-    "projection_dim": 16,
-    "global_batch_size": 2,
-    "batch_size": 1,
+OPTIONS = SMALL_PRETRAIN_RUN | {
     "max_steps": 4,
-    "warmup_steps": 2,
-    "learning_rate": 1e-3,
-    "num_workers": 0,
-    "log_interval": 1,
     "picture_interval": 100,
-    "checkpoint_interval": 2,
-    "device": "$torch.device('cpu')",
     "probe::voxels_per_class": 16,
     "probe::neighbours": 3,
 }
@@ -70,7 +59,7 @@ def run(place: Path, output: Path, *overlays: str, **options: Any) -> Path:
     monai.bundle.run(
         config_file=[str(CONFIGS / f"{name}.json") for name in ("train", *overlays)],
         logging_file=False,
-        **{**SMALL, **shared, "tracking_uri": f"sqlite:///{place / 'mlruns.db'}", **options},
+        **{**OPTIONS, **shared, "tracking_uri": f"sqlite:///{place / 'mlruns.db'}", **options},
     )
     return output
 

@@ -30,6 +30,7 @@ from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
 from mim_tools.synthetic import write_synthetic_dataset, write_synthetic_layout
 from mim_tools.synthetic.tissue import LABEL_NUMBERS
+from tests.small import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,6 @@ SYNTHETIC = {
     "mim_brats_segmentation": "brats",
     "mim_ccccii_classification": "ccccii",
 }
-SMALL: dict[str, Any] = {"preset": "nano", "num_workers": 0, "device": "$torch.device('cpu')"}
 SEGMENTATION: dict[str, Any] = {"spacing": [9.0, 9.0, 9.0], "roi_size": [32, 32, 32], "overlap": 0.0}
 CLASSIFICATION: dict[str, Any] = {"input_size": [48, 48, 16]}
 SHORT: dict[str, Any] = {

@@ -25,6 +25,7 @@ from mim_components.networks import MiM
 from mim_components.utils.text import root_cause
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
+from tests.small import SMALL_PRETRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "mim_pretrain"
@@ -58,14 +59,7 @@ SAME = {
     "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size
         crop_shift crop_size intensity output_dir network_def settings""".split(),
 }
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "level_sizes": [[24, 24, 24], [16, 16, 16], [8, 8, 8]],
-    "input_size": [32, 32, 32],
-    "projection_dim": 16,
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-}
+OPTIONS = SMALL_PRETRAIN | {"level_sizes": [[24, 24, 24], [16, 16, 16], [8, 8, 8]]}
 NAME = attrgetter("name")
 every_combination = pytest.mark.parametrize(
     ("bundle", "names"), COMBINATIONS, ids=[f"{bundle.name}-{'+'.join(names)}" for bundle, names in COMBINATIONS]
@@ -261,8 +255,8 @@ def test_description_and_licences_of_the_pretraining() -> None:
 
 def test_network_is_what_the_metadata_says() -> None:
     small = {
-        **{key: SMALL[key] for key in ("preset", "level_sizes", "input_size", "projection_dim")},
-        "_meta_::network_data_format::inputs::image::spatial_shape": SMALL["input_size"],
+        **{key: OPTIONS[key] for key in ("preset", "level_sizes", "input_size", "projection_dim")},
+        "_meta_::network_data_format::inputs::image::spatial_shape": OPTIONS["input_size"],
         "bundle_root": str(BUNDLE),
     }
     where = {"net_id": "network_def", "meta_file": str(META), "config_file": str(CONFIGS / "inference.json")}
@@ -297,7 +291,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16)
     (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
-    sizes = tuple(tuple(size) for size in SMALL["level_sizes"])
+    sizes = tuple(tuple(size) for size in OPTIONS["level_sizes"])
     contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), sizes)
     save_encoder(network.encoder, folder / "models" / "encoder.safetensors", contract)
     return folder
@@ -309,7 +303,7 @@ def workflow(names: list[str], kind: str, place: Path, **options: Any) -> Config
         meta_file=str(META),
         logging_file=False,
         workflow_type=kind,
-        **{**SMALL, "dataset_dir": str(place / "scans"), "cache_dir": str(place / "cache"), **options},
+        **{**OPTIONS, "dataset_dir": str(place / "scans"), "cache_dir": str(place / "cache"), **options},
     )
     made.initialize()
     return made

@@ -11,6 +11,7 @@ from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 
 from mim_components.data import BadVolumesError, CheckedReader
 from mim_components.data.read.volume import load_volume
+from tests.nifti_bytes import patch
 
 READER = "mim_components.data.CheckedReader"
 OBLIQUE = np.array([[0.866, -0.5, 0, 5], [0.5, 0.866, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([2, 3, 4, 1])
@@ -25,15 +26,6 @@ def cause(path):
     with pytest.raises(BadVolumesError) as raised:
         load(path)
     return raised.value.bad[0].cause
-
-
-def patched(path, offset, content):
-    """Overwrite bytes of a NIfTI file, compressed or not."""
-    compressed = path.suffix == ".gz"
-    data = bytearray(gzip.decompress(path.read_bytes()) if compressed else path.read_bytes())
-    data[offset : offset + len(content)] = content
-    path.write_bytes(gzip.compress(data) if compressed else data)
-    return path
 
 
 @pytest.mark.parametrize("affine", [np.diag([-2.0, -3.0, 4.0, 1.0]), PIR, OBLIQUE], ids=["LPS", "PIR", "oblique"])
@@ -107,7 +99,7 @@ def test_list_axis_of_length_one_is_no_axis(tmp_path, ct):
 @pytest.mark.parametrize(("slope", "inter"), [(np.nan, 0), (np.inf, 0), (1, np.nan), (2, -np.inf)])
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_slope_or_intercept_that_is_no_number(write_nifti, name, slope, inter):
-    path = patched(write_nifti(name), 112, struct.pack("<2f", slope, inter))
+    path = patch(write_nifti(name), (112, struct.pack("<2f", slope, inter)))
     field, value = ("scl_inter", inter) if np.isfinite(slope) else ("scl_slope", slope)
     text = f"damaged NIfTI header: {field} is {value}, expected a number (scl_slope 0: no scaling)"
     assert cause(path) == text
@@ -116,7 +108,7 @@ def test_slope_or_intercept_that_is_no_number(write_nifti, name, slope, inter):
 
 
 def test_slope_of_zero_makes_the_intercept_irrelevant(write_nifti, ct):
-    path = patched(write_nifti("a.nii"), 112, struct.pack("<2f", 0, np.nan))
+    path = patch(write_nifti("a.nii"), (112, struct.pack("<2f", 0, np.nan)))
     np.testing.assert_array_equal(load(path)[0].numpy(), ct)
 
 
@@ -125,10 +117,10 @@ def test_slope_of_zero_makes_the_intercept_irrelevant(write_nifti, ct):
 def test_lengths_become_millimetres(write_nifti, unit, factor, form):
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
     affine[:3, 3] = 5, -6, 7
-    path = patched(write_nifti("a.nii", affine=np.diag([1 / factor] * 3 + [1]) @ affine), 123, bytes([unit | 8]))
+    path = patch(write_nifti("a.nii", affine=np.diag([1 / factor] * 3 + [1]) @ affine), (123, bytes([unit | 8])))
     if form == "qform":
-        patched(path, 254, struct.pack("<h", 0))
-        patched(path, 252, struct.pack("<h", 1))
+        patch(path, (254, struct.pack("<h", 0)))
+        patch(path, (252, struct.pack("<h", 1)))
     np.testing.assert_allclose(load(path).affine, affine, rtol=1e-6)
     np.testing.assert_allclose(load_volume(path)[1], affine, rtol=1e-6)
 

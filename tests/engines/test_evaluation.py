@@ -42,19 +42,11 @@ from mim_components.utils.text import root_cause
 from mim_components.weights import WrongWeightsError, load_trained
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
+from tests.small import SMALL_PRETRAIN
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "configs"
-LEVELS = [[40, 40, 32], [16, 16, 16], [8, 8, 8]]
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "level_sizes": LEVELS,
-    "input_size": [32, 32, 32],
-    "projection_dim": 16,
-    "batch_size": 2,
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-    "num_validation_crops": 2,
-}
+LEVELS = SMALL_PRETRAIN["level_sizes"]
+OPTIONS = SMALL_PRETRAIN | {"batch_size": 2, "num_validation_crops": 2}
 
 
 def write_scan(path: Path, seed: int) -> None:
@@ -89,7 +81,7 @@ def evaluate(place: Path, output: str = "run", **options: Any) -> Path:
     monai.bundle.run(
         config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")],
         logging_file=False,
-        **{**SMALL, "output_dir": str(place / output), "cache_dir": str(place / "cache"), **options},
+        **{**OPTIONS, "output_dir": str(place / output), "cache_dir": str(place / "cache"), **options},
     )
     return place / output / "evaluation"
 

@@ -38,17 +38,9 @@ from mim_components.utils.text import root_cause
 from mim_components.weights import TrainedNetwork
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
+from tests.small import SMALL_PRETRAIN
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "configs"
-LEVELS = [[40, 40, 32], [16, 16, 16], [8, 8, 8]]
-SMALL: dict[str, Any] = {
-    "preset": "nano",
-    "level_sizes": LEVELS,
-    "input_size": [32, 32, 32],
-    "projection_dim": 16,
-    "num_workers": 0,
-    "device": "$torch.device('cpu')",
-}
 WINDOW = (32, 32, 32)
 CPU = torch.device("cpu")
 # axes R, A and S are the file's -y, z and -x, tilted by 0.2 rad, with three different spacings
@@ -73,7 +65,7 @@ def write_weights(
         torch.manual_seed(0)
         network = MiM(input_size=input_size, preset=preset, projection_dim=dim)
     torch.save(network.state_dict(), models / "model.pt")
-    sizes = tuple(tuple(size) for size in LEVELS)
+    sizes = tuple(tuple(size) for size in SMALL_PRETRAIN["level_sizes"])
     contract = InputContract("hybrid", preset, 1, network.patch_size, input_size, sizes, step=7, **contents)
     save_encoder(network.encoder, models / "encoder.safetensors", contract)
 
@@ -81,7 +73,7 @@ def write_weights(
 def infer(output: Path, dataset_dir: Path | None, overlay: str | None = None, **options: Any) -> Path:
     """Run the bundle in this process; returns its folder of results."""
     files = [str(CONFIGS / "inference.json"), *([str(CONFIGS / overlay)] if overlay else [])]
-    settings = {} if overlay else SMALL
+    settings = {} if overlay else SMALL_PRETRAIN
     given = {} if dataset_dir is None else {"dataset_dir": str(dataset_dir)}
     monai.bundle.run(
         config_file=files, logging_file=False, **{**settings, "output_dir": str(output), **given, **options}

@@ -21,6 +21,7 @@ from tests.faults.dicom_series import (
     voxels_of,
     write_series,
 )
+from tests.nifti_bytes import patch
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>" * 20
@@ -59,14 +60,6 @@ def write(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE, kind: Any
     """Write a NIfTI file."""
     nib.save(kind(voxels, affine, dtype=voxels.dtype), path)
     return path
-
-
-def patch(path: Path, *changes: tuple[int, bytes]) -> None:
-    """Change bytes of a compressed NIfTI file; its checksum fits again."""
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    for offset, data in changes:
-        content[offset : offset + len(data)] = data
-    path.write_bytes(gzip.compress(content, compresslevel=1))
 
 
 def with_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], Any]:

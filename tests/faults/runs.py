@@ -21,6 +21,7 @@ import torch
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.utils.tensor_files import read_checkpoint
+from tests.small import SMALL, SMALL_PRETRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL = 0.01  # seconds
@@ -56,23 +57,18 @@ class Bundle:
 
 
 NOTHING = {"_target_": "tests.faults.hold.Hold"}  # in place of handlers that draw
-COMMON: dict[str, Any] = {
-    "preset": "nano",
-    "num_workers": 0,
+COMMON = SMALL | {
     "log_interval": 1,
     "max_steps": 8,
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
-    "device": "$torch.device('cpu')",
     "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(
     "mim_pretrain",
-    COMMON
+    SMALL_PRETRAIN
+    | COMMON
     | {
-        "level_sizes": [[40, 40, 32], [16, 16, 16], [8, 8, 8]],
-        "input_size": [32, 32, 32],
-        "projection_dim": 16,
         "num_children": 2,
         "global_batch_size": 2,
         "batch_size": 1,

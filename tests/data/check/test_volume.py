@@ -13,6 +13,7 @@ from mim_components.data import BadVolumesError, FoundVolumes, VolumeSource, pre
 from mim_components.data.check.volume import check_intensities
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.read.volume import load_volume
+from tests.nifti_bytes import patch
 
 
 def cause(path):
@@ -21,15 +22,6 @@ def cause(path):
     (bad,) = raised.value.bad
     assert str(path) in str(raised.value)
     return bad.cause
-
-
-def patched(path, offset, data):
-    """Change bytes of a NIfTI file, compressed or not."""
-    packed = path.suffix == ".gz"
-    content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
-    content[offset : offset + len(data)] = data
-    path.write_bytes(gzip.compress(content) if packed else content)
-    return path
 
 
 # --- damaged bytes
@@ -86,7 +78,7 @@ def test_truncated_metaimage_and_nrrd(tmp_path, ct):
 
 def test_more_voxels_than_the_header_claims(write_nifti):
     array = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 40)).astype(np.int16)
-    path = patched(write_nifti("a.nii", array), 46, struct.pack("<h", 20))  # 20 of 40 slices of 800 bytes
+    path = patch(write_nifti("a.nii", array), (46, struct.pack("<h", 20)))  # 20 of 40 slices of 800 bytes
     assert "the header claims 16,000 bytes, but there are 16,000 more (damaged header?)" in cause(path)
 
 
@@ -156,7 +148,7 @@ def test_what_is_no_regular_file(tmp_path):
     ],
 )
 def test_absurd_sizes_are_refused_without_allocating(write_nifti, name, dims, message):
-    path = patched(write_nifti(name), 40, struct.pack(f"<{len(dims)}h", *dims))
+    path = patch(write_nifti(name), (40, struct.pack(f"<{len(dims)}h", *dims)))
     tracemalloc.start()
     try:
         assert message in cause(path)
@@ -167,7 +159,7 @@ def test_absurd_sizes_are_refused_without_allocating(write_nifti, name, dims, me
 
 @pytest.mark.usefixtures("decoder")
 def test_small_gzip_that_claims_more_than_it_holds_is_read_only_as_far_as_it_goes(write_nifti):
-    path = patched(write_nifti("a.nii.gz"), 40, struct.pack("<4h", 3, 100, 120, 70))  # 1.7 MB of 3 kB: possible
+    path = patch(write_nifti("a.nii.gz"), (40, struct.pack("<4h", 3, 100, 120, 70)))  # 1.7 MB of 3 kB: possible
     assert "truncated: the header claims 1,680,352 bytes, the data end after 3,712" in cause(path)
 
 
@@ -256,18 +248,18 @@ def test_voxels_that_are_no_real_numbers(write_nifti, array, message):
     ],
 )
 def test_affine_that_cannot_be_inverted(write_nifti, row, message):
-    assert message in cause(patched(write_nifti("a.nii.gz"), 280, struct.pack("<4f", *row)))  # srow_x
+    assert message in cause(patch(write_nifti("a.nii.gz"), (280, struct.pack("<4f", *row))))  # srow_x
 
 
 def test_header_in_front_of_its_voxels(write_nifti):
-    assert "inside the header" in cause(patched(write_nifti("a.nii"), 108, struct.pack("<f", 0)))
-    assert "damaged NIfTI header" in cause(patched(write_nifti("a.nii"), 108, struct.pack("<f", np.nan)))
-    assert "damaged NIfTI header" in cause(patched(write_nifti("a.nii"), 70, struct.pack("<h", 9999)))
-    assert "without voxels" in cause(patched(write_nifti("a.nii"), 344, b"ni1\0"))
+    assert "inside the header" in cause(patch(write_nifti("a.nii"), (108, struct.pack("<f", 0))))
+    assert "damaged NIfTI header" in cause(patch(write_nifti("a.nii"), (108, struct.pack("<f", np.nan))))
+    assert "damaged NIfTI header" in cause(patch(write_nifti("a.nii"), (70, struct.pack("<h", 9999))))
+    assert "without voxels" in cause(patch(write_nifti("a.nii"), (344, b"ni1\0")))
 
 
 def test_affine_that_is_missing(tmp_path, write_nifti):
-    path = patched(write_nifti("a.nii.gz"), 252, struct.pack("<2h", 0, 0))  # qform_code, sform_code
+    path = patch(write_nifti("a.nii.gz"), (252, struct.pack("<2h", 0, 0)))  # qform_code, sform_code
     with pytest.raises(BadVolumesError, match="the affine is missing .neither qform nor sform is set."):
         prepare_volumes([VolumeSource(path, (path,))], tmp_path / "cache", progress=False)
     assert load_volume(path)[0].shape == (10, 12, 14)  # what an inference reads goes back to the same grid
@@ -283,8 +275,8 @@ def test_affine_of_a_volume_far_away(write_nifti):
 
 def test_spacing_of_zero_needs_a_sform(write_nifti):
     zero = struct.pack("<3f", 2, 0, 4)  # pixdim
-    load_volume(patched(write_nifti("a.nii"), 80, zero))
-    path = patched(patched(write_nifti("b.nii"), 80, zero), 252, struct.pack("<2h", 1, 0))  # qform_code, sform_code
+    load_volume(patch(write_nifti("a.nii"), (80, zero)))
+    path = patch(write_nifti("b.nii"), (80, zero), (252, struct.pack("<2h", 1, 0)))  # qform_code, sform_code
     assert cause(path) == "the spacing is not known: pixdim 2 x 0 x 4 mm, and there is no sform"
 
 
@@ -344,7 +336,7 @@ def test_notes_of_odd_geometry(tmp_path, ct, write_nifti):
     image.set_qform(np.diag([2, 3, 5, 1]), 1)
     nib.save(image, tmp_path / "two.nii")
     shutil.copy(tmp_path / "two.nii", tmp_path / "turn.nii")
-    patched(tmp_path / "turn.nii", 256, struct.pack("<f", 7))  # a quaternion of no rotation
+    patch(tmp_path / "turn.nii", (256, struct.pack("<f", 7)))  # a quaternion of no rotation
     names = ("two.nii", "turn.nii")
     sources = [VolumeSource(path, (path,)) for path in (*paths, *(tmp_path / name for name in names))]
     dataset = prepare_volumes(FoundVolumes(sources), tmp_path / "cache", progress=False)
