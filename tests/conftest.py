@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import subprocess
@@ -70,10 +71,11 @@ def rendered() -> Callable[[Axes], np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def unchanged_globals() -> Iterator[None]:
-    """A bundle sets seeds, flags and hooks of the interpreter."""
+    """A bundle sets seeds, flags and hooks of the interpreter, and how the project logs."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     hook, paths = sys.excepthook, list(sys.path)
+    loggers = {each: log_settings(each) for each in project_loggers()}
     yield
     monai.utils.set_determinism(None)
     random.setstate(states[0])
@@ -81,3 +83,19 @@ def unchanged_globals() -> Iterator[None]:
     torch.set_rng_state(states[2])
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
     sys.excepthook, sys.path[:] = hook, paths
+    for each in project_loggers():
+        each.handlers[:], level, each.propagate, each.disabled = loggers.get(each, ([], logging.NOTSET, True, False))
+        each.setLevel(level)
+
+
+def project_loggers() -> list[logging.Logger]:
+    """The root logger and those of the project's packages that exist by now."""
+    packages = ("mim_components", "mim_tools", "studies", "benchmarks")
+    known = logging.root.manager.loggerDict
+    ours = (each for name, each in known.items() if name.split(".")[0] in packages)
+    return [logging.root, *(each for each in ours if isinstance(each, logging.Logger))]
+
+
+def log_settings(logger: logging.Logger) -> tuple[list[logging.Handler], int, bool, bool]:
+    """What `logging.config` changes of a logger."""
+    return list(logger.handlers), logger.level, logger.propagate, logger.disabled
