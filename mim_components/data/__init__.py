@@ -11,7 +11,7 @@ from mim_components.data.inputs import ScanDataset, scan_items
 from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
-from mim_components.data.load.scans import CTScans, LoadScand, NativeScans, SliceScans
+from mim_components.data.load.scans import CheckedLoadImaged, CTScans, NativeScans, SliceScans
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes
@@ -44,7 +44,7 @@ __all__ = [
     "FoundCases",
     "FoundVolumes",
     "KeyedDataset",
-    "LoadScand",
+    "CheckedLoadImaged",
     "NativeScans",
     "NoVolumesError",
     "OpenPreparedd",

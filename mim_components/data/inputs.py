@@ -29,7 +29,7 @@ def scan_items(
 
     Args:
         dataset_dir: folder that is searched to any depth, or one scan.
-        scans: what a scan is, see `LoadScand`.
+        scans: what a scan is, see `CheckedLoadImaged`.
         output_dir: folder of the results; scans in it are results of an earlier run and passed over.
         on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out; "report" hands them on with
             their cause.
@@ -85,17 +85,17 @@ def _cause(source: VolumeSource, scans: Scans) -> str:
 class ScanDataset(Dataset):
     """MONAI's `Dataset` of scans, which a scan that cannot be read, or not resampled, does not end.
 
-    Its item goes through the transform again with `cause`, for which `LoadScand` gives one voxel.
+    Its item goes through the transform again with `cause`, for which `CheckedLoadImaged` gives one voxel.
 
     Args:
         data: items of `scan_items`.
-        transform: begins with `LoadScand`.
+        transform: begins with `CheckedLoadImaged`.
         on_bad: "stop" raises instead.
 
     Example:
-        >>> from mim_components.data import CTScans, LoadScand
+        >>> from mim_components.data import CTScans, CheckedLoadImaged
         >>> item = {"image": "absent.nii.gz", "source": "absent.nii.gz", "cause": ""}
-        >>> ScanDataset([item], LoadScand("image", CTScans()))[0]["cause"]
+        >>> ScanDataset([item], CheckedLoadImaged("image", CTScans()))[0]["cause"]
         'no such file'
     """
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from mim_components.networks.hybrid import HybridEncoder, PatchEmbedding
 from mim_components.networks.presets import get_preset
+from mim_components.networks.scripting import ScriptedByTrace
 from mim_components.tokens import check_positions, nearest_multiples
 
 
-class HybridSwinUNETR(nn.Module):
+class HybridSwinUNETR(ScriptedByTrace):
     """Hybrid encoder, one more stage, and Swin-UNETR's decoder.
 
     The pyramid of the encoder (1/2, 1/4, ...; 48, 96, 192, 384 channels for `base`) and a new map of half its last grid
@@ -59,6 +60,7 @@ class HybridSwinUNETR(nn.Module):
         super().__init__()
         self.encoder = HybridEncoder(in_channels, preset, dense_only=True, input_size=input_size, positions=positions)
         self.size_multiple = 2 * self.encoder.patch_size
+        self.example_shape = (2, in_channels, *(input_size or [2 * self.size_multiple] * 3))
         *fine, last = self.encoder.channels
         self.down = PatchEmbedding(last, 2 * last)
         self.bottleneck = _residual_block(2 * last, 2 * last)
@@ -117,7 +119,7 @@ def _up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
     )
 
 
-class HybridClassifier(nn.Module):
+class HybridClassifier(ScriptedByTrace):
     """Hybrid encoder, mean over the tokens of its last stage, LayerNorm, linear.
 
     Args:
@@ -148,6 +150,7 @@ class HybridClassifier(nn.Module):
         self.encoder = HybridEncoder(in_channels, preset, dense_only=True, input_size=input_size, positions=positions)
         self.norm = nn.LayerNorm(self.encoder.embed_dim)
         self.head = nn.Linear(self.encoder.embed_dim, num_classes)
+        self.example_shape = (2, in_channels, *(input_size or [self.encoder.patch_size] * 3))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, K)` of an image `(B, C, H, W, D)`."""

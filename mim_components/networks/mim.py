@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mim_components.networks.blocks import init_linear, transformer_block
 from mim_components.networks.hybrid import HybridEncoder
 from mim_components.networks.presets import TransformerSizes, get_preset
+from mim_components.networks.scripting import ScriptedByTrace
 from mim_components.networks.vit import ViTEncoder
 from mim_components.randomness import keyed_seed
 from mim_components.tokens import (
@@ -231,7 +232,7 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
-class MiMReconstructor(MiM):
+class MiMReconstructor(MiM, ScriptedByTrace):
     """`MiM` that maps an image to its reconstruction from a random part of its tokens; same state-dict keys.
 
     The mask of a window follows from the seed and from where the window begins, never from what was drawn before.
@@ -280,6 +281,7 @@ class MiMReconstructor(MiM):
             )
         self.seed = seed
         self.standardized = standardized
+        self.example_shape = (1, in_channels, *input_size)  # a trace has the mask of the one window that it is made of
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Reconstruct `(B, C, *input_size)`; visible voxels stay as they are, every row has a mask of its own."""

@@ -127,6 +127,8 @@ def _check_names(workflow: ConfigWorkflow) -> None:
     known = known_keys(Path(workflow.config_root_path))
     config = _config_of(workflow)
     text = json.dumps(config, default=str)
+    if isinstance(config.get("network"), str) and config["network"][:1] not in ("@", "$", "%"):
+        raise ValueError(f"--network {config['network']}: the option is --architecture; `network` is what it makes.")
     for key in config:
         if key not in known and not re.search(rf"[@%]{re.escape(key)}\b", text):
             moved = [path for path in option_table() if path.endswith(f"::{key}") and _is_there(config, path)]

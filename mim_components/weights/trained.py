@@ -182,9 +182,8 @@ def _refuse(weights: str, wrong: Sequence[str], have: Mapping[str, Any], want: M
 
 def _misfit_advice(expected: InputContract | ModelSettings, misfit: str) -> str:
     if isinstance(expected, ModelSettings):
-        return (
-            f"the network of this configuration: {misfit}. Set --network, --preset and --label_set as in the training."
-        )
+        options = "--architecture, --preset and --label_set"
+        return f"the network of this configuration: {misfit}. Set {options} as in the training."
     return (
         f"preset {expected.preset!r} with encoder {expected.encoder!r} and {len(expected.level_sizes)} levels: "
         f"{misfit}. Set --preset, --encoder, --level_sizes and --projection_dim as in the training, or add its "

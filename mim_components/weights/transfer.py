@@ -103,7 +103,7 @@ def _check_input(
     if kind is None:
         raise PretrainedError(
             f"{path}: {type(network).__name__} has no encoder that MiM pre-trains and starts from scratch only; "
-            "use --pretrained none, or another --network."
+            "use --pretrained none, or another --architecture."
         )
     found = find_contract(path)
     if found is None:
@@ -139,7 +139,7 @@ def _check_architecture(path: Path, contract: InputContract, encoder: nn.Module,
         pairs.append(("token size in voxels (patch_size)", contract.patch_size, patch_size))
     wrong = [f"{what}: {have} in the file, {want} in the network" for what, have, want in pairs if have != want]
     if wrong:
-        hint = "--network" if contract.encoder != kind else "--preset"
+        hint = "--architecture" if contract.encoder != kind else "--preset"
         raise PretrainedError(f"{path}: does not fit the network. {'; '.join(wrong)}. Set {hint} as in the training.")
 
 

@@ -20,7 +20,7 @@ INDENT = 4
 # Keys that are no options, in the order in which a reader needs them; also inside `train` and `validate`.
 PARTS = """
     class_names label_set crop_size imports start_processes results_dir synthetic_ct folder found labels prepared
-    network_def contract settings started probed trained module device_network averaged evaluated_network class_loss
+    network_def contract settings started probed trained module network averaged evaluated_network class_loss
     region_loss loss optimizer lr_scheduler tracker probe crop preprocessing dataset dataloader sample_shapes step
     inferer postprocessing scores dice error accuracy auc_macro auc_micro metric key_metric additional_metrics progress
     collapse validation checkpoints pictures signals handlers evaluator trainer train validate initialize run finalize
@@ -64,6 +64,32 @@ def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:
         place[name].extend(value)
     else:
         raise ValueError(f"+{key} must extend a list with a list or a dictionary with one, got {value!r}.")
+
+
+def with_literals(value: Any, metadata: Mapping[str, Any]) -> Any:
+    """A configuration with the values of the metadata in the place of references to them, where it has them.
+
+    Raises:
+        ValueError: an expression looks into the metadata.
+
+    Example:
+        >>> with_literals({"spacing": "@_meta_::dataset::spacing"}, {"dataset": {"spacing": [1.5, 1.5, 2.0]}})
+        {'spacing': [1.5, 1.5, 2.0]}
+    """
+    if isinstance(value, dict):
+        return {name: with_literals(each, metadata) for name, each in value.items()}
+    if isinstance(value, list):
+        return [with_literals(each, metadata) for each in value]
+    if not isinstance(value, str) or "_meta_" not in value:
+        return value
+    if value[1:].partition("::")[0] != "_meta_":
+        raise ValueError(f"expected @_meta_::NAME or %_meta_::NAME, got {value!r}.")
+    found: Any = metadata
+    for name in value.split("::")[1:]:
+        if name not in found:
+            return value
+        found = found[name]
+    return copy.deepcopy(found)
 
 
 def _target_first(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mim_components.utils.files import write_text_safely
-from mim_tools.bundle_files.compose import as_text, merge, read_fragment
+from mim_tools.bundle_files.compose import as_text, merge, read_fragment, with_literals
 from mim_tools.bundle_files.options import BEGIN, with_options
 
 SOURCES = Path(__file__).parent
@@ -19,6 +19,7 @@ FRAGMENTS = {
     "classification": ("common", "fine_tuning", "classification"),
 }
 METADATA = Path("configs", "metadata.json")
+INFERENCE = Path("configs", "inference.json")
 README = Path("docs", "README.md")
 KEY = "workflow"
 NOT_FILES = {"__pycache__", ".DS_Store"}
@@ -50,6 +51,21 @@ def _content(paths: Sequence[Path]) -> bytes:
     return paths[-1].read_bytes()
 
 
+def bundle_files(folder: Path) -> dict[Path, bytes]:
+    """The shared files as they stand in a bundle: its `inference.json` has the values of its metadata in it.
+
+    MONAI Label reads that file without the metadata.
+
+    Raises:
+        BundleFilesError: no readable metadata, or it names no known workflow.
+    """
+    files = shared_files(_workflow(folder / METADATA))
+    if INFERENCE in files:
+        config = with_literals(json.loads(files[INFERENCE]), _metadata(folder / METADATA))
+        files[INFERENCE] = as_text(config).encode()
+    return files
+
+
 def find_bundles(root: str | Path = "bundles") -> list[Path]:
     """Folders directly below `root` whose metadata names a workflow, by name."""
     return [path.parents[1] for path in sorted(Path(root).glob(f"*/{METADATA.as_posix()}")) if KEY in _metadata(path)]
@@ -72,7 +88,7 @@ def update_bundle(folder: str | Path, check: bool = False) -> dict[str, Literal[
     """
     folder = Path(folder)
     stale: dict[str, Literal["missing", "differs"]] = {}
-    for name, content in shared_files(_workflow(folder / METADATA)).items():
+    for name, content in bundle_files(folder).items():
         copy = folder / name
         if copy.is_file() and copy.read_bytes() == content:
             continue

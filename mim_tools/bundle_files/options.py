@@ -18,7 +18,7 @@ FILES = {
 }
 # keys that say what is done, not how
 PARTS = frozenset("imports initialize run finalize handlers start_processes results_dir loss".split())
-PARTS |= {"device_network", "evaluated_network"}
+PARTS |= {"network", "evaluated_network"}
 
 
 def options_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -152,6 +152,6 @@ def test_networks_of_the_inference():
         parser = monai.bundle.ConfigParser()
         parser.read_config(str(CONFIGS / "inference.json"))
         parser.read_meta(str(CONFIGS / "metadata.json"))
-        parser.update({"network": network, "preset": "nano", "input_size": size})
+        parser.update({"architecture": network, "preset": "nano", "input_size": size})
         made = parser.get_parsed_content("network_def")
         assert made(torch.zeros(1, 1, *size)).shape == (1, 3)

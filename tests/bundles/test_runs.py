@@ -333,14 +333,15 @@ class StopAfter:
 @pytest.mark.parametrize("network", ["unetr", "swin_unetr"])
 def test_monai_networks_from_scratch(btcv: Place, tmp_path: Path, network: str) -> None:
     place = at(btcv, tmp_path / "run")
-    sizes = {"network": network, "preset": "tiny", "roi_size": [64, 32, 32]}
+    sizes = {"architecture": network, "preset": "tiny", "roi_size": [64, 32, 32]}
     run(place.train(pretrained="none", max_steps=1, validation_steps=1, **sizes))
     facts = json.loads((place.output / "models" / "model.json").read_text())
-    assert facts["settings"]["network"] == network
+    assert facts["settings"]["architecture"] == network
     run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes))
     with pytest.raises(RuntimeError) as caught:
-        run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes | {"network": None}))
-    assert f"network: '{network}' in the file, 'hybrid_swin_unetr' here" in str(caught.value.__cause__)
+        sizes |= {"architecture": None}
+        run(place.workflow("train", "evaluate", cache_dir=str(place.output / "cache"), **sizes))
+    assert f"architecture: '{network}' in the file, 'hybrid_swin_unetr' here" in str(caught.value.__cause__)
 
 
 def test_options_of_the_optimisation_and_a_quarter_of_the_labels(btcv: Place, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from mim_components.networks import MiM
 from mim_components.utils.text import root_cause
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
+from mim_tools.bundle_files.compose import with_literals
 from tests.small import SMALL_PRETRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +55,9 @@ COMBINATIONS = [(BUNDLE, names) for names in PRETRAINING] + [
 SAME = {
     "pretraining": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
         mask_ratio projection_dim normalize_target output_dir contract""".split(),
-    "segmentation": """bundle_root seed device network preset in_channels orientation spacing intensity foreground
+    "segmentation": """bundle_root seed device architecture preset in_channels orientation spacing intensity foreground
         roi_size output_dir network_def settings""".split(),
-    "classification": """bundle_root seed device network preset in_channels class_names hu_window input_size
+    "classification": """bundle_root seed device architecture preset in_channels class_names hu_window input_size
         crop_shift crop_size intensity output_dir network_def settings""".split(),
 }
 OPTIONS = SMALL_PRETRAIN | {"level_sizes": [[24, 24, 24], [16, 16, 16], [8, 8, 8]]}
@@ -160,8 +161,9 @@ def test_arguments_are_those_of_the_target(bundle: Path, names: list[str]) -> No
 @pytest.mark.parametrize("bundle", FOLDERS, ids=lambda path: path.name)
 def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
     train, inference = (read(bundle / "configs" / f"{name}.json") for name in ("train", "inference"))
-    settings = SAME[read(bundle / "configs" / "metadata.json")["workflow"]]
-    assert {key: inference[key] for key in settings} == {key: train[key] for key in settings}
+    metadata = read(bundle / "configs" / "metadata.json")
+    settings = SAME[metadata["workflow"]]
+    assert {key: inference[key] for key in settings} == with_literals({key: train[key] for key in settings}, metadata)
 
 
 @pytest.mark.parametrize("bundle", [each for each in DOWNSTREAM if each.name.endswith("segmentation")], ids=NAME)

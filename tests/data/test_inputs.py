@@ -15,8 +15,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from mim_components.data import (
     BadVolumesError,
+    CheckedLoadImaged,
     DataError,
-    LoadScand,
     NativeScans,
     NoVolumesError,
     ScanDataset,
@@ -75,7 +75,7 @@ def items(root, in_channels=1, **options):
 
 
 def load(source, **options):
-    return LoadScand("image", scans(**options))({"image": source, "name": "x"})
+    return CheckedLoadImaged("image", scans(**options))({"image": source, "name": "x"})
 
 
 # finding
@@ -178,7 +178,7 @@ def test_reads_what_monai_reads(tmp_path, dtype):
     assert ours.dtype == monai.dtype == torch.float32 and torch.equal(ours.as_tensor(), monai.as_tensor())
     torch.testing.assert_close(ours.affine, monai.affine, rtol=0, atol=0)
     assert EnsureChannelFirst()(ours).shape == ours.shape == (1, *SHAPE)
-    assert ours.meta["filename_or_obj"] == str(tmp_path / "x.nii.gz")
+    assert ours.meta["scan_file"] == str(tmp_path / "x.nii.gz")
 
 
 def test_series_keeps_its_own_axes(tmp_path):
@@ -222,11 +222,11 @@ def test_unreadable_scans_stop_or_are_left_out(tmp_path):
     with pytest.raises(BadVolumesError, match="x.nii.gz: damaged compressed data"):
         load(path)
     write(tmp_path / "y.nii.gz")
-    bad, good = ScanDataset(items(tmp_path), LoadScand("image", scans()))
+    bad, good = ScanDataset(items(tmp_path), CheckedLoadImaged("image", scans()))
     assert bad["cause"].startswith("damaged compressed data") and bad["image"].shape == (1, 1, 1, 1)
     assert good["cause"] == "" and good["image"].shape == (1, *SHAPE)
     with pytest.raises(RuntimeError, match="applying transform") as caught:  # MONAI's, around ours
-        ScanDataset(items(tmp_path), LoadScand("image", scans()), on_bad="stop")[0]
+        ScanDataset(items(tmp_path), CheckedLoadImaged("image", scans()), on_bad="stop")[0]
     assert isinstance(caught.value.__cause__, BadVolumesError)
 
 

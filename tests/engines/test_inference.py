@@ -20,9 +20,9 @@ from safetensors import safe_open
 
 from mim_components.data import (
     BadVolumesError,
+    CheckedLoadImaged,
     CTScans,
     DataError,
-    LoadScand,
     NoVolumesError,
     ScanDataset,
     VolumeSource,
@@ -290,8 +290,8 @@ def test_volume_that_breaks_while_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     item = {"image": tmp_path / "cut.nii.gz"}
     with pytest.raises(BadVolumesError, match="cut.nii.gz: truncated"):
-        LoadScand("image", CTScans())(item)
-    found = ScanDataset(scan_items(tmp_path, CTScans()), LoadScand("image", CTScans()))[0]
+        CheckedLoadImaged("image", CTScans())(item)
+    found = ScanDataset(scan_items(tmp_path, CTScans()), CheckedLoadImaged("image", CTScans()))[0]
     assert found["cause"].startswith("truncated") and found["image"].shape == (1, 1, 1, 1)
 
 
@@ -413,13 +413,13 @@ def test_resampled_voxels_lie_on_the_scan(tmp_path: Path) -> None:
     for axis in range(3):
         path = tmp_path / f"{axis}.nii.gz"
         nib.save(nib.Nifti1Image((world[..., axis] * 5).round().astype(np.int16), AFFINE), path)
-        image = LoadScand("image", CTScans(spacing=(3.0, 1.0, 3.0)))({"image": path})["image"]
+        image = CheckedLoadImaged("image", CTScans(spacing=(3.0, 1.0, 3.0)))({"image": path})["image"]
         assert image.shape == (1, 25, 80, 36)  # R, A, S: 50 * 1.5 / 3, 40 * 2 / 1, 36 * 3 / 3
         where = nib.affines.apply_affine(image.affine.numpy(), np.stack(np.indices(image.shape[1:]), -1))
         inside = slice(1, -1)  # along A the volume grows: beyond the outer centres there is nothing to interpolate
         np.testing.assert_allclose(image[0, :, inside].numpy() / 5, where[:, inside, :, axis], atol=0.21)
     with pytest.raises(BadVolumesError, match="0.nii.gz: 50 x 40 x 36 voxels of 1.5 x 2 x 3 mm, .*more than max_vox"):
-        LoadScand("image", CTScans(10**6, (0.1, 0.1, 0.1)))({"image": tmp_path / "0.nii.gz"})
+        CheckedLoadImaged("image", CTScans(10**6, (0.1, 0.1, 0.1)))({"image": tmp_path / "0.nii.gz"})
     with pytest.raises(DataError, match="spacing must be three positive numbers"):
         CTScans(spacing=(0.1, 0.1))
 

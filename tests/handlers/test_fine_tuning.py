@@ -449,7 +449,9 @@ def test_weights_without_facts_must_fit(tmp_path: Path) -> None:
     network = nn.Linear(1, 1, bias=False)
     trained = load_trained(network, tmp_path / "step.pt", [], SETTINGS)
     assert trained.origin == str(tmp_path / "step.pt") and network.weight.item() == 1.0
-    with pytest.raises(WrongWeightsError, match=r"bias is absent in the file, \(5,\) in the network; .* Set --network"):
+    with pytest.raises(
+        WrongWeightsError, match=r"bias is absent in the file, \(5,\) in the network; .* Set --architecture"
+    ):
         load_trained(nn.Linear(1, 5), tmp_path / "step.pt", [], SETTINGS)
     with pytest.raises(WrongWeightsError, match="and 1 more"):
         load_trained(nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 1, bias=False)), tmp_path / "step.pt", [], SETTINGS)

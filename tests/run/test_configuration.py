@@ -100,6 +100,12 @@ def run(bundle: Path, *files: str, **options: Any) -> None:
     monai.bundle.run(config_file=paths, meta_file=str(bundle / "metadata.json"), logging_file=False, **options)
 
 
+def test_the_earlier_name_of_an_option_is_refused(bundle: Path) -> None:
+    with pytest.raises(RuntimeError) as refused:
+        run(bundle, network="unetr")
+    assert "--network unetr: the option is --architecture" in str(root_cause(refused.value))
+
+
 def test_known_keys_are_those_of_all_configurations(bundle: Path) -> None:
     assert known_keys(bundle) == {
         *("_meta_", "bundle_root", "max_steps", "dataset_dir", "twice", "reads", "from_outside", "initialize", "run"),

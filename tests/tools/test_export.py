@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mim_components.networks import (
     HybridEncoder,
+    MiMReconstructor,
     ViTEncoder,
     classification_network,
     for_training,
@@ -152,18 +153,32 @@ def test_an_encoder_by_our_command(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "an encoder takes no options, got preset" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("use_trace", [True, False], ids=["trace", "script"])
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_torchscript_by_monai(task: str, tmp_path: Path) -> None:
+def test_torchscript_by_monai(task: str, use_trace: bool, tmp_path: Path) -> None:
     config, name = (SEGMENTATION, "hybrid_swin_unetr") if task == "segmentation" else (CLASSIFICATION, "hybrid")
     net, size = network(name), list(SIZES[name])
     torch.save(net.state_dict(), tmp_path / "model.pt")
     options = {"preset": "nano", "roi_size" if task == "segmentation" else "input_size": size}
     ckpt_export(
         net_id="network_def", filepath=tmp_path / "model.ts", ckpt_file=str(tmp_path / "model.pt"),
-        config_file=str(config), meta_file=str(config.parent / "metadata.json"), use_trace=True,
-        input_shape=[1, 1, *size], **options,
+        config_file=str(config), meta_file=str(config.parent / "metadata.json"), use_trace=use_trace,
+        **({"input_shape": [1, 1, *size]} if use_trace else {}), **options,
     )  # fmt: skip
     check(tmp_path / "model.ts", net, torch.rand(2, 1, *size))
+
+
+def test_scripting_leaves_a_network_as_it_was() -> None:
+    net = network("hybrid_swin_unetr").train()
+    made = torch.jit.script(net)
+    assert net.training and not list(made.buffers()) and len(list(made.parameters())) == len(list(net.parameters()))
+
+
+def test_the_reconstruction_of_a_window_is_scripted() -> None:
+    torch.manual_seed(0)
+    net = MiMReconstructor(input_size=(16, 16, 16), preset="nano", projection_dim=8).eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    torch.testing.assert_close(torch.jit.script(net)(image), net(image))
 
 
 @pytest.mark.slow

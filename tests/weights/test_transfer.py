@@ -304,7 +304,7 @@ def test_token_size_of_the_contract(tmp_path: Path, pretrained: MiM) -> None:
 
 
 def test_weights_of_another_kind_of_encoder(models: Path, tmp_path: Path) -> None:
-    text = "does not fit the network. encoder: hybrid in the file, vit in the network. Set --network"
+    text = "does not fit the network. encoder: hybrid in the file, vit in the network. Set --architecture"
     with pytest.raises(PretrainedError, match=f"model.pt: {text}"):
         start_from(unetr(), models / "model.pt", "RAS", ABDOMEN)
     contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16)

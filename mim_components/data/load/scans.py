@@ -1,6 +1,6 @@
 """What an inference takes for a scan: how scans are found, checked by their headers, and read.
 
-One class for each task's input, and one transform, `LoadScand`, for all of them.
+One class for each task's input, and one transform, `CheckedLoadImaged`, for all of them.
 Axes: scan (C, H, W, D).
 """
 
@@ -15,15 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import LoadImaged
 from torch import Tensor
 
 from mim_components.data.cases import Case
 from mim_components.data.check.slices import SliceFolderChecker
 from mim_components.data.check.volume import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.check.voxels import check_channel
-from mim_components.data.checked_reader import metadata, read_channels
+from mim_components.data.checked_reader import CheckedReader, metadata, read_channels
 from mim_components.data.find.sources import as_source
 from mim_components.data.find.walk import describe_files, find_volumes, walk
 from mim_components.data.names import natural_key
@@ -42,6 +42,9 @@ from mim_components.data.volumes import (
 
 logger = logging.getLogger(__name__)
 
+# Metadata of a scan: its (first) file. With MONAI's `filename_or_obj` Spacingd of MONAI 1.6 takes every item of a name
+# `image_...` for metadata, and MONAI Label's `image_path` is a text.
+SCAN_FILE = "scan_file"
 WRITTEN_BY = "mim_components label map"  # `descrip` in the header of what SaveSegmentation writes
 
 
@@ -75,31 +78,36 @@ class Scans(Protocol):
         """One voxel, in the place of a scan that cannot be read."""
 
 
-class LoadScand(MapTransform):
-    """Read scans. An item that has a `cause` is known to be bad, and becomes one voxel.
+class CheckedLoadImaged(LoadImaged):
+    """Read scans, as `LoadImaged` does, whose name and class tell MONAI Label and MONAI Deploy that it reads.
+
+    An item that has a `cause` is known to be bad, and becomes one voxel. An image in memory stays what it is.
 
     Args:
-        keys: items that are a `VolumeSource` or a path.
+        keys: items that are a `VolumeSource` or a path, or an image as tensor or array.
         scans: what a scan is: `CTScans`, `NativeScans` or `SliceScans`.
 
     Raises:
         BadVolumesError: names the scan and the cause.
 
     Example:
-        >>> load = LoadScand("image", NativeScans(in_channels=4))
+        >>> load = CheckedLoadImaged("image", NativeScans(in_channels=4))
         >>> load({"image": "damaged.nii.gz", "cause": "truncated"})["image"].shape
         torch.Size([4, 1, 1, 1])
     """
 
     def __init__(self, keys: KeysCollection, scans: Scans) -> None:
-        super().__init__(keys)
+        super().__init__(keys, reader=CheckedReader)
         self.scans = scans
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the scans."""
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """Read the scans; `reader` is MONAI's, and not used."""
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = self.scans.empty() if out.get("cause") else self._read(out[key])
+            if out.get("cause"):
+                out[key] = self.scans.empty()
+            elif not isinstance(out[key], (Tensor, np.ndarray)):
+                out[key] = self._read(out[key])
         return out
 
     def _read(self, source: VolumeSource | str | Path) -> Tensor:
@@ -226,7 +234,7 @@ class NativeScans:
         headers = self._headers(source)
         parts = [VolumeSource(path, (path,)) for path in source.files] if len(headers) > 1 else [source]
         voxels, affine = read_channels(parts, headers, lambda raw, scale: self._check_voxels(raw, scale, source))
-        meta = {"filename_or_obj": str(source.files[0]), **metadata(voxels, affine)}
+        meta = {SCAN_FILE: str(source.files[0]), **metadata(voxels, affine)}
         return MetaTensor(torch.from_numpy(voxels), meta=meta)
 
     def empty(self) -> MetaTensor:

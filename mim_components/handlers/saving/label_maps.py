@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from mim_components.data.grids import grid_fault
-from mim_components.data.load.scans import WRITTEN_BY
+from mim_components.data.load.scans import SCAN_FILE, WRITTEN_BY
 from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.handlers.saving.results import Results
@@ -111,7 +111,7 @@ class SaveSegmentation:
         if fault := grid_fault(shape, affine, _numbers(pred.affine)):
             raise ValueError(f"{scan['name']}: pred does not lie on its scan, {fault}; use Invertd.")
         label = self.to_label(pred.as_tensor())[0].to("cpu", torch.uint8).numpy()
-        image = _placed(label, affine, Path(pred.meta["filename_or_obj"]))
+        image = _placed(label, affine, Path(pred.meta.get(SCAN_FILE) or pred.meta["filename_or_obj"]))
         path = write_safely(self.output_dir / f"{scan['name']}_seg.nii.gz", lambda partial: _write(image, partial))
         return path, self._volumes(label, pred, affine)
 

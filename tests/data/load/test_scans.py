@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mim_components.data import LoadScand, SliceFolderChecker, SliceScans
+from mim_components.data import CheckedLoadImaged, SliceFolderChecker, SliceScans
 from mim_components.data.cases import Case
 from mim_components.data.read.slices import stack_slices
 from mim_components.data.volumes import BadVolumesError, VolumeError
@@ -87,10 +87,10 @@ def test_slices_stay_slices_where_a_window_is_given(write_scan):
 
 def test_load_scand_names_scan_and_slice(write_scan):
     folder = write_scan("scan", count=3)
-    assert LoadScand("image", SliceScans())({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
+    assert CheckedLoadImaged("image", SliceScans())({"image": str(folder), "label": 1})["image"].shape == (1, 20, 24, 3)
     (folder / "0001.png").write_bytes(b"")
     with pytest.raises(BadVolumesError, match=r"scan: 0001\.png: the file is empty"):
-        LoadScand("image", SliceScans())({"image": str(folder)})
+        CheckedLoadImaged("image", SliceScans())({"image": str(folder)})
 
 
 # slices

@@ -27,7 +27,7 @@ from monai.transforms import (
     SpatialPadd,
 )
 
-from mim_components.data import LoadScand, NativeScans, ScanDataset, scan_items
+from mim_components.data import CheckedLoadImaged, NativeScans, ScanDataset, scan_items
 from mim_components.handlers.saving.label_maps import SaveSegmentation
 from mim_components.inferers import ClassMapInferer
 from mim_components.labels import LabelSet
@@ -103,7 +103,7 @@ def segment(folder, output, network, labels=ORGAN, in_channels=1, loader=None, o
     modality = "CT" if in_channels == 1 else "MR"
     channels = ("flair", "t1", "t1ce", "t2") if in_channels == 4 else ()
     scans = NativeScans(in_channels, channels, modality)
-    steps = preprocessing(loader or LoadScand("image", scans), **options)
+    steps = preprocessing(loader or CheckedLoadImaged("image", scans), **options)
     items = scan_items(folder, scans, output, on_bad)
     if loader:
         items = [{**item, "image": item["source"]} for item in items]
@@ -285,7 +285,7 @@ def test_unreadable_scans_are_left_out(tmp_path, caplog, in_channels):
 )
 def test_predictions_elsewhere_are_refused(tmp_path, change, message):
     path = save_scan(tmp_path / "x.nii.gz", np.eye(4), np.arange(120, dtype=np.int16).reshape(4, 5, 6))
-    pred = torch.zeros_like(LoadScand("image", NativeScans())({"image": path})["image"])
+    pred = torch.zeros_like(CheckedLoadImaged("image", NativeScans())({"image": path})["image"])
     pred.affine[0, 3] += change.get("move", 0)
     pred = pred[:, change.get("crop", 0) :]
     scan = {"name": "x", "pred": pred.as_tensor() if change.get("plain") else pred}
@@ -298,7 +298,7 @@ def test_predictions_elsewhere_are_refused(tmp_path, change, message):
 
 def test_regions_of_every_class_come_back(tmp_path):
     path = save_scan(tmp_path / "x.nii.gz", np.eye(4), np.arange(120, dtype=np.int16).reshape(4, 5, 6))
-    scan = LoadScand("image", NativeScans())({"image": path})["image"]
+    scan = CheckedLoadImaged("image", NativeScans())({"image": path})["image"]
     label = MetaTensor(scan % 4, meta=scan.meta)
     saved, ml = SaveSegmentation(tmp_path, BRATS).save({"name": "x", "pred": LabelToRegions(BRATS.regions)(label)})
     assert np.array_equal(np.asanyarray(nib.load(saved).dataobj), label[0].numpy())
