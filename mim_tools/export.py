@@ -145,7 +145,7 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
-def _options(words: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+def read_pairs(words: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
     """`--key value` pairs; values are Python literals, or texts."""
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         parser.error(f"options are pairs --key value, got {' '.join(words)}")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="inference.json of a bundle, or encoder.safetensors")
     parser.add_argument("output", type=Path, help=f"file to write, ending in {', '.join(FORMATS)}")
     known, rest = parser.parse_known_args(arguments)
-    options = _options(rest, parser)
+    options = read_pairs(rest, parser)
     try:
         if known.source.suffix == ".json":
             network, shape = from_config(known.source, options)

@@ -15,6 +15,7 @@ from mim_tools.verify import configs, weights
 from mim_tools.verify.findings import Finding
 
 CODE = (".bat", ".cmd", ".exe", ".ipynb", ".jar", ".ps1", ".pth", ".py", ".pyc", ".pyz", ".sh", ".whl")
+PACKAGES = ("mim_components", "mim_tools")  # ours, which a release brings
 ARCHIVES = (".7z", ".bz2", ".egg", ".rar", ".tar", ".tgz", ".xz")
 # limits of a zip archive
 MOST_FILES = 10_000
@@ -96,6 +97,8 @@ def _why_no_plain_file(path: Path, root: Path) -> tuple[str, str] | None:
 
 def _judge_file(path: Path, name: str, top: bool) -> Iterator[Finding]:
     suffix = path.suffix.lower()
+    if _is_ours(path, name):
+        return
     is_config = "configs" in Path(name).parts[:-1]
     if suffix in weights.LIBRARIES or (suffix in CODE and not (suffix == ".pth" and weights.why_not(path) == "")):
         yield Finding(name, "", "a program", "is code that the configuration or Python can run; it is not judged")
@@ -107,6 +110,14 @@ def _judge_file(path: Path, name: str, top: bool) -> Iterator[Finding]:
         yield from configs.judge_logging(path, name)
     elif why := weights.why_not(path):
         yield Finding(name, "", "a file of weights or arrays", why)
+
+
+def _is_ours(path: Path, name: str) -> bool:
+    """Whether it is a file of the packages that judge, byte by byte, as a release brings them."""
+    if PurePosixPath(name).parts[0] not in PACKAGES:
+        return False
+    own = Path(__file__).parents[2] / name
+    return own.is_file() and not path.is_symlink() and own.read_bytes() == path.read_bytes()
 
 
 def _unpack(path: Path, folder: Path) -> list[Finding]:

@@ -1,0 +1,84 @@
+"""What a release says of itself: its metadata are complete, its pages tell of the weights, its card is the Hub's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# of MONAI's schema of metadata.json, and what the Model Zoo wants beside it
+REQUIRED = """schema version monai_version pytorch_version numpy_version required_packages_version task description
+    authors copyright network_data_format changelog name data_source data_type image_classes label_classes pred_classes
+    eval_metrics intended_use references""".split()
+PIPELINES = {
+    "pretraining": "image-feature-extraction",
+    "segmentation": "image-segmentation",
+    "classification": "image-classification",
+}
+
+
+def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueError]) -> str:
+    """Check version, changelog and required keys; returns a line about it.
+
+    Raises:
+        ValueError: of the type `error`; names what is missing.
+    """
+    version = metadata.get("version", "")
+    if missing := [name for name in REQUIRED if name not in metadata]:
+        raise error(f"{folder}: metadata.json lacks {', '.join(missing)}.")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise error(f"version must be like 1.0.0, got {version!r}.")
+    if version not in metadata["changelog"]:
+        raise error(f"version {version} has no line in the changelog; give one with --changes.")
+    if not (folder / "LICENSE").is_file() or not (folder / "docs" / "data_license.txt").is_file():
+        raise error(f"{folder}: LICENSE and docs/data_license.txt belong to a release.")
+    return f"metadata: version {version}, all keys that MONAI and the Model Zoo require"
+
+
+def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str) -> None:
+    """Replace what the pages of a bundle without weights say."""
+    value = facts.get("metric_value")
+    known = f", step {facts['step']}" if "step" in facts else ""
+    known += f", {facts['metric']} {value:.4f} in its own validation" if value is not None else ""
+    weights = f"`models/model.pt` holds trained weights (sha256 {digest[:16]}...{known})."
+    readme = folder / "docs" / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = re.sub(r"\*\*No (pre-trained )?weights are published[^*]*\*\* [^.]*\.pt` is made by the training below\.",
+                  f"**Weights.** {weights}", text)  # fmt: skip
+    needs = (
+        "The bundle brings the package `mim_components`; run it from its own folder. `pip install -r requirements.txt`."
+    )
+    text = re.sub(r"The bundle needs the package .*?3\.10\s+or\s+newer\.", needs, text, flags=re.DOTALL)
+    readme.write_text(text, encoding="utf-8")
+    license_file = folder / "docs" / "data_license.txt"
+    license_text = license_file.read_text(encoding="utf-8")
+    license_text = re.sub(
+        r"This bundle contains no data, and no weights that were trained on any\.",
+        "This bundle contains no data. Its weights were trained on data whose terms may restrict their use.",
+        license_text,
+    )  # fmt: skip
+    license_file.write_text(license_text, encoding="utf-8")
+    (folder / "models" / "README.md").write_text(f"{weights} `model.safetensors` holds the same.\n", encoding="utf-8")
+    metadata["description"] = re.sub(
+        r" (Weights for models/model\.pt are not published|No pre-trained weights are published yet).*$",
+        " models/model.pt holds trained weights.", metadata["description"]
+    )  # fmt: skip
+    path = folder / "configs" / "metadata.json"
+    path.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def model_card(folder: Path, metadata: Mapping[str, Any]) -> str:
+    """The page of the bundle with a head as the Hugging Face Hub reads it."""
+    tags = ["monai", "medical", "3d", "mask-in-mask", metadata["workflow"]]
+    head = [
+        "---",
+        "license: apache-2.0",
+        "library_name: monai",
+        f"pipeline_tag: {PIPELINES[metadata['workflow']]}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        "---",
+    ]
+    return "\n".join(head) + "\n\n" + (folder / "docs" / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,181 @@
+"""A release has trained weights and its code in it, is checked, and runs where only MONAI is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mim_components.networks import segmentation_network
+from mim_components.utils.files import sha256
+from mim_components.weights import ModelSettings
+from mim_tools import release
+from mim_tools.release import ReleaseError, main, make_release
+from mim_tools.verify.bundle import judge_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "mim_msd_spleen_segmentation"
+SETTINGS = {"architecture": "hybrid_swin_unetr", "preset": "nano", "positions": "rescaled", "in_channels": 1,
+            "orientation": "RAS", "spacing": [2.0, 2.0, 2.0], "roi_size": [32, 32, 32]}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run with the preset nano would write."""
+    torch.manual_seed(0)
+    network = segmentation_network("hybrid_swin_unetr", 1, 2, (32, 32, 32), "nano")
+    path = tmp_path_factory.mktemp("run") / "models" / "model.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)
+    facts = ModelSettings(BUNDLE.name, SETTINGS, ["spleen"]).as_dict()
+    known = {"step": 40, "metric": "val_mean_dice", "metric_value": 0.75}
+    path.with_suffix(".json").write_text(json.dumps({**facts, **known}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release, unpacked elsewhere; ONNX takes long and is tested where networks are exported."""
+    tmp_path = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(release, "FORMATS", (".ts",))
+        archive = make_release(
+            BUNDLE, weights, tmp_path / "release", "https://host/spleen", version="1.0.0", changes="first weights"
+        )
+    assert archive.name == "mim_msd_spleen_segmentation_v1.0.0.zip"
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked" / BUNDLE.name
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_what_a_release_holds(made: Path, weights: Path) -> None:
+    state = torch.load(made / "models" / "model.pt", weights_only=True)
+    same = load_file(made / "models" / "model.safetensors")
+    assert state.keys() == same.keys() and all(torch.equal(state[name], same[name]) for name in state)
+    metadata = read(made / "configs" / "metadata.json")
+    assert metadata["version"] == "1.0.0" and next(iter(metadata["changelog"].items())) == ("1.0.0", "first weights")
+    assert metadata["eval_metrics"] == {"val_mean_dice": 0.75}
+    assert metadata["description"].endswith("models/model.pt holds trained weights.")
+    for side in ("inputs", "outputs"):
+        assert next(iter(metadata["network_data_format"][side].values()))["spatial_shape"] == [32, 32, 32]
+    for name in ("train", "inference"):  # the settings of the training are the defaults
+        config = read(made / "configs" / f"{name}.json")
+        assert (config["preset"], config["roi_size"], config["spacing"]) == ("nano", [32, 32, 32], [2.0, 2.0, 2.0])
+    large = (made / "large_files.yml").read_text()
+    assert f'hash_val: "{sha256(weights)}"' in large and 'url: "https://host/spleen/models/model.pt"' in large
+    assert (made / "requirements.txt").read_text().startswith("monai==1.6.1\ntorch==2.13.0\n")
+    assert (made / "LICENSE").is_file() and (made / "mim_components" / "networks" / "hybrid.py").is_file()
+    assert not list(made.rglob("__pycache__")) and not (made / "mim_tools").exists()
+
+
+def test_pages_tell_of_the_weights(made: Path) -> None:
+    card = (made / "README.md").read_text()
+    head, text = card.split("---\n\n", 1)
+    assert "library_name: monai" in head and "pipeline_tag: image-segmentation" in head and "- medical" in head
+    assert "val_mean_dice 0.7500 in its own validation" in text and "brings the package `mim_components`" in text
+    for page in (card, (made / "docs" / "README.md").read_text(), (made / "docs" / "data_license.txt").read_text()):
+        assert "weights are published" not in page and "no weights that were trained" not in page
+
+
+def test_the_code_in_it_is_known_by_verify(made: Path, tmp_path: Path) -> None:
+    made = Path(shutil.copytree(made, tmp_path / made.name))
+    assert judge_bundle(made) == []
+    (made / "mim_components" / "tokens.py").write_text("import os\n")
+    (made / "mim_components" / "more.py").write_text("import os\n")
+    assert {each.file for each in judge_bundle(made)} == {"mim_components/tokens.py", "mim_components/more.py"}
+
+
+def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        str(BUNDLE),
+        "--weights",
+        str(weights),
+        "--output",
+        str(tmp_path / "out"),
+        "--no_wheel",
+        "--url",
+        "https://host",
+    ]
+    assert main([*command, "--version", "2.0.0"]) == 1
+    assert "version 2.0.0 has no line in the changelog; give one with --changes" in capsys.readouterr().err
+    assert not (tmp_path / "out" / BUNDLE.name).exists()  # nothing is left of it
+    assert main([*command, "--presett", "nano"]) == 1
+    assert "has no option presett" in capsys.readouterr().err
+    assert main([*command, "--positions", "index"]) == 1  # not that of the weights
+    assert "positions: 'rescaled' in the file, 'index' here" in capsys.readouterr().err
+    assert main([*command, "--preset", "tiny"]) == 1  # a network that cannot be made
+    assert "ERROR hybrid_swin_unetr needs" in capsys.readouterr().err
+    step = tmp_path / "step.pt"
+    torch.save({"network": torch.load(weights, weights_only=True)}, step)
+    with pytest.raises(ReleaseError, match="is a checkpoint of a run, expected the model.pt"):
+        make_release(BUNDLE, step, tmp_path / "out", "https://host")
+    with pytest.raises(ReleaseError, match="there is no such file"):
+        make_release(BUNDLE, tmp_path / "absent.pt", tmp_path / "out", "https://host")
+    (tmp_path / "out" / BUNDLE.name).mkdir(parents=True)
+    with pytest.raises(ReleaseError, match="is there already"):
+        make_release(BUNDLE, weights, tmp_path / "out", "https://host")
+
+
+# hides this repository, however it is installed, and is then `python -m monai.bundle`
+RUNNER = f"""
+import runpy, sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each)]
+sys.path[:] = [each for each in sys.path if each != {str(ROOT)!r}]
+import mim_components
+assert mim_components.__file__.startswith(sys.argv.pop(1)), mim_components.__file__
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+
+
+def bundle_command(folder: Path, *words: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUNNER, str(folder), *words],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_it_runs_where_only_monai_is_installed(made: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", str(tmp_path / "out")
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcde":
+        label = np.zeros((40, 40, 36), np.uint8)
+        label[10:25, 12:30, 10:20] = 1
+        voxels = (rng.normal(0, 30, label.shape) + 100 * label).astype(np.int16)
+        for kind, values in (("image", voxels), ("label", label)):
+            nib.save(nib.Nifti1Image(values, np.diag([2.0, 2.0, 2.0, 1.0])), data / f"{name}_{kind}.nii.gz")
+    items = [{"image": f"{name}_image.nii.gz", "label": f"{name}_label.nii.gz"} for name in "abcde"]
+    (data / "list.json").write_text(json.dumps({"training": items}))
+    given = ["--output_dir", out, "--num_workers", "0", "--device", "cpu"]
+    listed = [*given, "--datalist", str(data / "list.json"), "--cache_dir", str(tmp_path / "cache")]
+    steps = ["--max_steps", "2", "--validation_steps", "2", "--num_samples", "1", "--pretrained", "none"]
+    bundle_command(made, "run", "--config_file", "configs/train.json", *listed, *steps)
+    bundle_command(made, "run", "--config_file", "['configs/train.json','configs/evaluate.json']", *listed)
+    scan = ["--dataset_dir", str(data / "a_image.nii.gz"), "--output_dir", str(tmp_path / "seg"), "--device", "cpu"]
+    bundle_command(made, "run", "--config_file", "configs/inference.json", *scan)  # the weights of the release
+    assert list((tmp_path / "seg" / "inference").glob("*_seg.nii.gz"))
+    configs = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
+    names = ["--net_id", "network_def", "--ckpt_file", "models/model.pt", "--filepath", str(tmp_path / "model.ts")]
+    bundle_command(made, "ckpt_export", *names, *configs)
+    network = torch.jit.load(tmp_path / "model.ts")
+    assert network(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
