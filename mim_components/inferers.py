@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from mim_components.utils.tensors import without_meta
+from mim_components.utils.text import bar_options
 
 MAX_CLASSES = 256  # a class is one byte
 
@@ -135,7 +136,7 @@ class ClassMapInferer(Inferer):
         self, volume: Tensor, windows: list[Window], network: Callable[[Tensor], Any]
     ) -> Iterator[tuple[Window, Tensor]]:
         """Every window with its logits, in the order of `windows`."""
-        with tqdm(total=len(windows), unit="window", disable=not self.progress) as bar:
+        with tqdm(total=len(windows), unit="window", disable=not self.progress, **bar_options()) as bar:
             for start in range(0, len(windows), self.sw_batch_size):
                 batch = windows[start : start + self.sw_batch_size]
                 stacked = torch.stack([volume[(slice(None), *window)] for window in batch])

@@ -108,7 +108,7 @@ def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ())
         first, last = (_mean(row.get(name) for row in part) for part in (rows[:few], rows[-few:]))
         lines.append(f"  {name:<24} {first:.4f} -> {last:.4f}")
     lines += [*results, *(f"Warning: {note}" for note in folder.notes)]
-    return "\n".join([*lines, _outputs(folder), f"Look at all runs: mlflow ui --backend-store-uri {tracker.place}"])
+    return "\n".join([*lines, _outputs(folder), f"In MLflow: {tracker.page}"])
 
 
 def _mean(values: Iterable[float | None]) -> float:

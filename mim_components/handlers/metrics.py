@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from mim_components.data.load.loader import StepLoader
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import append_line, write_text_safely
+from mim_components.utils.text import LINE_SECONDS, on_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ class ConsoleLog:
 class ProgressHandler:
     """A progress bar over all steps, beside it the losses collected last; log lines appear above it until it is closed.
 
-    Losses of the step itself would have to be waited for.
+    Losses of the step itself would have to be waited for. Where there is no terminal, in a log file or under a batch
+    system, it is a line a minute, without them.
 
     Args:
         folder: of the run, at whose end the bar is closed; None = the caller closes it.
@@ -135,6 +137,7 @@ class ProgressHandler:
         self._losses: dict[str, str] = {}
         self._stack = ExitStack()
         self._bar = ProgressBar(persist=True, desc="steps", dynamic_ncols=True)
+        self._noted = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after `StepMetrics`; only the first process shows a bar."""
@@ -144,10 +147,20 @@ class ProgressHandler:
             self.folder.at_end(self)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.read)
-        self._bar.attach(engine, output_transform=lambda output: self._losses)
+        if on_terminal():
+            self._bar.attach(engine, output_transform=lambda output: self._losses)
+        else:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
+
+    def note(self, engine: Engine) -> None:
+        """Log a line, if it is time."""
+        if (now := perf_counter()) - self._noted >= LINE_SECONDS:
+            self._noted = now
+            logger.info("step %d of %s", engine.state.iteration, engine.state.epoch_length)
 
     def start(self, engine: Engine) -> None:
         """Send log lines through the bar."""
+        self._noted = perf_counter()
         self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
 
     def read(self, engine: Any) -> None:

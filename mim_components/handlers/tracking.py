@@ -29,6 +29,15 @@ from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
 from mim_components import __version__
+from mim_components.handlers.tracked_facts import (
+    MODEL_FILES,
+    SystemMetrics,
+    dataset_inputs,
+    default_store,
+    register_model,
+    run_page,
+    run_tags,
+)
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import append_line, read_rows, write_text_safely
@@ -55,12 +64,15 @@ class RunTracker:
     Args:
         folder: of the run; its name names the MLflow run.
         tracking_uri: of the server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
-            `mlruns.db` in `store_dir`.
-        store_dir: where that file and its artifacts lie.
+            `mlruns.db` beside the folder `bundles`, or in `store_dir` where that lies elsewhere.
+        store_dir: the bundle.
         experiment_name: MLflow's experiment.
+        log_model: keep the weights with the run when it is finished.
+        register_model: name of a registered model that gets a version of them; their contract becomes its tags.
 
     Attributes:
         place: the address without user and password, for what people read.
+        page: how to see the run in MLflow.
 
     Raises:
         ValueError: `tracking_uri` can never work; names the forms that do.
@@ -72,15 +84,20 @@ class RunTracker:
         tracking_uri: str | None = None,
         store_dir: str | Path = ".",
         experiment_name: str = "mim_pretrain",
+        log_model: bool = False,
+        register_model: str | None = None,
     ) -> None:
         self.folder = folder
         self.experiment_name = experiment_name
-        default = f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        self.log_model = log_model or register_model is not None
+        self.register_model = register_model
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_store(store_dir)
         check_tracking_uri(self.tracking_uri)
         self.place = mask_secrets(self.tracking_uri)
         self.handler: MLFlowHandler | None = None
         self.spool = Spool(folder.path / "tracking_spool.jsonl")
+        self.page = f"mlflow ui --backend-store-uri {self.place}"
+        self._system = SystemMetrics()
         self._engine: Any = None  # while the run is tracked
         self._waiting = False  # records in the spool
         self._lost = 0  # records that found no room there
@@ -140,8 +157,15 @@ class RunTracker:
             parameters = {name: _text(value) for name, value in known.items()}
             handler._delete_exist_param_in_dict(parameters)  # an attempt before this one may have sent them
             handler._log_params(parameters)
-            self.client.log_dict(self.run_id, self.folder.state["config"], "configuration.json")
+            config = self.folder.state["config"]
+            self.client.log_dict(self.run_id, config, "configuration.json")
+            for name, value in run_tags(config, known["git_commit"]).items():
+                self.client.set_tag(self.run_id, name, value)
+            if inputs := dataset_inputs(config, self.folder.facts):
+                self.client.log_inputs(self.run_id, inputs)
             self.folder.update(mlflow_run_id=self.run_id)
+        self._system.start(self.run_id, self.tracking_uri)
+        self.page = run_page(self.place, handler.cur_run.info.experiment_id, self.run_id)  # type: ignore[attr-defined]
         logger.info("MLflow run %s in %s", self.folder.name, self.place)
 
     def _make_handler(self, experiment: str) -> MLFlowHandler:
@@ -257,6 +281,9 @@ class RunTracker:
             return
         if self.handler is None or self._waiting:
             self._connect(seconds=60.0)
+        self._system.close()
+        if self.handler is not None and status == "FINISHED" and self.log_model:
+            self._attempt(self._keep_model)
         if self.handler is not None:
             self.handler.run_finish_status = status
             self._attempt(self.handler.close)
@@ -269,6 +296,15 @@ class RunTracker:
         if self._lost:
             self.folder.note(f"{self._lost} records for MLflow are lost: {self.spool.path} found no room.")
         self.handler = self._engine = None
+
+    def _keep_model(self) -> None:
+        models = self.folder.path / "models"
+        for path in (models / name for name in MODEL_FILES):
+            if path.is_file():
+                self.client.log_artifact(self.run_id, str(path), "models")
+        if self.register_model is not None:
+            version = register_model(self.client, self.run_id, self.register_model, models)
+            logger.info("Registered in MLflow: %s", version)
 
     def _send(self, record: Record) -> None:
         if self._engine is None:

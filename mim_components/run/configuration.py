@@ -92,10 +92,21 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     if workflow is None:
         return
     _check_files(workflow)
+    _leave_tracking_to_us(workflow)
     _check_names(workflow)
     _check_paths(workflow)
     check_options(workflow)
     _check_one_of(_config_of(workflow), one_of)
+
+
+def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
+    """Switch off what `--tracking mlflow` of MONAI adds where a `RunTracker` tracks: it takes a loss for a tensor.
+
+    Its handlers are disabled in processes other than the first, by a key that it adds.
+    """
+    config: Any = workflow.parser.config
+    if "is_not_rank0" in config and "RunTracker" in json.dumps(config.get("train"), default=str):
+        workflow.parser.ref_resolver.resolved_content["is_not_rank0"] = True
 
 
 def _check_files(workflow: ConfigWorkflow) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+LINE_SECONDS = 60.0  # between two lines about progress in a log
 
 
 def shorten(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:
@@ -47,6 +50,16 @@ def printable(text: str) -> str:
         'Müller\\nERROR: faked'
     """
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def on_terminal() -> bool:
+    """Whether someone sees a bar move: not in a log file, nor under a batch system."""
+    return sys.stderr.isatty()
+
+
+def bar_options() -> dict[str, Any]:
+    """Arguments of a tqdm bar: none on a terminal; elsewhere it writes a line a minute."""
+    return {} if on_terminal() else {"mininterval": LINE_SECONDS}
 
 
 def mask_secrets(text: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,8 +171,13 @@ def console() -> Iterator[logging.Logger]:
 
 
 def test_progress_bar_shows_losses_and_gives_the_console_back(
-    folder: RunFolder, clock: Clock, console: logging.Logger, capsys: pytest.CaptureFixture[str]
+    folder: RunFolder,
+    clock: Clock,
+    console: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
     root = logging.getLogger()
     before = list(root.handlers), list(console.handlers)
     engine = make_trainer(clock)
@@ -231,3 +237,21 @@ def test_logger_with_a_file_does_not_double_the_lines(
             owner.removeHandler(handler)
             handler.close()
     assert capsys.readouterr().err.count("once") == 1
+
+
+def test_a_bar_in_a_log_file_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mim_components")
+    log = StringIO()  # no terminal
+    monkeypatch.setattr(sys, "stderr", log)
+    engine = Engine(lambda engine, batch: None)
+    progress = ProgressHandler()
+    progress.attach(engine)
+    engine.state.step_metrics = {"loss": 1.0}
+    engine.run(range(500))
+    assert log.getvalue() == "" and "step" not in caplog.text
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
+    engine.run(range(2))
+    progress.close()
+    assert [each.getMessage() for each in caplog.records] == ["step 1 of 2", "step 2 of 2"]

@@ -154,6 +154,7 @@ def bundle_command(folder: Path, *words: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_where_only_monai_is_installed(made: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", str(tmp_path / "out")
     data.mkdir()

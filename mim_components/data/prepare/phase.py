@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mim_components.data.prepare.quarantine import check_on_bad
 from mim_components.data.volumes import DataError
+from mim_components.utils.text import bar_options
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +45,7 @@ def run_each(
     Raises:
         DataError: a process was killed.
     """
-    with tqdm(total=len(tasks), desc=phase, unit=unit, disable=not progress) as bar:
+    with tqdm(total=len(tasks), desc=phase, unit=unit, disable=not progress, **bar_options()) as bar:
         for result in _results(function, tasks, num_workers, unit):
             bar.update()
             yield result

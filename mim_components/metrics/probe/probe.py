@@ -28,6 +28,7 @@ from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, max
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
 from mim_components.randomness import keyed_seed
 from mim_components.utils.tensors import without_meta
+from mim_components.utils.text import bar_options
 from mim_components.visualize.overlay import OverlayPicture, overlay_picture
 from mim_components.weights.contract import InputContract
 
@@ -207,7 +208,7 @@ class FeatureProbe:
 
     def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
         """The scans, loaded one by one; `input` is what the encoder sees."""
-        for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False):
+        for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False, **bar_options()):
             loaded: Any = self.load(dict(item))
             image = loaded["image"].as_tensor()
             loaded["input"] = add_position(image) if raw else image
