@@ -56,11 +56,13 @@ def test_killed_in_a_cell_and_continued(small: dict[str, Any], write: Write, pat
 
     assert command.main(["run", *words(path, patients, tmp_path)]) == 0
     assert attempts(scratch) == before  # a cell that is done does not run again
-    assert [line.get("status") for line in attempts(pretraining)] == [None, 143, None, 0]
+    assert [line.get("status") for line in attempts(pretraining)] == [None, 143, None, 0, None, 0]
     lines = read_results(results, study)
     assert {name: line["state"] for name, line in lines.items()} == dict.fromkeys(study.cells, "done")
     pretrained = lines["mim/pretraining/seed0"]
     assert pretrained["steps"] == 400 and pretrained["network_volumes"] == 400 * 3  # 1 + 2 volumes a step
+    assert list(pretrained["probe"]) == ["encoder", "random weights", "intensity and position"]
+    assert 0 < pretrained["probe"]["encoder"]["dice"] < 1
     ended = [line for line in attempts(pretraining) if "status" in line]
     assert pretrained["seconds"] == pytest.approx(sum(line["seconds"] for line in ended), abs=0.1)
     assert pretrained["attempts_lost"] == 0 and not (pretraining / "checkpoints").exists()
@@ -72,4 +74,5 @@ def test_killed_in_a_cell_and_continued(small: dict[str, Any], write: Write, pat
     )
     assert command.main(["report", str(path), "--results", str(results), "--output", str(tmp_path / "docs")]) == 0
     page = (tmp_path / "docs" / "evidence.md").read_text()
+    assert f"| `mim` | {100 * pretrained['probe']['encoder']['dice']:.1f} |" in page
     assert "3 of 3 cells are done" in page and (tmp_path / "docs" / "images" / "evidence_dice.png").exists()
