@@ -15,6 +15,7 @@ from studies.results import DONE, FAILED
 from studies.statistics import DRAWS, Interval, as_array, interval, paired_interval
 
 NOT_RUN = "not run"
+SCAN = "images/evidence_scan.png"  # what `python -m studies picture` has drawn, below the folder of the page
 Scores = dict[int, dict[str, float]]
 
 
@@ -255,5 +256,8 @@ def write_report(evidence: Evidence, folder: Path, commands: Sequence[str]) -> P
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evidence.md"
-    path.write_text(page(evidence, draw(evidence, folder), commands), encoding="utf-8")
+    plots = draw(evidence, folder)
+    if (folder / SCAN).exists():
+        plots["A test scan, segmented by networks of several arms"] = SCAN
+    path.write_text(page(evidence, plots, commands), encoding="utf-8")
     return path

@@ -16,6 +16,7 @@ import pytest
 
 from studies import __main__ as command
 from studies.definition import ROOT, Study
+from studies.report import SCAN
 from studies.results import read_results
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,12 @@ def test_killed_in_a_cell_and_continued(small: dict[str, Any], write: Write, pat
         "Pre-trained weights from"
         in (tmp_path / "work" / "cells" / study.cells["mim/1/seed0"].folder / "train.log").read_text()
     )
+    places = words(path, patients, tmp_path)[:7]
+    picture = ["--cells", "scratch/1/seed0", "mim/1/seed0", "--file", str(tmp_path / "docs" / SCAN)]
+    assert command.main(["picture", *places, "--scan", "pt_3", *picture]) == 0
+    assert command.main(["picture", *places, "--scan", "pt_0", *picture]) == 2  # no test scan
     assert command.main(["report", str(path), "--results", str(results), "--output", str(tmp_path / "docs")]) == 0
     page = (tmp_path / "docs" / "evidence.md").read_text()
     assert f"| `mim` | {100 * pretrained['probe']['encoder']['dice']:.1f} |" in page
     assert "3 of 3 cells are done" in page and (tmp_path / "docs" / "images" / "evidence_dice.png").exists()
+    assert f"]({SCAN})" in page
