@@ -243,11 +243,11 @@ def test_inference_prepares_a_scan_as_the_training_does() -> None:
 
 
 def test_description_and_licences_of_the_pretraining() -> None:
-    assert "No pre-trained weights are published yet" in read(META)["description"]
+    assert "weights of the default settings are not published yet" in read(META)["description"]
     data = (BUNDLE / "docs" / "data_license.txt").read_text()
     for name in ("BTCV", "COVID-19", "LUNA16", "STOIC", "FLARE23", "LIDC", "HNSCC", "TotalSegmentator"):
         assert name in data
-    assert "No pre-trained weights are published yet" in (BUNDLE / "docs" / "README.md").read_text()
+    assert "**Weights of the default settings are not published yet**" in (BUNDLE / "docs" / "README.md").read_text()
 
 
 # as MONAI looks at it
