@@ -47,6 +47,7 @@ PARTS = {
         "--preset nano --size 32 --repetitions 1 --batch 1 --levels 64,64,32 32,32,32 --ct_size 80 80 48",
     ),
     "step_memory": Part("Memory of a step", "", "--preset nano --size 32 --levels 2"),
+    "step_cost": Part("Cost of a step on CUDA, counted without one", "", "--preset nano --size 32 --levels 2"),
     "scaling": Part(
         "Scaling",
         "--repetitions 3",

@@ -52,7 +52,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_part_runs(one_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # the quick forms of the others are run by their own tests
-    names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference")]
+    names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference", "step_cost")]
     assert suite.main(["--quick", "--only", ",".join(names), "--output", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "benchmarks.json").read_text())
     text = (tmp_path / "benchmarks.md").read_text()
