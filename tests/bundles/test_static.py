@@ -325,3 +325,11 @@ def test_properties_of_the_inference(place: Path) -> None:
 def test_properties_of_the_evaluation(place: Path) -> None:
     made = workflow(["train", "evaluate"], "train", place, output_dir=str(place))
     assert made.check_properties() == []
+
+
+@pytest.mark.parametrize("bundle", FOLDERS, ids=NAME)
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", None)])
+def test_optimizer_is_fused_on_cuda(bundle: Path, device: str, expected: bool | None) -> None:
+    optimizer = read(bundle / "configs" / "train.json")["optimizer"]
+    parser = ConfigParser({"device": torch.device(device), "fused": optimizer["fused"]})
+    assert optimizer["_target_"] == "torch.optim.AdamW" and parser.get_parsed_content("fused") is expected

@@ -115,6 +115,21 @@ def test_without_cuda_it_is_one(fitted: Fit) -> None:
     )
 
 
+def test_processes_take_what_fits_into_all_of_them(fitted: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def smallest(most: int, op: str) -> int:
+        asked.append((most, op))
+        return 4
+
+    monkeypatch.setattr(fit.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(fit.idist, "all_reduce", smallest)
+    done = fitted("auto", "auto", free=400)
+    assert asked == [(6, "MIN")]  # of 12 samples, a process has 6
+    assert (done.loader.sampler.batch_size, done.loader.sampler.accumulation) == (3, 2)
+    assert "not compiled (compile auto: only with one process on CUDA)" in done.said
+
+
 def test_nothing_is_done_where_nothing_is_left_to_it(fitted: Fit) -> None:
     done = fitted(4, True, on_cuda=False)
     assert done.network.seen == [] and done.loader.sampler.batch_size == 4 and "auto" not in done.said
