@@ -15,9 +15,9 @@
    kernels that take the most time of a sparse step.
 5. `networks`: a fine-tuning step and windows of inference, ours against MONAI's networks.
 
-Every part says what failed in it, whatever that was, and the file of `--json` is written after each. After a fault of
-CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases run
-one after the other, not in turn: two networks would share the memory that is measured.
+Every part says what failed in it, whatever that was, and the file of `--json` is written after each row. After a fault
+of CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases
+run one after the other, not in turn: two networks would share the memory that is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import gc
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -43,7 +43,7 @@ from benchmarks.cost_counter import Cost, CostCounter
 from benchmarks.fine_tuning import CLASSES, NETWORKS, bundle_loss, make_network
 from benchmarks.network_cost import FLOPS_PER_MAC, count_macs
 from benchmarks.pretraining import FORMS, Settings, Training
-from benchmarks.report import add_report_options, measure, report, size_option, synchronize
+from benchmarks.report import add_report_options, content_of, measure, report, size_option, synchronize, write_json
 from benchmarks.step_parts import LEVELS, pretrain_config, write_ct
 from mim_components.networks import MiM, depthwise, get_preset
 from mim_components.networks.hybrid import KERNEL_SIZE, neighbour_rows
@@ -285,41 +285,49 @@ def network_row(name: str, settings: Settings, repetitions: int) -> dict[str, An
     return {"ms/step": trained * 1e3, "crops/s": 2 / trained, "peak GiB": peak, "windows/s": len(windows) / inferred}
 
 
+def one_by_one(title: str, rows: Iterable[dict[str, Any]], options: argparse.Namespace) -> Tables:
+    """A table whose rows are kept as they come: a case may end the process."""
+    done: Rows = []
+    for each in rows:
+        done.append(each)
+        options.keep({title: same_columns(done)})
+    return {title: same_columns(done)}
+
+
 def depthwise_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     stages = range(len(get_preset(settings.preset).hybrid.channels) - 1)
-    rows = [attempt(lambda s=stage: depthwise_row(settings, s, options.repetitions), stage=stage + 1)  # type: ignore[misc]
-            for stage in stages]  # fmt: skip
+    rows = (attempt(lambda s=stage: depthwise_row(settings, s, options.repetitions), stage=stage + 1)  # type: ignore[misc]
+            for stage in stages)  # fmt: skip
+    tables = one_by_one("Weight gradient of the depth-wise convolution, one sample", rows, options)
     product, copy = peaks(options, settings)
     measured = {"TFLOP/s of a matrix product": product / 1e12, "GB/s of a copy": copy / 1e9}
-    return {
-        "Weight gradient of the depth-wise convolution, one sample": same_columns(rows),
-        "Peaks": [{"size": options.matmul, **measured}],
-    }
+    return {**tables, "Peaks": [{"size": options.matmul, **measured}]}
 
 
 def compile_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     peak = peaks(options, settings)
-    rows = [step_row(case, peak, options.repetitions) for case in compile_cases(settings, not options.eager)]
-    return {"Steps of one sample": same_columns(rows)}
+    rows = (step_row(case, peak, options.repetitions) for case in compile_cases(settings, not options.eager))
+    return one_by_one("Steps of one sample", rows, options)
 
 
 def batch_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     peak = peaks(options, settings)
-    rows = [step_row(case, peak, options.repetitions) for case in batch_cases(settings, options.batch)]
-    return {"Steps of more samples": same_columns(rows)}
+    rows = (step_row(case, peak, options.repetitions) for case in batch_cases(settings, options.batch))
+    return one_by_one("Steps of more samples", rows, options)
 
 
 def training_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
         write_ct(Path(folder), options.ct_size)
-        rows = [attempt(lambda: loader_row(Path(folder), options.levels, settings, options.workers, options.steps))]
-    return {"Training from the cache": same_columns(rows), "Kernels of an eager sparse step": top_kernels(settings)}
+        row = attempt(lambda: loader_row(Path(folder), options.levels, settings, options.workers, options.steps))
+    tables = one_by_one("Training from the cache", [row], options)
+    return {**tables, "Kernels of an eager sparse step": top_kernels(settings)}
 
 
 def network_tables(options: argparse.Namespace, settings: Settings) -> Tables:
-    rows = [attempt(lambda n=name: network_row(n, settings, options.repetitions), network=name)  # type: ignore[misc]
-            for name in (NETWORKS[0], NETWORKS[0] + LAST, *NETWORKS[1:])]  # fmt: skip
-    return {"Fine-tuning and inference": same_columns(rows)}
+    rows = (attempt(lambda n=name: network_row(n, settings, options.repetitions), network=name)  # type: ignore[misc]
+            for name in (NETWORKS[0], NETWORKS[0] + LAST, *NETWORKS[1:]))  # fmt: skip
+    return one_by_one("Fine-tuning and inference", rows, options)
 
 
 PARTS = {
@@ -350,13 +358,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is available; --device cpu goes the same way on the CPU.")
     settings = Settings(options.preset, options.size, len(options.levels), device=options.device, amp=True)
+    words: dict[str, Any] = dict(vars(options))
     tables: Tables = {}
+
+    def keep(part: Tables) -> None:
+        if options.json is not None:
+            write_json(options.json, content_of(tables | part, settings=words))
+
+    options.keep = keep
     for name in [options.part] if options.part else PARTS:
         try:
             tables |= PARTS[name](options, settings)
         except Exception as error:  # a card that is broken, say; what was measured before is kept
             tables[f"Part {name}"] = [{"failed": failure(error)}]
-        report(tables, options.json, settings=vars(options))
+        report(tables, options.json, settings=words)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,22 @@ def test_a_part_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPa
     assert "illegal memory access" in tables["Part b"][0]["failed"]
 
 
+def test_rows_are_kept_when_a_case_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(settings: Settings, *_: Any) -> dict[str, Any]:
+        if settings.form == "sparse":
+            raise SystemExit(139)  # the process is gone
+        return {"encoder": settings.form, "failed": ""}
+
+    path = tmp_path / "part.json"
+    monkeypatch.setattr(gpu, "step_row", row)
+    monkeypatch.setattr(gpu, "peaks", lambda options, settings: (1.0, 1.0))
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--part", "compile", "--json", str(path)])
+    content = json.loads(path.read_text())
+    assert content["tables"] == {"Steps of one sample": [{"encoder": "dense", "failed": ""}]}
+    assert content["settings"]["part"] == "compile"
+
+
 def test_cases() -> None:
     settings = Settings("nano", 16, levels=2)
     assert [(case.form, case.compile) for case in gpu.compile_cases(settings, compiled=True)] == [
