@@ -1,6 +1,6 @@
 """`torchrun` inside a SLURM job, where Ignite takes the local rank from SLURM: two processes, a faked environment.
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two processes prepare cases (gloo on the CPU): they divide the checks, and have the same parts or the same error.
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations

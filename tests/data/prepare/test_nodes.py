@@ -1,6 +1,6 @@
 """What two processes do together (gloo on the CPU).
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations
