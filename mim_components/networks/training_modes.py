@@ -35,6 +35,11 @@ def for_training(
 
     Raises:
         RuntimeError: `compile` is not one of PyTorch's modes; names them.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> for_training(network, "cpu") is network
+        True
     """
     network.to(device)
     if checkpoint_activations:

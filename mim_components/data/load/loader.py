@@ -37,6 +37,10 @@ class SteadyDataLoader(DataLoader):
         worker_timeout: seconds after which a worker that delivers nothing ends the run.
         device: that the batches go to; memory is pinned for CUDA.
         **options: see `torch.utils.data.DataLoader`.
+
+    Example:
+        >>> [batch.tolist() for batch in SteadyDataLoader([1, 2, 3], batch_size=2)]
+        [[1, 2], [3]]
     """
 
     def __init__(
@@ -88,6 +92,14 @@ class StepLoader:
         sampler: says which samples make up a step.
         waited: seconds spent waiting for data since the last `reset_clock`.
         awaited: (epoch, index) of the samples of the micro-batch that is waited for.
+
+    Example:
+        >>> class Keys:  # an item is its key
+        ...     __len__ = lambda self: 3
+        ...     __getitem__ = lambda self, key: torch.tensor(key)
+        >>> loader = StepLoader(Keys(), num_steps=2, global_batch_size=4, batch_size=2)
+        >>> [[len(batch) for batch in step] for step in loader]  # two micro-batches of two samples make up a step
+        [[2, 2], [2, 2]]
     """
 
     def __init__(
