@@ -47,6 +47,7 @@ PARTS = {
         "--preset nano --size 32 --repetitions 1 --batch 1 --levels 64,64,32 32,32,32 --ct_size 80 80 48",
     ),
     "step_memory": Part("Memory of a step", "", "--preset nano --size 32 --levels 2"),
+    "step_cost": Part("Cost of a step on CUDA, counted without one", "", "--preset nano --size 32 --levels 2"),
     "scaling": Part(
         "Scaling",
         "--repetitions 3",
@@ -99,15 +100,18 @@ def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.json"
         print(f"\n## {part.title}\n", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{module}", *words, "--json", str(path)],
-            cwd=ROOT, env={**THREADS, **os.environ}, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", f"benchmarks.{module}", *words, "--json", str(path)],
+                cwd=ROOT, env={**THREADS, **os.environ}, check=False, timeout=options.limit,
+            )  # fmt: skip
+            failed = f"exit status {done.returncode}" if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            failed = f"no end after {options.limit} s (--limit)"
         ended = {"seconds": perf_counter() - start}
-        if done.returncode:
+        if failed:
             done_so_far = json.loads(path.read_text()) if path.is_file() else {}
-            failed = {"failed": f"exit status {done.returncode}", "command": _command(module, words)}
-            return {**done_so_far, **ended, **failed}
+            return {**done_so_far, **ended, "failed": failed, "command": _command(module, words)}
         return {**json.loads(path.read_text()), **ended, "command": _command(module, words)}
 
 
@@ -153,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds after which a part is ended")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, once")
     parser.add_argument("--output", type=Path, default=Path("benchmark_results"), help="folder for the two files")
     options = parser.parse_args(arguments)

@@ -7,25 +7,27 @@
    CPU, against one group per channel and block, as on it; and the peaks of the card: a large bfloat16 matrix product
    and a large copy.
 2. `compile`: steps of one sample, dense, sparse and compiled, on random voxels that are on the device. FLOPs are those
-   of `benchmarks.network_cost` for the form that runs, three times a forward pass.
+   of `benchmarks.network_cost` for the form that runs, three times a forward pass; bytes, of the eager forms, those of
+   `benchmarks.cost_counter`.
 3. `batch`: steps of more samples, and with the two settings that need less memory: samples/s, peak memory, and hours of
    the paper's schedule, 45,000 steps of 12 samples, on one such card.
 4. `training`: from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it; the ten
    kernels that take the most time of a sparse step.
 5. `networks`: a fine-tuning step and windows of inference, ours against MONAI's networks.
 
-Every part says what failed in it, whatever that was, and the file of `--json` is written after each. After a fault of
-CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases run
-one after the other, not in turn: two networks would share the memory that is measured.
+Every part says what failed in it, whatever that was, and the file of `--json` is written after each row. After a fault
+of CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases
+run one after the other, not in turn: two networks would share the memory that is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -37,10 +39,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.cost_counter import Cost, CostCounter
 from benchmarks.fine_tuning import CLASSES, NETWORKS, bundle_loss, make_network
 from benchmarks.network_cost import FLOPS_PER_MAC, count_macs
 from benchmarks.pretraining import FORMS, Settings, Training
-from benchmarks.report import add_report_options, measure, report, size_option, synchronize
+from benchmarks.report import add_report_options, content_of, measure, report, size_option, synchronize, write_json
 from benchmarks.step_parts import LEVELS, pretrain_config, write_ct
 from mim_components.networks import MiM, depthwise, get_preset
 from mim_components.networks.hybrid import KERNEL_SIZE, neighbour_rows
@@ -49,6 +52,7 @@ from mim_components.tokens import num_visible_tokens
 GIB = 2**30
 BACKWARD = 2  # forward passes that a backward pass costs
 PRODUCTS = 10  # matrix products that are timed together
+LAST = ", channels last"
 STEPS, SAMPLES = 45_000, 12  # the paper's schedule
 
 Rows = list[dict[str, Any]]
@@ -137,25 +141,43 @@ def free(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def step_row(settings: Settings, peak: float, repetitions: int) -> dict[str, Any]:
+def step_bytes(training: Training, settings: Settings) -> float:
+    """Bytes that the operators of a step read and write, see `benchmarks.cost_counter`; NaN where it is compiled."""
+    if settings.compile:
+        return math.nan
+    with CostCounter(settings.device) as counter:
+        training()
+    return sum(counter.parts.values(), Cost()).bytes
+
+
+def peaks(options: argparse.Namespace, settings: Settings) -> tuple[float, float]:
+    """FLOP/s of a matrix product and bytes/s of a copy."""
+    size, repetitions = options.matmul, options.repetitions
+    return matmul_peak(settings.device, size, repetitions), copy_peak(settings.device, size, repetitions)
+
+
+def step_row(settings: Settings, peak: tuple[float, float], repetitions: int) -> dict[str, Any]:
     """One row.
 
     Args:
         settings: of the step.
-        peak: FLOP/s of the device.
+        peak: FLOP/s and bytes/s of the device.
         repetitions: steps that are timed.
     """
 
     def timed() -> dict[str, Any]:
         free(settings.device)
-        seconds = measure({"step": Training(settings)}, repetitions, warmup=2)["step"].median
-        flops = step_flops(settings)
+        training = Training(settings)
+        seconds = measure({"step": training}, repetitions, warmup=2)["step"].median
+        gib = torch.cuda.max_memory_allocated() / GIB if settings.device == "cuda" else None
+        flops, moved = step_flops(settings), step_bytes(training, settings)
         return {
             "ms/step": seconds * 1e3, "samples/s": settings.samples / seconds,
             "crops/s": sum(settings.volumes) / seconds, "TFLOP/s": flops / seconds / 1e12,
-            "share of matmul peak %": 100 * flops / seconds / peak,
+            "share of matmul peak %": 100 * flops / seconds / peak[0],
+            "GB/s": moved / seconds / 1e9, "share of copy peak %": 100 * moved / seconds / peak[1],
             "hours of the paper's schedule": STEPS * SAMPLES / (settings.samples / seconds) / 3600,
-            "peak GiB": torch.cuda.max_memory_allocated() / GIB if settings.device == "cuda" else None,
+            "peak GiB": gib,
         }  # fmt: skip
 
     return attempt(
@@ -235,10 +257,13 @@ def loader_row(
 def network_row(name: str, settings: Settings, repetitions: int) -> dict[str, Any]:
     """A fine-tuning step of two crops with AdamW, and four windows of inference."""
     free(settings.device)
-    roi = (settings.size,) * 3
-    network, loss = make_network(name, settings.preset, roi).to(settings.device), bundle_loss()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
-    image = torch.rand(2, 1, *roi, device=settings.device)
+    roi, layout = (settings.size,) * 3, torch.contiguous_format
+    if name.endswith(LAST):
+        name, layout = name.removesuffix(LAST), torch.channels_last_3d
+    network = make_network(name, settings.preset, roi).to(settings.device, memory_format=layout)
+    loss, on_cuda = bundle_loss(), settings.device == "cuda"
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=on_cuda or None)
+    image = torch.rand(2, 1, *roi, device=settings.device).contiguous(memory_format=layout)
     windows, label = image.repeat(2, 1, 1, 1, 1), torch.randint(CLASSES, (2, 1, *roi), device=settings.device)
 
     def step() -> None:
@@ -260,43 +285,49 @@ def network_row(name: str, settings: Settings, repetitions: int) -> dict[str, An
     return {"ms/step": trained * 1e3, "crops/s": 2 / trained, "peak GiB": peak, "windows/s": len(windows) / inferred}
 
 
+def one_by_one(title: str, rows: Iterable[dict[str, Any]], options: argparse.Namespace) -> Tables:
+    """A table whose rows are kept as they come: a case may end the process."""
+    done: Rows = []
+    for each in rows:
+        done.append(each)
+        options.keep({title: same_columns(done)})
+    return {title: same_columns(done)}
+
+
 def depthwise_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     stages = range(len(get_preset(settings.preset).hybrid.channels) - 1)
-    rows = [attempt(lambda s=stage: depthwise_row(settings, s, options.repetitions), stage=stage + 1)  # type: ignore[misc]
-            for stage in stages]  # fmt: skip
-    peaks = {
-        "TFLOP/s of a matrix product": matmul_peak(settings.device, options.matmul, options.repetitions) / 1e12,
-        "GB/s of a copy": copy_peak(settings.device, options.matmul, options.repetitions) / 1e9,
-    }
-    return {
-        "Weight gradient of the depth-wise convolution, one sample": same_columns(rows),
-        "Peaks": [{"size": options.matmul, **peaks}],
-    }
+    rows = (attempt(lambda s=stage: depthwise_row(settings, s, options.repetitions), stage=stage + 1)  # type: ignore[misc]
+            for stage in stages)  # fmt: skip
+    tables = one_by_one("Weight gradient of the depth-wise convolution, one sample", rows, options)
+    product, copy = peaks(options, settings)
+    measured = {"TFLOP/s of a matrix product": product / 1e12, "GB/s of a copy": copy / 1e9}
+    return {**tables, "Peaks": [{"size": options.matmul, **measured}]}
 
 
 def compile_tables(options: argparse.Namespace, settings: Settings) -> Tables:
-    peak = matmul_peak(settings.device, options.matmul, options.repetitions)
-    rows = [step_row(case, peak, options.repetitions) for case in compile_cases(settings, not options.eager)]
-    return {"Steps of one sample": same_columns(rows)}
+    peak = peaks(options, settings)
+    rows = (step_row(case, peak, options.repetitions) for case in compile_cases(settings, not options.eager))
+    return one_by_one("Steps of one sample", rows, options)
 
 
 def batch_tables(options: argparse.Namespace, settings: Settings) -> Tables:
-    peak = matmul_peak(settings.device, options.matmul, options.repetitions)
-    rows = [step_row(case, peak, options.repetitions) for case in batch_cases(settings, options.batch)]
-    return {"Steps of more samples": same_columns(rows)}
+    peak = peaks(options, settings)
+    rows = (step_row(case, peak, options.repetitions) for case in batch_cases(settings, options.batch))
+    return one_by_one("Steps of more samples", rows, options)
 
 
 def training_tables(options: argparse.Namespace, settings: Settings) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
         write_ct(Path(folder), options.ct_size)
-        rows = [attempt(lambda: loader_row(Path(folder), options.levels, settings, options.workers, options.steps))]
-    return {"Training from the cache": same_columns(rows), "Kernels of an eager sparse step": top_kernels(settings)}
+        row = attempt(lambda: loader_row(Path(folder), options.levels, settings, options.workers, options.steps))
+    tables = one_by_one("Training from the cache", [row], options)
+    return {**tables, "Kernels of an eager sparse step": top_kernels(settings)}
 
 
 def network_tables(options: argparse.Namespace, settings: Settings) -> Tables:
-    rows = [attempt(lambda n=name: network_row(n, settings, options.repetitions), network=name)  # type: ignore[misc]
-            for name in NETWORKS]  # fmt: skip
-    return {"Fine-tuning and inference": same_columns(rows)}
+    rows = (attempt(lambda n=name: network_row(n, settings, options.repetitions), network=name)  # type: ignore[misc]
+            for name in (NETWORKS[0], NETWORKS[0] + LAST, *NETWORKS[1:]))  # fmt: skip
+    return one_by_one("Fine-tuning and inference", rows, options)
 
 
 PARTS = {
@@ -327,13 +358,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is available; --device cpu goes the same way on the CPU.")
     settings = Settings(options.preset, options.size, len(options.levels), device=options.device, amp=True)
+    words: dict[str, Any] = dict(vars(options))
     tables: Tables = {}
+
+    def keep(part: Tables) -> None:
+        if options.json is not None:
+            write_json(options.json, content_of(tables | part, settings=words))
+
+    options.keep = keep
     for name in [options.part] if options.part else PARTS:
         try:
             tables |= PARTS[name](options, settings)
         except Exception as error:  # a card that is broken, say; what was measured before is kept
             tables[f"Part {name}"] = [{"failed": failure(error)}]
-        report(tables, options.json, settings=vars(options))
+        report(tables, options.json, settings=words)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,9 @@ def make_network(settings: Settings) -> MiM:
 
 
 def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(weight_decay_groups(network, 0.01), lr=1e-4, betas=(0.9, 0.95))
+    on_cuda = next(network.parameters()).device.type == "cuda"
+    groups = weight_decay_groups(network, 0.01)
+    return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=on_cuda or None)
 
 
 def make_batch(settings: Settings, tokens: int, visible: int) -> dict[str, Any]:

@@ -207,13 +207,21 @@ def report(
         packages: see `environment`.
         settings: what was measured, for the file.
     """
-    content = {
-        "command": command(), "environment": environment(packages), "settings": dict(settings or {}),
-        "tables": dict(tables),
-    }  # fmt: skip
+    content = content_of(tables, packages, settings)
     print(markdown(content))
     if path is not None:
         write_json(path, content)
+
+
+def content_of(
+    tables: Mapping[str, Sequence[Mapping[str, Any]]], packages: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a benchmark's file holds, see `report`."""
+    return {
+        "command": command(), "environment": environment(packages), "settings": dict(settings or {}),
+        "tables": dict(tables),
+    }  # fmt: skip
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -137,6 +137,11 @@ def select_labels(
 
     Raises:
         ValueError: there is no such label set.
+
+    Example:
+        >>> sets = {"default": {"names": ["background", "lung"]}, "sides": {"names": ["background", "left", "right"]}}
+        >>> select_labels(sets).targets, select_labels(sets, "sides").targets
+        (('lung',), ('left', 'right'))
     """
     return LabelSet.from_metadata(label_sets, label_set or getattr(found, "label_set", None) or "default")
 

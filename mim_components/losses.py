@@ -114,6 +114,17 @@ class MiMLoss(nn.Module):
 
     Raises:
         ValueError: numbers of weights do not fit each other, a weight is negative, all are 0, or a name is unknown.
+
+    Example:
+        >>> from mim_components.networks import MiM
+        >>> images = (torch.rand(2, 1, 16, 16, 16),)
+        >>> masked = (torch.arange(8).repeat(2, 1) > 2,)  # 3 of 8 tokens are visible
+        >>> batch = LevelBatch(images, masked, (), (), ())
+        >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1, projection_dim=16)
+        >>> loss = MiMLoss(patch_size=8, reconstruction_weights=(2.0,), alignment_weights=())
+        >>> terms = loss(network(images, masked), batch)
+        >>> torch.equal(terms["loss"], 2 * terms["reconstruction_level1"])
+        True
     """
 
     def __init__(

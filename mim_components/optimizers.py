@@ -21,6 +21,11 @@ def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[st
     """Two groups of the network's trainable parameters, the second without weight decay.
 
     Biases, norms (one axis) and tokens or positions (leading axes of size 1) are not decayed.
+
+    Example:
+        >>> groups = weight_decay_groups(nn.Conv3d(1, 2, 3), weight_decay=0.01)  # a kernel and a bias
+        >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+        [(1, 0.01), (1, 0.0)]
     """
     return _groups(network.parameters(), weight_decay)
 
@@ -46,6 +51,11 @@ def finetune_groups(
 
     Raises:
         ValueError: `layer_decay` is not in (0, 1], or is below 1 for a network without such an encoder.
+
+    Example:
+        >>> groups = finetune_groups(nn.Conv3d(1, 2, 3), weight_decay=0.01, learning_rate=3e-4)
+        >>> [(len(group["params"]), group["weight_decay"], group["lr"]) for group in groups]
+        [(1, 0.01, 0.0003), (1, 0.0, 0.0003)]
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}.")

@@ -31,6 +31,13 @@ def set_determinism(seed: int, deterministic: bool = True) -> None:
     Args:
         seed: of everything random.
         deterministic: False = cuDNN tries its algorithms for every new shape and takes the fastest.
+
+    Example:
+        >>> set_determinism(seed=0)
+        >>> first = torch.rand(3)
+        >>> set_determinism(seed=0)
+        >>> torch.equal(first, torch.rand(3))
+        True
     """
     monai_determinism(seed=seed)
     if not deterministic:
@@ -42,6 +49,14 @@ class SeedSteps:
 
     Args:
         seed: the run's seed.
+
+    Example:
+        >>> draws = []
+        >>> trainer = Engine(lambda engine, batch: draws.append(torch.rand(1).item()))
+        >>> SeedSteps(seed=0).attach(trainer)
+        >>> _ = trainer.run([0, 1]), trainer.run([0, 1], max_epochs=1)  # the same two steps twice
+        >>> draws[0] != draws[1], draws[:2] == draws[2:]
+        (True, True)
     """
 
     def __init__(self, seed: int) -> None:

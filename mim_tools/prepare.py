@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from mim_components.data import BadVolumesError, DataError, FoundVolumes, PreparedDataset, find_sources, prepare_volumes
+from mim_components.data.cache.volumes import VERIFY
 from mim_components.data.find.collections import COLLECTIONS, CollectionVolumes
 from mim_components.data.find.sources import path_of_name
 from mim_components.data.names import name_sources
@@ -20,6 +21,7 @@ from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.utils.text import printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
+VERIFIED = "of cached files: checksums always, sizes, or (default) checksums once and again of what was touched since"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name_of", metavar="DIGEST", help="print the path below the folder that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
     parser.add_argument("--spacing", type=_numbers, help="resample to [R,A,S] mm, as in the training (default: native)")
-    parser.add_argument("--verify", choices=("full", "quick"), default="full", help="checksum or size of cached files")
+    parser.add_argument("--verify", choices=VERIFY, default="auto", help=VERIFIED)
     parser.add_argument("--verbose", action="store_true", help="log details")
     return parser
 

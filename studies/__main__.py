@@ -1,8 +1,8 @@
-"""Studies: `python -m studies {data,run,report,status} STUDY.json`.
+"""Studies: `python -m studies {data,run,picture,report,status} STUDY.json`.
 
 `run` prepares the data, runs every cell that is not done, and may be stopped and started again at any time. It is
-given the folder of the source data, works in `--output` and adds a line per cell to the results. `report` writes
-`docs/evidence.md` from study file and results alone.
+given the folder of the source data, works in `--output` and adds a line per cell to the results. `picture` draws a test
+scan as the networks of several arms segment it. `report` writes `docs/evidence.md` from study file and results alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from studies.data import prepare_data
 from studies.definition import ROOT, Study, StudyError
-from studies.report import Evidence, write_report
+from studies.pictures import write_picture
+from studies.report import SCAN, Evidence, write_report
 from studies.results import DONE, FAILED, commit_of_tree, read_results, results_file
 from studies.run import Runner, chosen, is_running
 
@@ -59,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--allow_dirty", action="store_true", help="run with changes that no commit has")
     data = add("data", _data, "write label maps and lists", work)
     data.add_argument("--data", type=Path, required=True, help="folder of the source data")
+    picture = add("picture", _picture, "draw a test scan as several networks segment it", work)
+    picture.add_argument("--data", type=Path, required=True, help="folder of the source data")
+    picture.add_argument("--scan", required=True, help="name of a test scan")
+    picture.add_argument("--cells", nargs="+", required=True, metavar="CELL", help="such as scratch/8/seed0")
+    picture.add_argument("--file", type=Path, default=ROOT / "docs" / SCAN, help=f"PNG to write (default: docs/{SCAN})")
     add("status", _status, "say what is done", work)
     add("report", _report, "write the page and its plots", "folder of the page (default: docs)")
     return parser
@@ -96,6 +102,17 @@ def _run(options: argparse.Namespace) -> int:
     if runner.stopping:
         return STOPPED
     return OK if states[DONE] == len(cells) else INCOMPLETE
+
+
+def _picture(options: argparse.Namespace) -> int:
+    study = Study(options.study)
+    known = {name: cell for name, cell in study.cells.items() if cell.phase == "fine_tuning"}
+    if unknown := [name for name in options.cells if name not in known]:
+        raise StudyError(f"--cells names {', '.join(unknown)}; there are {', '.join(known)}.")
+    results = read_results(results_file(study, options.results), study)
+    cells = [known[name] for name in options.cells]
+    print(write_picture(study, results, cells, options.scan, options.data, _work(options, study), options.file))
+    return OK
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """A study file: what is compared, and the cells that it is made of.
 
 A study is arms x label counts x seeds. A cell is a few bundle commands: the pre-training of an arm and seed, or the
-fine-tuning and evaluation of an arm, number of labelled patients and seed, which needs that arm's pre-training of the
-same seed where the arm has one.
+fine-tuning and evaluation of an arm, number of labelled patients and seed, which needs that arm's pre-training where
+the arm has one: of the same seed, or of `pretraining_seed` where the study has that key, which saves time.
 
 Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
 `{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
@@ -104,6 +104,7 @@ class Study:
         self.data: dict[str, Any] = self._take("data", dict)
         self.arms = {name: _inherit(self.path, self._take("arms", dict), name) for name in self._take("arms", dict)}
         self.phases = {phase: self._take(phase, dict) for phase in PHASES}
+        self.pretraining_seed: int | None = self.content.get("pretraining_seed")
         self.threads = int(self.content.get("threads", 1))
         self.prune: list[str] = self.content.get("prune", [])
         self.cells: dict[str, Cell] = {}
@@ -133,7 +134,10 @@ class Study:
         return value
 
     def _add(self, entry: Mapping[str, Any]) -> None:
-        """Cells of an entry of `order`: seed by seed, so that early results already compare arms."""
+        """Cells of an entry of `order`: seed by seed, so that early results already compare arms.
+
+        No labels, an empty list, means the pre-trainings alone.
+        """
         known = {"arms": list(self.arms), "labels": self.labels, "seeds": self.seeds}
         if not isinstance(entry, Mapping) or not set(entry) <= set(known) or "arms" not in entry:
             raise self.fault("'order'", f"has {entry!r}, expected an object with arms, and perhaps labels and seeds.")
@@ -142,15 +146,17 @@ class Study:
             if unknown := [value for value in values if value not in known[key]]:
                 raise self.fault("'order'", f"names {key} {unknown}; there are {known[key]}.")
         for seed in chosen["seeds"]:
-            for labels in chosen["labels"]:
+            for labels in chosen["labels"] or [None]:
                 for arm in chosen["arms"]:
                     self._add_cells(arm, labels, seed)
 
-    def _add_cells(self, arm: str, labels: int, seed: int) -> None:
+    def _add_cells(self, arm: str, labels: int | None, seed: int) -> None:
         needs = None
         if self.arms[arm].get("pretraining") is not None:
-            needs = self._cell("pretraining", arm, seed, None, None)
-        self._cell("fine_tuning", arm, seed, labels, needs)
+            own = seed if self.pretraining_seed is None else self.pretraining_seed
+            needs = self._cell("pretraining", arm, own, None, None)
+        if labels is not None:
+            self._cell("fine_tuning", arm, seed, labels, needs)
 
     def _cell(self, phase: str, arm: str, seed: int, labels: int | None, needs: Cell | None) -> Cell:
         name = f"{arm}/{labels or phase}/seed{seed}"

@@ -15,6 +15,7 @@ from studies.results import DONE, FAILED
 from studies.statistics import DRAWS, Interval, as_array, interval, paired_interval
 
 NOT_RUN = "not run"
+SCAN = "images/evidence_scan.png"  # what `python -m studies picture` has drawn, below the folder of the page
 Scores = dict[int, dict[str, float]]
 
 
@@ -30,7 +31,7 @@ class Evidence:
         self.study = study
         self.results = results
         self.cells = [cell for cell in study.cells.values() if cell.phase == "fine_tuning"]
-        self.arms = list(dict.fromkeys(cell.arm for cell in self.cells))
+        self.arms = list(dict.fromkeys(cell.arm for cell in study.cells.values()))
         self.labels = sorted({cell.labels for cell in self.cells if cell.labels is not None})
         done = [self.results[cell.name] for cell in self.cells if self._state(cell.name) == DONE]
         self.classes: list[str] = list(done[0]["scores"]["dice"]) if done else []
@@ -94,6 +95,7 @@ def page(evidence: Evidence, plots: Mapping[str, str], commands: Sequence[str]) 
         f"over scans and seeds ({DRAWS:,} draws). Differences are paired by scan and seed, in points of Dice, over the "
         "seeds that both arms have.",
         *(part for labels in evidence.labels for part in _of_labels(evidence, labels)),
+        *_of_probes(evidence),
         "## Cost",
         "Means per cell. Hours are those of a CPU core. A network volume is one input of the network in the "
         "pre-training, whatever its level.",
@@ -142,6 +144,30 @@ def _of_labels(evidence: Evidence, labels: int) -> list[str]:
         )
     parts = [f"### {labels} labelled patients", markdown_table(rows)]
     return [*parts, "Dice of each class:", markdown_table(organs)] if evidence.classes else parts
+
+
+def _of_probes(evidence: Evidence) -> list[str]:
+    """Frozen features of every pre-training, and what needs none: random weights, intensity with position."""
+    rows = []
+    for arm in evidence.arms:
+        for line in evidence.lines(arm, None):
+            rows += [
+                {
+                    "features": f"`{arm}`" if kind == "encoder" else f"{kind}, network of `{arm}`",
+                    "Dice": f"{100 * of['dice']:.1f}",
+                    "kNN": f"{100 * of['knn']:.1f}",
+                }
+                for kind, of in line.get("probe", {}).items()
+                if kind == "encoder" or arm == evidence.study.content["report"]["primary"]["arm"]
+            ]
+    if not rows:
+        return []
+    text = (
+        "Frozen encoder, linear classifier of single voxels (Dice in %), nearest neighbours in other patients (share "
+        "of voxels, in %), on the test scans, one pre-training per arm: without intervals, so small differences "
+        "mean nothing."
+    )
+    return ["## Probe", text, markdown_table(rows)]
 
 
 def _cost_row(evidence: Evidence, arm: str) -> dict[str, str]:
@@ -230,5 +256,8 @@ def write_report(evidence: Evidence, folder: Path, commands: Sequence[str]) -> P
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evidence.md"
-    path.write_text(page(evidence, draw(evidence, folder), commands), encoding="utf-8")
+    plots = draw(evidence, folder)
+    if (folder / SCAN).exists():
+        plots["A test scan, segmented by networks of several arms"] = SCAN
+    path.write_text(page(evidence, plots, commands), encoding="utf-8")
     return path

@@ -69,7 +69,9 @@ def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
 
 
 def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
-    """What the commands of a cell have left in its folder: steps, and learning curve or scores of every scan.
+    """What the commands of a cell have left in its folder: steps, and scores of every scan.
+
+    Of a pre-training the learning curve, and the figures of its probe by kind of features where it has one.
 
     Raises:
         StudyError: a file that the commands write is missing or not whole.
@@ -78,7 +80,10 @@ def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         outcome: dict[str, Any] = {"steps": rows[-1]["step"]}
         if phase == "pretraining":
-            return outcome | {"curve": thin_curve(rows)}
+            outcome["curve"] = thin_curve(rows)
+            if (probe := folder / "probe" / "metrics.json").exists():
+                outcome["probe"] = json.loads(probe.read_text())["features"]
+            return outcome
         report = json.loads((folder / "evaluation" / "metrics.json").read_text())
         return outcome | {"scores": scores_of(report)}
     except (OSError, ValueError, KeyError, IndexError) as error:

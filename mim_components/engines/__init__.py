@@ -2,6 +2,7 @@
 
 from mim_components.engines.begin import begin_fine_tuning, begin_pretraining
 from mim_components.engines.evaluation import EvaluationStep
+from mim_components.engines.fit import fit_to_device
 from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.precision import autocast_dtype
@@ -24,6 +25,7 @@ __all__ = [
     "autocast_dtype",
     "begin_fine_tuning",
     "begin_pretraining",
+    "fit_to_device",
     "load_probed",
     "run_probe",
     "steps_of",

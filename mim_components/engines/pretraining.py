@@ -69,6 +69,14 @@ class PretrainStep(OptimizerStep):
         """How far the context vectors of the step's volumes differ, `context_std_level1_2` ..."""
         return self.spread.take()
 
+    def rehearse(self, engine: Any, batch: Mapping[str, Any]) -> None:
+        """See `OptimizerStep`; the spread of the context vectors is not measured."""
+        spread, self.spread = self.spread, ContextSpread()
+        try:
+            super().rehearse(engine, batch)
+        finally:
+            self.spread = spread
+
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Every term of the loss for one micro-batch, and the share of children without content."""
         device = engine.state.device

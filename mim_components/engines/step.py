@@ -113,6 +113,20 @@ class OptimizerStep(ABC):
             numbers["overflow_steps"] = norm.new_full((), float(self.loss_scale.overflows))
         return {**numbers, "names": [name for each in seen for name in each.names]}
 
+    def rehearse(self, engine: Any, batch: Mapping[str, Any]) -> None:
+        """Forward and backward pass of a micro-batch that counts for nothing: it leaves no gradient, number or scale.
+
+        Args:
+            engine: with `network`, before DDP, `loss_function`, `inferer` and `state`.
+            batch: the micro-batch.
+        """
+        engine.network.train()
+        try:
+            for make in self.passes(engine, batch):
+                (make()["loss"] / self.accumulation).backward()
+        finally:
+            engine.network.zero_grad(set_to_none=True)
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the network runs."""
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.amp)

@@ -139,6 +139,17 @@ def averaged_network(network: nn.Module, decay: float = 0.0) -> AveragedModel | 
 
     Raises:
         ValueError: `decay` is out of range.
+
+    Example:
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> averaged_network(network, decay=0.0) is None
+        True
+        >>> average = averaged_network(network, decay=0.75)
+        >>> average.update_parameters(network)  # the first one copies
+        >>> _ = nn.init.zeros_(average.module.weight), nn.init.ones_(network.weight)
+        >>> average.update_parameters(network)
+        >>> average.module.weight.item()
+        0.25
     """
     if not 0 <= decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), 0 = off, got {decay}.")

@@ -17,7 +17,7 @@ from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
-from mim_components.transforms.intensity import AIR_HU, unit_to_hu
+from mim_components.transforms.intensity import air_hu, hu_to_unit, unit_to_hu
 from mim_components.visualize.boxes import boxes_figure
 from mim_components.visualize.reconstruction import LevelPicture, save_reconstruction_pictures
 from mim_components.visualize.sheet import save_figure
@@ -83,7 +83,7 @@ class PictureHandler:
 
     @property
     def _air(self) -> float:
-        return (AIR_HU - self.hu_window[0]) / (self.hu_window[1] - self.hu_window[0])
+        return float(hu_to_unit(np.array(air_hu(self.hu_window)), self.hu_window))
 
     @property
     def sample(self) -> dict[str, Any]:
@@ -142,6 +142,7 @@ class PictureHandler:
             window=self.picture_window,
             start=picture.start,
             scan_size=picture.scan_size,
+            hu_window=self.hu_window,
         )
         with self.folder.unless_full("pictures"):
             return self._keep([save_figure(figure, path)])
@@ -174,6 +175,7 @@ class PictureHandler:
             start=(i, j, k),
             native_size=(native[0], native[1], native[2]),
             scan_size=self.scan.shape,
+            hu_window=self.hu_window,
         )
 
     def _start_in_scan(self, level: int) -> np.ndarray:

@@ -29,6 +29,10 @@ def validation_share(items: Sequence[Any]) -> list[Any]:
 
     Where there are more processes than items, each validates all: the mean is the same, and none is without work, in
     which MONAI's metrics would fail.
+
+    Example:
+        >>> validation_share(["a", "b", "c"])  # of one process
+        ['a', 'b', 'c']
     """
     count = idist.get_world_size()
     return list(items) if len(items) < count else list(items[idist.get_rank() :: count])

@@ -88,6 +88,12 @@ class CropScores(Metric):
 
     Raises:
         ValueError: a score is not finite; names the volume.
+
+    Example:
+        >>> scores = CropScores()
+        >>> scores.update((["a", "a"], [0, 1], [{"mse_level1": 0.25}, {"mse_level1": 0.75}]))
+        >>> scores.compute()
+        {'mse_level1': 0.5, 'mse': 0.5}
     """
 
     required_output_keys = ("names", "crops", "scores")

@@ -115,6 +115,14 @@ class MiM(nn.Module):
     Raises:
         ValueError: unknown preset, encoder or `positions`, no level, or `input_size` is not divisible by the patch
             size.
+
+    Example:
+        >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=2, projection_dim=32)
+        >>> masked = torch.arange(8) > 2  # 3 of 8 tokens are visible
+        >>> images = torch.rand(1, 1, 16, 16, 16), torch.rand(4, 1, 16, 16, 16)  # a scan and its 4 children
+        >>> output = network(images, [masked.repeat(len(image), 1) for image in images])
+        >>> [tuple(each.shape) for each in output.prediction]  # 5 masked tokens of 8 x 8 x 8 voxels
+        [(1, 5, 512), (4, 5, 512)]
     """
 
     def __init__(

@@ -98,5 +98,10 @@ def get_preset(name: str) -> Preset:
 
 
 def get_patch_size(preset: str) -> int:
-    """Edge of a token of a preset, in voxels of the resized volume."""
+    """Edge of a token of a preset, in voxels of the resized volume.
+
+    Example:
+        >>> get_patch_size("base"), get_patch_size("nano")
+        (16, 8)
+    """
     return get_preset(preset).patch_size

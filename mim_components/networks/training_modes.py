@@ -30,22 +30,39 @@ def for_training(
         device: to train on.
         checkpoint_activations: keep only the input of every block and compute its inside again in the backward pass:
             less memory, more time, the same gradients.
-        compile: compile the network with `torch.compile`, once for every shape it meets; a text is the mode.
+        compile: compile the network with `torch.compile`, once for every shape it meets; a text is the mode. "auto"
+            leaves it to `fit_to_device`.
 
     Raises:
         RuntimeError: `compile` is not one of PyTorch's modes; names them.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> for_training(network, "cpu") is network
+        True
     """
     network.to(device)
     if checkpoint_activations:
         for module in network.modules():
             if isinstance(module, BLOCKS):
                 module.forward = partial(_checkpointed, module.forward)  # type: ignore[method-assign]
-    if compile:
-        # DDP would cut the graph at its buckets, which fails where the volumes are split into levels; without that,
-        # gradients are exchanged after the backward pass instead of during it
-        torch._dynamo.config.optimize_ddp = False
-        network.compile(dynamic=False, mode=compile if isinstance(compile, str) else None)
+    if compile and compile != "auto":
+        compile_network(network, compile if isinstance(compile, str) else None)
     return network
+
+
+def compile_network(network: nn.Module, mode: str | None = None) -> None:
+    """Compile a network in place; it happens when it is called."""
+    # DDP would cut the graph at its buckets, which fails where the volumes are split into levels; without that,
+    # gradients are exchanged after the backward pass instead of during it
+    torch._dynamo.config.optimize_ddp = False
+    network.compile(dynamic=False, mode=mode)
+
+
+def leave_eager(network: nn.Module) -> None:
+    """Take `compile_network` back."""
+    network._compiled_call_impl = None  # PyTorch has no public way
+    torch.compiler.reset()
 
 
 def _checkpointed(forward: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:

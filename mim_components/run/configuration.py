@@ -182,7 +182,12 @@ def _check_one_of(config: Mapping[str, Any], one_of: Sequence[Sequence[str]]) ->
 
 
 def bundle_root() -> str:
-    """Folder of the bundle that is running, whatever the working directory; "." outside of a workflow."""
+    """Folder of the bundle that is running, whatever the working directory; "." outside of a workflow.
+
+    Example:
+        >>> bundle_root()  # no workflow is running
+        '.'
+    """
     workflow = current_workflow()
     return "." if workflow is None else str(Path(workflow.config_root_path).parent)
 

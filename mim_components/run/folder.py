@@ -63,6 +63,14 @@ class RunFolder:
         ValueError: unknown `resume` or `on_full_disk`.
         OSError: the folder cannot be written.
         FolderInUseError: another process is running in the folder.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(Path(place) / "out")
+        ...     folder.continued, folder.path.name
+        ...     folder.release()
+        (False, 'out')
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def option_table() -> dict[str, dict[str, Any]]:
     """What is known of every option, by name.
 
     Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
-    `below`, and `default` in words.
+    `below`, `words` that stand for a value, and `default` in words.
     """
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
     return table
@@ -160,6 +160,8 @@ def convert(value: Any, option: Mapping[str, Any]) -> Any:
         if option.get("null"):
             return None
         raise ValueError(f"needs a value, {expectation(option)}.")
+    if value in option.get("words", ()):
+        return value
     new = _CONVERTERS[option["kind"]](value, option)
     if new is None:
         raise ValueError(f"expected {expectation(option)}, got {value!r}.")
@@ -192,6 +194,7 @@ def expectation(option: Mapping[str, Any]) -> str:
     bounds = [f"{text} {option[name]}" for name, text in limits.items() if name in option]
     text = ", ".join([words, " and ".join(bounds)] if bounds else [words])
     text = f"{text}, {unit}" if unit else text
+    text = ", or ".join([text, *option.get("words", ())])
     return f"{text}, or null" if option.get("null") else text
 
 

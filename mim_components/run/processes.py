@@ -22,7 +22,12 @@ SILENT = (
 
 
 def local_device() -> torch.device:
-    """The device of this process: `cuda:LOCAL_RANK`, or the CPU where there is no CUDA."""
+    """The device of this process: `cuda:LOCAL_RANK`, or the CPU where there is no CUDA.
+
+    Example:
+        >>> local_device().type in ("cpu", "cuda")
+        True
+    """
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
@@ -37,6 +42,11 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
 
     Raises:
         ValueError: not started by `torchrun`, or `timeout` is not longer than `worker_timeout`.
+
+    Example:
+        >>> start_processes("gloo", timeout=60, worker_timeout=600)
+        Traceback (most recent call last):
+        ValueError: multi_gpu_train.json needs torchrun: torchrun --nproc_per_node N -m monai.bundle run ...
     """
     if "RANK" not in os.environ:
         raise ValueError("multi_gpu_train.json needs torchrun: torchrun --nproc_per_node N -m monai.bundle run ...")
@@ -73,7 +83,11 @@ def _of_this_start(store: dist.Store) -> dist.Store:
 
 
 def stop_processes() -> None:
-    """Leave the process group."""
+    """Leave the process group.
+
+    Example:
+        >>> stop_processes()  # nothing to do in a run of one process
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -49,7 +49,7 @@ def check_start(
     folder: RunFolder,
     network: nn.Module,
     sample_shapes: Sequence[Sequence[int]],
-    batch_size: int,
+    batch_size: int | str,
     num_workers: int,
     worker_timeout: float,
     averaged: bool = False,
@@ -60,7 +60,7 @@ def check_start(
         folder: of the run, which has checked that it can be written and that no other run is in it.
         network: that is trained.
         sample_shapes: of the arrays of a sample, counted as float32.
-        batch_size: samples of a micro-batch.
+        batch_size: samples of a micro-batch; "auto" counts as 1, `fit_to_device` chooses by this limit too.
         num_workers: processes that load data; 0 = none.
         worker_timeout: seconds after which a worker counts as hanging.
         averaged: checkpoints also hold an average of the weights.
@@ -99,8 +99,9 @@ def check_validation_start(
         check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers, scans)
 
 
-def _batch_bytes(sample_shapes: Sequence[Sequence[int]], batch_size: int) -> int:
-    return 4 * batch_size * sum(math.prod(shape) for shape in sample_shapes)
+def _batch_bytes(sample_shapes: Sequence[Sequence[int]], batch_size: int | str) -> int:
+    samples = 1 if isinstance(batch_size, str) else batch_size
+    return 4 * samples * sum(math.prod(shape) for shape in sample_shapes)
 
 
 def checkpoint_bytes(network: nn.Module, averaged: bool = False) -> int:

@@ -252,6 +252,13 @@ class MultiLevelCropMaskd(Randomizable, MapTransform):
 
     Raises:
         ValueError: as `MultiLevelCropMask`; or keys differ in spatial shape.
+
+    Example:
+        >>> sizes = dict(level_sizes=[(32, 32, 32), (16, 16, 16)], input_size=(16, 16, 16), patch_size=8)
+        >>> crop = MultiLevelCropMaskd("image", **sizes, num_children=2).set_random_state(0)
+        >>> out = crop({"image": torch.rand(1, 40, 40, 40)})
+        >>> [tuple(out[f"image_level{level}"].shape) for level in (1, 2)]
+        [(1, 1, 16, 16, 16), (2, 1, 16, 16, 16)]
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-HU_RANGE = (-1000.0, 1000.0)  # the preparation clips to it; its width is the peak of the PSNR
+HU_RANGE = (-1000.0, 1000.0)  # the preparation clips to it unless another window is set
 AIR_HU = -950.0  # above the noise of air and padding, below lung
 SOFT_TISSUE = (-160.0, 240.0)
 
@@ -47,6 +47,17 @@ def unit_to_hu(image: np.ndarray, hu_range: tuple[float, float] = HU_RANGE) -> n
     """
     low, high = _checked(hu_range, "hu_range")
     return np.asarray(image, dtype=np.float32) * np.float32(high - low) + np.float32(low)
+
+
+def air_hu(hu_window: tuple[float, float] = HU_RANGE) -> float:
+    """HU up to which a voxel counts as air once it was clipped to a window, which may begin above air.
+
+    Example:
+        >>> air_hu(), air_hu((-160.0, 240.0))
+        (-950.0, -150.0)
+    """
+    low, high = _checked(hu_window, "hu_window")
+    return max(AIR_HU, low + (high - low) / 40)
 
 
 def window_to_grey(image_hu: np.ndarray, window: tuple[float, float] = SOFT_TISSUE) -> np.ndarray:

@@ -99,6 +99,12 @@ class LabelToRegionsd(MapTransform):
     Args:
         keys: class maps.
         regions: see `LabelToRegions`.
+
+    Example:
+        >>> classes = torch.tensor([0, 1, 2]).view(1, 3, 1, 1)
+        >>> regions = LabelToRegionsd("label", {"whole": [1, 2], "core": [2]})({"label": classes})["label"]
+        >>> regions.flatten(1).int().tolist()
+        [[0, 1, 1], [0, 0, 1]]
     """
 
     def __init__(self, keys: KeysCollection, regions: Mapping[str, Sequence[int]]) -> None:
@@ -136,6 +142,11 @@ def label_conversion(labels: LabelSet, keys: str | Sequence[str] = "label") -> M
 
     Values that are not listed are refused when the dataset is prepared, not here. Missing keys are passed over, so that
     one list of transforms serves labelled and unlabelled scans.
+
+    Example:
+        >>> labels = LabelSet(("background", "heart"), values={0: 0, 205: 1}, regions={})
+        >>> label_conversion(labels)({"label": torch.tensor([[[[0, 205]]]])})["label"].flatten().tolist()
+        [0.0, 1.0]
     """
     pairs = {raw: value for raw, value in labels.values.items() if raw != value}
     if not pairs:

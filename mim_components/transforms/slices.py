@@ -58,6 +58,11 @@ class UniformSlicesd(MapTransform):
     Args:
         keys: items `(C, H, W, D)`.
         num_slices: slices to take.
+
+    Example:
+        >>> scan = torch.arange(8).view(1, 1, 1, 8)
+        >>> UniformSlicesd("image", num_slices=2)({"image": scan})["image"].flatten().tolist()
+        [0, 7]
     """
 
     def __init__(self, keys: KeysCollection, num_slices: int) -> None:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from mim_components.transforms.intensity import AIR_HU, SOFT_TISSUE, window_text, window_to_grey
+from mim_components.transforms.intensity import HU_RANGE, SOFT_TISSUE, air_hu, window_text, window_to_grey
 from mim_components.visualize.sheet import (
     HEADING_SIZE,
     PLANES,
@@ -64,6 +64,7 @@ def boxes_figure(
     window: tuple[float, float] = SOFT_TISSUE,
     start: tuple[int, int, int] = (0, 0, 0),
     scan_size: tuple[int, int, int] | None = None,
+    hu_window: tuple[float, float] = HU_RANGE,
 ) -> Figure:
     """Draw the boxes of the deeper levels into level 1, in three planes.
 
@@ -81,6 +82,7 @@ def boxes_figure(
         window: lower and upper end of the grey window, HU.
         start: index of level 1's first voxel in the prepared scan, for the slice numbers.
         scan_size: voxels of the prepared scan; slices beyond it are called padding. None = not known.
+        hu_window: that the intensities were clipped to, HU.
 
     Returns:
         The figure, to be read at 100 dpi.
@@ -95,6 +97,7 @@ def boxes_figure(
         start=start,
         scan_size=scan_size,
         masked=masked,
+        hu_window=hu_window,
         boxes=boxes,
     )
     rows = _rows(nest, window)
@@ -153,12 +156,12 @@ class Nest(ShownVolume):
         return int(np.where(own, self._tissue(3), -1.0).argmax())
 
     def _tissue(self, level: int) -> np.ndarray:
-        """Share of voxels above `AIR_HU` in each box of a level, `(V,)`."""
+        """Share of voxels above air in each box of a level, `(V,)`."""
         native = np.array(self.native_size)
         first = self.boxes[level][:, 0] * self.image.shape // native
         last = -(-self.boxes[level].sum(1) * self.image.shape // native)  # rounded up: never empty
         regions = [tuple(map(slice, low, high)) for low, high in zip(first, last, strict=True)]
-        return np.array([(self.image[region] > AIR_HU).mean() for region in regions])
+        return np.array([(self.image[region] > air_hu(self.hu_window)).mean() for region in regions])
 
 
 def _checked_boxes(boxes: Mapping[int, np.ndarray], native_size: tuple[int, int, int]) -> dict[int, np.ndarray]:

@@ -112,23 +112,31 @@ def _draw_row(
         limits = (0.0, 255.0) if name != "Difference" else (0.0, 400.0)  # darker, so that white is seen
         draw_panel(axes, volume, spacing, part.plane, 0, limits=limits)
         axes.set_label(f"{part.plane.name}-{name.lower()}")
-    _draw_masks(row[1], part.label, part, spacing, colours)
-    _draw_masks(row[2], part.pred, part, spacing, colours)
+    draw_masks(row[1], part.label, part.plane, spacing, colours)
+    draw_masks(row[2], part.pred, part.plane, spacing, colours)
     _draw_difference(row[3], part)
     draw_scale_bar(row[0])
     title_panel(row[0], f"{part.plane.name}, {'xyz'[part.plane.axis]} = {part.position:.1f} mm")
 
 
-def _draw_masks(
+def draw_masks(
     axes: Axes,
     masks: np.ndarray,
-    part: PlaneSlice,
+    plane: Plane,
     spacing: tuple[float, float, float],
     colours: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Tint and outline every target of a slice, also along the edge of the picture."""
+    """Tint and outline every target of a slice, also along the edge of the picture.
+
+    Args:
+        axes: of `draw_panel`.
+        masks: of the slice, `(C, a, b)`, axes in their order.
+        plane: that left the slice.
+        spacing: mm per voxel.
+        colours: RGB of every target, 0 to 255.
+    """
     limits = axes.get_xlim(), axes.get_ylim()
-    sides = zip(masks.shape[1:], (part.plane.across, part.plane.up), strict=True)
+    sides = zip(masks.shape[1:], (plane.across, plane.up), strict=True)
     across, up = ((np.arange(-1, length + 1) + 0.5) * spacing[axis] for length, axis in sides)
     for target in target_boxes(masks):
         mask = np.pad(target_mask(masks, target, (slice(None),) * 2), 1).T.astype(np.float32)

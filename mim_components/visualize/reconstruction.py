@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mim_components.transforms.intensity import AIR_HU, HU_RANGE, SOFT_TISSUE, window_text, window_to_grey
+from mim_components.transforms.intensity import SOFT_TISSUE, air_hu, window_text, window_to_grey
 from mim_components.visualize.sheet import (
     HEADING_SIZE,
     PLANES,
@@ -70,28 +70,33 @@ class LevelPicture(ShownVolume):
         """The mask on the voxel grid, bool `(H, W, D)`."""
         return np.kron(self.masked, np.ones(self.token_size, dtype=bool))
 
+    @property
+    def peak_hu(self) -> float:
+        """Width of the window that the network saw as 0 to 1, HU."""
+        return self.hu_window[1] - self.hu_window[0]
+
     def masked_rmse(self) -> float:
         """Root mean squared error over masked voxels, HU; NaN or infinite when the reconstruction is."""
         error = (self.reconstruction - self.image)[self.masked_voxels()].astype(np.float64)
         return math.sqrt(np.square(error).mean())
 
     def masked_psnr(self) -> float:
-        """Peak signal-to-noise ratio over masked voxels, dB; the peak is the width of `HU_RANGE`, 2000 HU."""
+        """Peak signal-to-noise ratio over masked voxels, dB; the peak is the width of `hu_window`."""
         rmse = self.masked_rmse()
         if not math.isfinite(rmse):
             return math.nan
-        return math.inf if rmse == 0 else 20 * math.log10((HU_RANGE[1] - HU_RANGE[0]) / rmse)
+        return math.inf if rmse == 0 else 20 * math.log10(self.peak_hu / rmse)
 
     def central_masked_token(self) -> tuple[int, int, int]:
         """Masked token nearest to the centre of the volume in mm, of those that hold tissue if any does.
 
-        Air and padding look the same however good the network is, so a token with a mean under `AIR_HU` comes last.
+        Air and padding look the same however good the network is, so a token whose mean is `air_hu` or less comes last.
         """
         tokens = np.argwhere(self.masked)
         edge = self.token_size
         grid = self.masked.shape
         blocks = self.image.reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2])
-        tissue = blocks.mean(axis=(1, 3, 5))[self.masked] > AIR_HU
+        tissue = blocks.mean(axis=(1, 3, 5))[self.masked] > air_hu(self.hu_window)
         centres = (tokens + 0.5) * edge * np.array(self.spacing)
         x, y, z = tokens[nearest_to_centre(centres, self.size_mm / 2, tissue)].tolist()
         return x, y, z
@@ -177,7 +182,7 @@ def _block_text(level: LevelPicture, window: tuple[float, float]) -> tuple[str, 
     heading = f"Level {level.level}: {size_text(level.native_size, level.size_mm)}"
     numbers = (
         f"Hidden: {level.masked.sum()} of {level.masked.size} tokens. Error on hidden voxels: RMSE "
-        f"{level.masked_rmse():.1f} HU, PSNR {level.masked_psnr():.1f} dB (peak {HU_RANGE[1] - HU_RANGE[0]:g} HU). "
+        f"{level.masked_rmse():.1f} HU, PSNR {level.masked_psnr():.1f} dB (peak {level.peak_hu:g} HU). "
         f"Grey window: {window_text(window)}."
     )
     inches = WIDTH - 2 * MARGIN

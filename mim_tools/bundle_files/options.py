@@ -76,7 +76,7 @@ def _values(option: dict[str, Any]) -> str:
         span = f"{'>=' if 'least' in option else '>'} {least}"
     else:
         span = ""
-    return ", ".join(each for each in (text, span, option.get("unit")) if each)
+    return ", ".join(each for each in (text, span, option.get("unit"), *option.get("words", ())) if each)
 
 
 def _defaults(defaults: dict[str, Any], option: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from mim_components.utils.files import sha256
+from mim_components.utils.files import WrongDigestError, check_digest, digest_file, sha256
 from mim_components.utils.tensor_files import what_it_is
 from mim_tools.verify.configs import read_content
 from mim_tools.verify.findings import Finding
@@ -127,7 +127,7 @@ def _judge_safetensors(path: Path, file: IO[bytes]) -> str:
 
 
 def judge_digests(root: Path, files: list[str]) -> list[Finding]:
-    """Judge the lists of a bundle, and the files against them.
+    """Judge the lists of a bundle, and the files against them, or against the digest beside a file.
 
     Args:
         root: folder of the bundle.
@@ -145,11 +145,20 @@ def judge_digests(root: Path, files: list[str]) -> list[Finding]:
                 findings.append(Finding(name, "large_files", type(error).__name__, f"is no list of files: {error}"))
     for path in files:
         if path not in listed:
-            findings.append(Finding(path, "", "no digest", "no sha256 in large_files.yml; where it is from is unknown"))
+            findings += _judge_beside(root, path)
         elif listed[path] and (digest := sha256(root / path)) != listed[path]:
             why = f"is not the file that large_files lists, whose sha256 is {listed[path]}"
             findings.append(Finding(path, "sha256", digest, why))
     return findings
+
+
+def _judge_beside(root: Path, path: str) -> Iterator[Finding]:
+    try:
+        if not check_digest(root / path):
+            why = f"no sha256 in large_files.yml or {digest_file(Path(path)).name}; where it is from is unknown"
+            yield Finding(path, "", "no digest", why)
+    except WrongDigestError as error:
+        yield Finding(path, "sha256", sha256(root / path), f"is not the file of its digest: {error}")
 
 
 def _judge_listed(file: str, key: str, entry: Any, listed: dict[str, str]) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return step_memory.run_case(case, options.preset, options.size, options.levels, options.repetitions)
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(suite, "subprocess", argparse.Namespace(run=run))
+    monkeypatch.setattr(suite, "subprocess", argparse.Namespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
     monkeypatch.setattr(step, "StepProcess", Here)
     monkeypatch.setattr(step_memory, "in_process", case)
     monkeypatch.setattr(processes, "start", lambda case, options: 2.0 * case.processes)
@@ -52,7 +53,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_every_part_runs(one_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # the quick forms of the others are run by their own tests
-    names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference")]
+    names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference", "step_cost")]
     assert suite.main(["--quick", "--only", ",".join(names), "--output", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "benchmarks.json").read_text())
     text = (tmp_path / "benchmarks.md").read_text()
@@ -74,15 +75,18 @@ def test_a_part_that_fails_is_named_and_the_others_run(
 
     def run(words: Sequence[str], **_: Any) -> argparse.Namespace:
         ran.append(words[2])
+        if "memory" in words[2]:
+            raise subprocess.TimeoutExpired(words, 7200)
         path = Path(words[words.index("--json") + 1])
         path.write_text(json.dumps({"tables": {"Table": [{"case": "a", "ms": 1.5}]}}))
         return argparse.Namespace(returncode=3 if "step" in words[2] else 0)
 
-    monkeypatch.setattr(suite, "subprocess", argparse.Namespace(run=run))
-    assert suite.main(["--only", "step,scaling", "--output", str(tmp_path)]) == 1
-    assert ran == ["benchmarks.step", "benchmarks.scaling"]
+    monkeypatch.setattr(suite, "subprocess", argparse.Namespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
+    assert suite.main(["--only", "step,step_memory,scaling", "--output", str(tmp_path)]) == 1
+    assert ran == ["benchmarks.step", "benchmarks.step_memory", "benchmarks.scaling"]
     out = capsys.readouterr().out
-    assert "1 of 2 parts ran" in out and "failed: step, exit status 3" in out
+    assert "1 of 3 parts ran" in out and "failed: step, exit status 3" in out
+    assert "failed: step_memory, no end after 7200 s (--limit)" in out
     text = (tmp_path / "benchmarks.md").read_text()
     assert "Failed: exit status 3." in text and "| a | 1.50 |" in text
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,15 @@ def test_flops_of_a_step_are_three_forward_passes() -> None:
     assert gpu.step_flops(Settings("nano", 32, levels=2, samples=2, form="dense")) == 2 * 3 * 2 * dense.sample_macs
 
 
+def test_bytes_of_a_step_are_those_of_its_operators() -> None:
+    settings = Settings("nano", 16, levels=1)
+    training = gpu.Training(settings)
+    parameters = 4 * sum(each.numel() for each in training.network.parameters())
+    # AdamW alone reads gradients, and reads and writes weights and two moments
+    assert 7 * parameters < gpu.step_bytes(training, settings) < 100 * parameters
+    assert math.isnan(gpu.step_bytes(training, replace(settings, compile=True)))
+
+
 def test_matmul_peak_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(cases: dict[str, Any], repetitions: int) -> dict[str, Timing]:
         cases["product"]()
@@ -43,7 +54,9 @@ def test_copy_peak_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_of_a_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "measure", lambda cases, repetitions, warmup: {"step": Timing((0.5,))})
     monkeypatch.setattr(gpu, "step_flops", lambda settings: 4e12)
-    row = gpu.step_row(Settings("nano", 16, levels=2, samples=2), peak=16e12, repetitions=1)
+    monkeypatch.setattr(gpu, "step_bytes", lambda training, settings: 6e9)
+    row = gpu.step_row(Settings("nano", 16, levels=2, samples=2), peak=(16e12, 48e9), repetitions=1)
+    assert (row["GB/s"], row["share of copy peak %"]) == (12.0, 25.0)
     assert (row["ms/step"], row["samples/s"], row["crops/s"]) == (500.0, 4.0, 20.0)
     assert (row["TFLOP/s"], row["share of matmul peak %"], row["peak GiB"], row["failed"]) == (8.0, 50.0, None, "")
     assert row["hours of the paper's schedule"] == 37.5  # 540,000 samples
@@ -55,7 +68,7 @@ def test_a_step_that_fails_is_a_row_that_says_so(kind: type[Exception], monkeypa
         raise kind("CUDA error: a | b\nmore")
 
     monkeypatch.setattr(gpu, "Training", fails)
-    row = gpu.step_row(Settings("nano", 16, levels=1, samples=8), peak=1.0, repetitions=1)
+    row = gpu.step_row(Settings("nano", 16, levels=1, samples=8), peak=(1.0, 1.0), repetitions=1)
     assert row["samples"] == 8 and row["failed"] == f"{kind.__name__}: CUDA error: a / b"
     done = {"samples": 1, "ms/step": 2.0, "failed": ""}
     assert gpu.same_columns([row, done])[0]["ms/step"] is None
@@ -76,6 +89,22 @@ def test_a_part_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPa
     tables = json.loads(path.read_text())["tables"]
     assert list(tables) == ["first", "Part b", "third"]
     assert "illegal memory access" in tables["Part b"][0]["failed"]
+
+
+def test_rows_are_kept_when_a_case_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(settings: Settings, *_: Any) -> dict[str, Any]:
+        if settings.form == "sparse":
+            raise SystemExit(139)  # the process is gone
+        return {"encoder": settings.form, "failed": ""}
+
+    path = tmp_path / "part.json"
+    monkeypatch.setattr(gpu, "step_row", row)
+    monkeypatch.setattr(gpu, "peaks", lambda options, settings: (1.0, 1.0))
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--part", "compile", "--json", str(path)])
+    content = json.loads(path.read_text())
+    assert content["tables"] == {"Steps of one sample": [{"encoder": "dense", "failed": ""}]}
+    assert content["settings"]["part"] == "compile"
 
 
 def test_cases() -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +24,14 @@ from mim_components.utils.text import root_cause
 from mim_components.weights.contract import read_contract
 from mim_components.weights.pretrained import load_pretrained
 from mim_tools.rebuild_batch import main
+from tests.faults.runs import NOTHING, Bundle, configs, finish, ranks, start
 from tests.small import SMALL_PRETRAIN_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
-OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "picture_interval": 100}
+# pictures take most of the time of so short a run: `finished` and the ablations have them. None: the bundle's own
+OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "prepare_workers": 0, "train::pictures": NOTHING}
+DRAWN = {"train::pictures": None, "picture_interval": 100}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def log() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def finished(shared: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One undisturbed run of 6 steps."""
-    return pretrain(shared, tmp_path_factory.mktemp("finished"))
+    return pretrain(shared, tmp_path_factory.mktemp("finished"), **DRAWN)
 
 
 def test_products(finished: Path) -> None:
@@ -222,24 +221,6 @@ def test_crash_between_checkpoints_repeats_the_lost_steps(
     pretrain(shared, tmp_path / "run")
     assert losses(tmp_path / "run") == losses(finished)
     assert_same_weights(tmp_path / "run", finished)
-
-
-@pytest.mark.slow
-def test_killed_process_continues_to_the_same_weights(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    options = {**OPTIONS, **shared, "output_dir": str(output), "num_workers": 1}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS / "train.json")]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(list(output.glob("checkpoints/*.pt"))) < 1:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (output / "models" / "model.pt").exists()
-    pretrain(shared, output)
-    assert losses(output) == losses(finished)
-    assert_same_weights(output, finished)
 
 
 def test_finished_run_is_left_alone(finished: Path, shared: dict[str, Any], log: list[str]) -> None:
@@ -426,7 +407,7 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
     ids=lambda options: "-".join(options),
 )
 def test_ablations_run(options: dict[str, Any], shared: dict[str, Any], tmp_path: Path) -> None:
-    pretrain(shared, tmp_path / "run", max_steps=2, **options)
+    pretrain(shared, tmp_path / "run", max_steps=2, **DRAWN, **options)
     levels = len(options.get("level_sizes", OPTIONS["level_sizes"]))
     names = {name for name in losses(tmp_path / "run")[1] if "_level" in name}
     assert names == {f"reconstruction_level{level}" for level in range(1, levels + 1)} | {
@@ -447,24 +428,9 @@ def test_weights_of_terms_reach_the_loss(shared: dict[str, Any], tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_equal_one(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = {
-        name: value for name, value in {**OPTIONS, **shared, "output_dir": str(output)}.items() if name != "device"
-    }
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "monai.bundle",
-    ]
-    command += ["run", "--config_file", files]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    bundle = Bundle("mim_pretrain", {**OPTIONS, **shared, "device": None})
+    for run in [start(bundle, output, *configs(bundle), environment=each) for each in ranks()]:
+        finish(run)
     # global batch 2 = 1 per process x 2 processes: the same samples in the same step, the mean of their gradients
     for one, two in zip(losses(finished), losses(output), strict=True):
         assert two == pytest.approx(one, rel=1e-4)

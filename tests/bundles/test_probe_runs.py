@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from mim_components.weights.contract import read_contract
+from tests.faults.runs import NOTHING
 from tests.small import SMALL_PRETRAIN_RUN
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
 OPTIONS = SMALL_PRETRAIN_RUN | {
     "max_steps": 4,
-    "picture_interval": 100,
+    "train::pictures": NOTHING,
     "probe::voxels_per_class": 16,
     "probe::neighbours": 3,
 }

@@ -30,6 +30,7 @@ from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
 from mim_tools.synthetic import write_synthetic_dataset, write_synthetic_layout
 from mim_tools.synthetic.tissue import LABEL_NUMBERS
+from tests.faults.runs import Bundle, Run, configs, environment_of_runs, finish, server, start_each
 from tests.small import SMALL
 
 pytestmark = pytest.mark.slow
@@ -363,17 +364,7 @@ def test_brats_2021(encoder: Path, tmp_path: Path) -> None:
     assert facts["targets"] == ["TC", "WT", "ET"] and facts["settings"]["in_channels"] == 4
 
 
-# by the command line
-
-
-def command(*words: str, cwd: Path = ROOT) -> str:
-    """Run Python in a new process; its output, which must be a success."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+# in processes of their own
 
 
 @pytest.mark.parametrize("name", ["mim_btcv_segmentation", "mim_ccccii_classification"])
@@ -388,9 +379,9 @@ def test_two_processes_train_like_one(
                "tracking_uri": f"sqlite:///{encoder.parent / 'mlruns.db'}"}  # fmt: skip
     if one.is_segmentation:
         options["num_samples"] = 1
-    files = ",".join(f"'{one.bundle / 'configs' / each}.json'" for each in ("train", "multi_gpu_train"))
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
-    command(*words, "--config_file", f"[{files}]", *(f"--{key}={value}" for key, value in options.items()))
+    files = configs(Bundle(one.bundle.name, {}))
+    for each in start_each(["run", *files, *(f"--{key}={value}" for key, value in options.items())], tmp_path):
+        finish(each)
     rows = [
         [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()] for place in (one, two)
     ]
@@ -401,6 +392,15 @@ def test_two_processes_train_like_one(
     first, second = weights_of(one.output), weights_of(two.output)
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-3)
+
+
+def in_bash(script: str, cwd: Path) -> str:
+    """What commands print; each must succeed."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = f"set -euo pipefail\n{script}"
+    done = subprocess.run(["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
@@ -420,21 +420,23 @@ def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
         )
         shutil.copy(scan, tmp_path / "kidneys" / "imagesTr")
         nib.save(nib.Nifti1Image(kidneys.astype(np.uint8), label.affine), tmp_path / "kidneys" / "labelsTr" / scan.name)
-    configs = tmp_path / "bundles" / "mim_kidney_segmentation" / "configs"
-    configs.mkdir(parents=True)
-    (configs / "metadata.json").write_text(metadata)
+    bundle = tmp_path / "bundles" / "mim_kidney_segmentation"
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "metadata.json").write_text(metadata)
     sizes = {**SEGMENTATION, "preset": "nano", "num_workers": 0}
     shown = " ".join(f"--{key} '{value}'" for key, value in sizes.items())
     short = " ".join(f"--{key} '{value}'" for key, value in {**SHORT, "num_samples": 1}.items())
     runs = re.sub(r"(--pretrained none)$", rf"\1 {short}", runs, flags=re.MULTILINE)
     runs = re.sub(r"^(python -m monai.bundle run .*)$", rf"\1 {shown}", runs, flags=re.MULTILINE)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    script = f"set -euo pipefail\n{listing}\n{copies}\n{runs}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    bundle = configs.parent
-    assert "5 scans listed" in done.stdout
+    done = in_bash(f"{listing}\n{copies}", tmp_path)
+    assert "5 scans listed" in done
+    # what a shell makes of the commands, in forked processes
+    for number, words in enumerate(
+        in_bash(f'python() {{ printf "%s\\x1f" "$@"; echo; }}\n{runs}', tmp_path).splitlines()
+    ):
+        *start, _ = words.split("\x1f")
+        assert start[:2] == ["-m", "monai.bundle"]
+        log = tmp_path / f"{number}.log"
+        finish(Run(tmp_path, log, None, server().fork(start[2:], environment_of_runs(), log, cwd=tmp_path)))
     assert len(list((bundle / "inference").glob("*_seg.nii.gz"))) == 5
     assert "cyst" in (bundle / "evaluation" / "report.md").read_text()

@@ -245,11 +245,11 @@ def test_inference_prepares_a_scan_as_the_training_does() -> None:
 
 
 def test_description_and_licences_of_the_pretraining() -> None:
-    assert "No pre-trained weights are published yet" in read(META)["description"]
+    assert "weights of the default settings are not published yet" in read(META)["description"]
     data = (BUNDLE / "docs" / "data_license.txt").read_text()
     for name in ("BTCV", "COVID-19", "LUNA16", "STOIC", "FLARE23", "LIDC", "HNSCC", "TotalSegmentator"):
         assert name in data
-    assert "No pre-trained weights are published yet" in (BUNDLE / "docs" / "README.md").read_text()
+    assert "**Weights of the default settings are not published yet**" in (BUNDLE / "docs" / "README.md").read_text()
 
 
 # as MONAI looks at it
@@ -327,3 +327,11 @@ def test_properties_of_the_inference(place: Path) -> None:
 def test_properties_of_the_evaluation(place: Path) -> None:
     made = workflow(["train", "evaluate"], "train", place, output_dir=str(place))
     assert made.check_properties() == []
+
+
+@pytest.mark.parametrize("bundle", FOLDERS, ids=NAME)
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", None)])
+def test_optimizer_is_fused_on_cuda(bundle: Path, device: str, expected: bool | None) -> None:
+    optimizer = read(bundle / "configs" / "train.json")["optimizer"]
+    parser = ConfigParser({"device": torch.device(device), "fused": optimizer["fused"]})
+    assert optimizer["_target_"] == "torch.optim.AdamW" and parser.get_parsed_content("fused") is expected

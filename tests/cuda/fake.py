@@ -4,8 +4,6 @@ A fake tensor has a shape, a type and a device, and no memory: on a machine with
 or read a value fail. `python fake.py EXTENSION RESULT`.
 """
 
-import ctypes
-import importlib.util
 import json
 import sys
 import traceback
@@ -14,11 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# before torch is imported, which asks for CUDA's hooks once
-_torch = importlib.util.find_spec("torch")
-assert _torch is not None and _torch.origin is not None
-ctypes.CDLL(str(Path(_torch.origin).parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
-ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+from benchmarks.fake_cuda import begin
+
+begin(sys.argv[1])  # before torch is imported, which asks for CUDA's hooks once
 
 import monai.losses.dice  # noqa: E402
 import monai.networks.nets.swin_unetr  # noqa: E402
@@ -28,6 +24,9 @@ from monai.losses import DiceCELoss, DiceLoss  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+from benchmarks import step_cost  # noqa: E402
+from benchmarks.cost_counter import Cost  # noqa: E402
+from benchmarks.gpu import step_flops  # noqa: E402
 from benchmarks.pretraining import Settings, Training  # noqa: E402
 from mim_components import tokens  # noqa: E402
 from mim_components.data.load.sampler import StepSampler  # noqa: E402
@@ -36,26 +35,8 @@ from mim_components.networks import classification_network, segmentation_network
 from mim_components.optimizers import finetune_groups  # noqa: E402
 
 CUDA = torch.device("cuda:0")
-torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-torch.cuda.is_bf16_supported = lambda *a, **k: True  # type: ignore[assignment]
 # the one planned wait of a step: a fake tensor has no value
 NonFiniteGuard.all_finite = staticmethod(lambda *values: all(value.device == CUDA for value in values))  # type: ignore[method-assign]
-
-
-def move(self: nn.Module, device: Any = None, *args: Any, **options: Any) -> nn.Module:
-    """`nn.Module.to` with new parameters: those of a fake network cannot be swapped for others."""
-    memo: dict[int, nn.Parameter] = {}
-    for module in self.modules():
-        for name, value in module._parameters.items():
-            if value is not None:
-                new = memo.setdefault(id(value), nn.Parameter(value.detach().to(device), value.requires_grad))
-                module._parameters[name] = new
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(device)
-    return self
-
-
-nn.Module.to = move  # type: ignore[method-assign, assignment]
 
 
 class Plain:
@@ -126,7 +107,7 @@ def loader_of() -> Any:
 
 
 def finetune(network: nn.Module, loss: nn.Module, batch: dict[str, Any], amp: bool) -> None:
-    optimizer = torch.optim.AdamW(finetune_groups(network, 1e-5, 1e-4), lr=1e-4)
+    optimizer = torch.optim.AdamW(finetune_groups(network, 1e-5, 1e-4), lr=1e-4, fused=True)
     state = SimpleNamespace(device=CUDA, iteration=1)
     engine: Any = SimpleNamespace(
         network=network, optimizer=optimizer, loss_function=loss, inferer=SimpleInferer(), state=state
@@ -142,9 +123,20 @@ def read() -> None:
     torch.zeros(2, device=CUDA).nonzero()
 
 
+def cost() -> None:
+    """A whole step as `benchmarks.step_cost` counts it, against FLOPs that are counted on another device."""
+    settings = Settings("nano", 32, levels=2, device="cuda:0", amp=True)
+    now = sum(step_cost.count_pretraining(settings).values(), Cost())
+    before = sum(step_cost.count_pretraining(settings, as_it_was=True).values(), Cost())
+    assert now.waits == before.waits == 1, now
+    assert abs(now.flops / step_flops(settings) - 1) < 0.1, (now, step_flops(settings))
+    assert now.bytes < before.bytes and now.launches < before.launches, (now, before)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "devices mixed": mixed,
     "a value read": read,
+    "cost of a step": cost,
     "pre-training, sparse": pretrain(),
     "pre-training, sparse, base": pretrain(preset="base", size=96, levels=2),
     "pre-training, sparse, fp32": pretrain(amp=False),
@@ -174,5 +166,4 @@ def result(case: Callable[[], None]) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     Path(sys.argv[2]).write_text(json.dumps({name: result(case) for name, case in CASES.items()}))

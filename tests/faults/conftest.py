@@ -14,7 +14,7 @@ import pytest
 
 from mim_tools.synthetic import write_synthetic_layout
 from tests.faults.page import OPTION, rows_of, write_page
-from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, server, start
+from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, finish, hold, start
 
 RESULTS: dict[str, str] = {}  # by row
 # rows that take 10 to 50 s and have a shorter sibling
@@ -95,15 +95,6 @@ def interrupted(
         return Path(shutil.copytree(outputs[bundle.name], output))
 
     return copy
-
-
-@pytest.fixture(scope="session", autouse=True)
-def closed_server() -> Iterator[None]:
-    """End the fork server with the tests."""
-    yield
-    if server.cache_info().currsize:
-        server().close()
-        server.cache_clear()
 
 
 # the page

@@ -1,12 +1,13 @@
-"""Start `python -m monai.bundle` without the seconds that imports take: a process that has them, and forks.
+"""Start `python -m monai.bundle`, or a program, without the seconds that imports take: a process that has them forks.
 
-Reads requests from stdin, one JSON object a line: `argv` (after the module's name), `environment` (added), `cwd`,
-`log` (file for stdout and stderr). Answers with the process id. When that process ends, the exit code (negative: the
-signal that ended it) is written to `log` + ".exit".
+Reads requests from stdin, one JSON object a line: `program` (file; null for the module), `argv` (after its name),
+`environment` (added), `cwd`, `log` (file for stdout and stderr). Answers with the process id. When that process ends,
+the exit code (negative: the signal that ended it) is written to `log` + ".exit".
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,8 +27,8 @@ mim_components.engines mim_components.metrics mim_components.transforms
 """.split()
 
 
-def serve() -> list[str]:
-    """Fork for every request until stdin closes; returns in a child only, with its arguments."""
+def serve() -> tuple[str | None, list[str]]:
+    """Fork for every request until stdin closes; returns in a child only, with its program and arguments."""
     logs: dict[int, Path] = {}
     pending = b""
     while True:
@@ -58,7 +59,7 @@ def write_exits(logs: dict[int, Path]) -> None:
             partial.replace(f"{log}.exit")
 
 
-def become(request: dict[str, Any]) -> list[str]:
+def become(request: dict[str, Any]) -> tuple[str | None, list[str]]:
     """Make a child what a new process would be: its own session, files, environment and folder."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -68,11 +69,16 @@ def become(request: dict[str, Any]) -> list[str]:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
-    return list(request["argv"])
+    return request["program"], list(request["argv"])
 
 
 if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
-    sys.argv[1:] = serve()
-    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    gc.collect()
+    gc.freeze()  # collections in the children pass over what was imported, and copy none of it
+    program, sys.argv[1:] = serve()
+    if program is None:
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(program, run_name="__main__")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ COMMON = SMALL | {
     "max_steps": 8,
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
+    "prepare_workers": 0,  # each imports everything anew, for three scans
     "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(
@@ -181,9 +183,17 @@ class Server:
             command, cwd=ROOT, env=environment_of_runs(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def fork(self, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Start a process; returns its id."""
-        request = {"argv": list(argv), "environment": dict(environment), "cwd": str(ROOT), "log": str(log)}
+    def fork(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        program: str | None = None,
+        cwd: Path = ROOT,
+    ) -> int:
+        """Start `python -m monai.bundle`, or a program; returns the process id."""
+        request = {"program": program, "argv": list(argv), "environment": dict(environment)}
+        request |= {"cwd": str(cwd), "log": str(log)}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
@@ -214,6 +224,11 @@ def command_of(bundle: Bundle, output: Path, *arguments: str, **options: Any) ->
     config = [] if "--config_file" in arguments else ["--config_file", str(bundle.config)]
     pairs = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
     return ["run", *config, *arguments, *pairs]
+
+
+def configs(bundle: Bundle) -> tuple[str, str]:
+    """The option with both configuration files of a training in several processes."""
+    return "--config_file", f"['{bundle.config}','{bundle.config.with_name('multi_gpu_train.json')}']"
 
 
 def hold(step: int, file: Path, event: str = "ITERATION_STARTED") -> dict[str, Any]:
@@ -264,9 +279,29 @@ def start(
     return Run(output, log, process, process.pid)
 
 
-def finish(run: Run) -> Run:
+def ranks(count: int = 2) -> list[dict[str, str]]:
+    """The environments that torchrun would give `count` processes of one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared["LOCAL_WORLD_SIZE"] = str(count)
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def start_each(argv: Sequence[str], folder: Path, program: str | None = None) -> list[Run]:
+    """Start two processes as torchrun does; their logs are 0.log and 1.log in a folder."""
+    runs = []
+    for rank, environment in enumerate(ranks()):
+        log = folder / f"{rank}.log"
+        pid = server().fork(argv, {**environment_of_runs(), **environment}, log, program)
+        runs.append(Run(folder, log, None, pid))
+    return runs
+
+
+def finish(run: Run, timeout: float = 120) -> Run:
     """Wait for a run that must end well."""
-    code = run.wait()
+    code = run.wait(timeout)
     assert code == 0, run.text[-4000:]
     return run
 

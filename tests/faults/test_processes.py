@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,20 @@ import pytest
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.utils.tensor_files import read_checkpoint
-from tests.faults.runs import PRETRAIN, SEGMENTATION, Bundle, Run, assert_same, finish, hold, losses, rows_of, start
+from tests.faults.runs import (
+    PRETRAIN,
+    SEGMENTATION,
+    Bundle,
+    Run,
+    assert_same,
+    configs,
+    finish,
+    hold,
+    losses,
+    ranks,
+    rows_of,
+    start,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +43,6 @@ Reference = Callable[..., Path]
 SAME = "the same command ends with losses and weights equal to an undisturbed run of two processes, bit for bit"
 SLOW = 300  # seconds; two processes import everything anew
 TWO = {"device": None, "global_batch_size": 2}  # 1 per process
-
-
-def configs(bundle: Bundle) -> tuple[str, str]:
-    """The option with both configuration files."""
-    return "--config_file", f"['{bundle.config}','{bundle.config.with_name('multi_gpu_train.json')}']"
 
 
 @pytest.fixture
@@ -59,16 +66,10 @@ def torchrun() -> Iterator[Callable[..., Run]]:
 
 def processes(bundle: Bundle, output: Path, count: int = 2, **options: Any) -> list[Run]:
     """Processes with the environment that torchrun would give them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    shared["LOCAL_WORLD_SIZE"] = str(count)
     return [
-        start(bundle, output, *configs(bundle), environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-              **{**TWO, **options})
-        for rank in range(count)
-    ]  # fmt: skip
+        start(bundle, output, *configs(bundle), environment=environment, **{**TWO, **options})
+        for environment in ranks(count)
+    ]
 
 
 def pids_of(run: Run) -> list[int]:

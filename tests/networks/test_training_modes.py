@@ -16,9 +16,9 @@ from mim_components.networks.training_modes import BLOCKS
 SIZE, TOKENS, VISIBLE = (16, 16, 24), 12, 4  # nano: patch 8
 
 
-def network(encoder: str = "hybrid") -> MiM:
+def network(encoder: str = "hybrid", sparse: bool = True) -> MiM:
     torch.manual_seed(0)
-    return MiM(1, SIZE, "nano", encoder, num_levels=2, projection_dim=16).train()
+    return MiM(1, SIZE, "nano", encoder, num_levels=2, projection_dim=16, sparse=sparse).train()
 
 
 def images_and_masks() -> tuple[list[Tensor], list[Tensor]]:
@@ -106,6 +106,31 @@ def test_the_network_is_one_graph(checkpoint_activations: bool) -> None:
     expected, found = outputs_and_gradients(plain), outputs_and_gradients(whole)
     for pair in zip(expected, found, strict=True):
         torch.testing.assert_close(pair[1], pair[0], rtol=1e-4, atol=1e-6)
+
+
+FORMS = [("hybrid", True, False), ("hybrid", False, False), ("hybrid", True, True), ("vit", True, False)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "sparse", "amp"), FORMS)
+@pytest.mark.filterwarnings("ignore")
+def test_no_form_breaks_its_graph(encoder: str, sparse: bool, amp: bool) -> None:
+    torch.compiler.reset()
+    found = torch._dynamo.utils.counters
+    found.clear()
+    net = network(encoder, sparse)
+    net.compile(backend="eager", dynamic=False, fullgraph=True)
+    images, masked = images_and_masks()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        net(images, masked, VISIBLE)
+        # in passes of one level each, the child with the features of its parent
+        parent = net([images[0], images[1][:0]], [masked[0], masked[1][:0]], VISIBLE, [None])
+        net([images[0][:0], images[1]], [masked[0][:0], masked[1]], VISIBLE, [parent.latent[0].expand(2, -1, -1)])
+    assert found["stats"]["unique_graphs"] == 3 and not found["graph_break"]
+
+
+def test_auto_leaves_the_choice_to_the_training() -> None:
+    assert for_training(network(), "cpu", compile="auto")._compiled_call_impl is None
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import subprocess
-import sys
+import multiprocessing
+import signal
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,23 @@ def test_unknown_mode_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def hold_folder(path: Path, ready: Event) -> None:
+    folder = RunFolder(path)
+    ready.set()
+    signal.pause()
+    folder.release()
+
+
 def test_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
-    code = (
-        f"from mim_components.run import RunFolder; f = RunFolder({str(tmp_path)!r}); print('in', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"in\n"
-        with pytest.raises(FolderInUseError, match=f"another process, or this one, is running in {tmp_path}"):
-            RunFolder(tmp_path)
-        other.kill()  # leaves the lock file, not the lock
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    other = fork.Process(target=hold_folder, args=(tmp_path, ready))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(FolderInUseError, match=f"another process, or this one, is running in {tmp_path}"):
+        RunFolder(tmp_path)
+    other.kill()  # leaves the lock file, not the lock
+    other.join()
     RunFolder(tmp_path).release()
 
 

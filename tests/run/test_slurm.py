@@ -1,6 +1,6 @@
 """`torchrun` inside a SLURM job, where Ignite takes the local rank from SLURM: two processes, a faked environment.
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("local_id", ["0", None])  # of the one task per machine; None: not started by srun
-def test_every_process_keeps_its_own_device_and_one_prepares(
+def test_every_process_keeps_its_own_device_and_prepares_its_share(
     local_id: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -30,32 +30,23 @@ def test_every_process_keeps_its_own_device_and_one_prepares(
         monkeypatch.setenv("SLURM_LOCALID", local_id)
     seen = in_two_processes(__file__, tmp_path, 120)
     assert [each["device"] for each in seen] == ["cuda:0", "cuda:1"]
-    assert [each["turns"] for each in seen] == [[True], [False]]
+    assert [each["share"] for each in seen] == [[0, 2], [1]]
 
 
 def main(folder: Path) -> None:
     import ignite.distributed as idist
     import torch
 
-    from mim_components.data.prepare.nodes import first_on_each_node
+    from mim_components.data.prepare.phase import Team
     from mim_components.run import local_device, start_processes, stop_processes
-
-    class Prepared:
-        digest = "the same"
-
-    turns: list[bool] = []
-
-    def prepare(first: bool) -> Prepared:
-        turns.append(first)
-        return Prepared()
 
     start_processes("gloo")
     idist.get_rank()  # where Ignite meets the process group
-    first_on_each_node(prepare)
+    share = [*Team("the same").share(range(3))]
     torch.cuda.is_available = lambda: True
     device = str(local_device())
     torch.cuda.is_available = lambda: False
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps({"device": device, "turns": turns}))
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps({"device": device, "share": share}))
     stop_processes()
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def content() -> dict[str, Any]:
     """The study of OpenKBP with other sizes."""
     study = json.loads((ROOT / "studies" / "openkbp.json").read_text())
-    study |= {"name": "small", "seeds": [0], "labels": [1]}
+    study |= {"name": "small", "seeds": [0], "labels": [1], "pretraining_seed": None}
     study["data"] |= {"classes": {"1": 1, "2": 2}, "expected": {"pretraining": 3, "train": 2, "test": 1}}
     study["arms"] = {name: study["arms"][name] for name in ("scratch", "mim")}
     study["order"] = [{"arms": ["scratch", "mim"]}]
@@ -28,6 +28,9 @@ def content() -> dict[str, Any]:
     study["pretraining"]["options"] |= {
         **small, "input_size": [16, 16, 16], "level_sizes": [[32, 32, 32], [16, 16, 16]], "projection_dim": 8,
         "picture_interval": 100, "warmup_steps": 1,
+    }  # fmt: skip
+    study["pretraining"]["commands"]["probe"]["options"] |= {
+        "probe::datalist": "{work}/lists/test_1_seed0.json", "probe::voxels_per_class": 16, "probe::neighbours": 3,
     }  # fmt: skip
     study["fine_tuning"]["options"] |= {
         **small, "validation_steps": 4, "spacing": [8, 8, 8], "roi_size": [32, 32, 32], "num_samples": 1,

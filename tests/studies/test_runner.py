@@ -64,7 +64,7 @@ def test_a_failed_cell_stops_only_what_needs_it(
     commands.failing, commands.ran = set(), []
     assert runner(study, tmp_path).run(jobs=1) == states and commands.ran == []  # what has failed stays so
     states = runner(study, tmp_path, retry=True).run(jobs=1)
-    assert set(states.values()) == {"done"} and commands.ran == ["mim/train", "mim/train", "mim/evaluate"]
+    assert set(states.values()) == {"done"} and commands.ran == ["mim/train", "mim/probe", "mim/train", "mim/evaluate"]
 
 
 def test_no_two_processes_take_a_cell(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:

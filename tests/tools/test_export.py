@@ -36,6 +36,8 @@ CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
 SIZES = {"hybrid_swin_unetr": (32, 32, 16), "unetr": (32, 32, 16), "swin_unetr": (64, 32, 32),
          "hybrid": (16, 16, 8), "swin_vit": (32, 32, 16), "encoder": (16, 16, 16), "vit": (16, 16, 16)}  # fmt: skip
 
+Exported = Callable[[str, str], tuple[nn.Module, Path]]
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
 
 
@@ -79,39 +81,56 @@ def check(path: Path, net: nn.Module, image: Tensor) -> None:
 
 
 def cases() -> Iterator[Any]:
-    """Every network in every format; the exporter takes minutes for the graph of a Swin transformer."""
+    """Every network in every format; the exporter takes minutes for the graph of a Swin transformer.
+
+    The graph of swin_vit is the encoder of swin_unetr, whose .pt2 takes long enough.
+    """
     for name in SIZES:
         for ending in (".ts", ".pt2", ".onnx"):
             marks = [pytest.mark.slow] if "unetr" in name or "swin" in name or ending == ".onnx" else []
-            marks += [pytest.mark.long] if name.startswith("swin") and ending == ".onnx" else []
+            long = (("swin_unetr", ".onnx"), ("swin_vit", ".onnx"), ("swin_vit", ".pt2"))
+            marks += [pytest.mark.long] if (name, ending) in long else []
             yield pytest.param(name, ending, marks=marks)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A network, and its file in a format; exported when first asked for."""
+    folder = tmp_path_factory.mktemp("exported")
+    made: dict[Path, nn.Module] = {}
+
+    def get(name: str, ending: str) -> tuple[nn.Module, Path]:
+        path = folder / f"{name}{ending}"
+        if path not in made:
+            made[path] = network(name)
+            assert export(made[path], (1, 1, *SIZES[name]), path) <= 1e-4
+        return made[path], path
+
+    return get
+
+
 @pytest.mark.parametrize(("name", "ending"), list(cases()))
-def test_every_network_in_every_format(name: str, ending: str, tmp_path: Path) -> None:
-    net, path = network(name), tmp_path / f"network{ending}"
-    assert export(net, (1, 1, *SIZES[name]), path) <= 1e-4
+def test_every_network_in_every_format(name: str, ending: str, exported: Exported) -> None:
+    net, path = exported(name, ending)
     check(path, net, torch.rand(3, 1, *SIZES[name]))  # another number than was recorded
 
 
 @pytest.mark.slow
-def test_the_onnx_graph_is_small_and_stock(tmp_path: Path) -> None:
-    export(network("hybrid_swin_unetr"), (1, 1, *SIZES["hybrid_swin_unetr"]), tmp_path / "a.onnx")
-    model = onnx.load(tmp_path / "a.onnx")
+def test_the_onnx_graph_is_small_and_stock(exported: Exported) -> None:
+    model = onnx.load(exported("hybrid_swin_unetr", ".onnx")[1])
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
     assert len(model.graph.node) < 250
 
 
 @pytest.mark.slow
-def test_a_crop_of_a_real_scan(real_data: Path, tmp_path: Path) -> None:
+def test_a_crop_of_a_real_scan(real_data: Path, exported: Exported) -> None:
     path = sorted(real_data.rglob("*.nii*"))[0]
     voxels = np.asarray(nib.load(path).dataobj[:64, :64, :16], dtype=np.float32)  # type: ignore[attr-defined]
     image = torch.from_numpy((voxels.clip(-175, 250) + 175) / 425)[None, None, 16:48, 16:48]
-    net = network("hybrid_swin_unetr")
     for ending in (".ts", ".pt2"):  # not ONNX: its runtime rounds instance norms by more, see README.md
-        export(net, image.shape, tmp_path / f"a{ending}")
-        check(tmp_path / f"a{ending}", net, image)
+        net, file = exported("hybrid_swin_unetr", ending)
+        check(file, net, image)
 
 
 def test_blocks_that_are_recomputed_in_training_are_exported_plain(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ def test_error_counts_hidden_voxels_only():
     assert level.masked_psnr() == pytest.approx(10 * math.log10(2000**2 / mse))  # 17.0 dB
     assert any("RMSE 282.8 HU, PSNR 17.0 dB" in text.get_text() for text in reconstruction_figure([level], "").texts)
 
+    soft = picture(
+        shape=(4, 2, 2), image=image, reconstruction=reconstruction, masked=masked, hu_window=(-160.0, 240.0)
+    )
+    assert soft.masked_psnr() == pytest.approx(10 * math.log10(400**2 / mse))  # 3.0 dB
+    assert any("PSNR 3.0 dB (peak 400 HU)" in text.get_text() for text in reconstruction_figure([soft], "").texts)
+
 
 def test_perfect_and_broken_reconstructions_have_a_picture_too(rendered):
     perfect = picture(reconstruction=picture().image)
@@ -128,6 +134,8 @@ def test_planes_go_through_the_central_hidden_token_with_tissue():
     masked[1, 1, 1] = masked[2, 1, 1] = masked[0, 0, 0] = True  # (1, 1, 1) is nearest, but air
     level = picture(shape=(6, 6, 6), image=image, reconstruction=image, masked=masked)
     assert level.central_masked_token() == (2, 1, 1)
+    level.image, level.hu_window = np.maximum(image, -160.0), (-160.0, 240.0)
+    assert level.central_masked_token() == (2, 1, 1)  # air is where the window begins
     level.image = np.full((6, 6, 6), -1000.0)
     assert level.central_masked_token() == (1, 1, 1)  # nothing but air: the nearest
 

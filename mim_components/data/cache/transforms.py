@@ -40,6 +40,10 @@ class TransformCache(PersistentDataset):
     Raises:
         ItemError: when read, an item that the transforms cannot make, or whose scan has changed; names the scan, the
             cause and the file of the cache.
+
+    Example:
+        >>> TransformCache([{"image": 2}], lambda item: {"image": 10 * item["image"]}, cache_dir=None)[0]
+        {'image': 20}
     """
 
     def __init__(

@@ -21,6 +21,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Part of the key: raise it when the content of a cache file changes its meaning.
 FORMAT = 2
-VERIFY = ("full", "quick")
+VERIFY = ("auto", "full", "quick")
 _DTYPE = np.dtype("<i2")
 _CHUNK = 2**22
 _LEFTOVER_AGE = 24 * 3600
@@ -104,13 +105,13 @@ class VolumeCache:
         Args:
             source: the volume.
             header: its header.
-            verify: "full" compares the checksum of the voxels, "quick" only the sizes.
+            verify: "full" compares the checksum of the voxels, and notes that it did; "quick" only the sizes.
 
         Returns:
             The volume, or None when it must be prepared: not there, damaged, or its source has changed.
         """
         path = self.voxel_file(source)
-        record = _read_record(path.with_suffix(".json"))
+        record, signs = _read_record(path.with_suffix(".json")), _signs(path)
         if record is None or not _is_whole(path, record, verify):
             return None
         state = SourceState.of(header.files)
@@ -119,7 +120,17 @@ class VolumeCache:
                 return None
             record["state"] = vars(state)
             self._write(path.with_suffix(".json"), _record_writer(record))
+        if verify == "full" and record.get("verified") != signs:
+            record["verified"] = signs
+            with suppress(CacheError):  # the next start verifies it again
+                self._write(path.with_suffix(".json"), _record_writer(record))
         return _as_volume(source, path, record)
+
+    def was_verified(self, source: VolumeSource) -> bool:
+        """Whether the file of a source is one whose checksum `read` once compared, untouched since."""
+        path = self.voxel_file(source)
+        record = _read_record(path.with_suffix(".json"))
+        return record is not None and record.get("verified", "never") == _signs(path)
 
     def write(
         self, source: VolumeSource, header: VolumeHeader, state: SourceState, decoded: DecodedVolume
@@ -188,6 +199,15 @@ def _is_whole(path: Path, record: dict[str, Any], verify: str) -> bool:
             return verify == "quick" or _crc_to_end(file) == record["crc32"]
     except (OSError, ValueError):
         return False
+
+
+def _signs(path: Path) -> list[int] | None:
+    """Size and times of a file, which change with whatever touches it, also with a copy of the whole folder."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def _crc_to_end(file: BinaryIO) -> int:

@@ -133,6 +133,13 @@ def find_sources(
 
     Raises:
         DataError: none or more than one way is given, or nothing was found.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(folder, "scan.nii.gz").touch()
+        ...     [volume.name for volume in find_sources(folder).sources]
+        ['scan']
     """
     if bool(collection) != bool(data_root):
         raise DataError(f"collection and data_root belong together, got {collection=}, {data_root=}.")

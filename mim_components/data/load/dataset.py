@@ -51,6 +51,12 @@ class KeyedDataset(Dataset):
         data: items, see `PreparedDataset.items`.
         transform: a MONAI `Compose` or random transform.
         seed: the run's seed.
+
+    Example:
+        >>> from monai.transforms import RandShiftIntensity
+        >>> dataset = KeyedDataset([torch.zeros(1, 2)], RandShiftIntensity(1.0, prob=1.0), seed=7)
+        >>> torch.equal(dataset[(0, 0)], dataset[(0, 0)]), torch.equal(dataset[(0, 0)], dataset[(1, 0)])
+        (True, False)
     """
 
     def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any], seed: int = 0) -> None:
@@ -87,6 +93,10 @@ class EvaluationCrops(Dataset):
 
     Raises:
         ValueError: `num_crops` is below 1.
+
+    Example:
+        >>> len(EvaluationCrops([{"image": "a"}, {"image": "b"}], transform=dict, num_crops=3))
+        6
     """
 
     def __init__(

@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from time import perf_counter
 from traceback import walk_tb
 from typing import Any
@@ -36,6 +37,10 @@ class SteadyDataLoader(DataLoader):
         worker_timeout: seconds after which a worker that delivers nothing ends the run.
         device: that the batches go to; memory is pinned for CUDA.
         **options: see `torch.utils.data.DataLoader`.
+
+    Example:
+        >>> [batch.tolist() for batch in SteadyDataLoader([1, 2, 3], batch_size=2)]
+        [[1, 2], [3]]
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class StepLoader:
         dataset: takes keys `(epoch, index)`.
         num_steps: optimizer steps of the whole run.
         global_batch_size: samples per optimizer step, over all processes and micro-batches.
-        batch_size: samples per process and micro-batch.
+        batch_size: samples per process and micro-batch; "auto" is 1, until `set_batch_size`.
         num_workers: processes that load; 0 = this one.
         worker_timeout: seconds after which a worker that delivers nothing ends the run.
         device: that the batches go to; memory is pinned for CUDA.
@@ -87,6 +92,14 @@ class StepLoader:
         sampler: says which samples make up a step.
         waited: seconds spent waiting for data since the last `reset_clock`.
         awaited: (epoch, index) of the samples of the micro-batch that is waited for.
+
+    Example:
+        >>> class Keys:  # an item is its key
+        ...     __len__ = lambda self: 3
+        ...     __getitem__ = lambda self, key: torch.tensor(key)
+        >>> loader = StepLoader(Keys(), num_steps=2, global_batch_size=4, batch_size=2)
+        >>> [[len(batch) for batch in step] for step in loader]  # two micro-batches of two samples make up a step
+        [[2, 2], [2, 2]]
     """
 
     def __init__(
@@ -94,20 +107,33 @@ class StepLoader:
         dataset: Any,
         num_steps: int,
         global_batch_size: int,
-        batch_size: int = 1,
+        batch_size: int | str = 1,
         num_workers: int = 0,
         worker_timeout: float = 600,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.sampler = StepSampler(len(dataset), num_steps, global_batch_size, batch_size, seed)
+        samples = 1 if isinstance(batch_size, str) else batch_size
+        self.sampler = StepSampler(len(dataset), num_steps, global_batch_size, samples, seed)
         self.num_workers = num_workers
         self.worker_timeout = worker_timeout
-        self.data_loader = SteadyDataLoader(
-            dataset, num_workers, worker_timeout, device, sampler=self.sampler, batch_size=batch_size
-        )
+        self.device = torch.device(device)
+        self.data_loader = self._loader_of(dataset)
         self.waited = 0.0
         self.awaited: list[tuple[int, int]] = []
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Change the size of a micro-batch before the first one is loaded; steps keep their samples.
+
+        Raises:
+            ValueError: it does not divide the global batch.
+        """
+        self.sampler.set_batch_size(batch_size)
+        self.data_loader = self._loader_of(self.data_loader.dataset)
+
+    def _loader_of(self, dataset: Any) -> SteadyDataLoader:
+        how: dict[str, Any] = {"sampler": self.sampler, "batch_size": self.sampler.batch_size}
+        return SteadyDataLoader(dataset, self.num_workers, self.worker_timeout, self.device, **how)
 
     def __len__(self) -> int:
         """Optimizer steps that are left."""
@@ -115,18 +141,22 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Iterator[Any]]:
         """Yield the micro-batches of each step."""
-        batches = iter(self.data_loader)
-        for step in range(self.sampler.start_step, self.sampler.num_steps):
-            yield self._timed(batches, step)
+        batches = self._timed(iter(self.data_loader))
+        if self.device.type == "cuda":
+            batches = copied_ahead(batches, self.device)
+        for _ in range(self.sampler.start_step, self.sampler.num_steps):
+            yield islice(batches, self.sampler.accumulation)
 
-    def _timed(self, batches: Iterator[Any], step: int) -> Iterator[Any]:
-        for samples in self.sampler.samples_of(step):
-            start = perf_counter()
-            self.awaited = samples
-            batch = next(batches)
-            self.awaited = []
-            self.waited += perf_counter() - start
-            yield batch
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The micro-batches of all steps."""
+        for step in range(self.sampler.start_step, self.sampler.num_steps):
+            for samples in self.sampler.samples_of(step):
+                start = perf_counter()
+                self.awaited = samples
+                batch = next(batches)
+                self.awaited = []
+                self.waited += perf_counter() - start
+                yield batch
 
     def awaited_names(self) -> list[str]:
         """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
@@ -139,6 +169,32 @@ class StepLoader:
         """Seconds waited since the last call."""
         waited, self.waited = self.waited, 0.0
         return waited
+
+
+def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Batches on a CUDA device, each copied there while the step before it computes.
+
+    Args:
+        batches: dictionaries with tensors in pinned memory.
+        device: to copy to; the copies have a stream of their own.
+    """
+    stream, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def copy(batch: dict[str, Any]) -> dict[str, Any]:
+        with torch.cuda.stream(stream):
+            return {name: each.to(device, non_blocking=True) if isinstance(each, torch.Tensor) else each
+                    for name, each in batch.items()}  # fmt: skip
+
+    ahead = (copy(batch) for batch in batches)
+    following = next(ahead, None)
+    while following is not None:
+        batch = following
+        computing.wait_stream(stream)
+        for each in batch.values():
+            if isinstance(each, torch.Tensor):
+                each.record_stream(computing)  # its memory belongs to the other stream
+        following = next(ahead, None)
+        yield batch
 
 
 LOWER = "Lower --num_workers, --batch_size or the size of the crops"

@@ -86,6 +86,15 @@ class StepSampler(Sampler[tuple[int, int]]):
         self.start_step = 0
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
+    def set_batch_size(self, batch_size: int) -> None:
+        """Divide every step into other micro-batches.
+
+        Raises:
+            ValueError: it does not divide.
+        """
+        self.accumulation = accumulation_steps(self.global_batch_size, batch_size, self.num_devices)
+        self.batch_size = batch_size
+
     @property
     def epochs(self) -> float:
         """Passes over the items that all steps make."""

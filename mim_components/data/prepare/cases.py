@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,8 +18,7 @@ from mim_components.data.cases import NO_DATA, Case, CaseChecker, CheckResult, F
 from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
 from mim_components.data.prepare.memory import CheckMemory, bad_volume, files_in, state_of, state_text
-from mim_components.data.prepare.nodes import first_on_each_node
-from mim_components.data.prepare.phase import check_options, note_copies, run_each
+from mim_components.data.prepare.phase import Team, check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.prepare.report import count_rows, data_report
 from mim_components.data.prepare.splits import Division, divide, take_share
@@ -93,8 +93,8 @@ def prepare_cases(
 ) -> PreparedCases:
     """Check every labelled case, divide them, and write `datalist.json`, `data_report.md` and `quarantine.jsonl`.
 
-    The split is made of all cases found, so that one that is left out moves no other. In a run of several processes
-    the first of each machine checks, the others take over its results, and the first of all writes.
+    The split is made of all cases found, so that one that is left out moves no other. The processes of a run divide the
+    checks, and the first writes.
 
     Args:
         found: the cases.
@@ -106,7 +106,7 @@ def prepare_cases(
         cache_dir: folder in which results of checks are kept.
         on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
         max_bad_fraction: share of the labelled cases that "exclude" may leave out.
-        num_workers: processes that check.
+        num_workers: processes that check, of every process of the run.
         output_dir: where the files are written; None = nowhere.
         name: dataset name, for list and report.
         anonymous_paths: name cases by digests, see `mim_components.data.names`; `datalist.json`, which is made of
@@ -127,20 +127,16 @@ def prepare_cases(
     expected = num_cases if found.num_cases is None else found.num_cases
     folder = Path(output_dir) if output_dir is not None and idist.get_rank() == 0 else None
 
-    def prepare(first: bool) -> PreparedCases:
-        memory = CheckMemory(cache_dir, checker)
-        checked = _check(found.cases, checker, memory, num_workers if first else 0)
-        _find_copies(checked, planned)
-        settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
-        division = _without_bad(planned, checked)
-        training = take_share(division.training, split, fold, label_ratio)
-        prepared = _prepared(found, division, training, checked, expected)
-        if folder is not None:
-            facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
-            _write(folder, found, division, training, prepared, facts, with_list=not anonymous_paths)
-        return prepared
-
-    prepared = first_on_each_node(prepare)
+    checked = _check(found.cases, checker, CheckMemory(cache_dir, checker), num_workers, team := _team(found.cases))
+    _find_copies(checked, planned)
+    settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
+    division = _without_bad(planned, checked)
+    training = take_share(division.training, split, fold, label_ratio)
+    prepared = _prepared(found, division, training, checked, expected)
+    if folder is not None:
+        facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
+        _write(folder, found, division, training, prepared, facts, with_list=not anonymous_paths)
+    team.check_same(prepared.digest)
     if idist.get_rank() == 0:
         logger.info("%s (%s, %s): %s", name, found.layout, planned.how, prepared.summary())
         for note in prepared.notes:
@@ -163,18 +159,37 @@ def _write(
     write_text_safely(folder / REPORT, report)
 
 
-def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int) -> _Checked:
-    known = {case.name: memory.recall(repr(case.label), case.source, case.files) for case in cases}
-    tasks = [case for case in cases if known[case.name] is None]
-    logger.info("%d cases: %d to check, %d checked before", len(cases), len(tasks), len(cases) - len(tasks))
-    outcomes = {name: result for name, result in known.items() if result is not None}
-    states = {case.name: state_of(case.files) for case in cases if case.name in outcomes}
-    shown = idist.get_rank() == 0 and bool(tasks)
-    results = run_each(partial(_check_one, checker), tasks, num_workers, "check", "case", shown)
-    for case, (state, outcome) in zip(tasks, results, strict=True):
-        outcomes[case.name], states[case.name] = outcome, state
-        if not (isinstance(outcome, BadVolume) and any(path.suffix.lower() in _DETACHED for path in case.files)):
-            memory.keep(repr(case.label), case.source, case.files, state, outcome)
+def _team(cases: Sequence[Case]) -> Team:
+    """Processes that see the same files: copies on the disks of several machines have other times."""
+    if idist.get_world_size() == 1:
+        return Team()
+    return Team("\n".join(f"{case.name} {case.label!r} {state_text(state_of(case.files))}" for case in cases))
+
+
+def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int, team: Team) -> _Checked:
+    start, shown = perf_counter(), idist.get_rank() == 0
+    share = team.share(cases)
+    known = [memory.recall(repr(case.label), case.source, case.files) for case in share]
+    to_check = sum(team.exchange(lambda: sum(each is None for each in known)))
+    logger.info("%d cases: %d to check, %d checked before", len(cases), to_check, len(cases) - to_check)
+
+    def check(share: Sequence[Case]) -> list[tuple[dict[str, int] | None, CheckResult | BadVolume]]:
+        tasks = [case for case, result in zip(share, known, strict=True) if result is None]
+        results = run_each(partial(_check_one, checker), tasks, num_workers, "check", "case", shown and bool(tasks))
+        done = []
+        for case, result in zip(share, known, strict=True):
+            state, outcome = next(results) if result is None else (state_of(case.files), result)
+            detached = any(path.suffix.lower() in _DETACHED for path in case.files)
+            if result is None and not (isinstance(outcome, BadVolume) and detached):
+                memory.keep(repr(case.label), case.source, case.files, state, outcome)
+            done.append((state, outcome))
+        return done
+
+    everything = dict(zip([case.name for case in cases], team.divide(check, cases), strict=True))
+    outcomes = {name: outcome for name, (_, outcome) in everything.items()}
+    states = {name: state for name, (state, _) in everything.items()}
+    if to_check:
+        logger.info("checks took %.1f s", perf_counter() - start)
     checked = _Checked(states=states)
     for case in cases:
         outcome = outcomes[case.name]

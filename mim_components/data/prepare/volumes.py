@@ -1,21 +1,25 @@
 """The phase before training: check every volume, list everything that is bad at once, and fill the cache.
 
 The result depends on the files alone, not on the number of workers or on which process asks, so every rank of a
-distributed run that prepares the same sources leaves out the same volumes.
+distributed run has the same volumes, whichever of them prepared one.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
+
+import ignite.distributed as idist
 
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
-from mim_components.data.prepare.phase import check_options, note_copies, run_each
+from mim_components.data.prepare.phase import Team, check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import decode_volume, inspect_source
@@ -48,10 +52,16 @@ class _How:
 
 @dataclass(frozen=True)
 class _Task:
+    """A volume that is to be read: from the cache, whole, or from its source.
+
+    Attributes:
+        missing: bytes it takes in the cache; 0 = it is there.
+    """
+
     source: VolumeSource
     header: VolumeHeader
     how: _How
-    cached_shape: tuple[int, ...]
+    missing: int
 
 
 def prepare_volumes(
@@ -63,9 +73,10 @@ def prepare_volumes(
     num_workers: int = 0,
     progress: bool = True,
     max_voxels: int = MAX_VOXELS,
-    verify: str = "full",
+    verify: str = "auto",
     output_dir: str | Path | None = None,
     spacing: Sequence[float] | None = None,
+    team: Team | None = None,
 ) -> PreparedDataset:
     """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
 
@@ -77,9 +88,11 @@ def prepare_volumes(
         num_workers: processes that decode; 0 decodes in this one.
         progress: show a progress bar.
         max_voxels: refuse headers that claim more, and volumes that would have more after resampling.
-        verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files.
+        verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files; "auto" compares
+            the checksum once, and again only of a file that was touched since.
         output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
         spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
+        team: processes that divide the work; None = this one does everything.
 
     Returns:
         The volumes in the order of `found`.
@@ -95,16 +108,21 @@ def prepare_volumes(
     notes = list(found.notes) if isinstance(found, FoundVolumes) else []
     sources = list(found)
     how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
-    cache = how.cache()
-    cache.check_usable()
-    memory = CheckMemory(cache.folder, "volumes")
-    outcomes = [_inspect(source, memory, how) for source in sources]
-    tasks = [item for item in outcomes if isinstance(item, _Task)]
-    missing = [task for task in tasks if cache.read(task.source, task.header, "quick") is None]
-    cache.check_space(sum(cache_bytes(task.cached_shape) for task in missing))
-    logger.info("%d volumes: %d to prepare, %d cached", len(sources), len(missing), len(tasks) - len(missing))
-    prepared = iter([*_prepare_each(tasks, memory, num_workers, progress)])
-    results = [next(prepared) if isinstance(item, _Task) else item for item in outcomes]
+    cache, team = how.cache(), team or Team()
+    outcomes: list[PreparedVolume | BadVolume | _Task] = []  # of this process's share
+    start = perf_counter()
+
+    def inspect() -> Counter[str]:
+        cache.check_usable()
+        memory = CheckMemory(cache.folder, "volumes")
+        outcomes.extend(_inspect(source, memory, how) for source in team.share(sources))
+        return _count(outcomes)
+
+    total = sum(team.exchange(inspect), Counter())
+    team.exchange(lambda: cache.check_space(total["bytes"]))
+    _log_plan(len(sources), total, perf_counter() - start)
+    results = team.divide(lambda _: _finish(outcomes, cache, num_workers, progress), sources)
+    logger.info("preparation took %.1f s", perf_counter() - start)
     bad = [item for item in results if isinstance(item, BadVolume)]
     pairs = zip(sources, results, strict=True)
     volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
@@ -116,15 +134,13 @@ def prepare_volumes(
     notes += [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
     notes += note_copies(((volume.source, volume.content) for volume in volumes), "voxels")
     dataset = PreparedDataset(volumes, bad, notes)
-    for item in bad:
-        logger.warning("left out: %s", item)
-    for note in dataset.notes:
-        logger.warning("%s", note)
+    for line in [*(f"left out: {item}" for item in bad), *notes] if idist.get_rank() == 0 else []:
+        logger.warning("%s", line)
     return dataset
 
 
-def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> _Task | BadVolume:
-    """The task for a volume, unless it is bad by its header, or known to be bad."""
+def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVolume | BadVolume | _Task:
+    """The task for a volume, unless it is bad by its header or known to be bad, or the cache has all of it."""
     try:
         header = inspect_source(source, how.max_voxels)
         check_placed(header)
@@ -138,7 +154,41 @@ def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> _Task | Ba
         memory.keep("header", str(source), source.files, bad.state, bad)
         return bad
     known = memory.recall("voxels", str(source), header.files)
-    return known if isinstance(known, BadVolume) else _Task(source, header, how, shape)
+    if isinstance(known, BadVolume):
+        return known
+    cache = how.cache()
+    cached = cache.read(source, header, "quick")
+    if cached is None:
+        return _Task(source, header, how, cache_bytes(shape))
+    done = how.verify == "quick" or (how.verify == "auto" and cache.was_verified(source))
+    return cached if done else _Task(source, header, how, 0)
+
+
+def _count(outcomes: Iterable[PreparedVolume | BadVolume | _Task]) -> Counter[str]:
+    """Volumes to prepare and bytes they take, volumes that are cached, and those of them to verify."""
+    count: Counter[str] = Counter()
+    for item in outcomes:
+        if isinstance(item, _Task) and item.missing:
+            count += Counter(prepare=1, bytes=item.missing)
+        elif not isinstance(item, BadVolume):
+            count += Counter(cached=1, verify=int(isinstance(item, _Task)))
+    return count
+
+
+def _log_plan(number: int, total: Counter[str], seconds: float) -> None:
+    verified = f", {total['verify']} of them to read whole (verify)" if total["verify"] else ""
+    plan = f"{number} volumes: {total['prepare']} to prepare, {total['cached']} cached{verified}"
+    logger.info("%s; headers took %.1f s", plan, seconds)
+
+
+def _finish(
+    outcomes: Sequence[PreparedVolume | BadVolume | _Task], cache: VolumeCache, num_workers: int, progress: bool
+) -> list[PreparedVolume | BadVolume]:
+    """Do the tasks among the outcomes; the others stay."""
+    tasks = [item for item in outcomes if isinstance(item, _Task)]
+    memory = CheckMemory(cache.folder, "volumes")
+    done = iter([*_prepare_each(tasks, memory, num_workers, progress)])
+    return [next(done) if isinstance(item, _Task) else item for item in outcomes]
 
 
 def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
@@ -165,7 +215,7 @@ def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVo
 def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
     cache = task.how.cache()
     try:
-        cached = cache.read(task.source, task.header, task.how.verify)
+        cached = cache.read(task.source, task.header, "full")
         if cached is not None:
             return cached
         state = SourceState.of(task.header.files)

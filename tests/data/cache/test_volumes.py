@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mim_components.data import CacheError, PreparedVolume, VolumeSource, open_cached, prepare_volumes
+from mim_components.data.cache import volumes as cache_module
 from mim_components.data.cache.volumes import VolumeCache
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.prepare import volumes as prepare_module
@@ -60,7 +61,7 @@ def test_cached_volume_is_a_copy_on_write_map(write_nifti, prepare, ct):
     assert (volume.shape, volume.spacing, volume.intensity_range) == (ct.shape, (2.0, 3.0, 4.0), (ct.min(), ct.max()))
 
 
-@pytest.mark.parametrize("verify", ["full", "quick"])
+@pytest.mark.parametrize("verify", ["auto", "full", "quick"])
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_truncated_cache_is_made_again(write_nifti, prepare, ct, suffix, verify):
     write_nifti("data/a.nii.gz")
@@ -73,7 +74,7 @@ def test_truncated_cache_is_made_again(write_nifti, prepare, ct, suffix, verify)
 
 
 @pytest.mark.parametrize(("suffix", "position"), [(".npy", 20), (".npy", -7), (".json", 40)])
-def test_flipped_bit_in_the_cache_is_found_by_the_full_check(write_nifti, prepare, ct, suffix, position):
+def test_flipped_bit_in_the_cache_is_found(write_nifti, prepare, ct, suffix, position):
     write_nifti("data/a.nii.gz")
     ((volume,), _) = prepare()
     path = volume.cache_file.with_suffix(suffix)
@@ -83,6 +84,33 @@ def test_flipped_bit_in_the_cache_is_found_by_the_full_check(write_nifti, prepar
     ((volume,), names) = prepare()
     assert names == ["a"]
     np.testing.assert_array_equal(open_cached(volume), ct)
+
+
+def test_cache_is_verified_whole_once_and_after_it_was_touched(write_nifti, prepare, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    whole = []
+    crc_to_end = cache_module._crc_to_end
+    monkeypatch.setattr(cache_module, "_crc_to_end", lambda file: (whole.append(file.name), crc_to_end(file))[1])
+    write_nifti("data/a.nii.gz")
+    seen = []
+    for verify in ("auto", "quick", "auto", "auto", "full"):
+        ((volume,), _) = prepare(verify=verify)
+        seen.append(len(whole))
+    assert seen == [0, 0, 1, 1, 2]  # made, passed over, verified, known, asked for
+    assert "1 volumes: 0 to prepare, 1 cached, 1 of them to read whole (verify); headers took 0.0 s" in caplog.text
+    os.utime(volume.cache_file)
+    assert prepare()[1] == [] and len(whole) == 3 and prepare()[1] == [] and len(whole) == 3
+
+
+def test_a_cache_that_cannot_be_noted_as_verified_is_used(write_nifti, prepare, monkeypatch):
+    write_nifti("data/a.nii.gz")
+    prepare()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "write_safely", full)
+    assert prepare()[1] == []
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])

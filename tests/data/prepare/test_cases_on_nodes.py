@@ -1,12 +1,13 @@
-"""Two processes prepare cases (gloo on the CPU): one checks, both have the same parts or the same error.
+"""Two processes prepare cases (gloo on the CPU): they divide the checks, and have the same parts or the same error.
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesse
     return in_two_processes(__file__, folder, 180)
 
 
-def test_first_process_checks_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:
-    assert [each["checked"] for each in seen] == [4, 0]
+def test_checks_are_divided_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:
+    assert [each["checked"] for each in seen] == [2, 2]
     assert seen[0]["parts"] == seen[1]["parts"] == [["0002", "0003", "0004"], ["0001"]]
 
 
@@ -45,9 +46,13 @@ def test_only_the_first_process_writes(seen: list[dict[str, Any]]) -> None:
     assert [each["wrote"] for each in seen] == [["datalist.json", "data_report.md"], []]
 
 
+def test_copies_on_the_disks_of_two_machines_are_checked_by_both(seen: list[dict[str, Any]]) -> None:
+    assert [each["copies"] for each in seen] == [4, 4]
+
+
 def test_bad_case_is_an_error_in_both(seen: list[dict[str, Any]]) -> None:
     assert seen[0]["bad"].startswith("1 of 4 volumes cannot be used:\n")
-    assert seen[1]["bad"] == f"process 0 could not prepare the volumes: {seen[0]['bad']}"
+    assert seen[1]["bad"] == seen[0]["bad"]
     assert "img0003.nii.gz: label/label0003.nii.gz: truncated" in seen[1]["bad"]
 
 
@@ -82,6 +87,10 @@ def main(folder: Path) -> None:
     out["left"] = [
         item["name"] for item in prepare_cases(bad, checker, on_bad="exclude", max_bad_fraction=1, **options).training
     ]
+    read.clear()
+    copies = find_cases(shutil.copytree(folder / "good", folder / f"disk_{rank}" / "good"), None, [{"name": "btcv"}])
+    prepare_cases(copies, checker, **options)
+    out["copies"] = len(read)
     (folder / f"{rank}.json").write_text(json.dumps(out))
     stop_processes()
 

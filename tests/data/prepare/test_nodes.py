@@ -1,6 +1,6 @@
 """What two processes do together (gloo on the CPU).
 
-The file is its own program: the fixture starts it twice with torchrun, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
 """
 
 from __future__ import annotations
@@ -39,15 +39,32 @@ def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesse
     return in_two_processes(__file__, folder, 120)
 
 
-def test_first_process_prepares_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:
-    assert [each["decoded"] for each in seen] == [2, 0]
+def test_volumes_are_divided_and_both_have_the_same(seen: list[dict[str, Any]]) -> None:
+    assert [each["decoded"] for each in seen] == [["0"], ["1"]]
     assert seen[0]["digest"] == seen[1]["digest"] and seen[0]["volumes"] == seen[1]["volumes"] == ["0", "1"]
 
 
 def test_bad_volume_is_an_error_in_both(seen: list[dict[str, Any]]) -> None:
     assert "1 of 2 volumes cannot be used" in seen[0]["bad"] and "0.nii.gz" in seen[0]["bad"]
-    assert seen[1]["bad"].startswith("process 0 could not prepare the volumes: 1 of 2 volumes cannot be used")
-    assert "0.nii.gz" in seen[1]["bad"]
+    assert seen[1]["bad"] == seen[0]["bad"]
+
+
+def test_machines_with_caches_of_their_own_prepare_everything_each(seen: list[dict[str, Any]]) -> None:
+    assert [sorted(each["own"]) for each in seen] == [["0", "1"], ["0", "1"]]
+    assert seen[0]["own_volumes"] == seen[1]["own_volumes"] == ["0", "1"]
+
+
+def test_each_verifies_its_share_once(seen: list[dict[str, Any]]) -> None:
+    assert [each["verified"] for each in seen] == [[1, 0], [1, 0]]  # at the second and the third start
+
+
+def test_error_in_one_process_is_one_in_both(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["broken"] == f"process 1 could not prepare the volumes: {seen[1]['broken']}"
+    assert seen[1]["broken"] == "no cache here"
+
+
+def test_what_a_process_died_in_leaves_no_marks(seen: list[dict[str, Any]]) -> None:
+    assert [each["left_over"] for each in seen] == [[], []]
 
 
 def test_bad_volume_is_left_out_by_both(seen: list[dict[str, Any]]) -> None:
@@ -106,22 +123,46 @@ def test_only_the_first_process_is_talkative(seen: list[dict[str, Any]]) -> None
 
 def data_path(folder: Path, rank: int) -> dict[str, Any]:
     """Prepare good, bad and different volumes."""
+    from mim_components.data.cache import volumes as cache
     from mim_components.data.find.walk import find_volumes
-    from mim_components.data.prepare import nodes
+    from mim_components.data.prepare import nodes, phase
     from mim_components.data.prepare import volumes as prepare
-    from mim_components.data.volumes import DataError
+    from mim_components.data.volumes import CacheError, DataError
 
-    decoded = []
+    decoded: list[str] = []
     decode = prepare.decode_volume
-    prepare.decode_volume = lambda *task: (decoded.append(task), decode(*task))[1]
+    prepare.decode_volume = lambda source, header: (decoded.append(source.name), decode(source, header))[1]
     good, bad = find_volumes(folder / "good"), find_volumes(folder / "bad")
-    new_group, waits = nodes.dist.new_group, []
-    nodes.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]
+    new_group, waits = phase.dist.new_group, []
+    phase.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]
     prepared = nodes.prepare_on_nodes(good, folder / "cache")
-    nodes.dist.new_group = new_group
-    out: dict[str, Any] = {"decoded": len(decoded), "digest": prepared.digest}
+    phase.dist.new_group = new_group
+    out: dict[str, Any] = {"decoded": [*decoded], "digest": prepared.digest}
     out["hours"] = max(wait.total_seconds() for wait in waits if wait) / 3600
     out["volumes"] = [volume.name for volume in prepared.volumes]
+    decoded.clear()
+    own = nodes.prepare_on_nodes(good, folder / f"cache_{rank}")
+    out |= {"own": [*decoded], "own_volumes": [volume.name for volume in own.volumes], "verified": []}
+    whole, crc = [], cache._crc_to_end
+    cache._crc_to_end = lambda file: (whole.append(1), crc(file))[1]
+    for _ in range(2):
+        whole.clear()
+        nodes.prepare_on_nodes(good, folder / "cache")
+        out["verified"].append(len(whole))
+    cache._crc_to_end = crc
+    usable = cache.VolumeCache.check_usable
+
+    def broken(self: Any) -> None:
+        if rank == 1:
+            raise CacheError("no cache here")
+
+    cache.VolumeCache.check_usable = broken  # type: ignore[method-assign]
+    try:
+        nodes.prepare_on_nodes(good, folder / "cache")
+    except DataError as error:
+        out["broken"] = str(error)
+    cache.VolumeCache.check_usable = usable  # type: ignore[method-assign]
+    out["left_over"] = [str(path) for path in folder.glob("cache*/.*")]
     for name, found in (("bad", bad), ("different", find_volumes(folder / "good"))):
         del found.sources[2 - (rank if name == "different" else 0) :]
         try:

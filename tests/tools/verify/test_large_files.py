@@ -57,3 +57,13 @@ def test_list_of_another_form_is_named(bundle: Path) -> None:
 def test_weights_without_digest_are_named(bundle: Path) -> None:
     save_file({"a": torch.zeros(2)}, bundle / "model.safetensors")
     assert "no sha256 in large_files.yml" in only(judge_bundle(bundle)).why
+
+
+def test_digest_beside_the_weights_counts(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    write(bundle, "model.safetensors.sha256", f"{digest}  model.safetensors\n".encode())
+    assert judge_bundle(bundle) == []
+    save_file({"a": torch.ones(2)}, path)
+    assert "is not the file of its digest" in only(judge_bundle(bundle)).why

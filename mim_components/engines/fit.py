@@ -1,0 +1,166 @@
+"""Fit a training to its device before the first step: how many samples at once, and whether the network is compiled.
+
+Both are found by rehearsal: forward and backward pass of samples of the training, which count for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from monai.data import list_data_collate
+from torch import nn
+
+from mim_components.data.load.loader import StepLoader
+from mim_components.engines.step import OptimizerStep
+from mim_components.networks.training_modes import compile_network, leave_eager
+from mim_components.run.folder import RunFolder
+from mim_components.run.start_checks import StartError, check_shared_memory
+from mim_components.utils.files import as_size, tensor_bytes
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+ROOM = 0.9  # share of the free memory that is used: blocks of the allocator leave gaps
+OPTIMIZER = 2  # AdamW's numbers of a weight, which are made in the first step
+
+
+def fit_to_device(
+    trainer: Any,
+    network: nn.Module,
+    loader: StepLoader,
+    step: OptimizerStep,
+    folder: RunFolder,
+    batch_size: int | str,
+    compile: bool | str = False,
+) -> None:
+    """Choose what is left to "auto", and say so in one line; on CUDA also say in which types is computed.
+
+    `batch_size`: as many samples as fit into the free memory of every device, such that the global batch stays what it
+    is; one without CUDA. `compile`: with one process on CUDA, where it succeeds.
+
+    Args:
+        trainer: that will train; its loss and inferer are used.
+        network: that is trained, before DDP.
+        loader: of the training; gets the number of samples.
+        step: of the trainer.
+        folder: of the run, which is told how many micro-batches make up a step.
+        batch_size: samples of a micro-batch, or "auto".
+        compile: "auto"; anything else is done, or not done, already.
+    """
+    device, said = torch.device(trainer.state.device), []
+    if folder.finished:
+        return
+    engine = SimpleNamespace(network=network, loss_function=trainer.loss_function, inferer=trainer.inferer)
+    engine.state = SimpleNamespace(device=device, iteration=1)
+
+    def batch_of(samples: int) -> dict[str, Any]:
+        keys = [(0, number % loader.sampler.num_items) for number in range(samples)]
+        batch: dict[str, Any] = list_data_collate([loader.data_loader.dataset[key] for key in keys])
+        return batch
+
+    def rehearse(samples: int) -> None:
+        step.rehearse(engine, batch_of(samples))
+
+    if batch_size == AUTO:
+        chosen, why = 1, "batch_size auto: without CUDA"
+        if on_cuda(device):
+            size = tensor_bytes(batch_of(1))
+            chosen, why = samples_that_fit(rehearse, network, loader, device, size)
+        loader.set_batch_size(chosen)
+        step.accumulation = folder.facts["accumulation"] = loader.sampler.accumulation
+        said.append(f"micro-batches of {chosen}, {loader.sampler.accumulation} accumulated ({why})")
+    if compile == AUTO:
+        said.append(compile_where_it_succeeds(rehearse, network, loader.sampler.batch_size, device))
+    if on_cuda(device):
+        said.append(types_of(step))
+    if said and idist.get_rank() == 0:
+        logger.info("%s", "; ".join(said))
+
+
+def samples_that_fit(
+    rehearse: Callable[[int], None], network: nn.Module, loader: StepLoader, device: torch.device, sample_bytes: int
+) -> tuple[int, str]:
+    """Largest micro-batch that divides a device's share of the global batch and fits, in all processes; and why.
+
+    Args:
+        rehearse: forward and backward pass of so many samples.
+        network: that is trained.
+        loader: of the training.
+        device: whose memory counts.
+        sample_bytes: of a sample in shared memory, which must also have room.
+    """
+    share = loader.sampler.accumulation * loader.sampler.batch_size
+    most, why = 1, "batch_size auto"
+    free = free_bytes(device) * ROOM - OPTIMIZER * sum(4 * p.numel() for p in network.parameters() if p.requires_grad)
+    if share > 1:
+        try:
+            one, two = (peak_bytes(lambda n=n: rehearse(n), device) for n in (1, 2))  # type: ignore[misc]
+            most = min(max(1, 1 + int((free - one) // max(two - one, 1))), share)
+            why += f": {as_size(max(two - one, 0))} each, {as_size(max(int(free), 0))} free"
+        except torch.OutOfMemoryError:
+            why += ": two do not fit"
+    while most > 1 and not shared_memory_takes(most * sample_bytes, loader.num_workers):
+        most -= 1
+    if idist.get_world_size() > 1:
+        most = int(idist.all_reduce(most, op="MIN"))
+    return max(each for each in range(1, share + 1) if share % each == 0 and each <= most), why
+
+
+def on_cuda(device: torch.device) -> bool:
+    """Whether there is memory that can be asked for, and a compiler that is worth its time."""
+    return device.type == "cuda"
+
+
+def shared_memory_takes(batch_bytes: int, num_workers: int) -> bool:
+    """Whether the batches that workers have ready find room."""
+    try:
+        check_shared_memory(batch_bytes, num_workers)
+    except StartError:
+        return num_workers == 0
+    return True
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of the device that PyTorch can still have, or has and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def peak_bytes(case: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a case needs beside those that are in use."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    case()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def compile_where_it_succeeds(
+    rehearse: Callable[[int], None], network: nn.Module, samples: int, device: torch.device
+) -> str:
+    """Compile a network and try it; leave it as it was where that fails. Says what became of it."""
+    if not on_cuda(device) or idist.get_world_size() > 1:
+        return "not compiled (compile auto: only with one process on CUDA)"
+    start = perf_counter()
+    try:
+        compile_network(network)
+        rehearse(samples)
+    except Exception as error:  # a compiler that is missing, too little memory, whatever it was: it runs without
+        leave_eager(network)
+        return (
+            f"not compiled (compile auto: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:120]})"
+        )
+    return f"compiled in {perf_counter() - start:.0f} s (compile auto)"
+
+
+def types_of(step: OptimizerStep) -> str:
+    """In which types a step on CUDA computes."""
+    network = f"{str(step.dtype).removeprefix('torch.')} autocast" if step.amp else "no autocast"
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    names = {True: "TF32", False: "float32"}
+    return f"{network}, else {names[convolutions]} in convolutions and {names[products]} in matrix products"
