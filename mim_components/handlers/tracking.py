@@ -56,7 +56,7 @@ class RunTracker:
         folder: of the run; its name names the MLflow run.
         tracking_uri: of the server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
             `mlruns.db` in `store_dir`.
-        store_dir: where that file and its artifacts lie.
+        store_dir: where that file and its artifacts lie; the folder of the run where nothing can be written there.
         experiment_name: MLflow's experiment.
 
     Attributes:
@@ -75,7 +75,8 @@ class RunTracker:
     ) -> None:
         self.folder = folder
         self.experiment_name = experiment_name
-        default = f"sqlite:///{Path(store_dir).absolute() / 'mlruns.db'}"
+        place = Path(store_dir).absolute() if os.access(store_dir, os.W_OK) else folder.path
+        default = f"sqlite:///{place / 'mlruns.db'}"
         self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
         check_tracking_uri(self.tracking_uri)
         self.place = mask_secrets(self.tracking_uri)

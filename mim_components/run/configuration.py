@@ -133,10 +133,21 @@ def _check_files(workflow: ConfigWorkflow) -> None:
         raise ValueError(f"several files need brackets and quotes: --config_file \"['...','{run_id}']\"")
     files = _given_files()
     overlays = [path for path in files if _is_overlay(path)]
-    if overlays and overlays[0] == files[0]:
-        others = [path for path in files if path not in overlays] or [files[0].with_name("train.json")]
-        right = ",".join(f"'{path}'" for path in (*others, *overlays))
-        raise ValueError(f'{files[0].name} changes {others[0].name} and comes after it: --config_file "[{right}]"')
+    if not overlays:
+        return
+    base = next((path for path in files if path not in overlays), overlays[0].with_name("train.json"))
+    if base.name == "inference.json":  # of which there are no overlays
+        base = base.with_name("train.json")
+    foreign = [path for path in overlays if _is_of_another_bundle(path, base)]
+    if files[0] != base or foreign:
+        moved = {path: base.parent / path.name for path in foreign if (base.parent / path.name).is_file()}
+        shown = ",".join(f"'{path}'" for path in (base, *(moved.get(path, path) for path in overlays)))
+        raise ValueError(f'{overlays[0].name} changes the {base.name} of its bundle: --config_file "[{shown}]"')
+
+
+def _is_of_another_bundle(path: Path, base: Path) -> bool:
+    folder = path.resolve().parent
+    return folder != base.resolve().parent and (folder / "metadata.json").is_file()
 
 
 def _given_files() -> list[Path]:
@@ -216,7 +227,7 @@ def known_keys(configs: Path) -> set[str]:
     keys = {"_meta_"}
     for path in sorted(configs.glob("*.json")):
         if path.name != "metadata.json":
-            keys |= json.loads(path.read_text()).keys()
+            keys |= {key.removeprefix("+") for key in json.loads(path.read_text())}
     return keys
 
 

@@ -196,7 +196,8 @@ def bundle(tmp_path: Path) -> Path:
         "result": ["@output_dir", "@dataset_dir", "@normalize_target", "@roi_size", "@device", "@max_steps"],
     }
     (configs / "train.json").write_text(json.dumps(content))
-    (configs / "evaluate.json").write_text('{"max_steps": 5}')
+    check = '"+initialize": [{"_target_": "mim_components.run.check_overrides"}]'
+    (configs / "evaluate.json").write_text('{"max_steps": 5, "+result": [1], ' + check + "}")
     return tmp_path
 
 
@@ -230,19 +231,48 @@ def test_all_wrong_options_are_named_at_once(bundle: Path) -> None:
         "  --max_steps ten: expected a whole number, at least 1, got 'ten'.",
         "  --normalize_target maybe: expected true or false, got 'maybe'.",
         "  --preset Tiny: expected one of nano, tiny, small, base, got 'Tiny'.",
-        "  unknown option --presett: nothing in the configuration reads it; did you mean --preset?",
+        "  unknown option --presett: nothing in the configuration reads it; did you mean --preset or --result?",
     ]
 
 
-def test_files_in_a_wrong_order_show_the_right_one(bundle: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+@pytest.mark.parametrize(
+    "names", [("evaluate.json",), ("evaluate.json", "train.json"), ("inference.json", "evaluate.json")]
+)
+def test_files_that_do_not_go_together_show_the_right_ones(bundle: Path, names: tuple[str, ...]) -> None:
     configs = bundle / "configs"
+    (configs / "inference.json").write_text((configs / "train.json").read_text())
     right = f"['{configs / 'train.json'}','{configs / 'evaluate.json'}']"
     with pytest.raises(RuntimeError) as error:
-        run(bundle, "evaluate.json", "train.json")
+        run(bundle, *names)
     assert str(root_cause(error.value)) == (
-        f'evaluate.json changes train.json and comes after it: --config_file "{right}"'
+        f'evaluate.json changes the train.json of its bundle: --config_file "{right}"'
     )
-    assert run(bundle, "train.json", "evaluate.json")[-1] == 5
+    assert run(bundle, "train.json", "evaluate.json")[-2:] == [5, 1]
+
+
+def test_files_of_two_bundles_do_not_go_together(bundle: Path, tmp_path: Path) -> None:
+    train, other = bundle / "configs" / "train.json", tmp_path / "other" / "configs"
+    other.mkdir(parents=True)
+    overlay = other / "evaluate.json"
+    overlay.write_text((bundle / "configs" / "evaluate.json").read_text())
+    files = [str(train), str(overlay)]
+    monai.bundle.create_workflow(config_file=files)  # a file of the user's own
+    (other / "metadata.json").write_text("{}")
+    with pytest.raises(RuntimeError) as error:
+        monai.bundle.create_workflow(config_file=files)
+    assert f"['{train}','{train.with_name('evaluate.json')}']" in str(root_cause(error.value))
+
+
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_overlay_alone_shows_the_right_command(bundle: Path) -> None:
+    for _, *overlays in (names for names in commands_of(bundle) if len(names) == 2):
+        path = bundle / "configs" / overlays[0]
+        with pytest.raises(RuntimeError) as error:
+            monai.bundle.create_workflow(config_file=str(path), logging_file=False)
+        right = f"['{path.with_name('train.json')}','{path}']"
+        assert str(root_cause(error.value)).endswith(f'of its bundle: --config_file "{right}"')
 
 
 def test_two_files_without_brackets_are_explained(bundle: Path) -> None:
