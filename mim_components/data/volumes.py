@@ -205,6 +205,11 @@ class PreparedDataset:
         """One sha256 over the sorted digests of the volumes: the same data in another place give the same digest."""
         return hashlib.sha256("\n".join(sorted(volume.digest for volume in self.volumes)).encode()).hexdigest()
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Digest of every volume by its name, as `digest` counts them."""
+        return {volume.source: volume.digest for volume in self.volumes}
+
     def count_smaller_than(self, size: Sequence[int]) -> int:
         """Number of volumes that are shorter than `size`, in voxels (H, W, D), along at least one axis."""
         return sum(any(have < want for have, want in zip(v.shape, size, strict=True)) for v in self.volumes)

@@ -48,7 +48,7 @@ def begin_pretraining(
     Raises:
         SettingsChangedError: settings that change the result, or the data, differ from those of the run.
     """
-    folder.begin(prepared.digest, name)
+    folder.begin(prepared.digest, name, prepared.contents)
     folder.facts |= facts_of(loader.sampler, prepared)
     folder.facts |= {"num_volumes": len(prepared), "excluded_volumes": len(prepared.bad)}
     log_plan(folder, prepared, loader.sampler, network, device, level_sizes)
@@ -91,7 +91,7 @@ def begin_fine_tuning(
         channels = sample_shapes[0][1] - 1 + (len(labels.targets) if labels.is_regions else 1)
         scans = resampled_shapes(prepared.validation, spacing, channels)
     check_validation_start(sample_shapes, loader.sampler.batch_size, loader.num_workers, scans)
-    folder.begin(prepared.digest, name)
+    folder.begin(prepared.digest, name, prepared.contents)
     folder.facts |= facts_of(loader.sampler, prepared) | {"epochs": loader.sampler.epochs}
     folder.facts |= {"training_cases": len(prepared.training), "validation_cases": len(prepared.validation)}
     folder.facts |= {"excluded_cases": len(prepared.bad)} | ({} if labels is None else {"label_set": labels.name})

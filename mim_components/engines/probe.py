@@ -96,7 +96,7 @@ def run_probe(
         facts: settings that the report names.
     """
     status = "FAILED"
-    folder.begin(probe.prepared.digest, "probe")
+    folder.begin(probe.prepared.digest, "probe", probe.prepared.contents)
     folder.facts |= {"checkpoint": probed.origin, **facts}
     tracker.start(Engine(lambda engine, batch: None))
     try:

@@ -81,6 +81,8 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
             if hasattr(part, "close"):
                 part.close()
         folder.release()
+        if folder.stopped:  # the last line: the progress bar has ended
+            logger.warning("%s", folder.stopped)
     folder.update(status="finished")
     if idist.get_rank() == 0:
         for name in ARTIFACTS:

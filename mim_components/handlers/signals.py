@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from time import monotonic
@@ -14,8 +13,6 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from mim_components.run.folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 SAME_SECONDS = 3.0  # a workload manager signals every process of a job, and torchrun passes on what it gets
 
@@ -65,11 +62,9 @@ class StopSignals:
             self._received = int(idist.all_reduce(self._received, op="MAX"))
         if self._received:
             self.folder.checkpoints.save(engine)
-            logger.warning(
-                "%s: stopped after step %d of %s, checkpoint saved; the same command with --resume auto continues.",
-                signal.Signals(self._received).name,
-                engine.state.iteration,
-                engine.state.epoch_length,
+            self.folder.stopped = (
+                f"{signal.Signals(self._received).name}: stopped after step {engine.state.iteration} of "
+                f"{engine.state.epoch_length}, checkpoint saved; the same command with --resume auto continues."
             )
             raise SystemExit(128 + self._received)
 

@@ -37,15 +37,18 @@ MOST_DIGEST = 36  # characters, of MLflow
 _, has_psutil = optional_import("psutil")
 
 
-def default_store(bundle_root: str | Path) -> str:
+def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     """Address of the store of all bundles: beside the folder `bundles`, or in a bundle that lies elsewhere.
 
+    It is in the folder of the run where nothing can be written at that place.
+
     Example:
-        >>> default_store("/a/bundles/mim_pretrain"), default_store("/a/mim_pretrain")
-        ('sqlite:////a/mlruns.db', 'sqlite:////a/mim_pretrain/mlruns.db')
+        >>> default_store("/read_only/bundles/mim_pretrain", "/runs/1")
+        'sqlite:////runs/1/mlruns.db'
     """
     root = Path(bundle_root).absolute()
-    return f"sqlite:///{(root.parents[1] if root.parent.name == 'bundles' else root) / 'mlruns.db'}"
+    place = root.parents[1] if root.parent.name == "bundles" else root
+    return f"sqlite:///{(place if os.access(place, os.W_OK) else Path(run_folder).absolute()) / 'mlruns.db'}"
 
 
 def run_page(place: str, experiment_id: str, run_id: str) -> str:
@@ -202,7 +205,8 @@ class TrackEvaluation:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.results = Path(results)
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_store(store_dir)
+        default = default_store(store_dir, output_dir)
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, after the handler that writes the results."""

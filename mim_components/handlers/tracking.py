@@ -40,6 +40,7 @@ from mim_components.handlers.tracked_facts import (
 )
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
+from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.files import append_line, read_rows, write_text_safely
 from mim_components.utils.text import mask_secrets
 
@@ -48,7 +49,6 @@ QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
 RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
 MOST_METRICS = 1000  # in one request to MLflow
 SQLITE_SECONDS = 5.0  # for a file that another process has locked
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 # files of a run's folder with all its numbers, and how their names begin in MLflow
 HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
 
@@ -64,7 +64,8 @@ class RunTracker:
     Args:
         folder: of the run; its name names the MLflow run.
         tracking_uri: of the server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
-            `mlruns.db` beside the folder `bundles`, or in `store_dir` where that lies elsewhere.
+            `mlruns.db` beside the folder `bundles`, or in `store_dir` where that lies elsewhere; in the folder of the
+            run where nothing can be written there.
         store_dir: the bundle.
         experiment_name: MLflow's experiment.
         log_model: keep the weights with the run when it is finished.
@@ -91,7 +92,8 @@ class RunTracker:
         self.experiment_name = experiment_name
         self.log_model = log_model or register_model is not None
         self.register_model = register_model
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_store(store_dir)
+        default = default_store(store_dir, folder.path)
+        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
         check_tracking_uri(self.tracking_uri)
         self.place = mask_secrets(self.tracking_uri)
         self.handler: MLFlowHandler | None = None
@@ -357,21 +359,6 @@ def tracked_name(name: str, prefix: str = "") -> str:
     """A name that MLflow accepts and that begins with `prefix`."""
     plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
     return plain if plain.startswith(prefix) else prefix + plain
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Refuse an address that can never be a store.
-
-    Raises:
-        ValueError: names the forms that work.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if separator and rest and scheme.split("+")[0] in SCHEMES or uri.split("://")[0] == "databricks":
-        return
-    raise ValueError(
-        f"tracking_uri {mask_secrets(uri)!r} is no address of an MLflow store; such are http://host:5000, "
-        f"https://host, sqlite:////absolute/path/mlruns.db, postgresql://user@host/database."
-    )
 
 
 def _check_sqlite(uri: str) -> None:

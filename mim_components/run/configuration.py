@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from types import NoneType
@@ -17,7 +19,15 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from mim_components.run.errors import explain_errors
-from mim_components.run.options import callers, check_options, given_names, holder_of, option_table
+from mim_components.run.options import (
+    OptionsError,
+    callers,
+    given_names,
+    holder_of,
+    option_table,
+    wrong_options,
+)
+from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
 
@@ -83,20 +93,38 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
             stands for an option that is not given.
 
     Raises:
-        ValueError: shows the right command; or names an unknown key and the nearest known ones, or the options of which
-            only one can be given.
-        OptionsError: names every option with a value that it cannot have.
+        ValueError: shows the right command; or names the options of which only one can be given, or an address in
+            MLFLOW_TRACKING_URI that can never work.
+        OptionsError: names every unknown option, with the nearest known ones, and every value that cannot be.
     """
+    _mask_secrets_in_monais_log()
     workflow = current_workflow()
     explain_errors(None if workflow is None else workflow.parser.ref_resolver.resolved_content)
     if workflow is None:
         return
     _check_files(workflow)
     _leave_tracking_to_us(workflow)
-    _check_names(workflow)
-    _check_paths(workflow)
-    check_options(workflow)
-    _check_one_of(_config_of(workflow), one_of)
+    faults = [*_unknown_names(workflow), *_unknown_paths(workflow), *wrong_options(workflow)]
+    if faults:
+        raise OptionsError(faults)
+    config = _config_of(workflow)
+    _check_one_of(config, one_of)
+    if "tracking_uri" in config and config["tracking_uri"] is None and "MLFLOW_TRACKING_URI" in os.environ:
+        check_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+
+
+class _SecretsMask(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Mask what a record says."""
+        record.msg, record.args = mask_secrets(record.getMessage()), None
+        return True
+
+
+def _mask_secrets_in_monais_log() -> None:
+    """MONAI lists all options once the configuration is initialised."""
+    monais = logging.getLogger("monai.bundle.scripts")
+    if not any(isinstance(each, _SecretsMask) for each in monais.filters):
+        monais.addFilter(_SecretsMask())
 
 
 def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
@@ -116,10 +144,21 @@ def _check_files(workflow: ConfigWorkflow) -> None:
         raise ValueError(f"several files need brackets and quotes: --config_file \"['...','{run_id}']\"")
     files = _given_files()
     overlays = [path for path in files if _is_overlay(path)]
-    if overlays and overlays[0] == files[0]:
-        others = [path for path in files if path not in overlays] or [files[0].with_name("train.json")]
-        right = ",".join(f"'{path}'" for path in (*others, *overlays))
-        raise ValueError(f'{files[0].name} changes {others[0].name} and comes after it: --config_file "[{right}]"')
+    if not overlays:
+        return
+    base = next((path for path in files if path not in overlays), overlays[0].with_name("train.json"))
+    if base.name == "inference.json":  # of which there are no overlays
+        base = base.with_name("train.json")
+    foreign = [path for path in overlays if _is_of_another_bundle(path, base)]
+    if files[0] != base or foreign:
+        moved = {path: base.parent / path.name for path in foreign if (base.parent / path.name).is_file()}
+        shown = ",".join(f"'{path}'" for path in (base, *(moved.get(path, path) for path in overlays)))
+        raise ValueError(f'{overlays[0].name} changes the {base.name} of its bundle: --config_file "[{shown}]"')
+
+
+def _is_of_another_bundle(path: Path, base: Path) -> bool:
+    folder = path.resolve().parent
+    return folder != base.resolve().parent and (folder / "metadata.json").is_file()
 
 
 def _given_files() -> list[Path]:
@@ -134,7 +173,8 @@ def _is_overlay(path: Path) -> bool:
     return "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))
 
 
-def _check_names(workflow: ConfigWorkflow) -> None:
+def _unknown_names(workflow: ConfigWorkflow) -> Iterator[str]:
+    """A line for every key that nothing in the configuration reads."""
     known = known_keys(Path(workflow.config_root_path))
     config = _config_of(workflow)
     text = json.dumps(config, default=str)
@@ -145,7 +185,10 @@ def _check_names(workflow: ConfigWorkflow) -> None:
             moved = [path for path in option_table() if path.endswith(f"::{key}") and _is_there(config, path)]
             nearest = moved or difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
-            raise ValueError(f"unknown option --{key}: nothing in the configuration reads it; {hint}")
+            if f"no{key}" in known:  # how fire reads an option that begins so and has no value
+                yield f"--no{key} needs a value."
+            else:
+                yield f"unknown option --{key}: nothing in the configuration reads it; {hint}"
 
 
 def _is_there(config: Mapping[str, Any], path: str) -> bool:
@@ -153,8 +196,8 @@ def _is_there(config: Mapping[str, Any], path: str) -> bool:
     return key in place
 
 
-def _check_paths(workflow: ConfigWorkflow) -> None:
-    """Refuse `--part::nmae`, which MONAI would add to the part, unless what the part makes has such an argument."""
+def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
+    """A line for every `--part::nmae`, which MONAI would add to the part, unless its class has such an argument."""
     nested = [name for name in given_names() if "::" in name]
     config = ConfigParser.load_config_files([str(path) for path in _given_files()]) if nested else {}
     for name in nested:
@@ -164,7 +207,7 @@ def _check_paths(workflow: ConfigWorkflow) -> None:
         part = name.rpartition("::")[0]
         nearest = difflib.get_close_matches(key, [*place, *_arguments(place)], n=3)
         hint = f"did you mean {' or '.join(f'--{part}::{each}' for each in dict.fromkeys(nearest))}?"
-        raise ValueError(f"unknown option --{name}: {part} has no {key}; {hint if nearest else 'see the README.'}")
+        yield f"unknown option --{name}: {part} has no {key}; {hint if nearest else 'see the README.'}"
 
 
 def _arguments(part: Mapping[str, Any]) -> list[str]:
@@ -197,7 +240,7 @@ def known_keys(configs: Path) -> set[str]:
     keys = {"_meta_"}
     for path in sorted(configs.glob("*.json")):
         if path.name != "metadata.json":
-            keys |= json.loads(path.read_text()).keys()
+            keys |= {key.removeprefix("+") for key in json.loads(path.read_text())}
     return keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import re
 import sys
@@ -15,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.processes import is_lost_process, is_silent_process
-from mim_components.utils.text import root_cause
+from mim_components.utils.text import mask_secrets, root_cause
 
 OURS = ("mim_components", "mim_tools")
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; leaving takes seconds
@@ -27,17 +29,20 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
 
     The traceback of an error that a user can mend (a bad option, a bad scan, a full disk) goes to `error.log` in the
     output folder; `--debug True` prints it. Any other error prints it. Of several processes, the one that failed says
-    so, also to `torchrun`, whose summary shows the same. The others, which only lost it, print no such line.
+    so, also to `torchrun`, whose summary shows the same. The others, which only lost it or fail of the same, print no
+    such line. An interrupted command says what is kept. Ignite's own line about a failure is switched off.
 
     Args:
-        settings: values of the options `output_dir` and `debug`, looked up when an error comes.
+        settings: what the configuration has made so far (`output_dir`, `debug`, `folder`, `results_dir`), looked up
+            when an error comes.
     """
+    logging.getLogger("ignite.engine.engine").setLevel(logging.CRITICAL)
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = root_cause(error)
         if isinstance(cause, KeyboardInterrupt):
-            sys.stderr.write("\nInterrupted. Prepared scans stay in the cache; the same command goes on.\n")
+            sys.stderr.write(f"\n{_interrupted(settings or {})}\n")
             return
         if is_lost_process(cause):
             sys.stderr.write(f"\n{_lost(cause)}\n")
@@ -50,8 +55,10 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
             before(kind, error, trace)
         if isinstance(error, Exception):
             line = f"ERROR: {_silent(cause) if is_silent_process(cause) else str(cause) or type(cause).__name__}"
+            line, text = mask_secrets(line), mask_secrets(text)
             kept = _keep(known.get("output_dir"), text) if expected else ""
-            sys.stderr.write(f"\n{kept}{line}\n")
+            if not expected or _is_first_to_say(line):
+                sys.stderr.write(f"\n{kept}{line}\n")
             _tell_torchrun(line if expected else f"{text}\n{line}")
 
     if getattr(before, "__qualname__", "") != hook.__qualname__:
@@ -68,6 +75,34 @@ def is_expected(cause: BaseException) -> bool:
         and bool(frames)
         and frames[-1][0].f_globals.get("__name__", "").startswith(OURS)
     )
+
+
+def _interrupted(known: Mapping[str, Any]) -> str:
+    """What a command that was interrupted leaves, and how to go on."""
+    if "results_dir" in known:
+        return f"Interrupted. What is written stays in {known['results_dir']}; the same command begins again."
+    if "trained" in known or "probed" in known:
+        return "Interrupted. Prepared scans stay in the cache; the same command begins again."
+    folder = known.get("folder")
+    newest = "" if folder is None else f"{CheckpointStore(folder.path / 'checkpoints').newest_named()} "
+    return f"Interrupted. {newest}Prepared scans stay in the cache; the same command goes on."
+
+
+def _is_first_to_say(line: str) -> bool:
+    """Whether no process that torchrun started here has said the same: one quotes the other, or both fail alike."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not own:
+        return True
+    said = Path(own).parents[1] / "said"  # the folder of an attempt to run all processes
+    try:
+        with said.open("x", encoding="utf-8") as file:
+            file.write(line)
+        return True
+    except FileExistsError:
+        before, new = (each.removeprefix("ERROR: ") for each in (said.read_text(encoding="utf-8"), line))
+        return before not in new and new not in before
+    except OSError:
+        return True
 
 
 def _keep(folder: object, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +19,13 @@ from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.configuration import current_config, differences
 from mim_components.utils.files import FullDiskError, remove_partials, write_text_safely
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError
+from mim_components.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
 RESUME_MODES = ("auto", "never")
 ON_FULL_DISK = ("stop", "continue")
+CONTENTS = "data_contents.json"  # of the data that the run in a folder began with
 
 
 class SettingsChangedError(ValueError):
@@ -58,6 +60,7 @@ class RunFolder:
         kept: parts of every checkpoint, by name.
         kept_if_there: further parts, which checkpoints of an older version lack.
         ending: who registered with `at_end`.
+        stopped: why the training stopped before its last step, and how to go on; shown last.
 
     Raises:
         ValueError: unknown `resume` or `on_full_disk`.
@@ -98,6 +101,7 @@ class RunFolder:
         self.kept: dict[str, Any] = {}
         self.kept_if_there: dict[str, Any] = {}
         self.ending: list[Any] = []
+        self.stopped = ""
         self._incomplete: set[str] = set()  # what `unless_full` has said
         self.state: dict[str, Any] = self._read()
         self.continued = bool(self.state)
@@ -164,12 +168,13 @@ class RunFolder:
         """Have `part.close()` called however the training ends, and its text `summary` shown, where it has them."""
         self.ending.append(part)
 
-    def begin(self, data_digest: str, name: str = "run") -> RunFolder:
+    def begin(self, data_digest: str, name: str = "run", contents: Mapping[str, str] | None = None) -> RunFolder:
         """Start the run, or check that the one in the folder was started with the same settings and data.
 
         Args:
             data_digest: identifies the content of the prepared volumes.
             name: what the run's unique name begins with.
+            contents: of every volume by its name, see `content_changes`; they are kept beside the run.
 
         Raises:
             OtherVersionError: the run was started with another version of the networks.
@@ -179,6 +184,7 @@ class RunFolder:
         if self.state and not self.finished and not CheckpointStore(self.path / "checkpoints").paths():
             logger.info("%s has no checkpoint yet: the run begins at step 0, with the settings given now.", self.path)
             self.state |= {"data_digest": data_digest, "config": config}
+            self._keep_contents(contents)
             if idist.get_rank() == 0:
                 self._write()
         if self.state:
@@ -187,7 +193,7 @@ class RunFolder:
                 raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
             changed = differences(self.state["config"], config, self.free_keys)
             if self.state["data_digest"] != data_digest:
-                changed.append("data: other volumes than at the start of this run")
+                changed += [f"data: {line}" for line in content_changes(self._contents(), contents or {})]
             if changed:
                 self.release()
                 raise SettingsChangedError(
@@ -198,9 +204,21 @@ class RunFolder:
         started = datetime.now().strftime("%Y%m%d-%H%M%S")
         state = {"name": f"{name}-{started}-{uuid.uuid4().hex[:6]}", "status": "running", "version": __version__}
         self.state = state | {"contract_version": CONTRACT_VERSION, "data_digest": data_digest, "config": config}
+        self._keep_contents(contents)
         if idist.get_rank() == 0:
             self._write()
         return self
+
+    def _keep_contents(self, contents: Mapping[str, str] | None) -> None:
+        if contents and idist.get_rank() == 0:
+            write_text_safely(self.path / CONTENTS, json.dumps(contents, indent=0), private=True)
+
+    def _contents(self) -> dict[str, str]:
+        try:
+            contents: dict[str, str] = json.loads((self.path / CONTENTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # of a run of an earlier version, say
+            return {}
+        return contents
 
     def update(self, **values: Any) -> None:
         """Set values of `run.json`, e.g. `status`."""
@@ -246,3 +264,24 @@ class RunFolder:
         """Log a warning now and again in the summary at the end."""
         logger.warning(text)
         self.notes.append(text)
+
+
+def content_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What has changed in data, in lines that name volumes; the same content under another name is no change.
+
+    Args:
+        before: content of every volume by its name.
+        now: the same, later or elsewhere.
+
+    Example:
+        >>> content_changes({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "5", "d": "4", "moved": "3"})
+        ['changed: b', 'new: d']
+    """
+    if not (before and now):
+        return ["other volumes than at the start of this run"]
+    contents = set(before.values()), set(now.values())
+    gone = {name for name, content in before.items() if content not in contents[1]}
+    new = {name for name, content in now.items() if content not in contents[0]}
+    kinds = {"changed": gone & new, "missing": gone - new, "new": new - gone}
+    lines = [f"{kind}: {shorten(sorted(names))}" for kind, names in kinds.items() if names]
+    return lines or ["the same volumes, but other copies of them"]

@@ -20,12 +20,18 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-KINDS = "path text bool int number choice triple numbers sizes window mapping device part".split()
+from mim_components.run.stores import check_tracking_uri
+from mim_components.utils.text import mask_secrets
+
+KINDS = "path text bool int number choice triple numbers sizes window mapping device store part".split()
 NULLS = ("null", "None")
 
 
 class OptionsError(ValueError):
-    """Options that cannot be what they are; names every one, what was given and what is expected."""
+    """Options that do not exist, or cannot be what they are; names every one, what was given and what is expected."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n  ".join(["wrong options:"] * (len(faults) > 1) + list(faults)))
 
 
 @lru_cache
@@ -33,20 +39,18 @@ def option_table() -> dict[str, dict[str, Any]]:
     """What is known of every option, by name.
 
     Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
-    `below`, `words` that stand for a value, and `default` in words.
+    `below`, `words` that stand for a value, and `default` in words. A list is as long as that of the option
+    `as_long_as`, or shorter by `fewer`.
     """
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
     return table
 
 
-def check_options(workflow: ConfigWorkflow) -> None:
-    """Check the value of every option and put it into the form that its kind has.
+def wrong_options(workflow: ConfigWorkflow) -> list[str]:
+    """Check the value of every option and put it into the form that its kind has; a line for every wrong one.
 
     `true` and `false` in any case become booleans, one number where three are wanted becomes three (`roi_size`), and
     paths become the text that was typed, with `~` expanded. Expressions and references are left alone.
-
-    Raises:
-        OptionsError: lists all wrong options.
     """
     config: Any = workflow.parser.config
     resolver = workflow.parser.ref_resolver
@@ -57,7 +61,7 @@ def check_options(workflow: ConfigWorkflow) -> None:
         if key not in place or option["kind"] == "part":
             continue
         value = place[key]
-        if option["kind"] in ("path", "text") and name in typed:
+        if option["kind"] in ("path", "text", "store") and name in typed:
             value = typed[name]
         elif isinstance(value, str) and value[:1] in ("$", "@", "%"):
             continue
@@ -66,14 +70,25 @@ def check_options(workflow: ConfigWorkflow) -> None:
         try:
             new = convert(value, option)
         except ValueError as error:
-            wrong.append(f"--{name} {typed.get(name, value)}: {error}")
+            wrong.append(f"--{name} {mask_secrets(str(typed.get(name, value)))}: {error}")
             continue
         # the cache of resolved values: what refers to the option finds it there, without another pass of the parser,
         # which would take `#` in a path for its separator
         resolver.resolved_content[name] = new
         place[key] = str(new) if isinstance(new, torch.device) else new
-    if wrong:
-        raise OptionsError("\n  ".join(["wrong options:"] * (len(wrong) > 1) + wrong))
+    return [*wrong, *_wrong_lengths(config)]
+
+
+def _wrong_lengths(config: Mapping[str, Any]) -> list[str]:
+    """A line for every list that must be as long as another option's, and is not."""
+    lines = []
+    for name, option in option_table().items():
+        value, other = config.get(name), config.get(str(option.get("as_long_as")))
+        if isinstance(value, list) and isinstance(other, list):
+            wanted = len(other) - option.get("fewer", 0)
+            if len(value) != wanted:
+                lines.append(f"--{name} {value}: expected {wanted} numbers for {len(other)} {option['as_long_as']}.")
+    return lines
 
 
 def holder_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str]:
@@ -189,6 +204,7 @@ def expectation(option: Mapping[str, Any]) -> str:
         "window": "two numbers [low, high] with low < high",
         "mapping": 'names and values, such as {"liver": 6}',
         "device": "a device of PyTorch, such as cpu, cuda or cuda:1",
+        "store": "an address such as http://host:5000 or sqlite:////path/mlruns.db",
     }[option["kind"]]
     limits = {"least": "at least", "above": "more than", "most": "at most", "below": "less than"}
     bounds = [f"{text} {option[name]}" for name, text in limits.items() if name in option]
@@ -277,9 +293,19 @@ def _device(value: Any, option: Mapping[str, Any]) -> Any:
     if isinstance(value, torch.device):
         return value
     try:
-        return torch.device(value) if isinstance(value, str) else None
+        device = torch.device(value) if isinstance(value, str) else None
     except RuntimeError:
         return None
+    if device is not None and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"PyTorch sees {torch.cuda.device_count()} CUDA devices here.")
+    return device
+
+
+def _store(value: Any, option: Mapping[str, Any]) -> Any:
+    text = _text(value, option)
+    if text is not None:
+        check_tracking_uri(text)
+    return text
 
 
 _CONVERTERS = {
@@ -295,4 +321,5 @@ _CONVERTERS = {
     "window": _window,
     "mapping": _mapping,
     "device": _device,
+    "store": _store,
 }

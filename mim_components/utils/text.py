@@ -69,8 +69,8 @@ def mask_secrets(text: str) -> str:
         >>> mask_secrets("https://me:secret@host:5000/?token=abc&x=1")
         'https://***@host:5000/?token=***&x=1'
     """
-    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-    return re.sub(r"(?i)([?&][a-z_-]*(?:token|password|secret|key|sig)=)[^&\s]+", r"\1***", text)
+    text = re.sub(r"(?<=://)[^/\s'\"]+@", "***@", text)
+    return re.sub(r"(?i)([?&][a-z_-]*(?:token|pass|password|pwd|auth|secret|key|sig)=)[^&\s'\"]+", r"\1***", text)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -48,6 +48,26 @@ def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return _sorted({name: _target_first(value) for name, value in config.items()})
 
 
+def as_overlay(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An overlay that MONAI also reads alone, or first, so that its check can say which file it changes.
+
+    `a::b` needs an `a` that is there already; `+a` does not.
+
+    Example:
+        >>> overlay = as_overlay({"prepared::spacing": None, "seed": 1, "validate::evaluator::amp": True})
+        >>> {key: overlay[key] for key in sorted(overlay)[:2]}
+        {'+initialize': [{'_target_': 'mim_components.run.check_overrides'}], '+prepared': {'spacing': None}}
+    """
+    made: dict[str, Any] = {}
+    for name, value in config.items():
+        part, _, key = name.rpartition("::")
+        if part:
+            made.setdefault(f"+{part}", {})[key] = value
+        else:
+            made[name] = value
+    return {**made, "+initialize": [{"_target_": "mim_components.run.check_overrides"}]}
+
+
 def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:
     *parents, name = key.split("::")
     place = config
@@ -104,7 +124,7 @@ def _target_first(value: Any) -> Any:
 def _sorted(config: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in option_table() if "::" not in name]
     order = {name: number for number, name in enumerate(["bundle_root", *names, *PARTS])}
-    roots = {name: name if name in order else name.split("::")[0] for name in config}
+    roots = {name: name if name in order else name.removeprefix("+").split("::")[0] for name in config}
     return dict(sorted(config.items(), key=lambda item: order.get(roots[item[0]], len(order))))
 
 

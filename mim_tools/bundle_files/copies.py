@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mim_components.utils.files import write_text_safely
-from mim_tools.bundle_files.compose import as_text, merge, read_fragment, with_literals
+from mim_tools.bundle_files.compose import as_overlay, as_text, merge, read_fragment, with_literals
 from mim_tools.bundle_files.options import BEGIN, with_options
 
 SOURCES = Path(__file__).parent
@@ -47,7 +47,8 @@ def shared_files(workflow: str) -> dict[Path, bytes]:
 def _content(paths: Sequence[Path]) -> bytes:
     """A configuration merged of its fragments; of any other file the last one."""
     if paths[0].suffix == ".json":
-        return as_text(merge(map(read_fragment, paths))).encode()
+        config = merge(map(read_fragment, paths))
+        return as_text(config if "bundle_root" in config else as_overlay(config)).encode()
     return paths[-1].read_bytes()
 
 

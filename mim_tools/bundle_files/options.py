@@ -36,7 +36,7 @@ def options_of(folder: Path) -> dict[str, dict[str, Any]]:
         for key, value in config.items():
             if key in table:
                 found.setdefault(key, {})[command] = _from_metadata(value, metadata)
-            elif not isinstance(value, dict) and key not in PARTS and "::" not in key:
+            elif not isinstance(value, dict) and key not in PARTS and key[0] != "+":
                 raise ValueError(f"{path}: option {key!r} has no line in options.json.")
         for key in (name for name in table if "::" in name):
             place, name = holder_of(config, key)

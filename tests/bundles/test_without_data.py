@@ -87,7 +87,7 @@ def test_wrong_options_are_refused_when_a_workflow_is_built(bundle: Path, mode: 
 
 @every_bundle
 def test_training_without_data_says_what_is_missing(bundle: Path, copy_of: Any) -> None:
-    made = build(copy_of(bundle), "train", tracking_uri="sqlite://", **(
+    made = build(copy_of(bundle), "train", tracking_uri="sqlite:///mlruns.db", **(
         {} if bundle.name == "mim_pretrain" else {"pretrained": "none"}
     ))  # fmt: skip
     with pytest.raises(RuntimeError) as missing:

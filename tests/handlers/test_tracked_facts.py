@@ -132,8 +132,10 @@ def test_an_evaluation_is_a_child_of_its_training(
     assert "The evaluation is not in MLflow" in caplog.text
 
 
-def test_one_store_for_all_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_store("/a/bundles/one") == default_store("/a/bundles/two") == "sqlite:////a/mlruns.db"
+def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = {default_store(tmp_path / "bundles" / name, tmp_path / "run") for name in ("one", "two")}
+    assert stores == {f"sqlite:///{tmp_path / 'mlruns.db'}"}
+    assert default_store(tmp_path, tmp_path / "run") == f"sqlite:///{tmp_path / 'mlruns.db'}"
     assert run_page("https://***@host", "3", "0ab") == "https://***@host/#/experiments/3/runs/0ab"
     monkeypatch.setattr(tracked_facts.sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--dataset_dir", "/data/ann"])
     assert run_tags({}, "0ab-dirty")["mlflow.source.name"] == "monai.bundle run"

@@ -136,6 +136,14 @@ def test_store_by_default_and_by_name(folder: RunFolder, store: Path) -> None:
     assert RunTracker(folder, "http://server:5000", store).tracking_uri == "http://server:5000"
 
 
+def test_store_of_a_bundle_that_is_read_only_is_in_the_folder_of_the_run(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "access", lambda path, mode: Path(path) != tmp_path / "bundle")
+    tracker = RunTracker(folder, store_dir=tmp_path / "bundle", experiment_name="tests")
+    assert tracker.tracking_uri == f"sqlite:///{folder.path / 'mlruns.db'}"
+
+
 def test_commit_is_unknown_outside_of_a_working_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise subprocess.CalledProcessError(128, "git")

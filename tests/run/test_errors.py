@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ignite.engine import Engine
 
 from mim_components.run import errors as module
 from mim_components.run.errors import explain_errors, is_expected
@@ -20,6 +22,13 @@ from mim_components.utils.text import root_cause
 
 class NamedError(RuntimeError):
     """An error of this project."""
+
+
+class NamedOfOurs(ValueError):
+    """As if a module of the package had defined it."""
+
+
+NamedOfOurs.__module__ = "mim_components.data"
 
 
 def chain(*errors: Exception) -> Exception:
@@ -109,7 +118,48 @@ def test_error_without_text_is_named_by_its_kind(hook: list[str], capsys: pytest
 def test_interruption_is_no_error(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     explain_errors()
     uncaught(KeyboardInterrupt())
-    assert "Prepared scans stay in the cache; the same command goes on." in capsys.readouterr().err and hook == []
+    assert capsys.readouterr().err == "\nInterrupted. Prepared scans stay in the cache; the same command goes on.\n"
+    assert hook == []
+
+
+@pytest.mark.usefixtures("hook")
+def test_interruption_says_what_is_kept_in_every_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = tmp_path / "checkpoints" / "step_00000500.pt"
+    training = {"folder": SimpleNamespace(path=tmp_path)}
+    explain_errors(known := dict[str, Any]())
+    known |= training
+    uncaught(KeyboardInterrupt())
+    newest.parent.mkdir()
+    newest.touch()
+    uncaught(KeyboardInterrupt())
+    known |= {"trained": object()}
+    uncaught(KeyboardInterrupt())
+    known |= {"results_dir": "out/inference"}
+    uncaught(KeyboardInterrupt())
+    assert capsys.readouterr().err.split("\n")[1::2] == [
+        "Interrupted. There is no checkpoint yet. Prepared scans stay in the cache; the same command goes on.",
+        f"Interrupted. Newest checkpoint: {newest}. Prepared scans stay in the cache; the same command goes on.",
+        "Interrupted. Prepared scans stay in the cache; the same command begins again.",
+        "Interrupted. What is written stays in out/inference; the same command begins again.",
+    ]
+
+
+@pytest.mark.usefixtures("hook")
+def test_ignite_says_nothing_of_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(engine: Engine, batch: None) -> None:
+        raise ValueError("scan_7: broken")
+
+    explain_errors()
+    with pytest.raises(ValueError, match="scan_7"):
+        Engine(fail).run([None])
+    assert "ERROR" not in caplog.text
+
+
+def test_passwords_are_masked(hook: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    explain_errors({"output_dir": tmp_path})
+    uncaught(NamedOfOurs("no answer from https://me:secret@host/?token=abc"))
+    shown = capsys.readouterr().err + (tmp_path / "error.log").read_text()
+    assert shown.count("https://***@host/?token=***") == 2 and "secret" not in shown and "abc" not in shown
 
 
 def test_called_twice_explains_once(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +167,20 @@ def test_called_twice_explains_once(hook: list[str], capsys: pytest.CaptureFixtu
     explain_errors()
     uncaught(ValueError("once"))
     assert capsys.readouterr().err.count("ERROR: once") == 1
+
+
+@pytest.mark.usefixtures("hook")
+def test_processes_that_fail_of_the_same_print_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explain_errors()
+    messages = {"0": "a.nii.gz: empty", "1": "process 0 could not prepare the volumes: a.nii.gz: empty", "2": "full"}
+    for rank, text in messages.items():
+        (tmp_path / rank).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        uncaught(NamedOfOurs(text))
+        assert quoted(tmp_path / rank / "error.json") == f"ERROR: {text}"
+    assert capsys.readouterr().err == "\nERROR: a.nii.gz: empty\n\nERROR: full\n"
 
 
 CLOSED = "[/gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by a crash. GLHF!"

@@ -27,11 +27,11 @@ def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return values
 
 
-def begun(path: Path, resume: str = "auto", digest: str = "abc") -> RunFolder:
+def begun(path: Path, resume: str = "auto", digest: str = "abc", **contents: str) -> RunFolder:
     """A run that is begun and whose process has ended."""
     folder = RunFolder(path, resume)
     try:
-        return folder.begin(digest)
+        return folder.begin(digest, contents=contents)
     finally:
         folder.release()
 
@@ -111,6 +111,20 @@ def test_changed_settings_and_data_are_all_named_and_the_folder_is_free_again(
     ]
     assert (tmp_path / "run.json").read_bytes() == content
     RunFolder(tmp_path).release()
+
+
+def test_volumes_that_differ_are_named(tmp_path: Path, config: dict[str, Any]) -> None:
+    begun(tmp_path, a="1", b="2", c="3")
+    with_checkpoint(tmp_path)
+    assert begun(tmp_path, a="1", moved="2", c="3").continued  # the digest says that the data are the same
+    with pytest.raises(SettingsChangedError) as refused:
+        begun(tmp_path, digest="other", a="9", b="2", d="4")
+    assert str(refused.value).splitlines()[1:4] == ["  data: changed: a", "  data: missing: c", "  data: new: d"]
+    with pytest.raises(SettingsChangedError, match="data: the same volumes, but other copies of them"):
+        begun(tmp_path, digest="other", a="1", b="2", c="3", e="3")
+    (tmp_path / module.CONTENTS).unlink()  # of a run of an earlier version
+    with pytest.raises(SettingsChangedError, match="data: other volumes than at the start of this run"):
+        begun(tmp_path, digest="other", a="9")
 
 
 def test_never_numbers_new_folders_and_touches_no_other(tmp_path: Path, config: dict[str, Any]) -> None:

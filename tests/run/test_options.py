@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,18 @@ from typing import Any
 import monai.bundle
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
-from mim_components.run.options import KINDS, OptionsError, convert, expectation, option_table, read_words
+from mim_components.run.options import (
+    KINDS,
+    OptionsError,
+    convert,
+    expectation,
+    holder_of,
+    option_table,
+    read_words,
+    wrong_options,
+)
 from mim_components.utils.text import root_cause
 from mim_tools.bundle_files.options import FILES, options_of, with_options
 
@@ -30,7 +41,8 @@ WRONG: dict[str, list[Any]] = {
     "sizes": [(96, 96, 96), 96, [], [[96, 96]], [[96, 96, 0]], "96,96,96"],
     "window": [-1000, [1000, -1000], [0, 0], [1, 2, 3], "a"],
     "mapping": [5, {}, "liver"],
-    "device": ["gpu", 0, ["cpu"]],
+    "device": ["gpu", 0, ["cpu"], "cuda:99"],
+    "store": [True, "localhost:5000", "htp://host", "/a/folder"],
 }
 RIGHT: dict[str, list[tuple[Any, Any]]] = {
     "path": [("2024_07", "2024_07"), (20240101, "20240101"), ("a,b", "a,b"), ("set#1", "set#1")],
@@ -40,7 +52,8 @@ RIGHT: dict[str, list[tuple[Any, Any]]] = {
     "sizes": [([[96, 96, 48], (16, 16, 16)], [[96, 96, 48], [16, 16, 16]])],
     "window": [((-1000, 400), [-1000, 400])],
     "mapping": [({"liver": 6}, {"liver": 6})],
-    "device": [("cpu", torch.device("cpu")), ("cuda:1", torch.device("cuda:1"))],
+    "device": [("cpu", torch.device("cpu")), ("meta", torch.device("meta"))],
+    "store": [("http://host:5000", "http://host:5000"), ("databricks", "databricks")],
 }
 
 
@@ -57,9 +70,9 @@ def test_every_kind_is_known_and_described() -> None:
 def test_wrong_types_are_refused_with_what_is_expected(name: str) -> None:
     option = TABLE[name]
     for value in WRONG[option["kind"]]:
-        with pytest.raises(ValueError, match="expected ") as error:
+        with pytest.raises(ValueError, match="expected |CUDA devices here|no address of an MLflow store") as error:
             convert(value, option)
-        assert expectation(option) in str(error.value)
+        assert expectation(option) in str(error.value) or "expected" not in str(error.value)
     if not option.get("null"):
         with pytest.raises(ValueError, match="needs a value"):
             convert(None, option)
@@ -99,6 +112,46 @@ def test_defaults_of_every_bundle_are_what_they_may_be(bundle: Path) -> None:
         for value in defaults.values():
             if TABLE[name]["kind"] != "part" and not isinstance(value, dict) and str(value)[:1] not in "@$%":
                 convert(value, TABLE[name])
+
+
+def right_value(option: dict[str, Any]) -> Any:
+    """A value that an option may have."""
+    number = option.get("least", option.get("above", 0) + (option.get("most", option.get("below", 2)) / 2))
+    return {
+        "path": "x", "text": "x", "bool": False, "int": option.get("least", 1), "number": number,
+        "choice": option.get("choices", [None])[0], "triple": [32, 32, 32], "sizes": [[32, 32, 32], [16, 16, 16]],
+        "numbers": [1.5] * option.get("length", 2 - option.get("fewer", 0)), "window": [0, 1], "mapping": {"liver": 6},
+        "device": "cpu", "store": "http://host:5000",
+    }[option["kind"]]  # fmt: skip
+
+
+def commands_of(bundle: Path) -> list[tuple[str, ...]]:
+    overlays = {"evaluate.json", "multi_gpu_train.json", "probe.json", "demo.json"}
+    there = sorted(overlays & {path.name for path in (bundle / "configs").iterdir()})
+    return [("train.json",), ("inference.json",), *(("train.json", overlay) for overlay in there)]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_option_of_every_command_is_checked(bundle: Path) -> None:
+    for names in commands_of(bundle):
+        files = [str(bundle / "configs" / name) for name in names]
+        workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None)
+        places = {name: holder_of(workflow.parser.config, name) for name in checked()}
+        places = {name: (place, key) for name, (place, key) in places.items() if key in place}
+        assert len(places) > 15
+        inner = {name for name in places if name.rpartition("::")[0] in places}  # of an option that is a part
+        for names_now in (inner, places.keys() - inner):
+            for name in names_now:
+                place, key = places[name]
+                place[key] = WRONG[TABLE[name]["kind"]][-1]
+            found = [line.split()[0] for line in wrong_options(workflow)]
+            assert sorted(found) == sorted(f"--{name}" for name in names_now)
+            for name in names_now:
+                place, key = places[name]
+                place[key] = right_value(TABLE[name])
+            assert wrong_options(workflow) == []
+            values = {name: places[name][0][places[name][1]] for name in names_now}
+            assert values == {name: right_value(TABLE[name]) for name in names_now}
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -143,7 +196,8 @@ def bundle(tmp_path: Path) -> Path:
         "result": ["@output_dir", "@dataset_dir", "@normalize_target", "@roi_size", "@device", "@max_steps"],
     }
     (configs / "train.json").write_text(json.dumps(content))
-    (configs / "evaluate.json").write_text('{"max_steps": 5}')
+    check = '"+initialize": [{"_target_": "mim_components.run.check_overrides"}]'
+    (configs / "evaluate.json").write_text('{"max_steps": 5, "+result": [1], ' + check + "}")
     return tmp_path
 
 
@@ -169,7 +223,7 @@ def test_words_of_the_command_line_are_texts(bundle: Path, monkeypatch: pytest.M
 
 def test_all_wrong_options_are_named_at_once(bundle: Path) -> None:
     with pytest.raises(RuntimeError) as error:
-        run(bundle, max_steps="ten", preset="Tiny", normalize_target="maybe")
+        run(bundle, max_steps="ten", preset="Tiny", normalize_target="maybe", presett="x")
     cause = root_cause(error.value)
     assert isinstance(cause, OptionsError)
     first, *lines = str(cause).splitlines()
@@ -177,18 +231,48 @@ def test_all_wrong_options_are_named_at_once(bundle: Path) -> None:
         "  --max_steps ten: expected a whole number, at least 1, got 'ten'.",
         "  --normalize_target maybe: expected true or false, got 'maybe'.",
         "  --preset Tiny: expected one of nano, tiny, small, base, got 'Tiny'.",
+        "  unknown option --presett: nothing in the configuration reads it; did you mean --preset or --result?",
     ]
 
 
-def test_files_in_a_wrong_order_show_the_right_one(bundle: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+@pytest.mark.parametrize(
+    "names", [("evaluate.json",), ("evaluate.json", "train.json"), ("inference.json", "evaluate.json")]
+)
+def test_files_that_do_not_go_together_show_the_right_ones(bundle: Path, names: tuple[str, ...]) -> None:
     configs = bundle / "configs"
+    (configs / "inference.json").write_text((configs / "train.json").read_text())
     right = f"['{configs / 'train.json'}','{configs / 'evaluate.json'}']"
     with pytest.raises(RuntimeError) as error:
-        run(bundle, "evaluate.json", "train.json")
+        run(bundle, *names)
     assert str(root_cause(error.value)) == (
-        f'evaluate.json changes train.json and comes after it: --config_file "{right}"'
+        f'evaluate.json changes the train.json of its bundle: --config_file "{right}"'
     )
-    assert run(bundle, "train.json", "evaluate.json")[-1] == 5
+    assert run(bundle, "train.json", "evaluate.json")[-2:] == [5, 1]
+
+
+def test_files_of_two_bundles_do_not_go_together(bundle: Path, tmp_path: Path) -> None:
+    train, other = bundle / "configs" / "train.json", tmp_path / "other" / "configs"
+    other.mkdir(parents=True)
+    overlay = other / "evaluate.json"
+    overlay.write_text((bundle / "configs" / "evaluate.json").read_text())
+    files = [str(train), str(overlay)]
+    monai.bundle.create_workflow(config_file=files)  # a file of the user's own
+    (other / "metadata.json").write_text("{}")
+    with pytest.raises(RuntimeError) as error:
+        monai.bundle.create_workflow(config_file=files)
+    assert f"['{train}','{train.with_name('evaluate.json')}']" in str(root_cause(error.value))
+
+
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_overlay_alone_shows_the_right_command(bundle: Path) -> None:
+    for _, *overlays in (names for names in commands_of(bundle) if len(names) == 2):
+        path = bundle / "configs" / overlays[0]
+        with pytest.raises(RuntimeError) as error:
+            monai.bundle.create_workflow(config_file=str(path), logging_file=False)
+        right = f"['{path.with_name('train.json')}','{path}']"
+        assert str(root_cause(error.value)).endswith(f'of its bundle: --config_file "{right}"')
 
 
 def test_two_files_without_brackets_are_explained(bundle: Path) -> None:
@@ -197,3 +281,66 @@ def test_two_files_without_brackets_are_explained(bundle: Path) -> None:
     assert str(root_cause(error.value)) == (
         "several files need brackets and quotes: --config_file \"['...','evaluate.json']\""
     )
+
+
+def test_a_password_is_in_no_line_of_monais_log(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    monais = logging.getLogger("monai.bundle.scripts")
+    monais.addHandler(caplog.handler)
+    try:
+        run(bundle, output_dir="https://me:p@ss@host/?access_token=abc&x=1", max_steps=7)
+    finally:
+        monais.removeHandler(caplog.handler)
+    assert "> max_steps: 7" in caplog.messages
+    assert "> output_dir: 'https://***@host/?access_token=***&x=1'" in caplog.messages
+
+
+def cause_of_run(bundle: Path, **options: Any) -> str:
+    with pytest.raises(RuntimeError) as error:
+        run(bundle, **options)
+    return str(root_cause(error.value))
+
+
+def test_a_name_that_begins_with_no_and_has_no_value_is_understood(bundle: Path) -> None:
+    assert cause_of_run(bundle, rmalize_target=False) == "--normalize_target needs a value."  # as fire has it
+
+
+def test_lists_are_as_long_as_they_must_be(bundle: Path) -> None:
+    path = bundle / "configs" / "train.json"
+    levels = {
+        "level_sizes": [[8, 8, 8], [4, 4, 4]],
+        "alignment_weights": "$[0.1]",
+        "reconstruction_weights": [1.0, 1.0],
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | levels))
+    run(bundle)
+    assert cause_of_run(bundle, reconstruction_weights=[1, 1, 1], alignment_weights=[0.1, 0.1]).splitlines()[1:] == [
+        "  --reconstruction_weights [1, 1, 1]: expected 2 numbers for 2 level_sizes.",
+        "  --alignment_weights [0.1, 0.1]: expected 1 numbers for 2 level_sizes.",
+    ]
+
+
+def test_a_device_that_is_not_here_is_refused_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert run(bundle, device="cuda:1")[4] == torch.device("cuda:1")
+    assert cause_of_run(bundle, device="cuda:2") == "--device cuda:2: PyTorch sees 2 CUDA devices here."
+
+
+@pytest.mark.parametrize(
+    ("uri", "cause"),
+    [
+        ("sqlite:///", "names no file"),
+        ("sqlite:////", "names no file; expected one such as sqlite:////absolute/path/mlruns.db"),
+        ("sqlite:////none/mlruns.db", "there is no folder /none"),
+        ("http://me:secret@", "'http://***@' is no address"),
+    ],
+)
+def test_a_store_that_can_never_work_is_refused_at_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, uri: str, cause: str
+) -> None:
+    path = bundle / "configs" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tracking_uri": None}))
+    shown = cause_of_run(bundle, tracking_uri=uri)
+    assert shown.startswith("--tracking_uri ") and cause in shown and "secret" not in shown
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert cause in cause_of_run(bundle)
+    run(bundle, tracking_uri="http://host")

@@ -14,7 +14,7 @@ from mim_tools.bundle_files.copies import FRAGMENTS, SOURCES, shared_files, work
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["LICENSE", "configs/logging.conf", "models/README.md", "configs/multi_gpu_train.json"]
-SEGMENTATION = '{\n    "seed": 0,\n    "run": ["@seed"]\n}\n'
+SEGMENTATION = '{\n    "bundle_root": ".",\n    "seed": 0,\n    "run": ["@seed"]\n}\n'
 
 
 def make_bundle(folder: Path, workflow: object = "segmentation") -> Path:
@@ -29,7 +29,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "sources"
     for name, content in (
         ("common/LICENSE", b"free\n"),
-        ("segmentation/configs/train.json", b'{"seed": 0}'),
+        ("segmentation/configs/train.json", b'{"seed": 0, "bundle_root": "."}'),
         ("fine_tuning/configs/train.json", b'{"run": ["@seed"]}'),
         ("classification/__pycache__/x.pyc", b""),
         ("__pycache__/y.pyc", b""),

@@ -60,6 +60,12 @@ class PreparedCases:
     def __len__(self) -> int:
         return len(self.training)
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Part and digest of every case by its name, as `digest` counts them."""
+        parts = {"training": self.training, "validation": self.validation}
+        return {item["name"]: f"{part} {item['digest']}" for part, items in parts.items() for item in items}
+
     def summary(self) -> str:
         """Text of a few lines: number of cases of each part, what was left out."""
         lines = [", ".join(f"{row}: {count}" for row, count in self.counts)]
@@ -136,7 +142,7 @@ def prepare_cases(
     if folder is not None:
         facts = {"name": name, **getattr(checker, "datalist_facts", dict)()}
         _write(folder, found, division, training, prepared, facts, with_list=not anonymous_paths)
-    team.check_same(prepared.digest)
+    team.check_same(prepared.digest, prepared.contents)
     if idist.get_rank() == 0:
         logger.info("%s (%s, %s): %s", name, found.layout, planned.how, prepared.summary())
         for note in prepared.notes:

@@ -52,5 +52,5 @@ def prepare_on_nodes(
         named, cache_dir, on_bad=on_bad, max_bad_fraction=max_bad_fraction, num_workers=num_workers, progress=first,
         max_voxels=max_voxels, verify=verify, output_dir=output_dir if first else None, spacing=spacing, team=team,
     )  # fmt: skip
-    team.check_same(prepared.digest)
+    team.check_same(prepared.digest, prepared.contents)
     return prepared

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import signal
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from mim_components.data.prepare.quarantine import check_on_bad
 from mim_components.data.volumes import DataError
+from mim_components.run.folder import content_changes
 from mim_components.utils.files import PARTIAL
 from mim_components.utils.text import bar_options
 
@@ -99,11 +101,13 @@ class Team:
             results[place :: self.size] = part
         return results
 
-    def check_same(self, digest: str) -> None:
-        """Raise DataError in all processes of the run when their digests differ."""
+    def check_same(self, digest: str, contents: Mapping[str, str]) -> None:
+        """Raise DataError in all processes of the run when their digests differ; names what two of them have."""
         digests = self._gather(digest)
         if len(set(digests)) > 1:
-            raise DataError(f"processes of this run found different volumes: {', '.join(d[:12] for d in digests)}.")
+            found, other = self._gather(contents), next(n for n, each in enumerate(digests) if each != digests[0])
+            lines = "; ".join(content_changes(found[0], found[other]))
+            raise DataError(f"processes of this run found different volumes; {other} against 0: {lines}")
 
     def _who_sees(self, folder: Path) -> str:
         """Processes whose mark in its folder this process sees in its own."""
@@ -154,8 +158,18 @@ def _results(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, u
         return
     # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
     pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    # workers inherit the mask: Ctrl-C reaches them too, also while they import, and this process alone answers it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield from pool.map(function, tasks)
+        try:
+            results = pool.map(function, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from results
+    except KeyboardInterrupt:
+        for worker in list(pool._processes.values()):  # what they have finished is in the cache
+            worker.terminate()
+        raise
     except BrokenProcessPool as error:
         raise DataError(f"a worker that prepares {unit}s was killed (out of memory?); {num_workers=}") from error
     finally:

@@ -73,7 +73,7 @@ def test_bad_volume_is_left_out_by_both(seen: list[dict[str, Any]]) -> None:
 
 def test_different_volumes_are_an_error_in_both(seen: list[dict[str, Any]]) -> None:
     assert seen[0]["different"] == seen[1]["different"]
-    assert seen[0]["different"].startswith("processes of this run found different volumes: ")
+    assert seen[0]["different"].startswith("processes of this run found different volumes; 1 against 0: ")
 
 
 def test_samples_of_a_step_are_divided(seen: list[dict[str, Any]]) -> None:

@@ -1,5 +1,9 @@
+import os
 import pickle
+import signal
 import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -265,3 +269,18 @@ def test_real_volumes(real_data, tmp_path):
     assert volume.name == "sub-ct_label-22_ct"
     assert volume.shape == (73, 73, 47)  # stored as P, I, R: 73 x 47 x 73 is turned to R, A, S
     assert len(dataset.bad) == 2 and all("not HU" in item.cause for item in dataset.bad)
+
+
+def test_ctrl_c_is_answered_by_the_first_process_alone() -> None:
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)  # a worker's answer: what it has blocked
+    before = blocked(())
+    masks = list(phase_module.run_each(blocked, [(), ()], 2, "prepare", "volume", progress=False))
+    assert all(signal.SIGINT in mask for mask in masks) and blocked(()) == before
+
+
+def test_ctrl_c_ends_the_workers_at_once() -> None:
+    start = time.monotonic()
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(phase_module.run_each(time.sleep, [600, 600], 2, "prepare", "volume", progress=False))
+    assert time.monotonic() - start < 60

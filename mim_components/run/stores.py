@@ -1,0 +1,35 @@
+"""Addresses of MLflow stores: which can work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mim_components.utils.text import mask_secrets
+
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+FORMS = "http://host:5000, https://host, sqlite:////absolute/path/mlruns.db, postgresql://user@host/database"
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse an address that can never be a store.
+
+    Raises:
+        ValueError: names the forms that work, or the folder that a sqlite file needs.
+
+    Example:
+        >>> check_tracking_uri("http://localhost:5000")
+        >>> check_tracking_uri("localhost:5000")
+        Traceback (most recent call last):
+        ...
+        ValueError: 'localhost:5000' is no address of an MLflow store; such are http://host:5000, https://host, ...
+    """
+    scheme, separator, rest = uri.partition("://")
+    kind = scheme.split("+")[0]
+    if not (separator and rest.rpartition("@")[2] and kind in SCHEMES) and scheme != "databricks":
+        raise ValueError(f"{mask_secrets(uri)!r} is no address of an MLflow store; such are {FORMS}.")
+    if kind == "sqlite":
+        path = Path(rest.removeprefix("/").partition("?")[0])
+        if not path.name or path.is_dir():
+            raise ValueError(f"{uri!r} names no file; expected one such as sqlite:////absolute/path/mlruns.db.")
+        if not path.parent.is_dir():
+            raise ValueError(f"{uri!r}: there is no folder {path.parent}.")
