@@ -362,9 +362,11 @@ def tracked_name(name: str, prefix: str = "") -> str:
 
 
 def _check_sqlite(uri: str) -> None:
-    """Fail at once where MLflow would try to open a file for minutes."""
+    """Make the folder of the file; fail at once where MLflow would try to open it for minutes."""
     if uri.startswith("sqlite:///"):
-        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=SQLITE_SECONDS)) as connection:
+        file = uri.removeprefix("sqlite:///")
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=SQLITE_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
 

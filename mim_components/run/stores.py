@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mim_components.utils.text import mask_secrets
@@ -14,7 +15,7 @@ def check_tracking_uri(uri: str) -> None:
     """Refuse an address that can never be a store.
 
     Raises:
-        ValueError: names the forms that work, or the folder that a sqlite file needs.
+        ValueError: names the forms that work, or the folder that a sqlite file needs and that cannot be made.
 
     Example:
         >>> check_tracking_uri("http://localhost:5000")
@@ -31,5 +32,6 @@ def check_tracking_uri(uri: str) -> None:
         path = Path(rest.removeprefix("/").partition("?")[0])
         if not path.name or path.is_dir():
             raise ValueError(f"{uri!r} names no file; expected one such as sqlite:////absolute/path/mlruns.db.")
-        if not path.parent.is_dir():
-            raise ValueError(f"{uri!r}: there is no folder {path.parent}.")
+        nearest = next((each for each in path.absolute().parents if each.exists()), Path("/"))
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise ValueError(f"{uri!r}: there is no folder {path.parent}, and none can be made in {nearest}.")
