@@ -37,6 +37,16 @@ class BestModel:
         network: whose weights are kept, without wrappers.
         metric: name of the metric among those of the validation; larger is better.
         settings: what the network was made with.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> trainer = Engine(lambda engine, dice: setattr(engine.state, "validation", {"dice": dice}))
+        >>> with TemporaryDirectory() as place:
+        ...     best = BestModel(RunFolder(place), nn.Linear(1, 1), "dice", ModelSettings("bundle", {}, ["spleen"]))
+        ...     best.attach(trainer)
+        ...     _ = trainer.run([0.5, 0.75, 0.25])
+        ...     best.summary
+        'Best dice: 0.7500 at step 2; its weights are models/model.pt'
     """
 
     def __init__(self, folder: RunFolder, network: nn.Module, metric: str, settings: ModelSettings) -> None:
@@ -165,6 +175,17 @@ class UpdateAverage:
         folder: of the run, whose checkpoints keep the average.
         averaged: of `averaged_network`.
         network: that is trained.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> averaged = averaged_network(network, decay=0.75)
+        >>> trainer = Engine(lambda engine, weight: nn.init.constant_(network.weight, weight))
+        >>> with TemporaryDirectory() as place:
+        ...     UpdateAverage(RunFolder(place), averaged, network).attach(trainer)
+        >>> _ = trainer.run([0.0, 1.0])  # 0.75 * 0 + 0.25 * 1
+        >>> averaged.module.weight.item()
+        0.25
     """
 
     def __init__(self, folder: RunFolder, averaged: AveragedModel | None, network: nn.Module) -> None:

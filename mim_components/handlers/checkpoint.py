@@ -39,6 +39,20 @@ class CheckpointHandler:
         loader: that feeds the trainer; told where to go on.
         interval: steps between two checkpoints.
         keep: number of checkpoints kept.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(network.parameters())
+        >>> parts = network, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+        >>> trainer = Engine(lambda engine, weight: nn.init.constant_(network.weight, weight))
+        >>> with TemporaryDirectory() as place:
+        ...     handler = CheckpointHandler(RunFolder(place), *parts, StepLoader([0], 3, 1), interval=2)
+        ...     handler.attach(trainer)
+        ...     _ = trainer.run([0.25, 0.5, 0.75])
+        ...     _ = nn.init.zeros_(network.weight)
+        ...     handler.restore(trainer), network.weight.item()
+        (3, 0.75)
     """
 
     def __init__(

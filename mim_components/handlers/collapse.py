@@ -149,6 +149,21 @@ class CollapseWarning:
         step: of the trainer, whose `spread` measures.
         bound: smallest number that is no reason for a warning, in [0, 1); 0 = no warning.
         after: share of the steps before the first judgement; a new network has similar vectors for all volumes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> step = SimpleNamespace(spread=ContextSpread(size=2))
+        >>> def update(engine, batch):
+        ...     step.spread.add([torch.ones(2, 8)])  # two equal vectors, which make a window
+        ...     engine.state.step_metrics = step.spread.take()
+        >>> trainer = Engine(update)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     CollapseWarning(folder, step, bound=0.1, after=0.0).attach(trainer)
+        ...     _ = trainer.run(range(5))
+        ...     folder.notes[0].split(":")[0]
+        'context_std_level1_2 is 0.0000 at step 2, below 0.1'
     """
 
     def __init__(self, folder: RunFolder, step: HasSpread, bound: float, after: float = 0.2) -> None:

@@ -30,6 +30,21 @@ class ExportHandler:
         network: without the wrapper for several devices.
         contract: of the input; the step is filled in.
         prepared: volumes of the training; None = no list of them.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.weights import read_contract
+        >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1)
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     ExportHandler(folder, network, contract).attach(trainer)
+        ...     _ = trainer.run(range(3))
+        ...     sorted(path.name for path in (folder.path / "models").iterdir())
+        ...     read_contract(folder.path / "models/encoder.safetensors").step
+        ['encoder.safetensors', 'encoder.safetensors.sha256', 'model.pt', 'model.pt.sha256']
+        3
     """
 
     def __init__(

@@ -40,6 +40,18 @@ class StepMetrics:
         folder: of the run; the first process writes `metrics.jsonl` there.
         loader: that feeds the trainer.
         interval: steps between two collections; the first and the last step are always collected.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.utils.files import read_rows
+        >>> trainer = Engine(lambda engine, loss: {"loss": torch.tensor(loss)})
+        >>> trainer.optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     StepMetrics(folder, StepLoader([0], num_steps=5, global_batch_size=1), interval=2).attach(trainer)
+        ...     _ = trainer.run([5.0, 4.0, 3.0, 2.0, 1.0])
+        ...     [(row["step"], row["loss"]) for row in read_rows(folder.path / "metrics.jsonl")]
+        [(1, 5.0), (2, 4.0), (4, 2.0), (5, 1.0)]
     """
 
     def __init__(self, folder: RunFolder, loader: StepLoader, interval: int = 10) -> None:
@@ -90,6 +102,16 @@ class ConsoleLog:
 
     Args:
         skip: at most one line per so many collections.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> numbers = {"loss": 0.5, "gradient_norm": 2.0, "learning_rate": 1e-4}
+        >>> numbers |= {"samples_per_second": 8.0, "data_wait_share": 0.25}
+        >>> trainer = Engine(lambda engine, batch: setattr(engine.state, "step_metrics", numbers))
+        >>> ConsoleLog().attach(trainer)
+        >>> with patch.object(logger, "info", lambda text, *values: print(text % values)):
+        ...     _ = trainer.run([None])
+        step 1/1: loss 0.5000, gradient norm 2, learning rate 0.0001, 8.00 samples/s, 25 % data wait
     """
 
     def __init__(self, skip: int = 1) -> None:
@@ -130,6 +152,18 @@ class ProgressHandler:
 
     Args:
         folder: of the run, at whose end the bar is closed; None = the caller closes it.
+
+    Example:
+        >>> from contextlib import redirect_stderr
+        >>> from io import StringIO
+        >>> trainer = Engine(lambda engine, batch: setattr(engine.state, "step_metrics", {"loss": 0.5}))
+        >>> progress = ProgressHandler()
+        >>> with redirect_stderr(StringIO()) as console:
+        ...     progress.attach(trainer)
+        ...     _ = trainer.run(range(4))
+        ...     progress.close()
+        >>> "[4/4]" in console.getvalue(), "loss=0.5000" in console.getvalue()
+        (True, True)
     """
 
     def __init__(self, folder: RunFolder | None = None) -> None:

@@ -41,6 +41,24 @@ class PictureHandler:
         volume: index of the scan.
         standardized: the network predicts standardised tokens.
         error_range: absolute error that gets the last colour, HU.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from monai.transforms import Compose
+        >>> from mim_components.data import OpenPreparedd
+        >>> from mim_components.transforms import MultiLevelCropMaskd
+        >>> crop = MultiLevelCropMaskd("image", [(16, 16, 16)], (16, 16, 16), patch_size=8, window=(-1000, 1000))
+        >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1)
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> with TemporaryDirectory() as place:
+        ...     file = Path(place, "ct.npy")
+        ...     np.save(file, np.zeros((16, 16, 16), np.int16))
+        ...     volume = PreparedVolume("ct", "ct.nii", file, (16, 16, 16), (1.0, 1.0, 1.0), np.eye(4), "", 0)
+        ...     dataset = KeyedDataset([{"image": volume}], Compose([OpenPreparedd("image"), crop]))
+        ...     PictureHandler(RunFolder(place), network, dataset, [(16, 16, 16)], interval=9).attach(trainer)
+        ...     _ = trainer.run(range(1))  # the last step gets pictures too
+        ...     [path.name for path in Path(place, "pictures").iterdir()]
+        ['step_00000001_level1.png']
     """
 
     def __init__(

@@ -39,6 +39,20 @@ class ProbeHandler:
 
     Raises:
         ValueError: `interval` is negative.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> dice = iter([0.1, 0.2, 0.5, 0.4])  # untrained, intensity and position, step 1, step 2
+        >>> probe = lambda encoder: SimpleNamespace(dice=next(dice), knn=0.5, class_dice={})
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> with TemporaryDirectory() as place:
+        ...     handler = ProbeHandler(RunFolder(place), nn.Linear(1, 1), contract, probe, interval=1)
+        ...     handler.attach(trainer)
+        ...     _ = trainer.run(range(2))
+        ...     handler.summary
+        'Best Dice of the probe: 0.5000 at step 1; its weights are encoder_best.safetensors'
     """
 
     def __init__(

@@ -25,6 +25,23 @@ class StopSignals:
 
     Args:
         folder: of the run, whose checkpoint handler saves.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> trainer = Engine(lambda engine, batch: signal.raise_signal(signal.SIGTERM))
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     folder.checkpoints = SimpleNamespace(save=lambda engine: print("saved step", engine.state.iteration))
+        ...     stop = StopSignals(folder)
+        ...     stop.attach(trainer)
+        ...     try:
+        ...         trainer.run(range(9))
+        ...     except SystemExit as error:
+        ...         error.code
+        ...     stop.close()
+        saved step 1
+        143
     """
 
     def __init__(self, folder: RunFolder) -> None:

@@ -77,6 +77,12 @@ class RunTracker:
 
     Raises:
         ValueError: `tracking_uri` can never work; names the forms that do.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     RunTracker(RunFolder(place), "https://me:secret@mlflow.example.org").place
+        'https://***@mlflow.example.org'
     """
 
     def __init__(

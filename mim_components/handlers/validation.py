@@ -50,6 +50,20 @@ class Validation(ValidationHandler):
 
     Raises:
         ValueError: `interval` is less than 1.
+
+    Example:
+        >>> from ignite.metrics import Average
+        >>> from monai.engines import SupervisedEvaluator
+        >>> options = {"iteration_update": lambda engine, dice: dice, "key_val_metric": {"val_mean_dice": Average()}}
+        >>> evaluator = SupervisedEvaluator("cpu", [0.25, 0.75], torch.nn.Identity(), **options)
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> Validation(evaluator, interval=2).attach(trainer)
+        >>> show = lambda engine: print(engine.state.iteration, engine.state.validation)
+        >>> _ = trainer.add_event_handler(Events.ITERATION_COMPLETED, show)
+        >>> _ = trainer.run(range(3))  # the last step is validated too
+        1 None
+        2 {'val_mean_dice': 0.5}
+        3 {'val_mean_dice': 0.5}
     """
 
     def __init__(self, evaluator: Evaluator, interval: int, targets: Sequence[str] = ()) -> None:
@@ -95,6 +109,16 @@ class ValidationLog:
         folder: of the run, for `validation.jsonl`, and whose tracker gets the numbers; continuing a run removes lines
             of steps that are done again.
         metric: name of the metric that is shown in the log.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> trainer = Engine(lambda engine, numbers: setattr(engine.state, "validation", numbers))
+        >>> with TemporaryDirectory() as place:
+        ...     ValidationLog(RunFolder(place), metric="dice").attach(trainer)
+        ...     _ = trainer.run([None, {"dice": 0.5, "dice_spleen": math.nan}])
+        ...     print(Path(place, "validation.jsonl").read_text(), end="")
+        {"step": 2, "dice": 0.5, "dice_spleen": null}
     """
 
     def __init__(self, folder: RunFolder, metric: str) -> None:
@@ -143,6 +167,14 @@ class EarlyStop:
 
     Raises:
         ValueError: `patience` is negative.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> trainer = Engine(lambda engine, dice: setattr(engine.state, "validation", {"dice": dice}))
+        >>> with TemporaryDirectory() as place:
+        ...     EarlyStop(RunFolder(place), "dice", patience=2).attach(trainer)
+        >>> trainer.run([0.5, 0.75, 0.5, 0.25, 0.875]).iteration  # the fourth is the second without a better one
+        4
     """
 
     def __init__(self, folder: RunFolder, metric: str, patience: int = 0) -> None:

@@ -161,6 +161,21 @@ class ClassReport:
         output_dir: folder for the files; made when missing.
         published: section `dataset.published` of a bundle's metadata, in percent.
         facts: what else the report says, such as `dataset`, `fold`, `weights`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> scan = {"name": "1", "group": "1", "source": "1", "label": 0, "pred": [0.75, 0.25]}
+        >>> scores = ClassScores()
+        >>> scores.update([scan, {**scan, "name": "2", "label": 1}])
+        >>> _ = scores.compute()
+        >>> with TemporaryDirectory() as folder:
+        ...     ClassReport(scores, ["healthy", "ill"], folder)(Engine(lambda engine, batch: None))
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ...     print(Path(folder, "cases.csv").read_text(), end="")
+        ['cases.csv', 'confusion.png', 'metrics.json', 'report.md']
+        case,patient,label,prediction,p_healthy,p_ill,source
+        1,1,healthy,healthy,0.750000,0.250000,1
+        2,1,ill,healthy,0.750000,0.250000,1
     """
 
     def __init__(
@@ -215,6 +230,16 @@ class SavePredictions:
     Raises:
         ValueError: when called, a probability that is not finite; names the scan.
         BadVolumesError: at the end, with `on_bad="report"`: lists all bad scans.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> evaluator = Engine(lambda engine, scans: [{"pred": torch.tensor([0.25, 0.75])} for scan in scans])
+        >>> with TemporaryDirectory() as folder:
+        ...     SavePredictions(["healthy", "ill"], folder).attach(evaluator)
+        ...     _ = evaluator.run([[{"source": "ct.nii.gz"}]])
+        ...     print(Path(folder, "predictions.csv").read_text(), end="")
+        source,prediction,p_healthy,p_ill
+        ct.nii.gz,ill,0.250000,0.750000
     """
 
     def __init__(self, class_names: Sequence[str], output_dir: str | Path, on_bad: str = "exclude") -> None:

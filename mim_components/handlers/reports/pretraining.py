@@ -187,6 +187,19 @@ class ReportHandler:
         seed: of the crops.
         standardized: the network was trained on standardised tokens.
         alignment_weights: of the training; the heads of a pair with weight 0 were never trained.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torch.nn import Identity
+        >>> scores = CropScores()
+        >>> scores.update((["ct"], [0], [{"mse_level1": 0.01, "mse_visible_mean_level1": 0.04}]))
+        >>> trained = TrainedNetwork(Identity(), Path("model.pt"))
+        >>> crop = MultiLevelCropMask([(16, 16, 16)], (16, 16, 16), patch_size=8)
+        >>> with TemporaryDirectory() as folder:
+        ...     ReportHandler(scores, trained, PreparedDataset([]), crop, folder)(Engine(lambda engine, batch: None))
+        ...     table = Path(folder, "metrics.csv").read_text().splitlines()
+        >>> [row.split(",")[:5] for row in table]  # 0.1 of 2000 HU, 10 * log10(1 / 0.01) dB
+        [['volume', 'crops', 'mse_level1', 'rmse_hu_level1', 'psnr_db_level1'], ['ct', '1', '0.01', '200.0', '20.0']]
     """
 
     def __init__(

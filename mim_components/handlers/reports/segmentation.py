@@ -154,6 +154,19 @@ class EvaluationReport:
 
     Raises:
         ValueError: unknown `space`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.labels import LabelSet
+        >>> scores = CaseScores(LabelSet(("background", "spleen"), {}, {}), {"spleen": 2})
+        >>> for name, dice, pred_ml in (("1", 0.5, 100.0), ("2", 1.0, 200.0)):
+        ...     scores.results.append(CaseResult(name, {"spleen": TargetScore(dice, dice, 200.0, pred_ml)}))
+        >>> with TemporaryDirectory() as folder:
+        ...     EvaluationReport(scores, folder, published={}, facts={})(Engine(lambda engine, batch: None))
+        ...     print(Path(folder, "cases.csv").read_text(), end="")
+        case,mean_dice,mean_nsd,dice_spleen,nsd_spleen,label_ml_spleen,pred_ml_spleen
+        1,0.5,0.5,0.5,0.5,200,100
+        2,1,1,1,1,200,200
     """
 
     def __init__(

@@ -48,6 +48,19 @@ class SaveResults:
     Raises:
         ValueError: unknown `feature_dtype`; when called, features that are too large for float16.
         BadVolumesError: at the end, with `on_bad="report"`: lists all bad volumes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+        >>> trained = TrainedNetwork(torch.nn.Identity(), Path("model.pt"))
+        >>> volume = {"name": "ct", "source": "ct.nii.gz", "cause": "", "affine": np.eye(4), "shape": (16, 16, 16)}
+        >>> inference = Engine(lambda engine, features: {**volume, "features": features, "stride": 8})
+        >>> with TemporaryDirectory() as folder:
+        ...     SaveResults(folder, trained, contract).attach(inference)
+        ...     _ = inference.run([torch.ones(32, 2, 2, 2)])
+        ...     print(Path(folder, "results.csv").read_text(), end="")
+        name,source,files,cause
+        ct,ct.nii.gz,ct_features.safetensors,
     """
 
     def __init__(

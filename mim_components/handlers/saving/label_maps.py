@@ -59,6 +59,21 @@ class SaveSegmentation:
     Raises:
         ValueError: when called, a prediction that does not lie on its scan.
         BadVolumesError: at the end, with `on_bad="report"`: lists all bad scans.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> affine = torch.diag(torch.tensor([10.0, 10.0, 10.0, 1.0]))  # a voxel is 1 ml
+        >>> meta = {"original_affine": affine, "spatial_shape": (4, 4, 4), "filename_or_obj": "ct.nrrd"}
+        >>> scan = {"name": "ct", "source": "ct.nrrd", "pred": MetaTensor(torch.ones(1, 4, 4, 4), affine, meta)}
+        >>> evaluator = Engine(lambda engine, scans: scans)
+        >>> with TemporaryDirectory() as folder:
+        ...     SaveSegmentation(folder, LabelSet(("background", "liver"), {}, {})).attach(evaluator)
+        ...     _ = evaluator.run([[scan]])
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ...     print(Path(folder, "volumes.csv").read_text(), end="")
+        ['ct_seg.nii.gz', 'labels.ctbl', 'labels.txt', 'results.csv', 'volumes.csv']
+        case,liver
+        ct,64.000
     """
 
     def __init__(self, output_dir: str | Path, labels: LabelSet, on_bad: str = "exclude") -> None:
