@@ -157,8 +157,9 @@ class ProgressHandler:
         >>> from contextlib import redirect_stderr
         >>> from io import StringIO
         >>> trainer = Engine(lambda engine, batch: setattr(engine.state, "step_metrics", {"loss": 0.5}))
-        >>> progress = ProgressHandler()
-        >>> with redirect_stderr(StringIO()) as console:
+        >>> console, progress = StringIO(), ProgressHandler()
+        >>> console.isatty = lambda: True
+        >>> with redirect_stderr(console):
         ...     progress.attach(trainer)
         ...     _ = trainer.run(range(4))
         ...     progress.close()

@@ -34,7 +34,7 @@ KEPT_TAGS = (
 )  # by an evaluation, of its training
 MOST_DIGEST = 36  # characters, of MLflow
 
-_, has_psutil = optional_import("psutil")
+has_psutil = optional_import("psutil")[1]
 
 
 def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
@@ -198,6 +198,16 @@ class TrackEvaluation:
         results: folder with what the evaluation writes.
         tracking_uri: of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
         store_dir: the bundle.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from unittest.mock import patch
+        >>> with TemporaryDirectory() as folder, patch("mlflow.MlflowClient") as client:
+        ...     _ = Path(folder, "run.json").write_text('{"name": "btcv-1", "mlflow_run_id": "0ab"}')
+        ...     _ = Path(folder, "metrics.json").write_text('{"mean": {"dice": 0.75}}')
+        ...     TrackEvaluation(folder, results=folder, tracking_uri="sqlite:///mlruns.db")(Engine(lambda *step: None))
+        ...     client().create_run.call_args.kwargs["run_name"], client().log_metric.call_args.args[1:]
+        ('btcv-1 evaluation', ('mean_dice', 0.75))
     """
 
     def __init__(
