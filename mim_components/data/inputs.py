@@ -40,6 +40,17 @@ def scan_items(
 
     Raises:
         DataError: nothing is given, no scan was found, or scans are bad.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import nibabel as nib
+        >>> import numpy as np
+        >>> from mim_components.data import CTScans
+        >>> with TemporaryDirectory() as folder:
+        ...     nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)).to_filename(Path(folder, "a.nii"))
+        ...     Path(folder, "b.nii").touch()
+        ...     [(item["name"], item["cause"]) for item in scan_items(folder, CTScans(), on_bad="report")]
+        [('a', ''), ('b', 'the file is empty (0 bytes)')]
     """
     if on_bad not in ON_BAD_SCAN:
         raise DataError(f"on_bad must be one of {', '.join(ON_BAD_SCAN)}, got {on_bad!r}.")

@@ -47,6 +47,20 @@ def begin_pretraining(
 
     Raises:
         SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.data import PreparedVolume
+        >>> shape, spacing, affine = (64, 64, 20), (1.0, 1.0, 5.0), torch.eye(4).numpy()
+        >>> volume = PreparedVolume("ct", "ct.nii.gz", Path("ct.npy"), shape, spacing, affine, "", 0)
+        >>> loader = StepLoader([volume], num_steps=10, global_batch_size=4, batch_size=2)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     level_sizes, device = [(64, 64, 32)], torch.device("cpu")
+        ...     begin_pretraining(folder, PreparedDataset([volume]), loader, nn.Linear(1, 1), device, level_sizes)
+        >>> folder.facts["accumulation"], folder.facts["num_volumes"], folder.notes
+        (2, 1, ['1 of 1 volumes are smaller than level 1 (64x64x32 voxels) and are padded with air.'])
     """
     folder.begin(prepared.digest, name, prepared.contents)
     folder.facts |= facts_of(loader.sampler, prepared)
@@ -85,6 +99,19 @@ def begin_fine_tuning(
     Raises:
         StartError: shared memory or open files do not suffice.
         SettingsChangedError: settings that change the result, or the data, differ from those of the run.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> cases = [{"name": f"{number}", "digest": ""} for number in range(5)]
+        >>> prepared = PreparedCases(training=cases[:4], validation=cases[4:])
+        >>> loader = StepLoader(prepared.training, num_steps=10, global_batch_size=2)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place)
+        ...     begin_fine_tuning(
+        ...         folder, prepared, loader, nn.Linear(1, 1), torch.device("cpu"), "covid", 5, [[1, 1, 32, 32, 32]]
+        ...     )
+        >>> folder.name.split("-")[0], folder.facts["training_cases"], folder.facts["epochs"]  # 10 steps x 2 of 4 cases
+        ('covid', 4, 5.0)
     """
     scans: Sequence[Sequence[int]] = [sample_shapes[0]] * len(prepared.validation)
     if labels is not None:

@@ -30,6 +30,17 @@ class EvaluationStep:
         `reconstruction_scores` and `alignment_scores`. `mse_content_level2` ... and `accuracy_content_level1_2` ... are
         the same over the volumes whose parent token has content, None where the crop has none, and
         `empty_children_level2` ... is the share of the others.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class Zeros(torch.nn.Module):  # predicts 0 for all 5 masked tokens of 8 x 8 x 8 voxels
+        ...     def forward(self, images, masked):
+        ...         return MiMOutput((torch.zeros(1, 5, 512),), (), ())
+        >>> engine = SimpleNamespace(network=Zeros(), state=SimpleNamespace(device="cpu"))
+        >>> image, masked = torch.full((1, 1, 1, 16, 16, 16), 0.5), (torch.arange(8) > 2).view(1, 1, 8)
+        >>> batch = {"name": ["ct"], "crop": torch.tensor([0]), "image_level1": image, "masked_level1": masked}
+        >>> EvaluationStep(num_levels=1, patch_size=8)(engine, batch)["scores"]
+        [{'mse_level1': 0.25, 'mse_visible_mean_level1': 0.0}]
     """
 
     def __init__(self, num_levels: int, patch_size: int, temperature: float = 0.1, standardized: bool = False) -> None:

@@ -52,6 +52,17 @@ def fit_to_device(
         folder: of the run, which is told how many micro-batches make up a step.
         batch_size: samples of a micro-batch, or "auto".
         compile: "auto"; anything else is done, or not done, already.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.engines import FinetuneStep
+        >>> loader = StepLoader([0], num_steps=10, global_batch_size=4, batch_size="auto")
+        >>> step, network = FinetuneStep(loader), nn.Linear(1, 1)
+        >>> trainer = SimpleNamespace(state=SimpleNamespace(device="cpu"), loss_function=nn.MSELoss(), inferer=None)
+        >>> with TemporaryDirectory() as place:
+        ...     fit_to_device(trainer, network, loader, step, RunFolder(place), batch_size="auto")
+        >>> loader.sampler.batch_size, step.accumulation  # without CUDA: one sample at a time
+        (1, 4)
     """
     device, said = torch.device(trainer.state.device), []
     if folder.finished:

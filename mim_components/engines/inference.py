@@ -31,6 +31,13 @@ class ScanStep:
 
     Args:
         on_bad: "stop" raises instead.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> evaluator = SimpleNamespace(state=SimpleNamespace(), _iteration=lambda engine, batch: ["segmented"])
+        >>> scan = {"name": ["ct"], "source": ["ct.nii.gz"], "cause": [""]}
+        >>> ScanStep()(evaluator, scan), ScanStep()(evaluator, {**scan, "cause": ["no such file"]})
+        (['segmented'], [{'cause': 'no such file'}])
     """
 
     def __init__(self, on_bad: str = "report") -> None:
@@ -73,6 +80,18 @@ class InferenceStep:
         When called, `name`, `source`, `cause`, and unless there is a cause: `affine` `(4, 4)` float64, `shape`; with
         `features`, `features` float32 `(E, h, w, d)` on the CPU and `stride`; with `reconstruction`, `masked` and
         `reconstruction` int16 HU `(H, W, D)`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from monai.data import MetaTensor
+        >>> network = MiMReconstructor(input_size=(16, 16, 16), preset="nano", num_levels=1)
+        >>> step = InferenceStep(network, (16, 16, 16), reconstruction=False)
+        >>> engine = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu")))
+        >>> scan = {"name": ["ct"], "source": ["ct.nii.gz"], "cause": [""]}
+        >>> scan |= {"hu": MetaTensor(torch.zeros(1, 1, 20, 16, 16)), "image": MetaTensor(torch.rand(1, 1, 20, 16, 16))}
+        >>> output = step(engine, scan)
+        >>> output["features"].shape, output["stride"]  # 20 voxels are 3 blocks of 8, the last one cut
+        (torch.Size([48, 3, 2, 2]), 8)
     """
 
     def __init__(

@@ -37,6 +37,21 @@ class PretrainStep(OptimizerStep):
 
     Raises:
         ValueError: `max_volumes_per_pass` is less than 1; when called, the network teaches parents (`stop_gradient`).
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from mim_components.losses import MiMLoss
+        >>> from mim_components.networks import MiM
+        >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1)
+        >>> engine = SimpleNamespace(network=network, optimizer=torch.optim.AdamW(network.parameters()))
+        >>> engine.loss_function = MiMLoss(patch_size=8, reconstruction_weights=(1.0,), alignment_weights=())
+        >>> engine.state = SimpleNamespace(device=torch.device("cpu"), iteration=1)
+        >>> masked = (torch.arange(8) > 2).view(1, 1, 8)  # 3 of 8 tokens are visible
+        >>> batch = {"name": ["ct"], "image_level1": torch.rand(1, 1, 1, 16, 16, 16), "masked_level1": masked}
+        >>> step = PretrainStep(num_levels=1, loader=StepLoader([0], num_steps=10, global_batch_size=2))
+        >>> numbers = step(engine, [batch, batch])  # two micro-batches
+        >>> list(numbers), numbers["names"], torch.equal(numbers["loss"], numbers["reconstruction_level1"])
+        (['loss', 'reconstruction_level1', 'gradient_norm', 'names'], ['ct', 'ct'], True)
     """
 
     def __init__(

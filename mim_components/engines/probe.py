@@ -62,6 +62,20 @@ def load_probed(
         FileNotFoundError: there is no such file.
         PretrainedError: the weights do not fit.
         WrongWeightsError: tensors of the encoder are missing.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.weights import save_encoder
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
+        >>> encoder = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1).encoder
+        >>> with TemporaryDirectory() as folder:
+        ...     file = save_encoder(encoder, Path(folder, "encoder.safetensors"), contract)
+        ...     probed = load_probed(file, folders=[], expected=contract)
+        >>> name, weight = next(iter(encoder.named_parameters()))
+        >>> [torch.equal(network.get_parameter(name), weight) for network in (probed.network, probed.untrained)]
+        [True, False]
+        >>> probed.origin.split(", ")[1]
+        'step 500'
     """
     path = find_checkpoint(checkpoint, folders)
     found = find_contract(path)
@@ -94,6 +108,22 @@ def run_probe(
         folder: for `report.md`, `metrics.json`, `cases.csv` and pictures.
         tracker: gets the figures at the weights' step, and the files.
         facts: settings that the report names.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> from unittest.mock import patch
+        >>> dice = {"encoder": 0.75, "random weights": 0.5, "intensity and position": 0.25}
+        >>> probe = lambda network, pictures=False, title="": SimpleNamespace(dice=dice[title], knn=0.9)
+        >>> probe.prepared = SimpleNamespace(digest="", contents={})
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
+        >>> probed = ProbedEncoder(nn.Identity(), nn.Identity(), contract, "encoder.safetensors")
+        >>> tracker = SimpleNamespace(start=lambda engine: None, close=print)
+        >>> tracker.log_numbers = lambda sent, step: print(step, {name: sent[name] for name in sent if "dice" in name})
+        >>> with TemporaryDirectory() as place, patch(f"{__name__}.ProbeReport"):  # writes no files
+        ...     run_probe(probe, probed, RunFolder(place), tracker, facts={})
+        500 {'probe_dice': 0.75, 'random_dice': 0.5, 'raw_dice': 0.25}
+        FINISHED
     """
     status = "FAILED"
     folder.begin(probe.prepared.digest, "probe", probe.prepared.contents)

@@ -148,6 +148,20 @@ class FinetuneStep(OptimizerStep):
 
     Segmentation: `image` `(B, C, H, W, D)`, `label` `(B, 1, H, W, D)` classes or `(B, R, H, W, D)` regions.
     Classification: `label` `(B,)` class numbers.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(network.weight)
+        >>> engine = SimpleNamespace(network=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.125))
+        >>> engine.inferer, engine.loss_function = lambda image, network: network(image), nn.MSELoss()
+        >>> engine.state = SimpleNamespace(device=torch.device("cpu"), iteration=1)
+        >>> batch = {"image": torch.tensor([[2.0]]), "label": torch.tensor([[1.0]])}
+        >>> numbers = FinetuneStep(StepLoader([0], num_steps=1, global_batch_size=1))(engine, [batch])
+        >>> numbers["loss"].item(), numbers["gradient_norm"].item()  # (2 w - 1)^2 and 4 (2 w - 1), w = 1
+        (1.0, 4.0)
+        >>> network.weight.item()  # 1 - 0.125 * 4
+        0.5
     """
 
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:

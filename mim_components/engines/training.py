@@ -48,6 +48,28 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
     Args:
         trainer: with all its handlers, a `CheckpointHandler` and a `RunTracker` among them.
         folder: of the run, with which handlers and step have registered.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> from mim_components.data import KeyedDataset, StepLoader
+        >>> from mim_components.handlers import CheckpointHandler
+        >>> network = torch.nn.Linear(1, 1)
+        >>> optimizer = torch.optim.SGD(network.parameters())
+        >>> schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        >>> loader = StepLoader(KeyedDataset([1.0, 2.0], float), num_steps=3, global_batch_size=2)
+        >>> step = lambda engine, batches: print("step", engine.state.iteration, [len(batch) for batch in batches])
+        >>> trainer = SupervisedTrainer("cpu", 1, loader, network, optimizer, torch.nn.MSELoss(), iteration_update=step)
+        >>> with TemporaryDirectory() as place:
+        ...     folder = RunFolder(place).begin(data_digest="")
+        ...     folder.tracker = SimpleNamespace(close=print, place="mlruns.db")
+        ...     CheckpointHandler(folder, network, optimizer, schedule, loader).attach(trainer)
+        ...     train(trainer, folder)
+        step 1 [1, 1]
+        step 2 [1, 1]
+        step 3 [1, 1]
+        FINISHED
     """
     checkpoints, tracker = folder.checkpoints, folder.tracker
     if folder.finished:

@@ -135,6 +135,13 @@ class ClassScores(Metric):
 
     Raises:
         ValueError: when updated, a probability that is not finite; names the scan.
+
+    Example:
+        >>> scan = {"name": "1", "group": "1", "source": "1.nii.gz", "label": 0, "pred": [0.75, 0.25]}
+        >>> scores = ClassScores()
+        >>> scores.update([scan, {**scan, "name": "2", "label": 1, "pred": [0.625, 0.375]}])  # wrong, yet less sure
+        >>> scores.compute()
+        {'accuracy': 0.5, 'auc_macro': 1.0, 'auc_micro': 0.75}
     """
 
     def __init__(self) -> None:
@@ -174,5 +181,14 @@ def as_tensors(scans: Sequence[ScoredScan]) -> tuple[Tensor, Tensor]:
 
 
 def one_figure(scores: ClassScores, name: str) -> MetricsLambda:
-    """One of the figures as a metric of its own, for MONAI's `key_val_metric`."""
+    """One of the figures as a metric of its own, for MONAI's `key_val_metric`.
+
+    Example:
+        >>> scores = ClassScores()
+        >>> accuracy = one_figure(scores, "accuracy")
+        >>> scan = {"group": "1", "source": "1.nii.gz", "pred": [0.75, 0.25]}
+        >>> scores.update([{**scan, "name": "1", "label": 0}, {**scan, "name": "2", "label": 1}])
+        >>> accuracy.compute()
+        0.5
+    """
     return MetricsLambda(itemgetter(name), scores)

@@ -130,5 +130,13 @@ def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def mean_error(scores: CropScores) -> MetricsLambda:
-    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better."""
+    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better.
+
+    Example:
+        >>> scores = CropScores()
+        >>> error = mean_error(scores)
+        >>> scores.update((["a"], [0], [{"mse_level1": 0.25, "mse_level2": 0.75}]))
+        >>> error.compute()
+        0.5
+    """
     return MetricsLambda(itemgetter("mse"), scores)

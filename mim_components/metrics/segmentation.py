@@ -136,6 +136,17 @@ class CaseScores:
 
     Raises:
         ValueError: a tolerance is missing or not positive; when called, a case whose tensors do not fit together.
+
+    Example:
+        >>> affine = np.diag([10.0, 10.0, 10.0, 1.0])  # a voxel is 1 ml
+        >>> label, pred = torch.zeros(2, 1, 4, 4, 4)
+        >>> label[:, :3], pred[:, :1] = 1, 1  # three planes, and one of them
+        >>> volumes = {"label": label, "pred": pred, "picture": label}
+        >>> scores = CaseScores(LabelSet(("background", "liver"), {}, {}), tolerance_mm={"liver": 2})
+        >>> case = {name: MetaTensor(each, affine) for name, each in volumes.items()}
+        >>> score = scores.add({"name": "1", **case}).scores["liver"]
+        >>> score.dice, round(score.label_ml), round(score.pred_ml)  # 2 * 16 / (48 + 16)
+        (0.5, 48, 16)
     """
 
     def __init__(self, labels: LabelSet, tolerance_mm: Mapping[str, float]) -> None:

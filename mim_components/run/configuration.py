@@ -96,6 +96,20 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
         ValueError: shows the right command; or names the options of which only one can be given, or an address in
             MLFLOW_TRACKING_URI that can never work.
         OptionsError: names every unknown option, with the nearest known ones, and every value that cannot be.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mim_components.utils.text import root_cause
+        >>> check = {"_target_": "mim_components.run.check_overrides"}
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "train.json")
+        ...     _ = file.write_text(json.dumps({"bundle_root": ".", "max_steps": 5, "initialize": [check]}))
+        ...     workflow = ConfigWorkflow(str(file), str(file), logging_file=False, max_step=9)
+        ...     try:
+        ...         workflow.initialize()
+        ...     except RuntimeError as error:
+        ...         print(root_cause(error))
+        unknown option --max_step: nothing in the configuration reads it; did you mean --max_steps?
     """
     _mask_secrets_in_monais_log()
     workflow = current_workflow()

@@ -69,6 +69,13 @@ def check_start(
         FullDiskError: the disk of the folder has no room for three checkpoints.
         StartError: shared memory or open files do not suffice.
         ValueError: no time-out.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     check_start(RunFolder(place), nn.Linear(1, 1), [[1, 16, 16, 16]], 1, num_workers=2, worker_timeout=0)
+        Traceback (most recent call last):
+        ValueError: worker_timeout must be positive, got 0: a worker that hangs stops the run.
     """
     if num_workers and not worker_timeout > 0:
         raise ValueError(f"worker_timeout must be positive, got {worker_timeout}: a worker that hangs stops the run.")

@@ -70,6 +70,13 @@ def write_synthetic_dataset(
 
     Raises:
         ValueError: `num_volumes`, `seed`, `spatial_size` or `spacing` is out of range.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     images = write_synthetic_dataset(folder, num_volumes=1, spatial_size=(4, 4, 4))
+        ...     json.loads(Path(folder, "dataset.json").read_text())["training"][0]
+        {'image': './images/synthetic_ct_0000.nii.gz', 'label': './labels/synthetic_ct_0000_label.nii.gz'}
     """
     if num_volumes < 1:
         raise ValueError(f"num_volumes must be 1 or more, got {num_volumes=}.")

@@ -46,6 +46,16 @@ class SegmentationChecker:
 
     Raises:
         ValueError: the modality is another one.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> checker = SegmentationChecker(LabelSet(("background", "liver"), {}, {}))
+        >>> with TemporaryDirectory() as folder:
+        ...     image, label = Path(folder, "image.nii"), Path(folder, "label.nii")
+        ...     nib.Nifti1Image(np.arange(-500, 500, dtype=np.int16).reshape(10, 10, 10), np.eye(4)).to_filename(image)
+        ...     nib.Nifti1Image(np.zeros((10, 10, 10), np.uint8), np.eye(4)).to_filename(label)
+        ...     checker(Case("1", (image,), label)).notes
+        ('the label holds background only',)
     """
 
     labels: LabelSet

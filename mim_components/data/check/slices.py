@@ -29,6 +29,16 @@ class SliceFolderChecker:
     Args:
         class_names: labels are the positions in it; empty = labels are not checked.
         hu_window: HU that become black and white; None = folders of slices only.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> checker = SliceFolderChecker(class_names=["Normal", "CP"])
+        >>> with TemporaryDirectory() as folder:
+        ...     for number in range(3):
+        ...         Image.linear_gradient("L").save(Path(folder, f"{number}.png"))
+        ...     checker(Case("1", (Path(folder),), label=1)).notes
+        ('2 slices are copies of another slice of the scan',)
     """
 
     class_names: Sequence[str] = ()

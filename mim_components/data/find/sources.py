@@ -51,6 +51,16 @@ def find_cases(
     Raises:
         DataError: the list is wrong, or no layout recognises the folder; says what was expected and
             which dataset it looks like.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for place in ("imagesTr", "labelsTr"):
+        ...         Path(folder, place).mkdir()
+        ...         Path(folder, place, "spleen_2.nii.gz").touch()
+        ...     found = find_cases(folder, layouts=[{"name": "decathlon", "task": "Task09_Spleen"}])
+        >>> [(case.name, case.image[0].parent.name, case.label.parent.name) for case in found.cases]
+        [('spleen_2', 'imagesTr', 'labelsTr')]
     """
     if datalist:
         return load_cases(datalist, dataset_dir or None, allow_outside)
@@ -199,6 +209,16 @@ def find_validation(
 
     Raises:
         DataError: nothing was found, or nothing is given.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as training, TemporaryDirectory() as validation:
+        ...     Path(training, "a.nii.gz").touch()
+        ...     Path(validation, "b.nii.gz").touch()
+        ...     [source.name for source in find_validation(validation, dataset_dir=training)]
+        ...     [source.name for source in find_validation(dataset_dir=training)]
+        ['b']
+        ['a']
     """
     if validation_datalist or validation_dir:
         return find_sources(
@@ -237,6 +257,16 @@ def find_scans(
     Raises:
         DataError: nothing is given or found; a list is wrong, or names no scan that is there; only one list is given,
             or lists together with a `datalist`; a patient is in both lists.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     for path in ("NCP/7/1/0.png", "NCP/7/1/1.png", "Normal/8/2/0.png"):
+        ...         Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+        ...         Path(folder, path).touch()
+        ...     found = find_scans(folder, layouts=[{"name": "ccccii"}], class_names=["Normal", "NCP"], min_slices=2)
+        >>> [(case.name, case.label, case.group) for case in found.cases], found.notes
+        ([('NCP_7_1', 1, '7')], ['1 scans with fewer than 2 slices are left out'])
     """
     if bool(train_csv) != bool(valid_csv) or (train_csv and datalist):
         raise DataError(

@@ -26,6 +26,20 @@ class OpenPreparedd(MapTransform):
     Args:
         keys: items that are prepared volumes.
         allow_missing_keys: do not raise when a key is missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from mim_components.data import PreparedVolume
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "ct.npy")
+        ...     np.save(file, np.full((4, 4, 2), -1000, np.int16))
+        ...     affine = np.diag([1, 1, 5, 1])
+        ...     volume = PreparedVolume("ct", "ct.nii.gz", file, (4, 4, 2), (1.0, 1.0, 5.0), affine, "", 0)
+        ...     image = OpenPreparedd("image")({"image": volume})["image"]
+        ...     image.shape, image.dtype, image.pixdim.tolist()
+        (torch.Size([1, 4, 4, 2]), torch.int16, [1.0, 1.0, 5.0])
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:

@@ -121,6 +121,18 @@ def prepare_cases(
     Raises:
         BadVolumesError: cases are bad and `on_bad` is "stop", or more are than may be left out.
         DataError: no data was given; there is no such fold or share, or a part is empty; in all processes alike.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     cases = [Case(f"{number}", (Path(folder, f"{number}.nii"),), label=0) for number in range(1, 6)]
+        ...     for case in cases:
+        ...         case.image[0].touch()
+        ...     found = FoundCases(Path(folder), "datalist", cases)
+        ...     check = lambda case: CheckResult(digest=case.name)
+        ...     prepared = prepare_cases(found, check, {"rule": "fifths"}, cache_dir=folder)
+        >>> [[item["name"] for item in part] for part in (prepared.training, prepared.validation)]
+        [['2', '3', '4', '5'], ['1']]
     """
     check_options(on_bad, max_bad_fraction, num_workers)
     if found.layout == NO_DATA:

@@ -44,6 +44,18 @@ def prepare_on_nodes(
 
     Raises:
         DataError: in all processes alike, when one failed or they found different volumes.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import nibabel as nib
+        >>> import numpy as np
+        >>> from mim_components.data import find_sources
+        >>> with TemporaryDirectory() as folder:
+        ...     voxels = np.arange(-500, 500, dtype=np.int16).reshape(10, 10, 10)
+        ...     nib.Nifti1Image(voxels, np.diag([2, 2, 2, 1])).to_filename(Path(folder, "ct.nii"))
+        ...     prepared = prepare_on_nodes(find_sources(folder), Path(folder, "cache"))
+        >>> [(volume.name, volume.shape, volume.spacing, volume.intensity_range) for volume in prepared.volumes]
+        [('ct', (10, 10, 10), (2.0, 2.0, 2.0), (-500, 499))]
     """
     named = name_sources(found) if is_anonymous(anonymous_paths) else found
     team = Team("\n".join(map(str, named)), Path(cache_dir))

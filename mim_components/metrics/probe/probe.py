@@ -102,6 +102,26 @@ class FeatureProbe:
         overlap: of windows; made smaller until they begin at token edges.
         sw_batch_size: windows at once.
         seed: of the draws.
+
+    Example:
+        >>> import json
+        >>> from tempfile import TemporaryDirectory
+        >>> import nibabel as nib
+        >>> label = np.zeros((16, 16, 16), np.uint8)
+        >>> label[4:12, 4:12, 4:12] = 1
+        >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
+        >>> with TemporaryDirectory() as folder:
+        ...     items = []
+        ...     for number in (1, 2):
+        ...         item = {kind: str(Path(folder, f"{kind}{number}.nii")) for kind in ("image", "label")}
+        ...         image = np.int16(number + np.arange(16) + 500.0 * label)
+        ...         nib.Nifti1Image(image, np.eye(4)).to_filename(item["image"])
+        ...         nib.Nifti1Image(label, np.eye(4)).to_filename(item["label"])
+        ...         items.append(item)
+        ...     _ = Path(folder, "list.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
+        ...     probe = FeatureProbe(Path(folder, "list.json"), contract, folder)
+        ...     probe(None).dice
+        1.0
     """
 
     def __init__(
