@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 DATALIST = "datalist.json"
 REPORT = "data_report.md"
+NO_DATASET = """\
+Give the dataset in one way:
+  --dataset_dir /path/to/dataset    the folder that its archive unpacks to; docs/README.md of the bundle has its layout
+  --datalist list.json              {"training": [{"image": "a.nii.gz", "label": "a_label.nii.gz"}, ...]}; paths are
+                                    relative to the list; of a classification, "label" is the number of a class
+To see it work without data, write a synthetic dataset: python -m mim_tools.synthetic --help"""
 # Headers whose voxels lie in another file, which may be repaired while the header stays.
 _DETACHED = (".mhd", ".nhdr")
 
@@ -136,7 +142,7 @@ def prepare_cases(
     """
     check_options(on_bad, max_bad_fraction, num_workers)
     if found.layout == NO_DATA:
-        raise DataError("Give the dataset: dataset_dir, the folder that its archive unpacks to, or a datalist.")
+        raise DataError(NO_DATASET)
     if is_anonymous(anonymous_paths):
         found = found.named_by_digests()
     # whatever is wrong with the settings shows before hours of checks

@@ -165,7 +165,10 @@ def test_wrong_options(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one way: dataset_dir .*, datalist .*, or collection with data_root"),
+        (
+            {},
+            r"one way:\n  --dataset_dir .*\n  --datalist .*\n.*\n  --collection 1k --data_root (.*\n){2}.*demo\.json",
+        ),
         ({"dataset_dir": "a", "collection": "1k", "data_root": "b"}, "exactly one way"),
         ({"datalist": "a", "collection": "1k", "data_root": "b"}, "exactly one way"),
         ({"collection": "1k"}, "collection and data_root belong together"),
