@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mim_components.labels import COLOURS
-from mim_components.visualize.overlay import draw_masks, fullest_voxel
+from mim_components.visualize.overlay import draw_masks, draw_swatch, fullest_voxel, shown_part
 from mim_components.visualize.sheet import (
     PLANES,
     TITLE_SIZE,
@@ -69,9 +69,10 @@ def write_picture(
         heads.append(f"{cell.arm}: Dice {100 * float(np.mean(dice)):.1f} %")
     cell = cells[0]
     title = f"{scan}, {cell.labels} labelled patients, seed {cell.seed}"
-    intensity = json.loads(study.metadata)["dataset"]["intensity"]
-    window = float(intensity["a_min"]), float(intensity["a_max"])
-    return save_figure(comparison_figure(image, label, predictions, heads, title, window), file)
+    dataset = json.loads(study.metadata)["dataset"]
+    window = float(dataset["intensity"]["a_min"]), float(dataset["intensity"]["a_max"])
+    names = dataset["label_sets"]["default"]["names"][1:]
+    return save_figure(comparison_figure(image, label, predictions, heads, title, window, names), file)
 
 
 def _segment(cell: Cell, image: Path, work: Path) -> Path:
@@ -104,8 +105,11 @@ def comparison_figure(
     heads: Sequence[str],
     title: str,
     window: tuple[float, float],
+    names: Sequence[str],
 ) -> Figure:
     """Rows axial and coronal, where the label is largest; columns the label map and each prediction.
+
+    Only the part of the scan around the label is shown.
 
     Args:
         image: the scan, HU.
@@ -114,18 +118,21 @@ def comparison_figure(
         heads: what is written above each prediction.
         title: heading of the figure.
         window: HU that are black and white.
+        names: of the classes, from 1 on.
     """
     scan = nib.as_closest_canonical(nib.load(image))
     grey = np.clip((_read(image) - window[0]) / (window[1] - window[0]), 0, 1)
     masks = [_read(path).astype(np.uint8)[None] for path in (label, *predictions)]
     x, y, z = (float(step) for step in nib.affines.voxel_sizes(scan.affine))
     spacing = (x, y, z)
+    part = shown_part(masks[0], masks[0], np.array(spacing))
+    grey, masks = grey[part], [mask[(slice(None), *part)] for mask in masks]
     voxel = fullest_voxel(masks[0])
     planes = PLANES[:2]
     sizes = panel_inches(np.array(grey.shape) * spacing, COLUMN, COLUMN)[: len(planes)]
     heights = [height for _, height in sizes]
     columns = ["label", *heads]
-    sheet = Sheet(2 * MARGIN + len(columns) * (COLUMN + GAP), HEAD + sum(heights) + len(heights) * 0.3 + MARGIN)
+    sheet = Sheet(2 * MARGIN + len(columns) * (COLUMN + GAP), HEAD + sum(heights) + len(heights) * 0.3 + 0.3 + MARGIN)
     sheet.text(MARGIN, MARGIN, title, TITLE_SIZE, bold=True)
     lefts = sheet.columns(columns, MARGIN, HEAD - 0.2, COLUMN + GAP)
     top = HEAD
@@ -139,6 +146,9 @@ def comparison_figure(
                 draw_scale_bar(axes)
                 title_panel(axes, plane.name)
         top += height + 0.3
+    for number, name in enumerate(names):
+        colour = tuple(value / 255 for value in COLOURS[number % len(COLOURS)])
+        draw_swatch(sheet, MARGIN + number * 1.8, top, colour, name)
     return sheet.figure
 
 

@@ -180,14 +180,15 @@ def _draw_legend(
             if colour is None:
                 sheet.text(left + SWATCH, top + row * LEGEND_ROW, text, TEXT_SIZE)
             else:
-                _draw_swatch(sheet, left, top + row * LEGEND_ROW, tuple(value / 255 for value in colour), text)
+                draw_swatch(sheet, left, top + row * LEGEND_ROW, tuple(value / 255 for value in colour), text)
     kinds = list(DIFFERENCES.items())[: 2 if targets == 1 else 3]
     for column, (name, hexadecimal) in enumerate(kinds, start=1):
-        _draw_swatch(sheet, MARGIN + column * 1.2, top + rows * LEGEND_ROW, to_rgb(hexadecimal), name)
+        draw_swatch(sheet, MARGIN + column * 1.2, top + rows * LEGEND_ROW, to_rgb(hexadecimal), name)
     sheet.text(MARGIN, top + rows * LEGEND_ROW, "Difference:", TEXT_SIZE, bold=True)
 
 
-def _draw_swatch(sheet: Sheet, left: float, top: float, colour: tuple[float, ...], text: str) -> None:
+def draw_swatch(sheet: Sheet, left: float, top: float, colour: tuple[float, ...], text: str) -> None:
+    """Draw a colour, RGB in 0 to 1, and what it stands for."""
     corner = (left / sheet.width, 1 - (top + 0.15) / sheet.height)
     size = (0.15 / sheet.width, 0.12 / sheet.height)
     sheet.figure.add_artist(Rectangle(corner, *size, facecolor=colour, edgecolor="black", linewidth=0.5))
@@ -249,7 +250,7 @@ def overlay_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray, affi
     affine = affine @ nib.orientations.inv_ornt_aff(turn, image.shape[1:])
     image, label, pred = (_turned(volume, turn) for volume in (image[:1], label, pred))
     spacing = nib.affines.voxel_sizes(affine)
-    view = _view(label, pred, spacing)
+    view = shown_part(label, pred, spacing)
     start = np.array([part.start for part in view])
     image, label, pred = (volume[(slice(None), *view)] for volume in (image, label, pred))
     voxel = fullest_voxel(label if label.any() else pred)
@@ -310,7 +311,7 @@ def _turned(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
     return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(volume, 0, -1), turn), -1, 0)
 
 
-def _view(label: np.ndarray, pred: np.ndarray, spacing: np.ndarray) -> Box:
+def shown_part(label: np.ndarray, pred: np.ndarray, spacing: np.ndarray) -> Box:
     """Voxels to show: what is segmented and a margin, at least `MIN_VIEW_MM`; everything where nothing is."""
     shape = label.shape[1:]
     boxes = [*target_boxes(label).values(), *target_boxes(pred).values()]

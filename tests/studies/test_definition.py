@@ -48,6 +48,14 @@ def test_options_of_studies_are_those_of_the_bundles(path: Path) -> None:
                 assert name in place, f"{cell.name}: {option}"
 
 
+def test_metadata_of_a_study_has_the_keys_of_a_bundle() -> None:
+    keys = [
+        set(json.loads((ROOT / place / "metadata.json").read_text())["dataset"])
+        for place in ("studies/openkbp", "bundles/mim_btcv_segmentation/configs")
+    ]
+    assert keys[0] == keys[1]
+
+
 def test_cells_in_order_with_what_they_need(small: dict[str, Any], write: Write) -> None:
     study = Study(write(small))
     assert list(study.cells) == ["scratch/1/seed0", "mim/pretraining/seed0", "mim/1/seed0"]

@@ -31,7 +31,8 @@ def test_the_same_picture_whatever_the_axes_of_the_files(tmp_path: Path) -> None
                 ("scan", "label", "pred"), (scan, label, np.roll(label, 1, 0)), axes, strict=True
             )
         ]
-        figure = comparison_figure(files[0], files[1], files[2:], ["arm: Dice 50.0 %"], "scan", (-160.0, 240.0))
+        texts = {"heads": ["arm: Dice 50.0 %"], "title": "scan", "names": ["a", "b"]}
+        figure = comparison_figure(files[0], files[1], files[2:], window=(-160.0, 240.0), **texts)
         figure.canvas.draw()
         pixels.append(np.asarray(figure.canvas.buffer_rgba()))  # type: ignore[attr-defined]
     assert np.array_equal(*pixels)
