@@ -140,7 +140,10 @@ def _report(options: argparse.Namespace) -> int:
     file = study.path.absolute()
     shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
     commands = [f"python -m studies run {shown} --data DIR", f"python -m studies report {shown}"]
-    print(write_report(evidence, Path(options.output or ROOT / "docs"), commands))
+    folder = Path(options.output or ROOT / "docs")
+    if (folder / SCAN).exists():
+        commands.insert(1, f"python -m studies picture {shown} --data DIR --scan SCAN --cells CELL CELL ...")
+    print(write_report(evidence, folder, commands))
     return OK
 
 
