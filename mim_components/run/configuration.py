@@ -30,6 +30,8 @@ from mim_components.run.options import (
 from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
+OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that no inference takes
+
 
 def current_workflow() -> ConfigWorkflow | None:
     """The bundle workflow whose expression is being evaluated, found among the callers; None outside of one."""
@@ -161,7 +163,7 @@ def _check_files(workflow: ConfigWorkflow) -> None:
     if not overlays:
         return
     base = next((path for path in files if path not in overlays), overlays[0].with_name("train.json"))
-    if base.name == "inference.json":  # of which there are no overlays
+    if base.name == "inference.json" and any(path.name in OF_TRAINING for path in overlays):
         base = base.with_name("train.json")
     foreign = [path for path in overlays if _is_of_another_bundle(path, base)]
     if files[0] != base or foreign:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import logging
 import os
@@ -61,7 +62,9 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
                 sys.stderr.write(f"\n{kept}{line}\n")
             _tell_torchrun(line if expected else f"{text}\n{line}")
 
-    if getattr(before, "__qualname__", "") != hook.__qualname__:
+    # torch wraps what is there when processes are joined, and puts the rank before each line
+    wrapped = inspect.getclosurevars(before).nonlocals.get("old_hook") if inspect.isfunction(before) else None
+    if hook.__qualname__ not in (getattr(each, "__qualname__", "") for each in (before, wrapped)):
         sys.excepthook = hook
 
 

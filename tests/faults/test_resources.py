@@ -292,7 +292,7 @@ def test_source_changed(scans: dict[str, str], tmp_path: Path) -> None:
     assert weights_digest(after) != weights_digest(before)
     again = start(PRETRAIN, before, **options)
     assert again.wait() == 1
-    assert "data: other volumes than at the start of this run" in again.error
+    assert f"data: changed: {scan}" in again.error
 
 
 @pytest.mark.fault("A26", fault="source files disappear in mid-run", injection="the folder of scans is removed",
