@@ -25,7 +25,7 @@ from mim_components.visualize.sheet import (
     save_figure,
     title_panel,
 )
-from studies.definition import ROOT, Cell, Study, StudyError
+from studies.definition import ROOT, Cell, Command, Study, StudyError
 from studies.results import DONE
 
 MODEL = "models/model.pt"  # of a fine-tuning, in the folder of its cell
@@ -85,9 +85,7 @@ def _segment(cell: Cell, image: Path, work: Path) -> Path:
     known = json.loads(config.read_text())
     options = {name: value for name, value in cell.options.items() if name in known}
     options |= {"dataset_dir": str(image), "output_dir": str(output), "checkpoint": str(weights)}
-    words = ["-m", "monai.bundle", "run", "--config_file", str(config)]
-    for name, value in options.items():
-        words += [f"--{name}", json.dumps(value) if isinstance(value, list) else str(value)]
+    words = Command("inference", (str(config),), options).filled({})
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True

@@ -37,6 +37,11 @@ MOST_DIGEST = 36  # characters, of MLflow
 has_psutil = optional_import("psutil")[1]
 
 
+def store_of(tracking_uri: str | None, bundle_root: str | Path, run_folder: str | Path) -> str:
+    """Address of the store of a run: that of the option, that of MLFLOW_TRACKING_URI, or the default."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_store(bundle_root, run_folder)
+
+
 def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     """Address of the store of all bundles: beside the folder `bundles`, or in a bundle that lies elsewhere.
 
@@ -215,8 +220,7 @@ class TrackEvaluation:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.results = Path(results)
-        default = default_store(store_dir, output_dir)
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        self.tracking_uri = store_of(tracking_uri, store_dir, output_dir)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, after the handler that writes the results."""

@@ -33,10 +33,10 @@ from mim_components.handlers.tracked_facts import (
     MODEL_FILES,
     SystemMetrics,
     dataset_inputs,
-    default_store,
     register_model,
     run_page,
     run_tags,
+    store_of,
 )
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
@@ -98,8 +98,7 @@ class RunTracker:
         self.experiment_name = experiment_name
         self.log_model = log_model or register_model is not None
         self.register_model = register_model
-        default = default_store(store_dir, folder.path)
-        self.tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        self.tracking_uri = store_of(tracking_uri, store_dir, folder.path)
         check_tracking_uri(self.tracking_uri)
         self.place = mask_secrets(self.tracking_uri)
         self.handler: MLFlowHandler | None = None
