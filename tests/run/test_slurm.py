@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
     import ignite.distributed as idist
     import torch
 
-    from mim_components.data.prepare.phase import Team
+    from mim_components.data.prepare.team import Team
     from mim_components.run import local_device, start_processes, stop_processes
 
     start_processes("gloo")

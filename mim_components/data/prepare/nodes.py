@@ -8,8 +8,8 @@ from pathlib import Path
 import ignite.distributed as idist
 
 from mim_components.data.names import is_anonymous, name_sources
-from mim_components.data.prepare.phase import Team
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
+from mim_components.data.prepare.team import Team
 from mim_components.data.prepare.volumes import prepare_volumes
 from mim_components.data.volumes import FoundVolumes, PreparedDataset
 

@@ -19,8 +19,9 @@ from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
-from mim_components.data.prepare.phase import Team, check_options, note_copies, run_each
+from mim_components.data.prepare.phase import check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
+from mim_components.data.prepare.team import Team
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import Spacing, as_spacing, resampled_shape

@@ -125,7 +125,7 @@ def data_path(folder: Path, rank: int) -> dict[str, Any]:
     """Prepare good, bad and different volumes."""
     from mim_components.data.cache import volumes as cache
     from mim_components.data.find.walk import find_volumes
-    from mim_components.data.prepare import nodes, phase
+    from mim_components.data.prepare import nodes, team
     from mim_components.data.prepare import volumes as prepare
     from mim_components.data.volumes import CacheError, DataError
 
@@ -133,10 +133,10 @@ def data_path(folder: Path, rank: int) -> dict[str, Any]:
     decode = prepare.decode_volume
     prepare.decode_volume = lambda source, header: (decoded.append(source.name), decode(source, header))[1]
     good, bad = find_volumes(folder / "good"), find_volumes(folder / "bad")
-    new_group, waits = phase.dist.new_group, []
-    phase.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]
+    new_group, waits = team.dist.new_group, []
+    team.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]
     prepared = nodes.prepare_on_nodes(good, folder / "cache")
-    phase.dist.new_group = new_group
+    team.dist.new_group = new_group
     out: dict[str, Any] = {"decoded": [*decoded], "digest": prepared.digest}
     out["hours"] = max(wait.total_seconds() for wait in waits if wait) / 3600
     out["volumes"] = [volume.name for volume in prepared.volumes]

@@ -1,0 +1,112 @@
+"""Divide what is to be prepared among the processes of a run, with the same errors in all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ignite.distributed as idist
+import torch.distributed as dist
+
+from mim_components.data.volumes import DataError
+from mim_components.run.folder import content_changes
+from mim_components.utils.files import PARTIAL
+
+PREPARE_TIMEOUT = timedelta(days=7)  # a process may wait while another decodes thousands of scans
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Team:
+    """Processes of a run that divide tasks, because each can use what the others have done.
+
+    Those with equal keys are a team. All processes of a run make their teams, and call every method, together.
+
+    Args:
+        key: of this process: what it works on, and what it can use.
+        folder: that results are written to; only processes that see the same one are a team. None = results are not
+            in files.
+
+    Attributes:
+        size: processes of this team; 1 in a run of one process.
+        place: of this process among them.
+    """
+
+    def __init__(self, key: str = "", folder: Path | None = None) -> None:
+        several = idist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT) if several else None
+        self._members = [0]
+        if several:
+            seen = "" if folder is None else self._who_sees(folder)
+            keys = self._gather(hashlib.sha256(f"{key}\n{seen}".encode("utf-8", "surrogateescape")).hexdigest())
+            self._members = [rank for rank, each in enumerate(keys) if each == keys[idist.get_rank()]]
+        self.size = len(self._members)
+        self.place = self._members.index(idist.get_rank()) if several else 0
+
+    def share(self, tasks: Sequence[T]) -> Sequence[T]:
+        """The tasks of this process."""
+        return tasks[self.place :: self.size]
+
+    def exchange(self, make: Callable[[], R]) -> list[R]:
+        """What `make` returns in every process of the team.
+
+        Raises:
+            DataError: in all processes alike, when `make` raised it, or an OSError, in one.
+        """
+        made: list[R] = []
+        error: Exception | None = None
+        try:
+            made.append(make())
+        except (DataError, OSError) as caught:
+            error = caught
+        everywhere = self._gather((None if error is None else str(error), made))
+        if error is not None:
+            raise error
+        for rank, (text, _) in enumerate(everywhere):
+            if text is not None:
+                raise DataError(f"process {rank} could not prepare the volumes: {text}")
+        return [everywhere[rank][1][0] for rank in self._members]
+
+    def divide(self, work: Callable[[Sequence[T]], Sequence[R]], tasks: Sequence[T]) -> list[R]:
+        """Results of all tasks in their order, of which `work` makes those of a share.
+
+        Raises:
+            DataError: see `exchange`.
+        """
+        results: list[Any] = [None] * len(tasks)
+        for place, part in enumerate(self.exchange(lambda: list(work(self.share(tasks))))):
+            results[place :: self.size] = part
+        return results
+
+    def check_same(self, digest: str, contents: Mapping[str, str]) -> None:
+        """Raise DataError in all processes of the run when their digests differ; names what two of them have."""
+        digests = self._gather(digest)
+        if len(set(digests)) > 1:
+            found, other = self._gather(contents), next(n for n, each in enumerate(digests) if each != digests[0])
+            lines = "; ".join(content_changes(found[0], found[other]))
+            raise DataError(f"processes of this run found different volumes; {other} against 0: {lines}")
+
+    def _who_sees(self, folder: Path) -> str:
+        """Processes whose mark in its folder this process sees in its own."""
+        mark = folder / f".{uuid.uuid4().hex}{PARTIAL}"
+        with suppress(OSError):  # a folder that cannot be written is for the preparation to say
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        marks = self._gather(mark.name)  # nobody has asked for one of these names before: no file system remembers it
+        seen = [rank for rank, name in enumerate(marks) if (folder / name).exists()]
+        self._gather(None)
+        with suppress(OSError):
+            mark.unlink()
+        return str(seen)
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * idist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
