@@ -4,6 +4,8 @@ A study is arms x label counts x seeds. A cell is a few bundle commands: the pre
 fine-tuning and evaluation of an arm, number of labelled patients and seed, which needs that arm's pre-training where
 the arm has one: of the same seed, or of `pretraining_seed` where the study has that key, which saves time.
 
+A later round `extends` the file of an earlier one: it states what differs, key by key, and takes over the rest.
+
 Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
 `{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
 is nothing but `{seed}` or `{labels}` is a number. `docs/evidence.md` and the digest of a cell keep `{data}`, `{work}`,
@@ -86,7 +88,8 @@ class Study:
     """A study file that was read and checked.
 
     Args:
-        path: the JSON file; a folder of the same name beside it holds the metadata of the fine-tuning bundle.
+        path: the JSON file; a folder of the same name beside it, or beside the file that it extends, holds the metadata
+            of the fine-tuning bundle.
 
     Attributes:
         cells: by name, in the order in which they are to run.
@@ -98,6 +101,13 @@ class Study:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.content = _read(self.path)
+        self.bundle = self.path.with_suffix("")  # folder with the metadata of the fine-tuning bundle
+        if "extends" in self.content:
+            earlier = self.path.parent / self._take("extends", str)
+            self.bundle = earlier.with_suffix("")
+            if "extends" in (base := _read(earlier)):
+                raise self.fault("'extends'", f"names {earlier.name}, which extends a study itself; name that one.")
+            self.content = _extended(base, self.content)
         self.name: str = self._take("name", str)
         self.seeds: list[int] = self._take("seeds", list)
         self.labels: list[int] = self._take("labels", list)
@@ -110,11 +120,6 @@ class Study:
         self.cells: dict[str, Cell] = {}
         for entry in self._take("order", list):
             self._add(entry)
-
-    @property
-    def bundle(self) -> Path:
-        """Folder with the metadata of the fine-tuning bundle."""
-        return self.path.with_suffix("")
 
     @cached_property
     def metadata(self) -> bytes:
@@ -245,6 +250,15 @@ def _inherit(path: Path, arms: Mapping[str, Any], name: str, seen: tuple[str, ..
 
 def _merged(base: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if base is None and own is None else {**(base or {}), **(own or {})}
+
+
+def _extended(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Objects are merged at every depth; any other value replaces that of the base."""
+    merged = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _extended(base[key], value) if both else value
+    return merged
 
 
 def _names(value: Any) -> list[str]:

@@ -48,6 +48,23 @@ def test_options_of_studies_are_those_of_the_bundles(path: Path) -> None:
                 assert name in place, f"{cell.name}: {option}"
 
 
+def test_a_later_round_states_what_differs(small: dict[str, Any], write: Write) -> None:
+    first = write(small)
+    second = first.with_name("second.json")
+    second.write_text(json.dumps({"extends": first.name, "name": "second", "fine_tuning": {"options": {"lr": 3}}}))
+    one, two = Study(first), Study(second)
+    assert (two.name, two.bundle, list(two.cells)) == ("second", one.bundle, list(one.cells))
+    for name, cell in two.cells.items():
+        if cell.phase == "pretraining":  # the same work
+            assert cell.digest == one.cells[name].digest
+        else:
+            assert cell.options == {**one.cells[name].options, "lr": 3}
+    third = first.with_name("third.json")
+    third.write_text(json.dumps({"extends": "second.json", "name": "third"}))
+    with pytest.raises(StudyError, match=r"'extends' names second.json, which extends a study itself"):
+        Study(third)
+
+
 def test_metadata_of_a_study_has_the_keys_of_a_bundle() -> None:
     keys = [
         set(json.loads((ROOT / place / "metadata.json").read_text())["dataset"])
