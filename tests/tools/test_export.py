@@ -120,7 +120,7 @@ def test_the_onnx_graph_is_small_and_stock(exported: Exported) -> None:
     model = onnx.load(exported("hybrid_swin_unetr", ".onnx")[1])
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
-    assert len(model.graph.node) < 250
+    assert len(model.graph.node) < 500
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_crop_of_a_real_scan(real_data: Path, exported: Exported) -> None:
     path = sorted(real_data.rglob("*.nii*"))[0]
     voxels = np.asarray(nib.load(path).dataobj[:64, :64, :16], dtype=np.float32)  # type: ignore[attr-defined]
     image = torch.from_numpy((voxels.clip(-175, 250) + 175) / 425)[None, None, 16:48, 16:48]
-    for ending in (".ts", ".pt2"):  # not ONNX: its runtime rounds instance norms by more, see README.md
+    for ending in (".ts", ".pt2", ".onnx"):
         net, file = exported("hybrid_swin_unetr", ending)
         check(file, net, image)
 
