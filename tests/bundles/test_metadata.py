@@ -353,7 +353,7 @@ def test_readme_says_how_long_training_is(name: str) -> None:
     counts = [len(take_share(training, data["split"], 0, ratio)) for ratio in (0.5, 0.25)]
     all_of_them, half, quarter = (f"{steps / count:,.0f} epochs of the {count}" for count in (len(training), *counts))
     assert paragraph.startswith(
-        f"25,000 optimizer steps, whatever the number of cases: {all_of_them} scans that train in fold 0; with "
+        f"25,000 optimizer steps, whatever the number of cases: {all_of_them} training scans of fold 0; with "
         f"`--label_ratio 0.5` {half} and with `0.25` {quarter}."
     )
 
