@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for: the package alone does not wait for MONAI."""
+    """Import a public name on first access, so that importing the package does not import MONAI."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mim_components.losses import MiMLoss

@@ -1,4 +1,4 @@
-"""Slide a segmentation network over a whole volume and keep class numbers, not logits.
+"""Sliding-window inference over a whole volume that keeps class numbers instead of logits.
 
 Axes: volume (B, C, H, W, D); window (C, h, w, d); K classes or R regions.
 """
@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer
 
-# MONAI keeps it private, and the windows must be exactly those of its SlidingWindowInferer
+# private in MONAI, but the windows must be exactly those of its SlidingWindowInferer
 from monai.inferers.utils import _get_scan_interval
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
@@ -29,31 +29,32 @@ Window = tuple[slice, ...]
 
 
 class ClassMapInferer(Inferer):
-    """MONAI's `SlidingWindowInferer` with a result of one byte per voxel, and memory for one row of windows.
+    """MONAI's `SlidingWindowInferer` with one byte per voxel as the result, and memory for one row of windows.
 
-    Windows, weights and padding are MONAI's. Its own result, K float32 volumes, is never held: windows go row by row
-    along one axis, weighted logits add up in a buffer as deep as one window, and planes that no further window reaches
-    become class numbers at once. A voxel's class has the highest weighted mean of logits; it lies in a region when
-    that region's weighted mean is above 0, which is where the sigmoid is above 0.5.
+    Windows, weights and padding are MONAI's. Its own result, K float32 volumes, is never held: windows advance row by
+    row along one axis, weighted logits accumulate in a buffer as deep as one window, and planes that no further window
+    reaches become class numbers at once. A voxel's class is that of the largest weighted mean of logits; it lies in a
+    region if that region's weighted mean is above 0, which is where the sigmoid is above 0.5.
 
     The buffer takes `4 * K * roi_size[axis] * A * B` bytes, A and B being the sides of the volume (at least the window)
-    along the other two axes; `axis` is chosen so that this is smallest. For 512x512x800 voxels, 16 classes and windows
-    of 96^3 these are 1.6 GB, where all logits would take 13.4 GB. The network adds `4 * K * sw_batch_size` bytes per
+    along the other two axes; `axis` is chosen to make this smallest. For 512x512x800 voxels, 16 classes and windows
+    of 96^3 it is 1.6 GB, where all logits would take 13.4 GB. The network adds `4 * K * sw_batch_size` bytes per
     voxel of a window for its output.
 
     Args:
-        roi_size: window, voxels.
+        roi_size: size of a window, voxels.
         sw_batch_size: windows that go through the network together.
-        overlap: of neighbouring windows, share of their side, in [0, 1).
-        regions: the network's channels are regions that may overlap, not classes.
-        progress: show a bar over the windows.
-        mode: "gaussian" gives the edges of a window less weight, "constant" does not.
+        overlap: overlap of neighbouring windows as a share of their side, in [0, 1).
+        regions: the network's channels are regions, which may overlap, not classes.
+        progress: show a progress bar over the windows.
+        mode: "gaussian" gives the edges of a window less weight; "constant" weights all voxels equally.
         sw_device: device of windows and network, by default that of the volume.
         device: device of buffer and result, by default that of the volume.
 
     Raises:
-        ValueError: when called: the volume does not fit `roi_size` in dimensions; the network's output is not one
-            tensor of the windows' size, has fewer than 2 or more than 256 classes, or is not finite.
+        ValueError: a size below 1, or `overlap` outside [0, 1); when called: the volume does not have the dimensions of
+            `roi_size`, or the network's output is not one tensor of the windows' size, has fewer than 2 or more than
+            256 classes, or is not finite.
 
     Example:
         >>> import torch
@@ -90,7 +91,7 @@ class ClassMapInferer(Inferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Predict volumes, one after the other.
+        """Predict volumes one after the other.
 
         Args:
             inputs: `(B, C, H, W, D)`.
@@ -99,8 +100,8 @@ class ClassMapInferer(Inferer):
             kwargs: further arguments of the network.
 
         Returns:
-            uint8 classes `(B, 1, H, W, D)` or regions `(B, R, H, W, D)` of 0 and 1; a MetaTensor with the meta data and
-            applied operations of `inputs` where that is one, so that `Invertd` works on it.
+            uint8 classes `(B, 1, H, W, D)`, or regions `(B, R, H, W, D)` of 0 and 1; a MetaTensor with the metadata and
+            applied operations of `inputs` if that is one, so that `Invertd` works on it.
         """
         if inputs.dim() != len(self.roi_size) + 2:
             raise ValueError(f"roi_size {self.roi_size} needs a volume (B, C, H, W, D), got {tuple(inputs.shape)}.")
@@ -110,7 +111,7 @@ class ClassMapInferer(Inferer):
 
     def _predict(self, volume: Tensor, network: Callable[[Tensor], Any]) -> Tensor:
         size = tuple(volume.shape[1:])
-        # as MONAI does: half of what is missing before the volume, the rest behind it
+        # as in MONAI: half of the padding before the volume, the rest after it
         missing = [max(roi - side, 0) for side, roi in zip(size, self.roi_size, strict=True)]
         before = [each // 2 for each in missing]
         if any(missing):
@@ -135,7 +136,7 @@ class ClassMapInferer(Inferer):
     def _outputs(
         self, volume: Tensor, windows: list[Window], network: Callable[[Tensor], Any]
     ) -> Iterator[tuple[Window, Tensor]]:
-        """Every window with its logits, in the order of `windows`."""
+        """Yield every window with its logits `(K, h, w, d)`, in the order of `windows`."""
         with tqdm(total=len(windows), unit="window", disable=not self.progress, **bar_options()) as bar:
             for start in range(0, len(windows), self.sw_batch_size):
                 batch = windows[start : start + self.sw_batch_size]
@@ -154,19 +155,19 @@ class ClassMapInferer(Inferer):
                 f"got {tuple(logits.shape)}."
             )
         if not self.regions and not 2 <= logits.shape[1] <= MAX_CLASSES:
-            raise ValueError(f"a class map needs a network of 2 to {MAX_CLASSES} classes, got {logits.shape[1]}.")
+            raise ValueError(f"a class map needs a network with 2 to {MAX_CLASSES} classes, got {logits.shape[1]}.")
 
 
 class _Planes:
-    """Adds up logits of the planes that windows still reach, and turns those behind them into classes.
+    """Accumulates logits in the planes that windows still reach, and turns completed planes into classes.
 
-    The buffer holds `roi_size[axis]` planes and keeps the order of the axes: rows of windows stay rows of memory.
-    Windows must come sorted by where they begin along `axis`.
+    The buffer holds `roi_size[axis]` planes and keeps the order of the axes, so that rows of windows stay contiguous.
+    Windows must be added in the order of their starts along `axis`.
 
     Args:
-        size: of the volume, voxels.
-        axis: along which windows advance, 0 to 2.
-        weights: of the voxels of a window, `(h, w, d)`.
+        size: size of the volume, voxels.
+        axis: axis along which windows advance, 0 to 2.
+        weights: weights of the voxels of a window, `(h, w, d)`.
         regions: see `ClassMapInferer`.
     """
 
@@ -175,7 +176,7 @@ class _Planes:
         self.axis = axis
         self.weights = weights
         self.regions = regions
-        self.start = 0  # plane of the volume that is the first of the buffer
+        self.start = 0  # plane of the volume at which the buffer begins
         self.buffer = torch.empty(0)  # (K, H, W, D), one side cut to that of a window
         self.result: Tensor | None = None  # (1 or R, H, W, D)
 
@@ -189,7 +190,7 @@ class _Planes:
         self.buffer[(slice(None), *where)].addcmul_(logits, self.weights)
 
     def reduce(self, stop: int) -> None:
-        """Planes before `stop` are complete: turn them into classes, and make room for as many."""
+        """Turn the planes before `stop`, which are complete, into classes, and make room for as many."""
         done = stop - self.start
         if not done:
             return
@@ -199,10 +200,10 @@ class _Planes:
         if not torch.isfinite(logits.sum()):
             raise ValueError(
                 f"the network's output is not finite in planes {self.start} to {stop - 1} of axis {self.axis}: check "
-                "the volume for NaN and the weights; with amp, try without."
+                "the volume for NaN, and the weights; with amp, try without."
             )
         target = self.result.narrow(along, self.start, done)
-        rows = 2 if along == 1 else 1  # row by row: argmax makes 8 bytes a voxel
+        rows = 2 if along == 1 else 1  # row by row: argmax needs 8 bytes per voxel
         for row, classes in zip(logits.unbind(rows), target.unbind(rows), strict=True):
             classes.copy_(row > 0 if self.regions else row.argmax(0, keepdim=True))
         kept = self.buffer.shape[along] - done

@@ -1,4 +1,4 @@
-"""What the values of a label file mean: raw values, classes and regions; masks of a segmentation, target by target.
+"""The meaning of label values: raw values, classes and regions; masks of a segmentation, target by target.
 
 Masks are integers `(C, H, W, D)`, or `(C, a, b)` of a plane. C = 1 is a class map whose value i + 1 is target i;
 otherwise channel i is target i as 0 and 1. Box: one slice per spatial axis.
@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 
 BACKGROUND = "background"
 
-# Each is as far as can be from those before it in CIELAB, light and saturated enough to be seen on a grey scan.
+# Each is as far as possible from those before it in CIELAB, and light and saturated enough to show on a grey scan.
 COLOURS = (
     (255, 0, 105),
     (0, 195, 255),
@@ -42,17 +42,17 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Classes of a segmentation and how the values of the dataset's files become them.
+    """Classes of a segmentation, and the mapping of a dataset's label values to them.
 
     Attributes:
         names: name of every class; the index is the class, 0 is the background.
-        values: raw value of the files to class; empty = value i is class i.
-        regions: name to the classes that it unites, for networks with one sigmoid channel per region; empty = the
+        values: raw value in the files to class; empty = value i is class i.
+        regions: name to the classes that it combines, for networks with one sigmoid channel per region; empty = the
             classes exclude each other.
-        name: of the label set, for messages.
+        name: name of the label set, for messages.
 
     Raises:
-        ValueError: no class but the background, a class or region refers to a class that is not there.
+        ValueError: there is no class but the background, or `values` or `regions` refer to a class that does not exist.
     """
 
     names: tuple[str, ...]
@@ -63,25 +63,25 @@ class LabelSet:
     def __post_init__(self) -> None:
         if len(self.names) < 2 or self.names[0] != BACKGROUND:
             raise ValueError(
-                f"label set {self.name!r}: names must begin with {BACKGROUND!r} and hold one class more, "
+                f"label set {self.name!r}: names must begin with {BACKGROUND!r} and hold at least one class, "
                 f"got {list(self.names)}."
             )
         used = {*self.values.values(), *(each for classes in self.regions.values() for each in classes)}
         if unknown := sorted(used - set(range(len(self.names)))):
             raise ValueError(
-                f"label set {self.name!r}: classes {unknown} are not there, its classes are 0 to {len(self.names) - 1}."
+                f"label set {self.name!r}: classes {unknown} do not exist; its classes are 0 to {len(self.names) - 1}."
             )
 
     @classmethod
     def from_metadata(cls, label_sets: Mapping[str, Mapping[str, Any]], name: str = "default") -> LabelSet:
-        """Read one of the label sets of a bundle's metadata.
+        """Read a label set from a bundle's metadata.
 
         Args:
-            label_sets: section `dataset.label_sets`: name to `names`, and optionally `values` and `regions`.
-            name: which one.
+            label_sets: section `dataset.label_sets`: by name, `names` and optionally `values` and `regions`.
+            name: name of the label set.
 
         Raises:
-            ValueError: there is no such label set; names those that are there.
+            ValueError: there is no such label set; names those there are.
 
         Example:
             >>> heart = {"names": ["background", "myocardium", "left atrium"], "values": {"205": 1, "420": 2}}
@@ -106,12 +106,12 @@ class LabelSet:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What is scored: the regions, or the classes without the background."""
+        """Names of what is scored: the regions, or the classes without the background."""
         return tuple(self.regions) if self.regions else self.names[1:]
 
     @property
     def out_channels(self) -> int:
-        """Channels of the network: one per region, or one per class with the background."""
+        """Output channels of the network: one per region, or one per class including the background."""
         return len(self.regions) or len(self.names)
 
     @property
@@ -121,19 +121,19 @@ class LabelSet:
 
     @property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """RGB of every class, 0 to 255; the background is black. After 20 classes they repeat."""
+        """RGB colour of every class, 0 to 255; the background is black. Colours repeat after 20 classes."""
         return ((0, 0, 0), *(COLOURS[number % len(COLOURS)] for number in range(len(self.names) - 1)))
 
 
 def select_labels(
     label_sets: Mapping[str, Mapping[str, Any]], label_set: str | None = None, found: Any = None
 ) -> LabelSet:
-    """The label set that is asked for, else the one that the found layout of the dataset needs, else "default".
+    """The label set that is requested, else the one that the dataset's layout needs, else "default".
 
     Args:
         label_sets: section `dataset.label_sets` of a bundle's metadata.
-        label_set: name, or None.
-        found: `FoundCases`, or None where there is no dataset (inference).
+        label_set: name of the requested label set, or None.
+        found: `FoundCases`, or None without a dataset (inference).
 
     Raises:
         ValueError: there is no such label set.
@@ -150,7 +150,7 @@ Box = tuple[slice, ...]
 
 
 def target_boxes(masks: np.ndarray) -> dict[int, Box]:
-    """The smallest box around every target that is there.
+    """The smallest box around every target present, by target index.
 
     Example:
         >>> target_boxes(np.array([0, 2, 2, 0]).reshape(1, 4, 1, 1))
@@ -169,7 +169,7 @@ def target_mask(masks: np.ndarray, target: int, box: Box) -> np.ndarray:
 
 
 def union_box(boxes: list[Box]) -> Box:
-    """The smallest box around all of them, at least one.
+    """The smallest box around one or more boxes.
 
     Example:
         >>> union_box([(slice(2, 5), slice(0, 4)), (slice(1, 3), slice(2, 9))])

@@ -50,12 +50,12 @@ def alignment_loss(
         parent_token: int64 `(children,)`, the positive.
         parent_overlap: bool `(children, N)`, tokens that the child's box overlaps: those that are not the parent token
             are neither positive nor negative. None = only the parent token overlaps.
-        temperature: of InfoNCE; unused by "byol".
+        temperature: temperature tau of InfoNCE; unused by "byol".
         kind: "infonce", or "byol" for `2 - 2 cos` with the positive alone (Table 12).
         reduction: "mean" over the children, or "none" for one value per child, `(children,)`.
 
     Raises:
-        ValueError: unknown kind or reduction, or children are not a multiple of parents.
+        ValueError: unknown kind or reduction, or the number of children is not a multiple of that of parents.
     """
     if kind not in ("infonce", "byol"):
         raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
@@ -79,10 +79,10 @@ def alignment_loss(
 
 
 def level_weights(weights: Sequence[float], schedule: str, progress: float) -> list[float]:
-    """Weights of the levels at `progress` in [0, 1] of the training (Table 14).
+    """Weights of the levels when `progress` in [0, 1] of the training is done (Table 14).
 
     `coarse_to_fine` starts at 2 for the outermost level and 0 for the innermost and reaches 1 for all along a cosine;
-    `fine_to_coarse` is its mirror. Levels between start between, on a line: the table prints the two ends only. The
+    `fine_to_coarse` is its mirror. Start values between are interpolated linearly: the table gives only the ends. The
     schedule's factor multiplies `weights`.
     """
     if schedule not in SCHEDULES:
@@ -104,16 +104,16 @@ class MiMLoss(nn.Module):
         patch_size: edge of a token in voxels.
         reconstruction_weights: one weight per level, outermost first; 0 switches a term off.
         alignment_weights: one weight per pair of adjacent levels; 0 switches a term off.
-        temperature: of InfoNCE.
-        kind: "infonce" or "byol".
+        temperature: temperature tau of InfoNCE.
+        kind: "infonce" or "byol", see `alignment_loss`.
         normalize_target: standardise each target token.
         schedule: "simultaneous", "coarse_to_fine" or "fine_to_coarse" for the reconstruction weights.
-        child_content: that of the crop. "any": the alignment is a mean over all children, as in the paper. "prefer": a
+        child_content: as in the crop. "any": the alignment is a mean over all children, as in the paper. "prefer": a
             mean over the samples, each of them the mean over its children with content, 0 where it has none; among
-            equal tokens of air InfoNCE has no answer.
+            identical tokens of air InfoNCE has no answer.
 
     Raises:
-        ValueError: numbers of weights do not fit each other, a weight is negative, all are 0, or a name is unknown.
+        ValueError: the numbers of weights do not match, a weight is negative, all are 0, or a name is unknown.
 
     Example:
         >>> from mim_components.networks import MiM
@@ -166,13 +166,13 @@ class MiMLoss(nn.Module):
     def forward(
         self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0, sizes: Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """All terms by name, and their weighted sum as `loss`, in float32.
+        """Compute all terms by name, and their weighted sum as `loss`, in float32.
 
         Args:
-            output: of the network, for the volumes of `batch`.
+            output: the network's output for the volumes of `batch`.
             batch: volumes, masks and parents of all levels.
-            progress: share of the training done, for the schedule.
-            sizes: number of volumes of each level that the means are over, where `batch` is a part of them: the terms
+            progress: share of the training that is done, for the schedule.
+            sizes: number of volumes of each level that the means are over, if `batch` is only a part of them: the terms
                 of all parts add up to those of the whole. None = those of `batch`.
 
         Returns:
@@ -199,7 +199,7 @@ class MiMLoss(nn.Module):
         return {"loss": total, **terms}
 
     def _reconstruction(self, prediction: Tensor, image: Tensor, masked: Tensor) -> Tensor:
-        if not len(prediction):  # 0, and in the graph of its heads
+        if not len(prediction):  # a 0 that stays in the graph
             return prediction.sum()
         _, ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
         target = masked_targets(image, ids, self.patch_size, self.normalize_target)
@@ -213,9 +213,9 @@ class MiMLoss(nn.Module):
         each = alignment_loss(context, patches, token, overlap, self.temperature, self.kind, reduction="none")
         if self.child_content == "any":
             return each.sum() / size
-        return (each * batch.content_weight[pair]).sum()  # all weights may be 0: still in the graph, as DDP wants it
+        return (each * batch.content_weight[pair]).sum()  # even with all weights 0 it stays in the graph, for DDP
 
 
 def _precise(x: Tensor) -> Tensor:
-    """In float32, or float64 where it was."""
+    """Convert to float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

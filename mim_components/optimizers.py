@@ -1,6 +1,6 @@
-"""Parameter groups and the schedule of the learning rate.
+"""Parameter groups and the learning-rate schedule.
 
-Weight decay acts on matrices and kernels, not on biases, norms and tokens; rates may depend on depth.
+Weight decay applies to matrices and kernels, not to biases, norms and tokens; learning rates may depend on depth.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[st
 def finetune_groups(
     network: nn.Module, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups of the network's trainable parameters with their learning rates, the highest first.
+    """Groups of the network's trainable parameters with their learning rates, highest first.
 
-    With `layer_decay` below 1, a layer of the encoder learns with `learning_rate * layer_decay ** d`, d = 1 for the
-    layer nearest to the output, one more for each below it. Layers of the hybrid encoder are its embeddings, stages and
-    transformer blocks (18 for `base`), those of a ViT its embedding with the positions and its blocks (13). A norm
-    after the last block goes with it. All outside the encoder has the full rate.
+    With `layer_decay` below 1, a layer of the encoder has the rate `learning_rate * layer_decay ** d`, d = 1 for the
+    layer nearest to the output, and one more for each layer below. Layers of the hybrid encoder are its embeddings,
+    stages and transformer blocks (18 for `base`), those of a ViT its embedding with positions and its blocks (13). A
+    norm after the last block belongs to it. Everything outside the encoder has the full rate.
 
     Args:
-        network: for fine-tuning, with its encoder as `encoder` or `vit`.
-        weight_decay: of matrices and kernels; biases, norms, tokens and positions have none.
-        learning_rate: of everything outside the encoder.
-        layer_decay: in (0, 1]; 1 gives the two groups of `weight_decay_groups`.
+        network: fine-tuning network, with its encoder as `encoder` or `vit`.
+        weight_decay: weight decay of matrices and kernels; biases, norms, tokens and positions have none.
+        learning_rate: rate of everything outside the encoder.
+        layer_decay: factor per layer, in (0, 1]; 1 gives the two groups of `weight_decay_groups`.
 
     Returns:
         Groups for an optimizer, each with `params`, `weight_decay` and `lr`.
@@ -83,17 +83,17 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
 
 
 def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters of the encoder's layers, from the image up; the last also has what is in no layer."""
+    """Parameters of the encoder's layers, from the image up; the last includes those that belong to no layer."""
     encoder = encoder_of(network)
     if isinstance(encoder, HybridEncoder):
         pairs = zip(encoder.embeddings, encoder.stages, strict=False)
-        entry = nn.ModuleList([encoder.embeddings[-1], encoder.projection])  # of the transformer
+        entry = nn.ModuleList([encoder.embeddings[-1], encoder.projection])  # what precedes the transformer
         modules = [*(module for pair in pairs for module in pair), entry, *encoder.blocks]
     elif isinstance(encoder, ViT):
         modules = [encoder.patch_embedding, *encoder.blocks]
     else:
         raise ValueError(
-            f"layer_decay below 1 needs an encoder that MiM pre-trains, and {type(network).__name__} has none; "
+            f"layer_decay below 1 needs an encoder that MiM pre-trains, but {type(network).__name__} has none; "
             "use layer_decay 1."
         )
     layers = [list(module.parameters()) for module in modules]
@@ -103,12 +103,12 @@ def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_steps: int) -> WarmupCosineSchedule:
-    """A linear warm-up whose first step already learns, then a cosine to 0; by optimizer step.
+    """Linear warm-up, whose first step already has a rate above 0, then cosine to 0; by optimizer step.
 
     Args:
-        optimizer: of the training, with its peak rates.
+        optimizer: optimizer with its peak learning rates.
         num_steps: optimizer steps of the training.
-        warmup_steps: so many of them are warm-up; step k of them has the rate k / warmup_steps.
+        warmup_steps: number of warm-up steps; step k of them has k / warmup_steps of the peak rate.
 
     Example:
         >>> import torch
@@ -120,7 +120,7 @@ def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_steps: int) -> Wa
 
 
 def steps_of_warmup(ratio: float, num_steps: int) -> int:
-    """Optimizer steps that are the share `ratio` of a training, at least 1.
+    """Number of warm-up steps: the share `ratio` of a training's optimizer steps, at least 1.
 
     Example:
         >>> steps_of_warmup(0.05, 25_000), steps_of_warmup(0.05, 3)

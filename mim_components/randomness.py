@@ -1,6 +1,6 @@
-"""Keyed randomness: every draw follows from what it is for, never from what was drawn before it.
+"""Keyed randomness: every draw depends on what it is for, not on earlier draws.
 
-Crops and masks derive from (seed, epoch, sample), the order of samples from (seed, epoch), PyTorch's generator from
+Crops and masks derive from (seed, epoch, sample), the order of samples from (seed, epoch), and PyTorch's generator from
 (seed, step). So neither the number of workers nor a restart changes anything, and there is no state to save.
 """
 
@@ -26,11 +26,11 @@ def keyed_seed(*key: int | str) -> int:
 
 
 def set_determinism(seed: int, deterministic: bool = True) -> None:
-    """MONAI's `set_determinism`, which also lets cuDNN take the same algorithm every time.
+    """MONAI's `set_determinism`, which also makes cuDNN deterministic, with a way to switch the latter off.
 
     Args:
-        seed: of everything random.
-        deterministic: False = cuDNN tries its algorithms for every new shape and takes the fastest.
+        seed: seed of all random numbers.
+        deterministic: False = cuDNN benchmarks its algorithms for every new shape and uses the fastest.
 
     Example:
         >>> set_determinism(seed=0)
@@ -67,5 +67,5 @@ class SeedSteps:
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Seed for the step that begins."""
+        """Seed PyTorch for the step that begins."""
         torch.manual_seed(keyed_seed(self.seed, "step", engine.state.iteration))

@@ -1,4 +1,4 @@
-"""Token grids: positions, masks and blocks of voxels; drawing masks.
+"""Token grids: positions, masks and blocks of voxels; random masks.
 
 Axes: images (B, C, H, W, D); token grid (h, w, d), row-major, N = h * w * d; tokens (B, N, E); n visible, M masked.
 `masked` is bool (B, N), True = the network must not see it.
@@ -17,18 +17,18 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 
 POSITIONS = ("rescaled", "index")
-VARIANCE_FLOOR = 1e-4  # of targets: (20 HU)^2 where 2000 HU are scaled to [0, 1]; below it a target is noise in air
+VARIANCE_FLOOR = 1e-4  # of a target: (20 HU)^2 where 2000 HU are scaled to [0, 1]; less is scanner noise in air
 
 
 def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
     """Number of tokens along each axis of an image of `spatial_size` voxels.
 
     Raises:
-        ValueError: a side is not a multiple of `patch_size`; names the nearest sizes that are.
+        ValueError: `patch_size` is below 1, or does not divide a side; names the nearest sizes that it divides.
     """
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
-    # while torch.jit.trace records, sides are tensors: the positions of a traced network are constants of its size
+    # under torch.jit.trace sides are tensors; the positions of a traced network are constants for its size
     spatial_size = [int(side) for side in spatial_size]
     if any(side <= 0 or side % patch_size for side in spatial_size):
         raise ValueError(
@@ -40,7 +40,7 @@ def token_grid(spatial_size: Sequence[int], patch_size: int) -> Grid:
 
 
 def nearest_multiples(spatial_size: Sequence[int], multiple: int) -> str:
-    """The sizes just below and just above whose sides are positive multiples, as text.
+    """The nearest sizes below and above whose sides are positive multiples of `multiple`, as text.
 
     Example:
         >>> nearest_multiples((224, 224, 120), 32)
@@ -52,16 +52,20 @@ def nearest_multiples(spatial_size: Sequence[int], multiple: int) -> str:
 
 
 def check_positions(positions: str) -> str:
-    """`positions` itself; raises ValueError unless it is one of `POSITIONS`."""
+    """`positions` itself.
+
+    Raises:
+        ValueError: it is not one of `POSITIONS`.
+    """
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}.")
     return positions
 
 
 def axis_coordinates(num_tokens: int, num_trained: int) -> Tensor:
-    """Where the centres of `num_tokens` tokens lie among `num_trained` tokens over the same length, `(num_tokens)`.
+    """Centres of `num_tokens` tokens in units of `num_trained` tokens over the same length, `(num_tokens,)`.
 
-    As `torch.nn.functional.interpolate` maps them (`align_corners=False`), kept within [0, num_trained - 1].
+    Mapped as by `torch.nn.functional.interpolate` (`align_corners=False`), and clamped to [0, num_trained - 1].
 
     Example:
         >>> axis_coordinates(6, 3).tolist(), axis_coordinates(2, 6).tolist(), axis_coordinates(3, 3).tolist()
@@ -71,15 +75,15 @@ def axis_coordinates(num_tokens: int, num_trained: int) -> Tensor:
     return (centres * (num_trained / num_tokens) - 0.5).clamp(0, num_trained - 1)
 
 
-@torch.compiler.assume_constant_result  # not traced when compiled
+@torch.compiler.assume_constant_result  # torch.compile must not trace it
 def _sincos(grid: Grid, embed_dim: int, device: torch.device, trained: Grid) -> Tensor:
     return _make_sincos(grid, embed_dim, device, trained)
 
 
 @functools.lru_cache(maxsize=64)
 def _make_sincos(grid: Grid, embed_dim: int, device: torch.device, trained: Grid) -> Tensor:
-    """MONAI's `build_sincos_position_embedding`, which takes whole numbers only, for real coordinates."""
-    with torch.device("cpu"):  # kept for all devices, also when one is set as default
+    """MONAI's `build_sincos_position_embedding` for real coordinates; MONAI's own takes only integers."""
+    with torch.device("cpu"):  # the same on all devices, even where another is the default
         axes = [axis_coordinates(have, want) for have, want in zip(grid, trained, strict=True)]
         h, w, d = torch.meshgrid(*axes, indexing="ij")
         omega = 1.0 / 10000.0 ** (torch.arange(embed_dim // 6, dtype=torch.float32) / (embed_dim // 6))
@@ -94,11 +98,11 @@ def sincos_positions(grid: Grid, embed_dim: int, like: Tensor, trained: Grid | N
     Args:
         grid: token grid.
         embed_dim: width E, a multiple of 6.
-        like: names the device.
-        trained: token grid whose range the coordinates are rescaled to, see `axis_coordinates`; None = plain numbering.
+        like: tensor that sets the device.
+        trained: token grid to whose range coordinates are rescaled, see `axis_coordinates`; None = not rescaled.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        # an exported tensor holds no numbers and must not stay in the cache; a traced graph must be the same every time
+        # an exported tensor holds no values and must not stay in the cache; a traced graph must be the same every time
         return _make_sincos.__wrapped__(grid, embed_dim, like.device, trained or grid)
     return _sincos(grid, embed_dim, like.device, trained or grid)
 
@@ -111,7 +115,11 @@ def upsample_mask(masked: Tensor, grid: Grid, factor: int) -> Tensor:
 
 
 def check_mask(masked: Tensor, batch_size: int, grid: Grid) -> None:
-    """Raise ValueError unless `masked` is bool `(batch_size, N)` for the token grid."""
+    """Check that `masked` is bool `(batch_size, N)` for the token grid.
+
+    Raises:
+        ValueError: it is not.
+    """
     want = (batch_size, math.prod(grid))
     if masked.dtype != torch.bool:
         raise ValueError(f"masked must be bool, True = hidden, got {masked.dtype}.")
@@ -126,10 +134,10 @@ def visible_and_masked_ids(masked: Tensor, num_visible: int | None = None) -> tu
 
     Args:
         masked: bool `(B, N)` with the same number of masked tokens in every row.
-        num_visible: n, where the caller knows it; otherwise it is counted, which waits for the device.
+        num_visible: n, if the caller knows it; otherwise it is counted, which synchronises with the device.
 
     Raises:
-        ValueError: rows differ in the number of visible tokens (checked only when counted), or none is visible.
+        ValueError: rows differ in their number of visible tokens (checked only when counted), or none is visible.
     """
     if num_visible is None:
         counts = (~masked).sum(1)
@@ -143,7 +151,7 @@ def visible_and_masked_ids(masked: Tensor, num_visible: int | None = None) -> tu
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens `(B, K, E)` by number, `ids` `(B, K)`, from `(B, N, E)`."""
+    """Gather tokens `(B, K, E)` by number, `ids` `(B, K)`, from `(B, N, E)`."""
     return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -168,32 +176,32 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int) -> Tensor:
 def standardize_tokens(tokens: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
     """Give each token `(..., P)` mean 0 and (biased) variance v / (v + floor): MAE's normalised target, with a floor.
 
-    So what varies much has a variance of nearly 1, and noise of 10 HU in air one of 0.2 instead of 1.
+    So a textured token has a variance of nearly 1, and noise of 10 HU in air one of 0.2 instead of 1.
     """
     var, mean = torch.var_mean(tokens, dim=-1, keepdim=True, correction=0)
     return (tokens - mean) / (var + floor).sqrt()
 
 
 def restore_tokens(standardized: Tensor, like: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
-    """Inverse of `standardize_tokens`: with the mean and deviation of `like`, both `(..., P)`."""
+    """Inverse of `standardize_tokens`, with the mean and deviation of `like`; both `(..., P)`."""
     var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
     return standardized * (var + floor).sqrt() + mean
 
 
 def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:
-    """floor(N * (1 - mask_ratio)), exact also where the product is an integer that floats miss."""
+    """floor(N * (1 - mask_ratio)), also where floats fall just short of an integer product."""
     return int(num_tokens * (1 - mask_ratio) + 1e-9)
 
 
 def token_numbers(grid: Sequence[int]) -> np.ndarray:
-    """Place of every token on the grid, int64 `(N, 3)`, row-major."""
+    """Grid coordinates of every token, int64 `(N, 3)`, row-major."""
     return np.stack(np.unravel_index(np.arange(int(np.prod(grid))), tuple(grid)), axis=1)
 
 
 def draw_masks(
     random: np.random.RandomState, num_volumes: int, num_tokens: int, num_visible: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random token orders `(V, N)`, whose first `num_visible` are kept, and the masks `(V, N)` that follow."""
+    """Random token orders `(V, N)`, whose first `num_visible` stay visible, and the resulting masks, bool `(V, N)`."""
     orders = np.stack([random.permutation(num_tokens) for _ in range(num_volumes)])
     masked = np.ones((num_volumes, num_tokens), dtype=bool)
     np.put_along_axis(masked, orders[:, :num_visible], False, axis=1)

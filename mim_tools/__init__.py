@@ -1,1 +1,1 @@
-"""What a person runs: `python -m mim_tools.prepare`, `.synthetic`, `.verify`, `.bundle_files`, `.rebuild_batch`."""
+"""Commands, `python -m mim_tools.X`: prepare, synthetic, verify, bundle_files, export, release, rebuild_batch."""

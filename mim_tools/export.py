@@ -30,7 +30,7 @@ from mim_components.weights.hub import load_encoder
 
 FORMATS = (".ts", ".onnx", ".pt2")
 TOLERANCE = 1e-4
-SIZES = ("roi_size", "input_size")  # what bundles call the size of a window
+SIZES = ("roi_size", "input_size")  # bundles' names for the size of a window
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 onnx_ops, has_onnxscript = optional_import("onnxscript", name="opset18")
@@ -39,15 +39,15 @@ Converted = tuple[bytes, Callable[[], Callable[[Tensor], list[Tensor]]]]
 
 
 class ExportError(ValueError):
-    """What was exported does not compute what the network does, or cannot be made; says why."""
+    """A network cannot be exported, or the result differs from the network's; says why."""
 
 
 def from_config(config: Path, options: Mapping[str, Any]) -> tuple[nn.Module, tuple[int, ...]]:
     """The trained network of a bundle, in evaluation mode, and the shape `(1, C, H, W, D)` of a window.
 
     Args:
-        config: `inference.json` of a bundle that fine-tunes.
-        options: values that replace those of the configuration, by key.
+        config: `inference.json` of a fine-tuning bundle.
+        options: values by key that replace those of the configuration.
 
     Raises:
         ExportError: the configuration has no such option, or is not of such a bundle.
@@ -62,7 +62,7 @@ def from_config(config: Path, options: Mapping[str, Any]) -> tuple[nn.Module, tu
     size = next((name for name in SIZES if name in parser), None)
     if size is None or "settings" not in parser:
         raise ExportError(
-            f"{config}: not the inference.json of a bundle that fine-tunes; an encoder is exported from its "
+            f"{config}: not the inference.json of a fine-tuning bundle; an encoder is exported from its "
             "encoder.safetensors."
         )
     network = parser.get_parsed_content("trained").network
@@ -76,27 +76,27 @@ def from_encoder(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def export(network: nn.Module, shape: Sequence[int], path: Path) -> float:
-    """Write a network in the format that the ending of `path` names.
+    """Write a network in the format given by the suffix of `path`.
 
     Args:
-        network: on CPU, in evaluation mode; returns a tensor or a list of tensors.
-        shape: `(1, C, H, W, D)` of one input; the file takes any number of them.
-        path: `.ts`, `.onnx` or `.pt2`.
+        network: network on CPU in evaluation mode; returns a tensor or a list of tensors.
+        shape: shape `(1, C, H, W, D)` of one input; the file takes any number of them.
+        path: file to write, ending in `.ts`, `.onnx` or `.pt2`.
 
     Returns:
         The largest difference from PyTorch on a random input.
 
     Raises:
-        ExportError: unknown ending, a package is missing, or the outputs differ by more than `TOLERANCE`.
+        ExportError: unknown suffix, a package is missing, or the outputs differ by more than `TOLERANCE`.
         OSError: the file cannot be written.
     """
     if path.suffix not in FORMATS:
         raise ExportError(f"{path}: must end in {', '.join(FORMATS)}, got {path.suffix!r}.")
     pair = torch.rand(2, *shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's, of what it has deprecated itself
+        warnings.simplefilter("ignore")  # PyTorch's own deprecation warnings
         content, reader = {".ts": _torchscript, ".onnx": _onnx, ".pt2": _exported}[path.suffix](network, pair)
-        compute, one = reader(), pair[:1]  # one input, where two were recorded: their number is free
+        compute, one = reader(), pair[:1]  # one input where two were recorded: the batch size is free
         difference = _difference(compute(one), _as_list(network(one)))
     if not difference <= TOLERANCE:
         raise ExportError(f"{path}: differs from PyTorch by {difference:.2g}, more than {TOLERANCE:g}; not written.")
@@ -172,7 +172,7 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def read_pairs(words: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """`--key value` pairs; values are Python literals, or texts."""
+    """`--key value` pairs; values are Python literals or strings."""
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         parser.error(f"options are pairs --key value, got {' '.join(words)}")
     return {key[2:]: _value(value) for key, value in zip(words[::2], words[1::2], strict=True)}
@@ -186,7 +186,7 @@ def _value(text: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file and say how large it is; 1 when the export failed."""
+    """Write the file and print its size; returns 1 if the export failed."""
     parser = argparse.ArgumentParser(
         "python -m mim_tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             network, shape = from_encoder(known.source)
         difference = export(network, shape, known.output)
-    except (ValueError, OSError) as error:  # those of the weights as well
+    except (ValueError, OSError) as error:  # including errors of the weights
         print(error, file=sys.stderr)
         return 1
     size = as_size(known.output.stat().st_size)

@@ -1,7 +1,7 @@
 """Check CT volumes and fill the cache before training: `python -m mim_tools.prepare DIR`.
 
-Exit code 0: every volume is fit, or the unfit ones were left out as asked; 1: volumes are bad, or more than may be left
-out; 2: wrong usage, no volumes, or a cache that cannot be written.
+Exit code 0: all volumes are usable, or the bad ones were left out as requested; 1: volumes are bad, or more than may be
+left out; 2: wrong usage, no volumes, or a cache that cannot be written.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from mim_components.data.find.collections import COLLECTIONS, CollectionVolumes
 from mim_components.data.find.sources import path_of_name
 from mim_components.data.names import name_sources
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
-from mim_components.utils.text import printable
+from mim_components.utils.text import counted, printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
-VERIFIED = "of cached files: checksums always, sizes, or (default) checksums once and again of what was touched since"
+VERIFIED = "check of cached files: checksums, sizes, or (default) checksums once and again of what was touched since"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: words of the command line, those of the process when None.
+        arguments: command-line arguments; None = those of the process.
 
     Returns:
         The exit code.
@@ -73,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mim_tools.prepare", description=__doc__)
-    parser.add_argument("dataset_dir", nargs="?", help="folder that is searched for CT volumes")
+    parser.add_argument("dataset_dir", nargs="?", help="folder to search for CT volumes")
     parser.add_argument("--datalist", help="JSON list of volumes; its paths are relative to dataset_dir or to itself")
     parser.add_argument("--datalist_key", default="training", help="section of the list (default: %(default)s)")
-    parser.add_argument("--allow_outside", action="store_true", help="paths of the list may lead out of their folder")
+    parser.add_argument("--allow_outside", action="store_true", help="paths in the list may lead out of their folder")
     parser.add_argument("--collection", choices=sorted(COLLECTIONS), help="the paper's sets, found below --data_root")
     parser.add_argument("--data_root", help="folder that holds the unpacked sets of the collection")
     parser.add_argument("--cache_dir", default="mim_cache", help="folder of the cache (default: ./%(default)s)")
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output_dir", help="folder for quarantine.jsonl, which lists bad volumes (default: none)")
     parser.add_argument("--anonymous_paths", action="store_true", help="name volumes by digests of their paths")
-    parser.add_argument("--name_of", metavar="DIGEST", help="print the path below the folder that scan-... stands for")
+    parser.add_argument("--name_of", metavar="DIGEST", help="print the path that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
     parser.add_argument("--spacing", type=_numbers, help="resample to [R,A,S] mm, as in the training (default: native)")
     parser.add_argument("--verify", choices=VERIFY, default="auto", help=VERIFIED)
@@ -107,7 +107,7 @@ def _numbers(text: str) -> object:
 def _announce(found: FoundVolumes) -> None:
     if isinstance(found, CollectionVolumes):
         print(found.table())
-    print(f"{len(found)} volumes found")
+    print(f"{counted(len(found), 'volume')} found")
     for note in found.notes:
         print(f"note: {printable(note)}")
 

@@ -1,4 +1,4 @@
-"""Make the batch of a step again that was not finite, from the report that the step left in the run's folder.
+"""Rebuild the batch of a non-finite step from the report that the step left in the run folder.
 
 python -m mim_tools.rebuild_batch RUN_FOLDER/nonfinite_step_00000042.json
 """
@@ -24,11 +24,11 @@ def rebuild_batches(report: str | Path, dataset: KeyedDataset, rank: int = 0) ->
 
     Args:
         report: `nonfinite_step_XXXXXXXX.json`.
-        dataset: of the training, `train::dataset` of its configuration.
-        rank: of the process.
+        dataset: dataset of the training, `train::dataset` of its configuration.
+        rank: rank of the process.
 
     Raises:
-        ValueError: the report knows no samples.
+        ValueError: the report does not list samples.
     """
     micro_batches = json.loads(Path(report).read_text())["ranks"][rank]["micro_batches"]
     if any(each["samples"] is None for each in micro_batches):
@@ -37,14 +37,14 @@ def rebuild_batches(report: str | Path, dataset: KeyedDataset, rank: int = 0) ->
 
 
 def dataset_of(report: str | Path) -> KeyedDataset:
-    """The training's dataset, made from the configuration that the run's folder keeps.
+    """The dataset of the training, from the configuration in the run folder.
 
-    The volumes are prepared as at the start of a run, from its cache where they are in it.
+    The volumes are prepared as at the start of a run, from its cache where possible.
     """
     folder = Path(report).absolute().parent
     config = json.loads((folder / "run.json").read_text())["config"]
     root = json.loads(Path(report).read_text())["bundle_root"]
-    config["prepared"] = config["prepared"] | {"output_dir": None}  # the run's folder stays as it is
+    config["prepared"] = config["prepared"] | {"output_dir": None}  # leave the run folder unchanged
     parser = ConfigParser(config | {"bundle_root": root, "output_dir": str(folder), "resume": "auto"})
     dataset: KeyedDataset = parser.get_parsed_content("train::dataset")
     return dataset
@@ -61,9 +61,9 @@ def describe(batch: Mapping[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what the report says and what the batches hold."""
+    """Print the content of the report and of the batches."""
     parser = argparse.ArgumentParser("python -m mim_tools.rebuild_batch", description=__doc__)
-    parser.add_argument("report", type=Path, help="nonfinite_step_XXXXXXXX.json in the folder of the run")
+    parser.add_argument("report", type=Path, help="nonfinite_step_XXXXXXXX.json in the run folder")
     options = parser.parse_args(arguments)
     content = json.loads(options.report.read_text())
     dataset = dataset_of(options.report)

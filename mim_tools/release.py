@@ -1,10 +1,10 @@
-"""Make a release of a bundle: an archive with weights, checks done, and the code it needs.
+"""Make a release of a bundle: a checked archive with weights and the code it needs.
 
 python -m mim_tools.release bundles/mim_btcv_segmentation --weights out/models/model.pt --output release
 
-The archive runs from its own folder where MONAI and the packages of its requirements.txt are installed. Beside it are
-its folder and, from a clone, a wheel of mim_components. Options of the training that are not kept beside the weights,
-such as --projection_dim, are given as they were there.
+The archive runs from its own folder where the packages of its requirements.txt are installed. Beside it are
+its folder and, from a clone, a wheel of mim_components. Options of the training that are not stored beside the weights,
+such as --projection_dim, must be given as they were in training.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ def make_release(
     Args:
         bundle: folder of the bundle.
         weights: `model.pt` of a run, with what the run wrote beside it.
-        output: folder for the release; made when missing.
-        url: address below which the files of weights will lie, for `large_files.yml`, which has their sha256.
-        options: of the training, where they are not kept beside the weights.
-        version: of the release; None = that of the bundle.
-        changes: what is new in that version, for the changelog; needed where the version has no line there.
+        output: folder for the release; created if missing.
+        url: address below which the weights files will lie, for `large_files.yml`, which also has their sha256.
+        options: options of the training that are not stored beside the weights.
+        version: version of the release; None = that of the bundle.
+        changes: line for the changelog; required if the version has none there.
 
     Returns:
         The archive.
 
     Raises:
         ReleaseError: a check has failed.
-        ValueError: damaged weights, or such that do not fit the bundle.
+        ValueError: the weights are damaged or do not fit the bundle.
         OSError: a file cannot be read or written.
     """
     folder = output / bundle.name
     if folder.exists():
-        raise ReleaseError(f"{folder}: is there already; remove it, or choose another --output.")
+        raise ReleaseError(f"{folder}: exists already; remove it, or choose another --output.")
     if not (bundle / "configs" / "metadata.json").is_file() or not weights.is_file():
         missing = bundle / "configs" / "metadata.json" if weights.is_file() else weights
         raise ReleaseError(f"{missing}: there is no such file.")
@@ -98,12 +98,12 @@ def make_release(
 
 
 def _add_weights(weights: Path, models: Path) -> dict[str, Any]:
-    """Copy `model.pt` and what belongs to it, and write it as safetensors; returns the facts beside it."""
+    """Copy `model.pt` and its companions, and write it as safetensors; returns the facts stored beside it."""
     state = read_checkpoint(weights)
     if "network" in state:
-        raise ReleaseError(f"{weights}: is a checkpoint of a run, expected the model.pt of its products.")
+        raise ReleaseError(f"{weights}: is a checkpoint of a run, expected its models/model.pt.")
     write_with_digest(models / "model.pt", lambda partial: shutil.copyfile(weights, partial))
-    # a copy of each: safetensors refuses tensors that share memory
+    # copies, because safetensors refuses tensors that share memory
     tensors = {name: value.clone().contiguous() for name, value in state.items()}
     write_with_digest(models / "model.safetensors", lambda partial: save_file(tensors, partial))
     facts = read_facts(weights.with_suffix(".json"))
@@ -142,7 +142,7 @@ def _of_contract(contract: InputContract) -> dict[str, Any]:
 
 
 def _label_set(folder: Path, targets: Sequence[str]) -> str | None:
-    """Name of the label set whose targets these are; None for the default."""
+    """Name of the label set with these targets; None for the default."""
     for name in ["default", *_metadata(folder)["dataset"]["label_sets"]]:
         parser = _parser(folder, {"label_set": name})
         if list(parser.get_parsed_content("labels").targets) == list(targets):
@@ -170,10 +170,10 @@ def _tensors(metadata: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
 
 
 def check(folder: Path) -> list[str]:
-    """Check a bundle with its weights; returns a line for every check.
+    """Check a bundle with its weights; returns a line per check.
 
     Raises:
-        ReleaseError: one has failed.
+        ReleaseError: a check has failed.
     """
     lines = [check_metadata(folder, _metadata(folder), ReleaseError)]
     if findings := judge_bundle(folder):
@@ -186,8 +186,8 @@ def check(folder: Path) -> list[str]:
         output = network(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
     wanted = [pred["num_channels"], *(pred["spatial_shape"] if len(pred["spatial_shape"]) == 3 else [])]
     if list(output.shape[1:]) != wanted or not output.isfinite().all():
-        raise ReleaseError(f"the network makes {list(output.shape[1:])} of {shape}, the metadata says {wanted}.")
-    lines.append(f"network: these weights make {tuple(output.shape)} of {shape}")
+        raise ReleaseError(f"the network maps {shape} to {list(output.shape[1:])}, the metadata says {wanted}.")
+    lines.append(f"network: these weights map {shape} to {tuple(output.shape)}")
     encoder = folder / "models" / "encoder.safetensors"
     if _metadata(folder)["workflow"] == "pretraining" and encoder.is_file():
         network, shape = from_encoder(encoder)
@@ -217,7 +217,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
 
 
 def _add_code(folder: Path) -> None:
-    """Put the package that the configurations name into the bundle, and that of the demo where one names it."""
+    """Copy the packages that the configurations name into the bundle."""
     source = Path(mim_components.__file__).parents[1]
     texts = "".join(path.read_text(encoding="utf-8") for path in (folder / "configs").glob("*.json"))
     for package in ("mim_components", "mim_tools"):
@@ -236,7 +236,7 @@ def _requirements(metadata: Mapping[str, Any]) -> str:
 
 
 def _large_files(models: Path, url: str) -> str:
-    """The files of weights with their digests, and where they can be had; the Model Zoo has no room for them."""
+    """List the weights files with digests and addresses; the Model Zoo does not store them."""
     lines = ["large_files:"]
     for path in sorted(each for each in models.iterdir() if each.suffix in (".pt", ".safetensors")):
         name = f"models/{path.name}"
@@ -253,10 +253,10 @@ def _pack(folder: Path, archive: Path) -> Path:
 
 
 def make_wheel(output: Path) -> str:
-    """Build the wheel of the packages into a folder; returns a line about it."""
+    """Build the wheel of the packages in a folder; returns a line about it."""
     source = Path(mim_components.__file__).parents[1]
     if not (source / "setup.cfg").is_file():
-        return "wheel: not made, this is no clone of the repository"
+        return "wheel: not built, this is not a clone of the repository"
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(output), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -265,27 +265,27 @@ def make_wheel(output: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the release; 1 when a check failed."""
+    """Make the release; returns 1 if a check failed."""
     parser = argparse.ArgumentParser(
         "python -m mim_tools.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--weights", type=Path, required=True, help="model.pt of a run")
     parser.add_argument("--output", type=Path, default=Path("release"), help="folder for the release")
-    parser.add_argument("--version", help="of the release, default that of the bundle")
+    parser.add_argument("--version", help="version of the release, default that of the bundle")
     parser.add_argument("--changes", default="", help="line for the changelog")
     parser.add_argument("--url", help="address below which the weights will lie; default that of --push")
     parser.add_argument("--no_wheel", action="store_true", help="do not build the wheel")
     parser.add_argument(
         "--push", metavar="OWNER/NAME", help="upload to the Hugging Face Hub, by MONAI's push_to_hf_hub"
     )
-    parser.add_argument("--token", help="of the Hub; default is the one that is stored there")
+    parser.add_argument("--token", help="token of the Hub; default is the stored one")
     known, rest = parser.parse_known_args(arguments)
     options = read_pairs(rest, parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     url = known.url or (f"https://huggingface.co/{known.push}/resolve/main" if known.push else None)
     if url is None:
-        parser.error("where will the weights lie? give --url https://..., or --push")
+        parser.error("the address of the weights is missing: give --url https://..., or --push")
     try:
         archive = make_release(known.bundle, known.weights, known.output, url, options, known.version, known.changes)
         if not known.no_wheel:

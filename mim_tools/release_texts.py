@@ -1,4 +1,4 @@
-"""What a release says of itself: its metadata are complete, its pages tell of the weights, its card is the Hub's."""
+"""Texts of a release: check its metadata, mention the weights on its pages, and write its model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# of MONAI's schema of metadata.json, and what the Model Zoo wants beside it
+# keys of MONAI's schema of metadata.json, and further ones that the Model Zoo requires
 REQUIRED = """schema version monai_version pytorch_version numpy_version required_packages_version task description
     authors copyright network_data_format changelog name data_source data_type image_classes label_classes pred_classes
     eval_metrics intended_use references""".split()
@@ -23,7 +23,7 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
     """Check version, changelog and required keys; returns a line about it.
 
     Raises:
-        ValueError: of the type `error`; names what is missing.
+        ValueError: something is missing, in the form of `error`; names it.
     """
     version = metadata.get("version", "")
     if missing := [name for name in REQUIRED if name not in metadata]:
@@ -38,19 +38,20 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
 
 
 def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str) -> None:
-    """Replace what the pages of a bundle without weights say."""
+    """Replace the passages about missing weights in the pages of a bundle."""
     value = facts.get("metric_value")
     known = f", step {facts['step']}" if "step" in facts else ""
     known += f", {facts['metric']} {value:.4f} in its own validation" if value is not None else ""
     weights = f"`models/model.pt` holds trained weights (sha256 {digest[:16]}...{known})."
     readme = folder / "docs" / "README.md"
     text = readme.read_text(encoding="utf-8")
-    text = re.sub(r"\*\*No (pre-trained )?weights are published[^*]*\*\* [^.]*\.pt` is made by the training below\.",
+    text = re.sub(r"\*\*No (pre-trained )?weights are published[^*]*\*\* [^.]*\.pt` is\s+produced\s+by[^.]*below\.",
                   f"**Weights.** {weights}", text)  # fmt: skip
     needs = (
-        "The bundle brings the package `mim_components`; run it from its own folder. `pip install -r requirements.txt`."
+        "The bundle includes the package `mim_components`; run it from its own folder after "
+        "`pip install -r requirements.txt`."
     )
-    text = re.sub(r"The bundle needs the package .*?3\.10\s+or\s+newer\.", needs, text, flags=re.DOTALL)
+    text = re.sub(r"The bundle needs this .*?3\.10\s+or\s+newer\.", needs, text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
     license_file = folder / "docs" / "data_license.txt"
     license_text = license_file.read_text(encoding="utf-8")
@@ -70,7 +71,7 @@ def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, 
 
 
 def model_card(folder: Path, metadata: Mapping[str, Any]) -> str:
-    """The page of the bundle with a head as the Hugging Face Hub reads it."""
+    """The page of the bundle, with the header that the Hugging Face Hub reads."""
     tags = ["monai", "medical", "3d", "mask-in-mask", metadata["workflow"]]
     head = [
         "---",

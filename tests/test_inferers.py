@@ -116,8 +116,8 @@ def test_wrong_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (network(257), "network of 2 to 256 classes, got 257"),
-        (network(1), "network of 2 to 256 classes, got 1"),
+        (network(257), "network with 2 to 256 classes, got 257"),
+        (network(1), "network with 2 to 256 classes, got 1"),
         (lambda window: [window], "one tensor of logits, got list"),
         (lambda window: window[..., ::2], r"return logits \(1, K, 4, 4, 4\), got \(1, 1, 4, 4, 2\)"),
         (lambda window: torch.cat([window, window.log()], 1), "not finite in planes 0 to 3 of axis 0"),

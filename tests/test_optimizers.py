@@ -155,5 +155,5 @@ def test_layer_decay_out_of_range(layer_decay: float) -> None:
 def test_layer_decay_needs_an_encoder() -> None:
     network = segmentation_network("swin_unetr", 1, 2, (64, 32, 32), "nano")
     assert len(finetune_groups(network, 0.1, 1.0)) == 2
-    with pytest.raises(ValueError, match="needs an encoder that MiM pre-trains, and SwinUNETR has none; use layer_dec"):
+    with pytest.raises(ValueError, match="needs an encoder that MiM pre-trains, but SwinUNETR has none; use layer_dec"):
         finetune_groups(network, 0.1, 1.0, 0.9)

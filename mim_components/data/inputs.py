@@ -30,7 +30,7 @@ def scan_items(
     Args:
         dataset_dir: folder that is searched to any depth, or one scan.
         scans: what a scan is, see `CheckedLoadImaged`.
-        output_dir: folder of the results; scans in it are results of an earlier run and passed over.
+        output_dir: folder of the results; scans in it are results of an earlier run and skipped.
         on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out; "report" hands them on with
             their cause.
 
@@ -78,7 +78,7 @@ def _without_results(found: Sequence[VolumeSource], root: Path, output_dir: str 
     results = Path(output_dir).resolve()
     kept = [source for source in found if results not in source.path.resolve().parents]
     if passed := len(found) - len(kept):
-        logger.info("%d volumes in %s are results of an earlier run and are passed over.", passed, results)
+        logger.info("%d volumes in %s are results of an earlier run and are skipped.", passed, results)
     if not kept:
         raise NoVolumesError(f"{root}: holds no volumes but the results in {results}.")
     return kept

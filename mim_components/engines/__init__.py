@@ -1,4 +1,4 @@
-"""What `monai.engines` lacks: the step of a training and of an evaluation, and the training as a whole."""
+"""What `monai.engines` lacks: the steps of training, evaluation and inference, and a whole training."""
 
 from mim_components.engines.begin import begin_fine_tuning, begin_pretraining
 from mim_components.engines.evaluation import EvaluationStep

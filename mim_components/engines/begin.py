@@ -1,4 +1,4 @@
-"""Before the first step of a training: claim its folder, say what will be done, keep what was found of the data."""
+"""Before the first step of a training: claim its folder, log the plan, and keep remarks on the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mim_components.labels import LabelSet
 from mim_components.run.folder import RunFolder
 from mim_components.run.start_checks import check_validation_start
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ def begin_pretraining(
     """Start the run of the folder, or check that the one in it has the same settings and data; log the plan.
 
     Args:
-        folder: of the run.
-        prepared: the volumes.
-        loader: of the training.
-        network: that is trained.
-        device: it runs on.
+        folder: run folder.
+        prepared: volumes to train on.
+        loader: loader of the training.
+        network: network to train.
+        device: device of the network.
         level_sizes: native sizes of the levels, voxels.
-        name: what the run's unique name begins with.
+        name: prefix of the run's unique name.
 
     Raises:
         SettingsChangedError: settings that change the result, or the data, differ from those of the run.
@@ -81,20 +81,20 @@ def begin_fine_tuning(
     labels: LabelSet | None = None,
     spacing: Sequence[float] = (),
 ) -> None:
-    """`begin_pretraining` for a fine-tuning; also checks that its scans fit beside each other into shared memory.
+    """`begin_pretraining` for a fine-tuning; also checks that its scans fit into shared memory together.
 
     Args:
-        folder: of the run.
-        prepared: the training and validation cases.
-        loader: of the training.
-        network: that is trained.
-        device: it runs on.
-        name: what the run's unique name begins with.
+        folder: run folder.
+        prepared: training and validation cases.
+        loader: loader of the training.
+        network: network to train.
+        device: device of the network.
+        name: prefix of the run's unique name.
         validation_interval: optimizer steps between two validations.
-        sample_shapes: of the arrays of a training sample; scans without label maps validate in the same shape.
-        num_samples: crops of every scan.
-        labels: of a segmentation, whose whole scans validate; else None.
-        spacing: that those are resampled to, mm.
+        sample_shapes: shapes of the arrays of a training sample; without `labels` also those of a validation scan.
+        num_samples: crops per scan.
+        labels: labels of a segmentation, which validates on whole scans; else None.
+        spacing: voxel size that those are resampled to, mm.
 
     Raises:
         StartError: shared memory or open files do not suffice.
@@ -126,7 +126,7 @@ def begin_fine_tuning(
 
 
 def facts_of(sampler: StepSampler, prepared: Any) -> dict[str, Any]:
-    """What a tracker is told of every training beside its options."""
+    """Facts about a training that a tracker gets besides its options."""
     return {"accumulation": sampler.accumulation, "data_digest": prepared.digest}
 
 
@@ -138,7 +138,7 @@ def log_plan(
     device: torch.device,
     level_sizes: Sequence[Sequence[int]],
 ) -> None:
-    """Log what was found and what will be done; keep remarks and excluded volumes in the run's folder."""
+    """Log the data and the plan; keep remarks and excluded volumes in the run folder."""
     if idist.get_rank() != 0:
         return
     padded = prepared.count_smaller_than(level_sizes[0])
@@ -154,7 +154,7 @@ def log_plan(
 
 
 def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, device: torch.device) -> str:
-    """Where a run works, what makes up an optimizer step, and how large the network is, in one line."""
+    """Folder and device of a run, the batch of an optimizer step, and the network's size, in one line."""
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     return (
@@ -164,37 +164,35 @@ def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, dev
 
 
 def keep_remarks(folder: RunFolder, prepared: Any) -> None:
-    """Keep remarks on the data (`prepared.notes`) in the run's folder, and repeat at the end what was left out.
+    """Keep remarks on the data (`prepared.notes`) in the run folder, and repeat at the end what was left out.
 
-    The preparation has written the file that lists bad volumes.
+    The file that lists bad volumes is written by the preparation.
     """
-    if prepared.notes:  # the preparation has logged every one
+    if prepared.notes:  # already logged by the preparation
         lines = "".join(f"{note}\n" for note in prepared.notes)
         write_text_safely(folder.path / "data_notes.txt", lines)
-        folder.notes.append(f"{len(prepared.notes)} remarks on the data, see data_notes.txt: {shorten(prepared.notes)}")
+        remarks = counted(len(prepared.notes), "remark")
+        folder.notes.append(f"{remarks} on the data, see data_notes.txt: {shorten(prepared.notes)}")
     if prepared.bad:
-        folder.notes.append(f"{len(prepared.bad)} volumes left out, see {QUARANTINE}: {shorten(prepared.bad)}")
+        volumes = counted(len(prepared.bad), "volume")
+        folder.notes.append(f"{volumes} left out, see {QUARANTINE}: {shorten(prepared.bad)}")
 
 
 def length_of(sampler: StepSampler, num_samples: int = 1) -> str:
-    """How long a training is, in steps and in epochs.
+    """Length of a training in steps and epochs, as text.
 
     Args:
-        sampler: of the training.
-        num_samples: crops of every scan.
+        sampler: sampler of the training.
+        num_samples: crops per scan.
 
     Example:
         >>> length_of(StepSampler(24, num_steps=25_000, global_batch_size=1), num_samples=4)
         '25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans'
     """
-    scans, crops = _count(sampler.global_batch_size, "scan"), f" x {num_samples} crops" if num_samples > 1 else ""
+    scans, crops = counted(sampler.global_batch_size, "scan"), f" x {num_samples} crops" if num_samples > 1 else ""
     epochs = f"{sampler.epochs:,.0f}" if sampler.epochs >= 10 else f"{sampler.epochs:.3g}"
-    steps, items = _count(sampler.num_steps, "step"), _count(sampler.num_items, "scan")
+    steps, items = counted(sampler.num_steps, "step"), counted(sampler.num_items, "scan")
     return f"{steps} of {scans}{crops} = {epochs} epochs of {items}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def log_finetune_plan(
@@ -206,19 +204,19 @@ def log_finetune_plan(
     validation_interval: int,
     num_samples: int = 1,
 ) -> None:
-    """Log what was found and what will be done; keep remarks and excluded scans in the run's folder.
+    """Log the plan; keep remarks and excluded scans in the run folder.
 
     Args:
-        folder: of the run.
-        prepared: the training and validation cases.
-        sampler: of the training.
-        network: that is trained.
-        device: it runs on.
+        folder: run folder.
+        prepared: training and validation cases.
+        sampler: sampler of the training.
+        network: network to train.
+        device: device of the network.
         validation_interval: optimizer steps between two validations.
-        num_samples: crops of every scan.
+        num_samples: crops per scan.
     """
     if idist.get_rank() != 0:
         return
     size, length = size_of_run(folder, sampler, network, device), length_of(sampler, num_samples)
-    logger.info("%s; %s; validation every %s", size, length, _count(validation_interval, "step"))
+    logger.info("%s; %s; validation every %s", size, length, counted(validation_interval, "step"))
     keep_remarks(folder, prepared)

@@ -1,4 +1,4 @@
-"""One batch of an evaluation, as MONAI's evaluator calls it, and the mean over all batches, as Ignite keeps it."""
+"""The step of a pre-training's evaluation, in the form that MONAI's evaluator calls."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class EvaluationStep:
     Args:
         num_levels: number of levels L.
         patch_size: edge of a token, voxels.
-        temperature: of InfoNCE.
+        temperature: temperature of InfoNCE.
         standardized: the network was trained on standardised tokens.
 
     Returns:
-        When called, `names` and `crops` (volume and number of each crop) and `scores`: one dictionary per crop with
+        When called: `names` and `crops` (volume and number of each crop) and `scores`, one dictionary per crop with
         `mse_level1` ... and `accuracy_level1_2` ..., means over the crop's volumes of a level, see
         `reconstruction_scores` and `alignment_scores`. `mse_content_level2` ... and `accuracy_content_level1_2` ... are
-        the same over the volumes whose parent token has content, None where the crop has none, and
+        the same over the volumes whose parent token has content, None if the crop has none, and
         `empty_children_level2` ... is the share of the others.
 
     Example:
@@ -82,7 +82,7 @@ class EvaluationStep:
 
 
 def _means(values: Tensor, samples: int, content: Tensor | None = None) -> list[float | None]:
-    """Mean of every sample over its volumes, or over those with content; None where there are none."""
+    """Mean of every sample over its volumes, or over those with content; None if there are none."""
     rows = values.cpu().double().view(samples, -1)
     chosen = torch.ones_like(rows, dtype=torch.bool) if content is None else content.cpu().view(samples, -1)
     return [float(row[each].mean()) if each.any() else None for row, each in zip(rows, chosen, strict=True)]

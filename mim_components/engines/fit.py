@@ -1,6 +1,6 @@
-"""Fit a training to its device before the first step: how many samples at once, and whether the network is compiled.
+"""Fit a training to its device before the first step: the micro-batch size, and whether to compile the network.
 
-Both are found by rehearsal: forward and backward pass of samples of the training, which count for nothing.
+Both are determined by rehearsal: a forward and backward pass on training samples, without any effect on the training.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mim_components.utils.files import as_size, tensor_bytes
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-ROOM = 0.9  # share of the free memory that is used: blocks of the allocator leave gaps
-OPTIMIZER = 2  # AdamW's numbers of a weight, which are made in the first step
+ROOM = 0.9  # share of the free memory to use: the allocator's blocks leave gaps
+OPTIMIZER = 2  # numbers that AdamW keeps per weight, created in the first step
 
 
 def fit_to_device(
@@ -39,19 +39,19 @@ def fit_to_device(
     batch_size: int | str,
     compile: bool | str = False,
 ) -> None:
-    """Choose what is left to "auto", and say so in one line; on CUDA also say in which types is computed.
+    """Choose the settings left to "auto", and log them in one line; on CUDA also log the data types.
 
-    `batch_size`: as many samples as fit into the free memory of every device, such that the global batch stays what it
-    is; one without CUDA. `compile`: with one process on CUDA, where it succeeds.
+    `batch_size`: as many samples as fit into the free memory of every device without changing the global batch;
+    1 without CUDA. `compile`: with one process on CUDA, where it succeeds.
 
     Args:
-        trainer: that will train; its loss and inferer are used.
-        network: that is trained, before DDP.
-        loader: of the training; gets the number of samples.
-        step: of the trainer.
-        folder: of the run, which is told how many micro-batches make up a step.
-        batch_size: samples of a micro-batch, or "auto".
-        compile: "auto"; anything else is done, or not done, already.
+        trainer: trainer whose loss and inferer are used.
+        network: network to train, before DDP.
+        loader: loader of the training; gets the micro-batch size.
+        step: step of the trainer.
+        folder: run folder; records the number of micro-batches per step.
+        batch_size: samples per micro-batch, or "auto".
+        compile: "auto"; any other value has already been applied.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -97,14 +97,14 @@ def fit_to_device(
 def samples_that_fit(
     rehearse: Callable[[int], None], network: nn.Module, loader: StepLoader, device: torch.device, sample_bytes: int
 ) -> tuple[int, str]:
-    """Largest micro-batch that divides a device's share of the global batch and fits, in all processes; and why.
+    """Largest micro-batch that divides a device's share of the global batch and fits in all processes; and why.
 
     Args:
-        rehearse: forward and backward pass of so many samples.
-        network: that is trained.
-        loader: of the training.
-        device: whose memory counts.
-        sample_bytes: of a sample in shared memory, which must also have room.
+        rehearse: runs a forward and backward pass of a number of samples.
+        network: network to train.
+        loader: loader of the training.
+        device: device whose memory is measured.
+        sample_bytes: bytes of a sample in shared memory, which must suffice too.
     """
     share = loader.sampler.accumulation * loader.sampler.batch_size
     most, why = 1, "batch_size auto"
@@ -124,12 +124,12 @@ def samples_that_fit(
 
 
 def on_cuda(device: torch.device) -> bool:
-    """Whether there is memory that can be asked for, and a compiler that is worth its time."""
+    """Whether a device is CUDA: its memory can be measured, and compiling pays off."""
     return device.type == "cuda"
 
 
 def shared_memory_takes(batch_bytes: int, num_workers: int) -> bool:
-    """Whether the batches that workers have ready find room."""
+    """Whether the prefetched batches of all workers fit into shared memory."""
     try:
         check_shared_memory(batch_bytes, num_workers)
     except StartError:
@@ -138,13 +138,13 @@ def shared_memory_takes(batch_bytes: int, num_workers: int) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of the device that PyTorch can still have, or has and does not use."""
+    """Bytes of the device that PyTorch can still allocate, or has reserved and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def peak_bytes(case: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a case needs beside those that are in use."""
+    """Peak bytes that a case needs in addition to those in use."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     case()
@@ -154,14 +154,14 @@ def peak_bytes(case: Callable[[], object], device: torch.device) -> int:
 def compile_where_it_succeeds(
     rehearse: Callable[[int], None], network: nn.Module, samples: int, device: torch.device
 ) -> str:
-    """Compile a network and try it; leave it as it was where that fails. Says what became of it."""
+    """Compile a network and try it; undo that if it fails. Returns the outcome as text."""
     if not on_cuda(device) or idist.get_world_size() > 1:
         return "not compiled (compile auto: only with one process on CUDA)"
     start = perf_counter()
     try:
         compile_network(network)
         rehearse(samples)
-    except Exception as error:  # a compiler that is missing, too little memory, whatever it was: it runs without
+    except Exception as error:  # whatever fails, such as a missing compiler: the network runs without
         leave_eager(network)
         return (
             f"not compiled (compile auto: {type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:120]})"
@@ -170,7 +170,7 @@ def compile_where_it_succeeds(
 
 
 def types_of(step: OptimizerStep) -> str:
-    """In which types a step on CUDA computes."""
+    """Data types of a step on CUDA, as text."""
     network = f"{str(step.dtype).removeprefix('torch.')} autocast" if step.amp else "no autocast"
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     names = {True: "TF32", False: "float32"}

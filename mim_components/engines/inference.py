@@ -1,4 +1,4 @@
-"""Encode and reconstruct one volume, as MONAI's evaluator calls it.
+"""Steps of an inference, in the form that MONAI's evaluator calls.
 
 Axes: volume (1, C, H, W, D); feature map (E, h, w, d), one feature per block of `stride`^3 voxels.
 """
@@ -20,13 +20,13 @@ from mim_components.networks.features import FeatureMap, pad_to_windows, window_
 from mim_components.networks.mim import MiMReconstructor
 from mim_components.utils.text import root_cause
 
-MASKED_HU = -1500  # below air (-1000) and what scanners write outside their field (-1024), so that it can be told apart
+MASKED_HU = -1500  # distinguishable: below air (-1000) and what scanners write outside their field of view (-1024)
 
 
 class ScanStep:
-    """`iteration_update` of MONAI's `SupervisedEvaluator` that does what it does without, but for bad scans.
+    """`iteration_update` of MONAI's `SupervisedEvaluator`: MONAI's own, with a way past bad scans.
 
-    A scan with a `cause` is passed by, and one that the network or the postprocessing fails on gets one; the output is
+    A scan with a `cause` is skipped, and one on which the network or the postprocessing fails gets one; the output is
     then `[{"cause": ...}]`. For batches of one scan.
 
     Args:
@@ -60,24 +60,24 @@ class ScanStep:
 class InferenceStep:
     """`iteration_update` of MONAI's `SupervisedEvaluator`, for batches of one volume.
 
-    The evaluator's inferer slides over the volume without overlap for the reconstruction. Windows of the encoder
-    overlap and begin at token edges. Volumes are padded with air behind their last voxel, and results are cut back.
+    The evaluator's inferer slides over the volume without overlap for the reconstruction. The encoder's windows
+    overlap and begin at token edges. Volumes are padded with air after their last voxel, and results are cropped back.
 
     Args:
-        network: trained.
+        network: trained network.
         input_size: size of a window, voxels.
         hu_window: intensities that were scaled to 0 and 1, HU.
-        features: encode.
-        reconstruction: mask and reconstruct.
+        features: return features.
+        reconstruction: return the masked and the reconstructed volume.
         feature_level: index in the encoder's pyramid: 0 is the finest, -1 the last.
-        overlap: of the encoder's windows; made smaller until they begin at token edges.
+        overlap: overlap of the encoder's windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
         amp: run the network in autocast.
-        on_bad: "stop" raises where a volume does not go through; else that is its `cause`.
-        amp_dtype: of autocast, see `autocast_dtype`.
+        on_bad: "stop" raises if a volume fails; else the error becomes its `cause`.
+        amp_dtype: data type of autocast, see `autocast_dtype`.
 
     Returns:
-        When called, `name`, `source`, `cause`, and unless there is a cause: `affine` `(4, 4)` float64, `shape`; with
+        When called: `name`, `source`, `cause` and, unless there is a cause, `affine` `(4, 4)` float64 and `shape`; with
         `features`, `features` float32 `(E, h, w, d)` on the CPU and `stride`; with `reconstruction`, `masked` and
         `reconstruction` int16 HU `(H, W, D)`.
 
@@ -145,7 +145,7 @@ class InferenceStep:
 
     def _encode(self, image: Tensor, device: torch.device) -> dict[str, Any]:
         padded = pad_to_windows(image, self.input_size, [self.network.patch_size] * 3)
-        # windows visit the device, the volume and the stitched map stay on the CPU
+        # only windows go to the device; the volume and the stitched map stay on the CPU
         stitched = self.feature_inferer(padded, lambda window: self.feature_map(window.to(device)).cpu())
         assert isinstance(stitched, Tensor)
         stride = padded.shape[2] // stitched.shape[2]

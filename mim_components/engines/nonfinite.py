@@ -1,4 +1,4 @@
-"""What becomes of an optimizer step whose loss or gradient is not finite: no update, a report, stop or skip."""
+"""Handling of optimizer steps whose loss or gradient is not finite: no update, a report, stop or skip."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.configuration import bundle_root
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
 ACTIONS = ("stop", "skip")
-MOST_NAMES = 50  # of parameters in a report
+MOST_NAMES = 50  # parameter names in a report
 
 
 class NonFiniteError(RuntimeError):
@@ -30,11 +31,11 @@ class NonFiniteError(RuntimeError):
 
 
 class MicroBatch(NamedTuple):
-    """What a step remembers of one of its micro-batches.
+    """Record of a micro-batch of the current step.
 
     Attributes:
-        names: of its volumes.
-        terms: of its loss, detached scalars, already divided by the number of micro-batches.
+        names: names of its volumes.
+        terms: terms of its loss, detached scalars, already divided by the number of micro-batches.
     """
 
     names: list[str]
@@ -42,19 +43,19 @@ class MicroBatch(NamedTuple):
 
 
 class NonFiniteGuard:
-    """Judge every step before its update; the same way in all processes.
+    """Checks every step before its update, with the same verdict in all processes.
 
     A step that is not finite changes neither weights nor momentum, and leaves `nonfinite_step_XXXXXXXX.json` in the
-    run's folder, from which `python -m mim_tools.rebuild_batch` makes its batch again.
+    run folder, from which `python -m mim_tools.rebuild_batch` rebuilds its batch.
 
     Args:
-        action: "stop" raises; "skip" goes on with the next step, the learning rate follows the steps as ever.
-        max_skipped: so many steps in a row are skipped, one more stops.
-        folder: of the run; None = no report.
-        sampler: that knows the samples of a step; None = they are not in the report.
+        action: "stop" raises; "skip" continues with the next step, and the schedule advances as usual.
+        max_skipped: maximum number of consecutive skipped steps.
+        folder: run folder for reports; None = no report.
+        sampler: sampler that knows the samples of a step; None = they are not reported.
 
     Attributes:
-        skipped: steps skipped in the whole run.
+        skipped: number of steps skipped in the whole run.
 
     Raises:
         ValueError: unknown `action`, or `max_skipped` is less than 1.
@@ -82,7 +83,7 @@ class NonFiniteGuard:
         self._bundle_root = bundle_root()
 
     def accepts(self, norm: Tensor, loss: Tensor) -> bool:
-        """Whether norm of the gradient and loss are finite, in all processes."""
+        """Whether the gradient norm and the loss are finite in all processes."""
         accepted = self.all_finite(norm, loss)
         if accepted:
             self.in_a_row = 0
@@ -90,14 +91,14 @@ class NonFiniteGuard:
 
     @staticmethod
     def all_finite(*values: Tensor) -> bool:
-        """Whether scalars are finite in all processes; the gradient is the same in all, the loss is not."""
+        """Whether scalars are finite in all processes; unlike the gradient, the loss differs between them."""
         good = torch.stack([torch.isfinite(value) for value in values]).all()
         if idist.get_world_size() > 1:
             good = torch.as_tensor(idist.all_reduce(good.float(), op="MIN")) > 0
         return bool(good)
 
     def refuse(self, step: int, network: nn.Module, norm: Tensor, seen: Sequence[MicroBatch]) -> None:
-        """Report a step that was not accepted; its gradients are still there.
+        """Report a step that was not accepted, while its gradients are still present.
 
         Raises:
             NonFiniteError: in all processes alike, unless the step is to be skipped.
@@ -107,7 +108,7 @@ class NonFiniteGuard:
         path = self._write(step, report)
         text = _describe(report, seen)
         if path is not None:
-            text += f"\nReport: {path}, the batch again: python -m mim_tools.rebuild_batch {path}"
+            text += f"\nReport: {path}; to rebuild the batch: python -m mim_tools.rebuild_batch {path}"
         if self.action == "skip" and self.in_a_row <= self.max_skipped:
             self.skipped += 1
             logger.warning("step %d is skipped: %s", step, text)
@@ -117,19 +118,20 @@ class NonFiniteGuard:
         raise NonFiniteError(f"{text}\n{self._advice()}")
 
     def state_dict(self) -> dict[str, int]:
-        """Both counts."""
+        """The counts of skipped steps."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue to count."""
+        """Restore the counts."""
         self.skipped, self.in_a_row = int(state["skipped"]), int(state["in_a_row"])
 
     @property
     def summary(self) -> str:
-        """One line for the end of the run; empty when no step was skipped."""
+        """One line for the end of the run; empty if no step was skipped."""
         if not self.skipped:
             return ""
-        return f"{self.skipped} steps were skipped, their loss or gradient was not finite: see nonfinite_step_*.json"
+        steps = counted(self.skipped, "step")
+        return f"{steps} skipped because loss or gradient was not finite: see nonfinite_step_*.json"
 
     def _report(self, step: int, network: nn.Module, norm: Tensor, seen: Sequence[MicroBatch]) -> dict[str, Any]:
         bad = [
@@ -168,24 +170,24 @@ class NonFiniteGuard:
         if idist.get_rank() == 0:
             try:
                 write_text_safely(path, json.dumps(report, indent=1, default=int))
-            except OSError as error:  # a full disk, say; what went wrong with the numbers matters more
+            except OSError as error:  # such as a full disk; the non-finite step matters more
                 logger.error("%s", error)
         return path
 
     def _advice(self) -> str:
         paths = [] if self.folder is None else CheckpointStore(self.folder.path / "checkpoints").paths()
         where = f"Last good checkpoint: {paths[-1]}. " if paths else "There is no checkpoint yet. "
-        return f"{where}The same command continues from there; --train::step::on_nonfinite skip passes over such steps."
+        return f"{where}The same command continues from there; --train::step::on_nonfinite skip skips such steps."
 
 
 def _plain(value: Tensor) -> float | str:
-    """A number that JSON has, else its name."""
+    """A finite number, or else its name, which JSON can hold."""
     number = float(value)
     return number if math.isfinite(number) else str(number)
 
 
 def _first(ranks: Sequence[dict[str, Any]], parameters: Sequence[str]) -> str:
-    """What was not finite first: a term of the loss with its volumes, else a gradient."""
+    """The first non-finite value: a term of the loss with its volumes, else a gradient."""
     for rank in ranks:
         for micro in rank["micro_batches"]:
             terms = [name for name, value in micro["terms"].items() if isinstance(value, str)]

@@ -1,4 +1,4 @@
-"""The type in which a network runs under autocast, and the scale that float16 needs for its gradients."""
+"""The data type of autocast, and the loss scale that float16 gradients need."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ AMP_DTYPES = ("auto", "bfloat16", "float16")
 
 
 def autocast_dtype(amp_dtype: str = "auto") -> torch.dtype:
-    """The type of autocast.
+    """The data type of autocast.
 
     Args:
-        amp_dtype: "bfloat16", "float16", or "auto": bfloat16 but on a GPU that only emulates it (before Ampere), which
-            is slower than float32 and lacks some operators.
+        amp_dtype: "bfloat16", "float16", or "auto": bfloat16, except on a GPU that only emulates it (before Ampere),
+            which is slower than float32 and lacks some operators.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: `amp_dtype` is none of these.
 
     Example:
         >>> autocast_dtype("float16")
@@ -35,13 +35,13 @@ def autocast_dtype(amp_dtype: str = "auto") -> torch.dtype:
 
 
 class LossScale:
-    """PyTorch's `GradScaler`, without its waiting for the device: a step waits once, for the guard.
+    """PyTorch's `GradScaler` without its device synchronisation: a step synchronises once, for the guard.
 
     Args:
-        enabled: False = a scale of 1 that never changes.
+        enabled: False = a constant scale of 1.
 
     Attributes:
-        overflows: steps of the whole run that were passed over because a scaled gradient left the range of float16.
+        overflows: number of steps skipped in the whole run because a scaled gradient left the range of float16.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -54,18 +54,18 @@ class LossScale:
         return self.scaler.is_enabled()
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss whose gradient is taken."""
+        """Scale a loss before its backward pass."""
         return self.scaler.scale(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients of a step by the scale, once, and set the scale of the next step."""
+        """Divide the gradients of a step by the scale, and set the scale of the next step."""
         self.scaler.unscale_(optimizer)
         self.scaler.update()
 
     def is_to_blame(self) -> bool:
-        """Whether a gradient that is not finite may be due to the scale; counts the step then.
+        """Whether a non-finite gradient may be due to the scale; if so, counts the step.
 
-        The loss itself must be finite, which the caller knows. At a scale below 1 the gradient is to blame.
+        The caller must know that the loss itself is finite. At a scale below 1 the gradient is to blame.
         """
         if not self.enabled or self.scaler.get_scale() < 1:
             return False
@@ -73,11 +73,11 @@ class LossScale:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Scale and count."""
+        """The scale and the count of overflows."""
         return {"scaler": self.scaler.state_dict(), "overflows": self.overflows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue; the state of a run without a scale leaves this one at its beginning."""
+        """Restore; the state of a run without a scale leaves the initial scale."""
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.overflows = int(state["overflows"])

@@ -24,19 +24,19 @@ class PretrainStep(OptimizerStep):
 
     Args:
         num_levels: number of levels L.
-        loader: that feeds the trainer: its sampler knows the steps, also for schedules of the loss.
-        num_visible: visible tokens per volume; saves waiting for the device.
-        folder: of the run; checkpoints keep the spread of the context vectors. None = none.
+        loader: loader of the trainer; its sampler knows the steps, which schedules of the loss use too.
+        num_visible: visible tokens per volume, if known; saves a device synchronisation.
+        folder: run folder, whose checkpoints keep the spread of the context vectors; None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in autocast; the losses stay in float32.
-        on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
+        on_nonfinite: action for a non-finite loss or gradient, see `NonFiniteGuard`.
         max_skipped: maximum number of consecutive skipped steps.
         max_volumes_per_pass: volumes of all levels that go through the network at once; the gradients of several passes
-            add up to those of one pass, which keeps the activations of all volumes. None = no limit.
-        amp_dtype: of autocast.
+            add up to those of a single pass, which keeps the activations of all volumes. None = no limit.
+        amp_dtype: data type of autocast, see `autocast_dtype`.
 
     Raises:
-        ValueError: `max_volumes_per_pass` is less than 1; when called, the network teaches parents (`stop_gradient`).
+        ValueError: `max_volumes_per_pass` is less than 1; when called with it, the network has `stop_gradient=False`.
 
     Example:
         >>> from types import SimpleNamespace
@@ -81,7 +81,7 @@ class PretrainStep(OptimizerStep):
             folder.keep("spread", self.spread, since_version=True)
 
     def measured(self) -> dict[str, Tensor]:
-        """How far the context vectors of the step's volumes differ, `context_std_level1_2` ..."""
+        """Spread of the context vectors of the step's volumes, `context_std_level1_2` ..."""
         return self.spread.take()
 
     def rehearse(self, engine: Any, batch: Mapping[str, Any]) -> None:
@@ -102,16 +102,16 @@ class PretrainStep(OptimizerStep):
         return {**engine.loss_function(output, levels, self._progress(engine)), **levels.empty_children()}
 
     def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
-        """One pass, or as many as `max_volumes_per_pass` makes of it, parents before their children."""
+        """One pass, or as many as `max_volumes_per_pass` requires, parents before their children."""
         if self.max_volumes_per_pass is None:
             return super().passes(engine, batch)
         levels = level_batch(batch, self.num_levels, engine.state.device)
         parts = split_levels(levels.sizes, self.max_volumes_per_pass)
-        latent: list[list[Tensor]] = [[] for _ in levels.sizes]  # of the volumes of every level so far
+        latent: list[list[Tensor]] = [[] for _ in levels.sizes]  # latent features of each level's volumes so far
         return [partial(self._pass, engine, levels, part, latent) for part in parts]
 
     def _pass(self, engine: Any, levels: LevelBatch, part: LevelPart, latent: list[list[Tensor]]) -> dict[str, Tensor]:
-        """Share of one part in every term."""
+        """Contribution of one part to every term."""
         volumes = levels.take(part)
         parents: list[Tensor | None] = [None] * (self.num_levels - 1)
         if part.level > 0:
@@ -119,7 +119,7 @@ class PretrainStep(OptimizerStep):
         with self.autocast(engine.state.device):
             output = engine.network(volumes.images, volumes.masked, self.num_visible, parents)
         self.spread.add(output.context, volumes.content)
-        latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs write their outputs again
+        latent[part.level].append(output.latent[part.level].clone())  # CUDA graphs overwrite their outputs
         terms = engine.loss_function(output, volumes, self._progress(engine), levels.sizes)
         return {**terms, **volumes.empty_children(levels.sizes)}
 

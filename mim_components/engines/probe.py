@@ -1,4 +1,4 @@
-"""Probe trained weights beside what they are to be compared with, and keep what was found."""
+"""Probe trained weights and the baselines to compare them with, and write the report."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ProbedEncoder:
     """An encoder with its weights, and the same network with random ones.
 
     Attributes:
-        network: with the weights.
-        untrained: the same network as its constructor leaves it.
-        contract: how the input is made.
-        origin: file of the weights, and their step where it is known.
+        network: encoder with the weights.
+        untrained: the same encoder with random weights.
+        contract: input contract of the encoder.
+        origin: weights file, and its step if known.
     """
 
     network: nn.Module
@@ -48,15 +48,15 @@ def load_probed(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> ProbedEncoder:
-    """Make the encoder that a file of weights belongs to: by its input contract, which counts for the whole probe.
+    """Build the encoder of a weights file from its input contract, which holds for the whole probe.
 
     Args:
         checkpoint: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training; None = `models/model.pt` in
             the first of the folders.
-        folders: where to look for it.
+        folders: folders to search for it.
         expected: input contract of the configuration, for weights without one.
-        device: to put the networks on.
-        seed: of the random weights.
+        device: device of the networks.
+        seed: seed of the random weights.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,7 +90,7 @@ def load_probed(
     if report.new:
         raise WrongWeightsError(
             f"{path}: {len(report.new)} tensors of the encoder are not in the file, such as {report.new[0]}; with "
-            "random weights in their place the probe would tell nothing."
+            "random weights in their place the probe would be meaningless."
         )
     trained, untrained = (network.to(device).eval() for network in networks)
     origin = f"{path}" + (f", step {contract.step}" if found else "")
@@ -103,11 +103,11 @@ def run_probe(
     """Probe the encoder, the same network with random weights, and intensity with position; write the report.
 
     Args:
-        probe: of the labelled scans.
-        probed: the encoder.
+        probe: probe on the labelled scans.
+        probed: encoder with its weights.
         folder: for `report.md`, `metrics.json`, `cases.csv` and pictures.
-        tracker: gets the figures at the weights' step, and the files.
-        facts: settings that the report names.
+        tracker: tracker for the scores, at the weights' step, and the files.
+        facts: settings to state in the report.
 
     Example:
         >>> from tempfile import TemporaryDirectory

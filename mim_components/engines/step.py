@@ -22,27 +22,27 @@ __all__ = ["FinetuneStep", "NonFiniteError", "OptimizerStep"]
 
 
 class OptimizerStep(ABC):
-    """`iteration_update` of MONAI's `SupervisedTrainer`; a task adds what its loss is made of.
+    """`iteration_update` of MONAI's `SupervisedTrainer`; subclasses define the terms of the loss.
 
     Args:
-        loader: that feeds the trainer: its sampler knows the steps.
-        folder: of the run; gets a report of a step that is not finite, and keeps the guard's counts. None = none.
+        loader: loader of the trainer; its sampler knows the steps.
+        folder: run folder, for reports of non-finite steps and the guard's counts; None = none.
         max_norm: gradients are clipped to this norm; 0 = only measured.
         amp: run the network in autocast; the losses stay in float32.
-        on_nonfinite: what is done when loss or gradient is not finite, see `NonFiniteGuard`.
+        on_nonfinite: action for a non-finite loss or gradient, see `NonFiniteGuard`.
         max_skipped: maximum number of consecutive skipped steps.
-        amp_dtype: of autocast, see `autocast_dtype`; with float16 the loss is scaled for its gradient.
+        amp_dtype: data type of autocast, see `autocast_dtype`; with float16 the loss is scaled.
 
     Attributes:
         accumulation: micro-batches per step.
-        guard: judges every step.
-        loss_scale: is kept in checkpoints.
+        guard: checks every step.
+        loss_scale: loss scale, kept in checkpoints.
 
     Returns:
-        When called, every term of the loss (mean over micro-batches), what `measured` adds and `gradient_norm` before
-        clipping, as detached scalars on the device; `names` lists the volumes of this process. Where the guard may skip
-        steps, `skipped_steps` counts them. With float16,
-        `overflow_steps` counts steps that were passed over to find a smaller scale.
+        When called: every term of the loss (mean over micro-batches), the numbers of `measured` and `gradient_norm`
+        before clipping, as detached scalars on the device; `names` lists the volumes of this process. If the guard may
+        skip steps, `skipped_steps` counts them. With float16, `overflow_steps` counts steps skipped to find a smaller
+        scale.
 
     Raises:
         NonFiniteError: when called, instead of updating the weights.
@@ -74,11 +74,11 @@ class OptimizerStep(ABC):
         """Scalars of one micro-batch by name; `loss` is the one to minimise."""
 
     def passes(self, engine: Any, batch: Mapping[str, Any]) -> Sequence[Callable[[], dict[str, Tensor]]]:
-        """What makes the terms of a micro-batch; those of several passes add up, and each pass has its own backward."""
+        """Functions that compute the terms of a micro-batch, one per pass and backward; their terms add up."""
         return [partial(self.terms, engine, batch)]
 
     def measured(self) -> dict[str, Tensor]:
-        """Further numbers of the step whose passes are done."""
+        """Further numbers of the step, after its passes."""
         return {}
 
     def __call__(self, engine: Any, batches: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -114,11 +114,11 @@ class OptimizerStep(ABC):
         return {**numbers, "names": [name for each in seen for name in each.names]}
 
     def rehearse(self, engine: Any, batch: Mapping[str, Any]) -> None:
-        """Forward and backward pass of a micro-batch that counts for nothing: it leaves no gradient, number or scale.
+        """Forward and backward pass of a micro-batch without effect: no gradient, number or scale is kept.
 
         Args:
-            engine: with `network`, before DDP, `loss_function`, `inferer` and `state`.
-            batch: the micro-batch.
+            engine: object with `network` (before DDP), `loss_function`, `inferer` and `state`.
+            batch: micro-batch.
         """
         engine.network.train()
         try:
@@ -134,7 +134,7 @@ class OptimizerStep(ABC):
     def _backward(
         self, network: nn.Module, make: Callable[[], dict[str, Tensor]], terms: dict[str, Tensor], is_last: bool
     ) -> None:
-        """Add a pass to the gradients and to `terms`; DDP exchanges gradients in the last pass of a step only."""
+        """Add a pass to the gradients and to `terms`; DDP exchanges gradients only in the last pass of a step."""
         with network.no_sync() if isinstance(network, DistributedDataParallel) and not is_last else nullcontext():
             made = make()
             self.loss_scale.scale(made["loss"] / self.accumulation).backward()
@@ -144,10 +144,10 @@ class OptimizerStep(ABC):
 
 
 class FinetuneStep(OptimizerStep):
-    """The trainer's loss of the network's output for `image` against `label`; see `OptimizerStep`.
+    """The step of fine-tuning: the trainer's loss between the network's output for `image` and `label`.
 
     Segmentation: `image` `(B, C, H, W, D)`, `label` `(B, 1, H, W, D)` classes or `(B, R, H, W, D)` regions.
-    Classification: `label` `(B,)` class numbers.
+    Classification: `label` `(B,)` class numbers. Arguments are those of `OptimizerStep`.
 
     Example:
         >>> from types import SimpleNamespace

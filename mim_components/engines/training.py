@@ -1,4 +1,4 @@
-"""Run a training from its folder's state to its end, and say then what it achieved; how many steps it has."""
+"""Run a training from the state of its folder to the end, with a summary; its number of steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mim_components.utils.files import read_rows
 
 logger = logging.getLogger(__name__)
 
-# files of a run's folder that MLflow gets at the end
+# files of the run folder that MLflow gets at the end
 ARTIFACTS = (
     "metrics.jsonl",
     "validation.jsonl",
@@ -40,14 +40,14 @@ PRODUCTS = {
 
 
 def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
-    """Continue from the folder's newest checkpoint, or start; only say so when the run is finished.
+    """Continue from the folder's newest checkpoint, or start; a finished run is only reported.
 
-    However it ends, everything that registered with the folder is closed, and the run is tracked as FINISHED, FAILED,
-    or KILLED when it was told to stop.
+    However it ends, all parts registered with the folder are closed, and the run is tracked as FINISHED, FAILED,
+    or KILLED if it was told to stop.
 
     Args:
-        trainer: with all its handlers, a `CheckpointHandler` and a `RunTracker` among them.
-        folder: of the run, with which handlers and step have registered.
+        trainer: trainer with all handlers, including a `CheckpointHandler` and a `RunTracker`.
+        folder: run folder, with which handlers and step have registered.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -93,7 +93,7 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
         tracker.close("KILLED" if stopped else "FAILED")
         try:
             folder.update(status="interrupted" if stopped else "failed")
-        except OSError as second:  # a full disk, say; the first error matters more
+        except OSError as second:  # such as a full disk; the first error matters more
             logger.error("%s", second)
         if explained is not None:
             raise explained from error
@@ -103,7 +103,7 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
             if hasattr(part, "close"):
                 part.close()
         folder.release()
-        if folder.stopped:  # the last line: the progress bar has ended
+        if folder.stopped:  # last, after the progress bar has ended
             logger.warning("%s", folder.stopped)
     folder.update(status="finished")
     if idist.get_rank() == 0:
@@ -115,12 +115,12 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
 
 
 def _texts(folder: RunFolder) -> list[str]:
-    """What those that registered have to say."""
+    """Summaries of the registered parts."""
     return [text for part in folder.ending if (text := getattr(part, "summary", ""))]
 
 
 def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ()) -> str:
-    """What a run achieved: losses at its first and last step, warnings, files, and how to look at them."""
+    """Summary of a run: losses at its first and last steps, warnings, files, and how to view them."""
     rows = read_rows(folder.path / "metrics.jsonl")
     if not rows:
         return _outputs(folder)
@@ -136,25 +136,25 @@ def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ())
 
 
 def _mean(values: Iterable[float | None]) -> float:
-    """Of the values that are there: a skipped step has none."""
+    """Mean of the values present: a skipped step has none."""
     there = [value for value in values if value is not None]
     return sum(there) / len(there) if there else math.nan
 
 
 def _outputs(folder: RunFolder) -> str:
-    """What the run's folder holds, of the products that a training can have."""
+    """The products of a training that exist in the run folder."""
     found = [(title, folder.path / name) for title, name in PRODUCTS.items() if (folder.path / name).exists()]
     return "\n".join(f"{title + ':':<9} {path}" for title, path in found)
 
 
 def steps_of(epochs: float | None, num_items: int, global_batch_size: int, default: int) -> int:
-    """Optimizer steps of so many passes over the training scans, at least 1; without a number of passes the default.
+    """Number of optimizer steps for a number of epochs, at least 1; `default` if that is not given.
 
     Args:
-        epochs: passes over the scans; None = not given.
-        num_items: training scans.
+        epochs: passes over the training scans; None = not given.
+        num_items: number of training scans.
         global_batch_size: scans per optimizer step.
-        default: optimizer steps, whatever the number of scans.
+        default: number of optimizer steps without `epochs`.
 
     Raises:
         ValueError: a value is not positive.

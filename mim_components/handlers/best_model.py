@@ -1,6 +1,6 @@
-"""Keep the weights of the best validation, also across interruptions: a worse model never takes their place.
+"""Keep the weights of the best validation, also across interruptions: a worse model never replaces them.
 
-Exponential moving average (EMA) of the weights; PyTorch's, off by default.
+Also an exponential moving average (EMA) of the weights, PyTorch's, off by default.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 class BestModel:
     """After a validation that is better than all before, write `models/model.pt` and `models/model.json`.
 
-    `model.pt` is a plain state dict, `model.json` says what it is: settings, step and metric. The best metric is in
-    every checkpoint, and `model.json` counts too: a run that is continued from before its best validation keeps that
-    model until a better one comes. Where a checkpoint was copied into a new folder without the model, the next
-    validation is kept. For as long as no validation is a number, the last model is kept, and called that.
+    `model.pt` is a plain state dict; `model.json` describes it: settings, step and metric. The best metric is in
+    every checkpoint, and `model.json` counts too: a run that continues from before its best validation keeps that
+    model until there is a better one. If a checkpoint was copied into a new folder without the model, the next
+    validation's model is kept. As long as no validation gives a number, the last model is kept, and labelled so.
 
     Args:
-        folder: of the run.
-        network: whose weights are kept, without wrappers.
+        folder: run folder.
+        network: network whose weights are kept, without wrappers.
         metric: name of the metric among those of the validation; larger is better.
-        settings: what the network was made with.
+        settings: settings of the network.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -56,11 +56,11 @@ class BestModel:
         self.settings = settings
         self.best = -math.inf
         self.step = 0
-        self.last = 0  # step of the model that is kept for want of a number
+        self.last = 0  # step of the model kept while no validation has given a number
 
     @property
     def path(self) -> Path:
-        """Where the weights are written."""
+        """File of the weights."""
         return self.folder.path / "models" / "model.pt"
 
     def attach(self, engine: Engine) -> None:
@@ -71,11 +71,11 @@ class BestModel:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Take note of a model that an interrupted part of this run has written after its last checkpoint."""
+        """Account for a model that an interrupted part of this run wrote after its last checkpoint."""
         beside = self.path.with_suffix(".json")
         if not self.path.exists():
             if self.step:
-                self.folder.note(f"{self.path}, the model of step {self.step}, is not there: the next is kept instead.")
+                self.folder.note(f"{self.path}, the model of step {self.step}, is missing: the next is kept instead.")
                 self.best, self.step = -math.inf, 0
             return
         if not beside.exists() or (engine.state.iteration == 0 and not self.folder.continued):
@@ -87,7 +87,7 @@ class BestModel:
                 return
             value, step = float(kept["metric_value"]), int(kept["step"])
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s); the best metric is that of the checkpoint.", beside, error)
+            logger.warning("%s is damaged (%s); the checkpoint's best metric is used.", beside, error)
             return
         if value > self.best:
             self.best, self.step = value, step
@@ -108,7 +108,7 @@ class BestModel:
                 save_safely(self.path, state)
             step = engine.state.iteration
             if numbered:
-                self.best, self.step = value, step  # of what was written: the next one tries again
+                self.best, self.step = value, step  # only once written: else the next one tries again
             else:
                 self.last = step
             if idist.get_rank() == 0:
@@ -118,7 +118,7 @@ class BestModel:
                 if numbered:
                     logger.info("best model so far: %s %.4f at step %d", self.metric, value, step)
                 else:
-                    logger.info("the last model is kept, of step %d: no %s was a number so far", step, self.metric)
+                    logger.info("the last model is kept, of step %d: no %s has been a number so far", step, self.metric)
 
     @property
     def summary(self) -> str:
@@ -136,7 +136,7 @@ class BestModel:
         return {"best": self.best, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with the best so far."""
+        """Restore the best metric and its step."""
         self.best, self.step = float(state["best"]), int(state["step"])
 
 
@@ -144,8 +144,8 @@ def averaged_network(network: nn.Module, decay: float = 0.0) -> AveragedModel | 
     """A copy of `network` that follows its weights: `average = decay * average + (1 - decay) * weights` every step.
 
     Args:
-        network: with its initial weights, on its device, without the wrapper for several devices.
-        decay: in [0, 1); 0 = no average, None is returned.
+        network: network with its initial weights, on its device, without the wrapper for several devices.
+        decay: decay in [0, 1); 0 = no average, returns None.
 
     Raises:
         ValueError: `decay` is out of range.
@@ -169,12 +169,12 @@ def averaged_network(network: nn.Module, decay: float = 0.0) -> AveragedModel | 
 
 
 class UpdateAverage:
-    """Let the average follow the network after every step; does nothing without one.
+    """Update the average of the weights after every step; does nothing without one.
 
     Args:
-        folder: of the run, whose checkpoints keep the average.
-        averaged: of `averaged_network`.
-        network: that is trained.
+        folder: run folder, whose checkpoints keep the average.
+        averaged: result of `averaged_network`.
+        network: network that is trained.
 
     Example:
         >>> from tempfile import TemporaryDirectory

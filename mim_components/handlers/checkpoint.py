@@ -1,4 +1,4 @@
-"""Checkpoints of the whole state of a training, and the way back."""
+"""Checkpoints of the complete state of a training, and resuming from them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class DifferentStepsError(RuntimeError):
 
 
 class CheckpointHandler:
-    """Save network, optimizer, schedule and step every n steps; continue from the newest that is whole.
+    """Save network, optimizer, schedule and step every n steps; continue from the newest intact checkpoint.
 
-    Saved with them is what has registered with the folder (`RunFolder.keep`). Randomness is keyed by step and sample
+    Parts registered with the folder (`RunFolder.keep`) are saved with them. Randomness is keyed by step and sample
     and needs no saving.
 
     Args:
-        folder: of the run; its `on_full_disk` "stop" raises when a checkpoint finds no room, "continue" trains on
-            without it, and tries again at the next one.
-        network: without the wrapper for several devices.
-        optimizer: of the run.
-        lr_scheduler: by step.
-        loader: that feeds the trainer; told where to go on.
+        folder: run folder; if a checkpoint does not fit on the disk, its `on_full_disk` "stop" raises, "continue"
+            trains on without it, and tries again at the next one.
+        network: network without the wrapper for several devices.
+        optimizer: optimizer of the run.
+        lr_scheduler: schedule by step.
+        loader: loader of the trainer; is told where to continue.
         interval: steps between two checkpoints.
-        keep: number of checkpoints kept.
+        keep: number of checkpoints to keep.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -87,7 +87,7 @@ class CheckpointHandler:
         """Save the state after the current step; the first process writes.
 
         Raises:
-            FullDiskError: there is no room; the checkpoints before it are whole, and the newest is named.
+            FullDiskError: the disk is full; earlier checkpoints are intact, and the newest is named.
         """
         step = engine.state.iteration
         if idist.get_rank() != 0 or step == self._saved:
@@ -99,12 +99,12 @@ class CheckpointHandler:
             if self.folder.on_full_disk == "stop":
                 raise self.folder.with_advice(error) from error
             newest = self.store.newest_named()
-            self.folder.note(f"{error.strerror}. {newest} The training goes on without this checkpoint.")
+            self.folder.note(f"{error.strerror}. {newest} The training continues without this checkpoint.")
             return
         self._saved = step
 
     def restore(self, engine: Engine) -> int:
-        """Put the newest whole checkpoint of the folder into the trainer; returns its step, 0 where there is none.
+        """Load the newest intact checkpoint of the folder into the trainer; returns its step, 0 if there is none.
 
         Raises:
             DamagedCheckpointError: there are checkpoints, and all are damaged.

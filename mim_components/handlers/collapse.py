@@ -1,7 +1,7 @@
-"""Have the alignment features collapsed? One number per pair of levels, and a warning.
+"""Collapse monitor for the alignment features: one number per pair of levels, and a warning.
 
-A step may have no more than two vectors, of crops that lie beside each other: its own number would be noise. So vectors
-are counted over as many steps as it takes.
+A step may have only two vectors, from neighbouring crops, and its own number would be noise. So vectors
+are accumulated over as many steps as necessary.
 
 Axes: context vectors (children, D).
 """
@@ -21,18 +21,18 @@ from torch import Tensor
 from mim_components.run.folder import RunFolder
 
 NAME = "context_std_level"
-WINDOW = 64  # vectors; the number of unrelated ones is then 1 to within a few percent
+WINDOW = 64  # vectors; unrelated ones then give 1 to within a few percent
 
 
 @dataclass
 class _Window:
-    """Vectors of one pair of levels that are counted together.
+    """Vectors of one pair of levels that are measured together.
 
     Attributes:
-        sums: of the unit vectors, and their number, (D + 1).
-        count: vectors in it, those that are not measured included; known without waiting for the device.
-        last: number of the last window that was full.
-        full: windows that were.
+        sums: sum of the unit vectors, and their number, (D + 1).
+        count: vectors in it including unmeasured ones; known without a device synchronisation.
+        last: value of the last full window.
+        full: number of full windows.
     """
 
     sums: Tensor
@@ -44,14 +44,14 @@ class _Window:
 class ContextSpread:
     """Standard deviation of unit context vectors, over the steps, passes, micro-batches and processes of a window.
 
-    The vectors are scaled to length 1; the variances of their D coordinates are added up. That is 1 minus the mean
-    cosine of two vectors: 0 when all are equal, 1 when they point in unrelated directions, whatever D and their number.
-    A window is full after the step in which its `size` vectors are complete, and the next one begins. The number is
-    that of the last full window; before the first one is, of the vectors so far. Vectors that are not finite, and those
-    of children without content, which are rightly equal, complete a window but are not measured.
+    The vectors are scaled to length 1 and the variances of their D coordinates are summed. That is 1 minus the mean
+    cosine of two vectors: 0 if all are equal, 1 if they point in unrelated directions, whatever D and their number.
+    A window is full after the step that completes its `size` vectors, and the next one begins. The value is
+    that of the last full window or, before there is one, of the vectors so far. Vectors that are not finite, and those
+    of children without content, which are rightly equal, count towards a window but are not measured.
 
     Args:
-        size: vectors of a window, of all processes together.
+        size: number of vectors in a window, over all processes.
 
     Example:
         >>> spread = ContextSpread()
@@ -68,7 +68,7 @@ class ContextSpread:
 
     @torch.no_grad()
     def add(self, context: Sequence[Tensor], content: Sequence[Tensor] | None = None) -> None:
-        """Count vectors of a step in.
+        """Add vectors of a step.
 
         Args:
             context: one `(children, D)` per pair of levels, which may be empty.
@@ -76,7 +76,7 @@ class ContextSpread:
         """
         for pair, vectors in enumerate(context):
             unit = F.normalize(vectors.double(), dim=-1)
-            counted = unit.isfinite().all(-1, keepdim=True)  # a step that is skipped must not spoil its window
+            counted = unit.isfinite().all(-1, keepdim=True)  # a skipped step must not spoil its window
             if content is not None:
                 counted &= content[pair].unsqueeze(-1)
             total = torch.cat([unit.where(counted, 0).sum(0), counted.sum(0, dtype=unit.dtype)])  # (D + 1)
@@ -88,7 +88,7 @@ class ContextSpread:
                 self._counts.append(len(vectors))
 
     def take(self) -> dict[str, Tensor]:
-        """End the step: the number of every pair, a scalar on the device of the vectors, NaN of a single one."""
+        """End the step: the value of every pair, a scalar on the device of the vectors, NaN for a single vector."""
         sums, counts = self._step, self._counts
         self._step, self._counts = [], []
         processes = idist.get_world_size()
@@ -96,7 +96,7 @@ class ContextSpread:
             sums = [torch.as_tensor(idist.all_reduce(each)) for each in sums]
         self._windows += [_Window(torch.zeros_like(each)) for each in sums[len(self._windows) :]]
         for window, total, count in zip(self._windows, sums, counts, strict=False):
-            window.sums = window.sums.to(total.device) + total  # a checkpoint is read to the CPU
+            window.sums = window.sums.to(total.device) + total  # checkpoints are loaded on the CPU
             window.last = None if window.last is None else window.last.to(total.device)
             window.count += count * processes
             if window.count >= self.size:
@@ -109,15 +109,15 @@ class ContextSpread:
 
     @property
     def full(self) -> dict[str, int]:
-        """Windows of every pair that were full so far."""
+        """Number of full windows of every pair so far."""
         return {_name(pair): window.full for pair, window in enumerate(self._windows)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The windows, so that a run that is continued logs the same numbers."""
+        """The windows, so that a resumed run logs the same numbers."""
         return {"windows": [dict(vars(window)) for window in self._windows]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue to count."""
+        """Restore the windows."""
         self._windows = [_Window(**window) for window in state["windows"]]
 
 
@@ -126,7 +126,7 @@ def _name(pair: int) -> str:
 
 
 def _spread(sums: Tensor) -> Tensor:
-    """Root of 1 minus the mean cosine, of sums and number of unit vectors."""
+    """Square root of 1 minus the mean cosine, from sum and number of unit vectors."""
     count = sums[-1]
     variance = (1 - (sums[:-1] / count).square().sum()).clamp_min(0) * count / (count - 1)
     return torch.where(count > 1, variance, torch.nan).sqrt()
@@ -139,16 +139,17 @@ class HasSpread(Protocol):
 
 
 class CollapseWarning:
-    """Say once per pair when `ContextSpread` is below a bound.
+    """Warn once per pair when `ContextSpread` falls below a bound.
 
-    Only windows are judged that began after the first steps and in this process: vectors that have become equal are
-    noticed when at most two windows of them have come.
+    Only windows that began after the first steps and in this process are judged: vectors that have become equal are
+    noticed after at most two windows.
 
     Args:
-        folder: of the run.
-        step: of the trainer, whose `spread` measures.
-        bound: smallest number that is no reason for a warning, in [0, 1); 0 = no warning.
-        after: share of the steps before the first judgement; a new network has similar vectors for all volumes.
+        folder: run folder.
+        step: step of the trainer, whose `spread` measures.
+        bound: smallest value without a warning, in [0, 1); 0 = never warn.
+        after: share of the steps before the first judgement, since an untrained network has similar vectors for all
+            volumes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -182,7 +183,7 @@ class CollapseWarning:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Pass over the windows of the part of the run that was interrupted."""
+        """Ignore the windows from before an interruption."""
         self._before = self.spread.full
 
     def __call__(self, engine: Any) -> None:
@@ -194,10 +195,10 @@ class CollapseWarning:
         for name, full in self.spread.full.items():
             value = (engine.state.step_metrics or {}).get(name)
             if value is None or name in self._said or full < self._before.get(name, 0) + 2:
-                continue  # the window after the last one that is passed over began too early
+                continue  # the window after the last ignored one began too early
             if value < self.bound:
                 self._said.add(name)
                 self.folder.note(
                     f"{name} is {value:.4f} at step {step}, below {self.bound:g}: the alignment features may have "
-                    "collapsed, all volumes get nearly the same one."
+                    "collapsed: all volumes get nearly the same."
                 )

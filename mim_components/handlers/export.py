@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 class ExportHandler:
     """At the end, write `models/model.pt` (plain state dict) and `models/encoder.safetensors` (with its contract).
 
-    Beside each stands its digest, `.sha256`, and beside both `training_volumes.txt`: what identifies the voxels of
-    every scan of the training, so that an evaluation can tell which it was trained on.
+    Each has its digest, `.sha256`, beside it, and both have `training_volumes.txt`, which identifies the voxels of
+    every training scan, so that an evaluation can tell which scans were seen.
 
     Args:
-        folder: of the run.
-        network: without the wrapper for several devices.
-        contract: of the input; the step is filled in.
-        prepared: volumes of the training; None = no list of them.
+        folder: run folder.
+        network: network without the wrapper for several devices.
+        contract: input contract; the step is filled in.
+        prepared: volumes of the training; None = not listed.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -60,10 +60,10 @@ class ExportHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the files; the first process does.
+        """Write the files, in the first process.
 
         Raises:
-            FullDiskError: there is no room; the newest checkpoint is named.
+            FullDiskError: the disk is full; the newest checkpoint is named.
         """
         if idist.get_rank() != 0 or engine.state.iteration < (engine.state.epoch_length or 0):
             return
@@ -76,5 +76,5 @@ class ExportHandler:
             if self.prepared is not None:
                 contents = sorted(volume.content for volume in self.prepared.volumes)
                 write_text_safely(models / TRAINING_VOLUMES, "".join(f"{content}\n" for content in contents))
-        except FullDiskError as error:  # without them the run is not finished, whatever `on_full_disk` says
+        except FullDiskError as error:  # a run is not finished without them, whatever `on_full_disk` is
             raise self.folder.with_advice(error) from error

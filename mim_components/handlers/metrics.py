@@ -1,6 +1,6 @@
-"""What is measured while training: losses, rates and memory, every n steps, to file, console and progress bar.
+"""Measurements during training: losses, rates and memory, every n steps, to file, console and progress bar.
 
-The file has one JSON object per line, each for a step of a run; continuing a run takes back what is done again.
+The file has one JSON object per line, each for a step of a run; resuming a run removes lines of repeated steps.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 class StepMetrics:
     """Every `interval` steps, collect the step's numbers in `engine.state.step_metrics` and append them to a file.
 
-    The numbers: every term of the loss and what else the step returns, `gradient_norm`, `learning_rate` of the step,
+    The numbers: every term of the loss and other results of the step, `gradient_norm`, `learning_rate` of the step,
     `samples_per_second` and `data_wait_share` since the last time, `epoch` (passes over the volumes so far) and, on
-    CUDA, `device_memory_gib` (peak so far). The file has one JSON object per line; continuing a run removes lines of
-    steps that are done again.
+    CUDA, `device_memory_gib` (peak so far, GiB). The file has one JSON object per line; resuming a run removes lines of
+    repeated steps.
 
     Args:
-        folder: of the run; the first process writes `metrics.jsonl` there.
-        loader: that feeds the trainer.
+        folder: run folder; the first process writes `metrics.jsonl` there.
+        loader: loader of the trainer.
         interval: steps between two collections; the first and the last step are always collected.
 
     Example:
@@ -67,17 +67,17 @@ class StepMetrics:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Begin to measure; forget lines of steps after the one the run continues from."""
+        """Start measuring; remove lines of steps after the one the run continues from."""
         self._since = (engine.state.iteration, perf_counter())
         self.loader.reset_clock()
         self.lines.rewind(engine.state.iteration)
 
     def read_learning_rate(self, engine: Any) -> None:
-        """Keep the rate that the step uses."""
+        """Store the rate that the step uses."""
         engine.state.learning_rate = engine.optimizer.param_groups[0]["lr"]
 
     def __call__(self, engine: Any) -> None:
-        """Collect, if it is time."""
+        """Collect, if due."""
         step, last = engine.state.iteration, engine.state.epoch_length
         engine.state.step_metrics = None
         if step % self.interval and step not in (1, last):
@@ -98,10 +98,10 @@ class StepMetrics:
 
 
 class ConsoleLog:
-    """One line per collection of `StepMetrics` in the log.
+    """Log one line per collection of `StepMetrics`.
 
     Args:
-        skip: at most one line per so many collections.
+        skip: collections per line.
 
     Example:
         >>> from unittest.mock import patch
@@ -123,7 +123,7 @@ class ConsoleLog:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Write the line."""
+        """Write the line, if due."""
         numbers = engine.state.step_metrics
         if numbers is None:
             return
@@ -145,13 +145,13 @@ class ConsoleLog:
 
 
 class ProgressHandler:
-    """A progress bar over all steps, beside it the losses collected last; log lines appear above it until it is closed.
+    """A progress bar over all steps with the last collected losses; log lines appear above it until it is closed.
 
-    Losses of the step itself would have to be waited for. Where there is no terminal, in a log file or under a batch
-    system, it is a line a minute, without them.
+    Losses of the current step would need a device synchronisation. Without a terminal, in a log file or under a batch
+    system, it is one line per minute, without losses.
 
     Args:
-        folder: of the run, at whose end the bar is closed; None = the caller closes it.
+        folder: run folder, at whose end the bar is closed; None = the caller closes it.
 
     Example:
         >>> from contextlib import redirect_stderr
@@ -188,7 +188,7 @@ class ProgressHandler:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
 
     def note(self, engine: Engine) -> None:
-        """Log a line, if it is time."""
+        """Log a line, if due."""
         if (now := perf_counter()) - self._noted >= LINE_SECONDS:
             self._noted = now
             logger.info("step %d of %s", engine.state.iteration, engine.state.epoch_length)
@@ -199,12 +199,12 @@ class ProgressHandler:
         self._stack.enter_context(logging_redirect_tqdm([logging.getLogger(), *_loggers_with_console()]))
 
     def read(self, engine: Any) -> None:
-        """Keep the losses where they were collected."""
+        """Store the losses if they were collected."""
         if engine.state.step_metrics is not None:
             self._losses = _shown(engine.state.step_metrics)
 
     def close(self) -> None:
-        """End the bar and give the console back; also after an error."""
+        """Close the bar and restore the console; also after an error."""
         if self._bar.pbar is not None:
             self._bar.pbar.close()
         self._stack.close()
@@ -241,8 +241,8 @@ class StepLines:
     """Numbers of a run by step, as a file of JSON lines; the first process writes.
 
     Args:
-        folder: of the run; decides what becomes of a full disk.
-        name: of the file in it.
+        folder: run folder; decides on a full disk.
+        name: name of the file in it.
     """
 
     def __init__(self, folder: RunFolder, name: str) -> None:
@@ -250,7 +250,7 @@ class StepLines:
         self.path = folder.path / name
 
     def rewind(self, step: int) -> None:
-        """Forget the lines of steps after `step`, and those that are cut off."""
+        """Remove the lines of steps after `step`, and truncated ones."""
         if idist.get_rank() != 0 or not self.path.exists():
             return
         lines = self.path.read_text(errors="replace").splitlines()
@@ -260,7 +260,7 @@ class StepLines:
                 write_text_safely(self.path, "".join(f"{line}\n" for line in kept))
 
     def append(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Add a line; numbers that are not finite, which JSON does not have, become null.
+        """Add a line; numbers that are not finite, which JSON lacks, become null.
 
         Raises:
             OSError: the file cannot be written; names it.
@@ -273,7 +273,7 @@ class StepLines:
 
 
 def _step_of(line: str) -> float:
-    """Step of a line; infinite where it is damaged."""
+    """Step of a line; infinite if it is damaged."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

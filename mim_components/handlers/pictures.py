@@ -1,4 +1,4 @@
-"""Reconstruction pictures while training: one volume per level of a scan, at intervals and at the end."""
+"""Reconstruction pictures during training: one volume per level of a scan, at intervals and at the end."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ PICTURE_EPOCH = -1  # crops of the pictures have a key of their own
 
 
 class PictureHandler:
-    """Draw input, masked input, reconstruction and error of every level, and once where the volumes were cut.
+    """Draw input, masked input, reconstruction and error of every level and, once, where the volumes were cut.
 
     Args:
-        folder: of the run; the PNG files are written into its folder `pictures`, and its tracker gets them.
-        network: without the wrapper for several devices.
-        dataset: of the training; the pictures' crop is drawn from it with a key of its own, so it stays the same.
+        folder: run folder; PNG files go into its folder `pictures` and to its tracker.
+        network: network without the wrapper for several devices.
+        dataset: dataset of the training; the pictures' crop is drawn with a key of its own, so it stays the same.
         level_sizes: native sizes of the levels, voxels.
         interval: steps between pictures.
         hu_window: intensities that the dataset scaled to 0 and 1, HU.
         picture_window: grey window of the pictures, HU.
         volume: index of the scan.
         standardized: the network predicts standardised tokens.
-        error_range: absolute error that gets the last colour, HU.
+        error_range: absolute error of the last colour, HU.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -116,7 +116,7 @@ class PictureHandler:
         return self.dataset.data[self.volume % len(self.dataset)]["image"]
 
     def draw(self, engine: Engine) -> list[Path]:
-        """Reconstruct and draw the first volume of every level; returns the files, none where they find no room."""
+        """Reconstruct and draw one volume of every level; returns the files, none if they do not fit on the disk."""
         prefix = self.output_dir / f"step_{engine.state.iteration:08d}"
         if self._drawn == engine.state.iteration:  # the last step may also be one of the interval
             return []
@@ -137,7 +137,7 @@ class PictureHandler:
         return []
 
     def draw_boxes(self, engine: Engine) -> list[Path]:
-        """Draw where the volumes of the inner levels lie in level 1; returns the file, none where it is there."""
+        """Draw the boxes of the inner levels in level 1; returns the file, none if it exists already."""
         path = self.output_dir / "crops.png"
         if path.exists() or len(self.level_sizes) == 1:
             return []
@@ -170,7 +170,7 @@ class PictureHandler:
         return range(1, len(self.level_sizes) + 1)
 
     def _shown(self, name: str, level: int) -> Tensor:
-        """The volume of a level that is drawn: at each level the child with most tissue of the one drawn above."""
+        """The volume drawn for a level: at each level, the child with the most tissue of the volume drawn above."""
         index = 0
         for inner in range(2, level + 1):
             volumes = self.sample[f"image_level{inner}"]

@@ -1,4 +1,4 @@
-"""Probe the encoder while it is trained, and keep the best."""
+"""Probe the encoder during training, and keep the best."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 class ProbeHandler:
     """Every `interval` steps and at the last one, probe the encoder; write the best to `encoder_best.safetensors`.
 
-    Before the first step the untrained encoder is probed, and intensity with position. The figures are lines of
-    `probe.jsonl`; the tracker gets `probe_dice` and `probe_knn`. The training stays what it is to the bit: nothing
+    Before the first step the untrained encoder is probed, and intensity with position. Scores are appended to
+    `probe.jsonl`; the tracker gets `probe_dice` and `probe_knn`. The training is unaffected, bit for bit: nothing
     draws from its generators. The first process probes while the others wait, at most as long as processes wait for
     each other.
 
     Args:
-        folder: of the run; its tracker gets the figures, its checkpoints keep the best.
-        encoder: that is trained, without wrappers.
-        contract: of its input; the step is filled in.
-        probe: of labelled scans; None only with `interval` 0.
+        folder: run folder; its tracker gets the scores, its checkpoints keep the best.
+        encoder: encoder that is trained, without wrappers.
+        contract: its input contract; the step is filled in.
+        probe: probe on labelled scans; None only with `interval` 0.
         interval: steps between two probes; 0 = never.
 
     Raises:
@@ -76,7 +76,7 @@ class ProbeHandler:
 
     @property
     def path(self) -> Path:
-        """Where the best encoder is written."""
+        """File of the best encoder."""
         return self.folder.path / "models" / "encoder_best.safetensors"
 
     def attach(self, engine: Engine) -> None:
@@ -88,17 +88,17 @@ class ProbeHandler:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Forget what is done again; probe what the training begins with."""
+        """Remove lines of repeated steps; probe the initial encoder."""
         step = engine.state.iteration
         self.lines.rewind(step or -1)
         if self.best > -math.inf and not self.path.exists():
-            self.folder.note(f"{self.path}, the encoder of step {self.step}, is not there: the next is kept instead.")
+            self.folder.note(f"{self.path}, the encoder of step {self.step}, is missing: the next is kept instead.")
             self.best, self.step = -math.inf, 0
         if step == 0:
             self._run(0)
 
     def __call__(self, engine: Engine) -> None:
-        """Probe, if it is time, and keep the encoder if it is the best."""
+        """Probe, if due, and keep the encoder if it is the best."""
         step = engine.state.iteration
         if step % self.interval and step != engine.state.epoch_length:
             return
@@ -111,7 +111,7 @@ class ProbeHandler:
             self.best, self.step = dice, step
 
     def _run(self, step: int) -> float:
-        """Mean Dice, in all processes."""
+        """Probe and return the mean Dice, in all processes."""
         dice = 0.0
         if idist.get_rank() == 0:
             assert self.probe is not None
@@ -128,12 +128,12 @@ class ProbeHandler:
             dice = result.dice
         if idist.get_world_size() == 1:
             return dice
-        # a plain number would go as float32
+        # a plain number would be sent as float32
         return float(torch.as_tensor(idist.broadcast(torch.tensor(dice, dtype=torch.float64), src=0)))
 
     @property
     def summary(self) -> str:
-        """One line for the end of the run; nothing where no encoder was kept."""
+        """One line for the end of the run; empty if no encoder was kept."""
         if not self.step:
             return ""
         return f"Best Dice of the probe: {self.best:.4f} at step {self.step}; its weights are {self.path.name}"
@@ -143,5 +143,5 @@ class ProbeHandler:
         return {"best": self.best, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue with the best so far."""
+        """Restore the best Dice and its step."""
         self.best, self.step = float(state["best"]), int(state["step"])

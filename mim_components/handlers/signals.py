@@ -1,4 +1,4 @@
-"""Stop in good order when the machine is taken away: finish the step, save, say how to go on."""
+"""Graceful shutdown on SIGTERM and SIGINT: finish the step, save, say how to continue."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ignite.engine import Engine, Events
 
 from mim_components.run.folder import RunFolder
 
-SAME_SECONDS = 3.0  # a workload manager signals every process of a job, and torchrun passes on what it gets
+SAME_SECONDS = 3.0  # a workload manager signals every process of a job, and torchrun forwards the signal
 
 
 class StopSignals:
     """On SIGTERM or SIGINT finish the step, save and exit with 128 + signal; a second signal exits at once.
 
-    Under `torchrun` the same signal within three seconds is no second one: it comes from both, workload manager and
-    torchrun.
+    Under `torchrun` the same signal within three seconds is not a second one: it comes from both the workload manager
+    and torchrun.
 
     Args:
-        folder: of the run, whose checkpoint handler saves.
+        folder: run folder, whose checkpoint handler saves.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -58,12 +58,12 @@ class StopSignals:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Take the signals."""
+        """Install the signal handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first signal; let the second one have its way."""
+        """Remember the first signal; the second one takes effect immediately."""
         if self._received and not self._is_the_same(number):
             self.close()
             signal.raise_signal(number)
@@ -86,7 +86,7 @@ class StopSignals:
             raise SystemExit(128 + self._received)
 
     def close(self) -> None:
-        """Give the signals back; also after an error."""
+        """Restore the previous signal handlers; also after an error."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

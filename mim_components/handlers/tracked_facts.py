@@ -57,7 +57,7 @@ def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
 
 
 def run_page(place: str, experiment_id: str, run_id: str) -> str:
-    """How to see a run: a link, and before it the command that serves it where the store is no server.
+    """How to view a run: a link, preceded by the command that serves it if the store is not a server.
 
     Example:
         >>> run_page("https://host:5000/", "3", "0ab")
@@ -75,8 +75,8 @@ def run_tags(config: Mapping[str, Any], commit: str) -> dict[str, str]:
     """Tags of a run: what it is, who started it and with what, and the pre-training that a fine-tuning begins with.
 
     Args:
-        config: of the run, with its metadata as `_meta_`.
-        commit: of the code.
+        config: configuration of the run, with its metadata as `_meta_`.
+        commit: commit of the code.
 
     Example:
         >>> meta = {"bundle": "mim_btcv_segmentation", "workflow": "segmentation", "description": "Abdomen."}
@@ -105,7 +105,7 @@ def run_tags(config: Mapping[str, Any], commit: str) -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # no name for the number of the user, in a container say
+    except (OSError, KeyError):  # the user id has no name, for example in a container
         return ""
 
 
@@ -116,7 +116,7 @@ def _source() -> str:
 
 
 def _pretraining(weights: Any) -> dict[str, str]:
-    """Name and MLflow run of the pre-training that wrote the weights, where its folder is there."""
+    """Name and MLflow run of the pre-training that wrote the weights, if its folder exists."""
     if not isinstance(weights, str):
         return {}
     with suppress(OSError, ValueError, TypeError):
@@ -130,8 +130,8 @@ def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
     """The data of a run: name, digest, and number of scans for each use.
 
     Args:
-        config: of the run, with its metadata as `_meta_`.
-        facts: of the run's folder.
+        config: configuration of the run, with its metadata as `_meta_`.
+        facts: facts of the run folder.
 
     Example:
         >>> config = {"_meta_": {"dataset": {"name": "BTCV"}}}
@@ -172,7 +172,7 @@ class SystemMetrics:
         self._monitor.start()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the monitor."""
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.finish()
@@ -199,7 +199,7 @@ class TrackEvaluation:
     """Keep the results of an evaluation in MLflow, as a child of the training's run; nothing where that is not there.
 
     Args:
-        output_dir: of the training; its `run.json` names the run.
+        output_dir: folder of the training; its `run.json` names the run.
         results: folder with what the evaluation writes.
         tracking_uri: of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
         store_dir: the bundle.

@@ -54,18 +54,18 @@ HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
 
 
 class RunTracker:
-    """Track a run in MLflow: parameters, configuration, every collected number, pictures; FAILED when it crashes.
+    """Track a run in MLflow: parameters, configuration, all collected numbers, pictures; FAILED if it crashes.
 
     Parameters are the options of the bundle and the facts of the folder; nested values are logged as text.
-    A continued run goes on in its MLflow run. Only the first process tracks. A store that refuses, hangs or fails never
+    A resumed run continues its MLflow run. Only the first process tracks. A store that refuses, hangs or fails never
     stops the training: numbers wait in `tracking_spool.jsonl` of the run's folder and are sent when it answers again.
-    It is asked at intervals so that asking takes at most a twentieth of the time.
+    It is retried at intervals such that retrying takes at most a twentieth of the time.
 
     Args:
-        folder: of the run; its name names the MLflow run.
-        tracking_uri: of the server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
-            `mlruns.db` beside the folder `bundles`, or in `store_dir` where that lies elsewhere; in the folder of the
-            run where nothing can be written there.
+        folder: run folder; its name names the MLflow run.
+        tracking_uri: server or store; None = the environment's MLFLOW_TRACKING_URI, or else a sqlite file
+            `mlruns.db` beside the folder `bundles`, or in `store_dir` if that lies elsewhere; in the run folder
+            if that place is not writable.
         store_dir: the bundle.
         experiment_name: MLflow's experiment.
         log_model: keep the weights with the run when it is finished.
@@ -73,7 +73,7 @@ class RunTracker:
 
     Attributes:
         place: the address without user and password, for what people read.
-        page: how to see the run in MLflow.
+        page: how to view the run in MLflow.
 
     Raises:
         ValueError: `tracking_uri` can never work; names the forms that do.
@@ -152,7 +152,7 @@ class RunTracker:
         earlier = self.folder.state.get("mlflow_run_id")
         if earlier and not self._reopen(earlier):
             logger.warning(
-                "MLflow run %s is no longer in %s: the run goes on in a new one, with all its numbers.",
+                "MLflow run %s is no longer in %s: the run continues in a new one, with all its numbers.",
                 earlier,
                 self.place,
             )
@@ -199,7 +199,7 @@ class RunTracker:
             level = logging.DEBUG if self._waiting else logging.WARNING  # once per failure
             logger.log(
                 level,
-                "Tracking stopped, the training goes on: %s: %s Numbers wait in %s until it answers.",
+                "Tracking stopped, the training continues: %s: %s Numbers wait in %s until it answers.",
                 self.place,
                 first,
                 self.spool.path,
@@ -421,10 +421,10 @@ Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` wit
 
 
 class Spool:
-    """What could not be sent yet, in the order it came. There is no file when nothing waits.
+    """Records that could not be sent yet, in order of arrival. There is no file if none are waiting.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -439,7 +439,7 @@ class Spool:
         append_line(self.path, json.dumps(record))
 
     def records(self) -> list[Record]:
-        """All records; half a line of a run that was killed is none."""
+        """All records; a partial line of a killed run is ignored."""
         if not self.path.exists():
             return []
         records = []
@@ -464,6 +464,6 @@ class Spool:
             self.path.unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
-        """Forget what belongs to steps after `step`, which are done again."""
+        """Remove records of steps after `step`, which are repeated."""
         if self.path.exists():
             self.replace([record for record in self.records() if record["step"] <= step])

@@ -1,6 +1,6 @@
-"""Validation during a training: when, on which scans, what is kept of it, and whether it no longer gets better.
+"""Validation during training: when, on which scans, its log, and early stopping.
 
-Early stopping is Ignite's, whose count a resumed run continues.
+Early stopping is Ignite's, with a count that a resumed run continues.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def validation_share(items: Sequence[Any]) -> list[Any]:
-    """The items that this process validates: every one belongs to one process.
+    """The items that this process validates; each item belongs to one process.
 
-    Where there are more processes than items, each validates all: the mean is the same, and none is without work, in
+    With more processes than items, each validates all: the mean is the same, and none is without items, on
     which MONAI's metrics would fail.
 
     Example:
@@ -39,14 +39,14 @@ def validation_share(items: Sequence[Any]) -> list[Any]:
 
 
 class Validation(ValidationHandler):
-    """MONAI's handler, also after the last step; the handlers after it find the metrics in `state.validation`.
+    """MONAI's handler, also run after the last step; later handlers find the metrics in `state.validation`.
 
     `state.validation` is None after a step that was not validated.
 
     Args:
-        evaluator: to run.
+        evaluator: evaluator to run.
         interval: optimizer steps between two validations.
-        targets: names of the columns of the metric's details (classes or regions), for `dice_<target>`.
+        targets: column names of the metric's details (classes or regions), for `dice_<target>`.
 
     Raises:
         ValueError: `interval` is less than 1.
@@ -77,7 +77,7 @@ class Validation(ValidationHandler):
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        """Validate, if it is time."""
+        """Validate, if due."""
         step = engine.state.iteration
         engine.state.validation = None
         if step % self.interval and step != engine.state.epoch_length:
@@ -106,9 +106,9 @@ class ValidationLog:
     """Write every validation to a file of JSON lines, to the log and to the tracker.
 
     Args:
-        folder: of the run, for `validation.jsonl`, and whose tracker gets the numbers; continuing a run removes lines
-            of steps that are done again.
-        metric: name of the metric that is shown in the log.
+        folder: run folder, for `validation.jsonl`; its tracker gets the numbers. Resuming a run removes lines
+            of repeated steps.
+        metric: name of the metric shown in the log.
 
     Example:
         >>> from pathlib import Path
@@ -132,7 +132,7 @@ class ValidationLog:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Forget what is done again."""
+        """Remove lines of repeated steps."""
         self.lines.rewind(engine.state.iteration)
 
     def __call__(self, engine: Any) -> None:
@@ -140,7 +140,7 @@ class ValidationLog:
         numbers = engine.state.validation
         if numbers is None:
             return
-        # NaN is no JSON: a class that no scan has
+        # JSON has no NaN, the score of a class that no scan has
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.lines.append(engine.state.iteration, finite)
         others = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if name != self.metric)
@@ -161,9 +161,9 @@ class EarlyStop:
     """End the training after `patience` validations without a better metric.
 
     Args:
-        folder: of the run, whose checkpoints keep the count.
+        folder: run folder, whose checkpoints keep the count.
         metric: name of the metric among those of the validation; larger is better.
-        patience: validations; 0 = never stop early.
+        patience: number of validations; 0 = never stop early.
 
     Raises:
         ValueError: `patience` is negative.
@@ -194,7 +194,7 @@ class EarlyStop:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """End a run at once that was interrupted after it had stopped, before it was finished."""
+        """End at once a run that was interrupted between stopping and finishing."""
         if self._stopping is not None and self._stopping.counter >= self.patience:
             engine.terminate()
 
@@ -212,6 +212,6 @@ class EarlyStop:
         return {} if self._stopping is None else dict(self._stopping.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue to count."""
+        """Restore the count."""
         if state and self._stopping is not None:
             self._stopping.load_state_dict(state)

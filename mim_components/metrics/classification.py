@@ -1,6 +1,6 @@
-"""Figures of a classification: confusion matrix, accuracy, area under the ROC curve, sensitivity, precision, F1.
+"""Classification metrics: confusion matrix, accuracy, area under the ROC curve, sensitivity, precision, F1.
 
-The probabilities of all scans of a validation are collected as Ignite's metrics do.
+The probabilities of all scans of a validation are collected by an Ignite metric.
 
 Axes: probabilities (N, K) of N scans and K classes; labels (N,).
 """
@@ -29,9 +29,9 @@ def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
     """Number of scans by class (row) and prediction (column), int64 `(K, K)`.
 
     Args:
-        predicted: int64 `(N,)`.
-        labels: int64 `(N,)`.
-        num_classes: K.
+        predicted: predicted classes, int64 `(N,)`.
+        labels: true classes, int64 `(N,)`.
+        num_classes: number of classes K.
 
     Example:
         >>> confusion_counts(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
@@ -41,7 +41,7 @@ def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def auc_of_classes(probabilities: Tensor, labels: Tensor) -> list[float]:
-    """Area under the ROC curve of every class against the rest; NaN where no scan or every scan is of the class.
+    """Area under the ROC curve of every class against the rest; NaN where no scan, or every scan, has the class.
 
     Args:
         probabilities: `(N, K)`.
@@ -66,22 +66,22 @@ def class_figures(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[s
     """Sensitivity, precision and F1 of every class; NaN where the divisor is 0.
 
     Args:
-        predicted: int64 `(N,)`.
-        labels: int64 `(N,)`.
-        num_classes: K.
+        predicted: predicted classes, int64 `(N,)`.
+        labels: true classes, int64 `(N,)`.
+        num_classes: number of classes K.
     """
     counts = get_confusion_matrix(F.one_hot(predicted, num_classes), F.one_hot(labels, num_classes)).sum(0)
     return {name: compute_confusion_matrix_metric(monai, counts).tolist() for name, monai in CLASS_FIGURES.items()}
 
 
 def mean_of_defined(values: list[float]) -> float:
-    """Mean of those that are not NaN; NaN where all are."""
+    """Mean of the values that are not NaN; NaN if all are."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
 def summary_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """`accuracy`, `auc_macro` (mean over the classes for which it is defined) and `auc_micro`, in [0, 1] or NaN.
+    """`accuracy`, `auc_macro` (mean over the classes where it is defined) and `auc_micro`, in [0, 1] or NaN.
 
     Args:
         probabilities: `(N, K)`, N at least 1.
@@ -96,12 +96,12 @@ def summary_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ScoredScan:
-    """One scan and what the network says of it.
+    """One scan and the network's output for it.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         group: patient.
-        source: where it lies.
+        source: path of the scan.
         label: class number.
         probabilities: one per class.
     """
@@ -114,24 +114,24 @@ class ScoredScan:
 
     @property
     def predicted(self) -> int:
-        """Most probable class; the first of equals."""
+        """Most probable class; of equally probable ones the first."""
         return self.probabilities.index(max(self.probabilities))
 
 
 def decollated(engine: Engine) -> list[dict[str, Any]]:
-    """What an evaluator knows of every scan of the batch that is done: what was loaded, and `pred`."""
+    """The scans of an evaluator's last batch: the loaded items with `pred`."""
     state: Any = engine.state
     return [{**batch, **output} for batch, output in zip(state.batch, state.output, strict=True)]
 
 
 class ClassScores(Metric):
-    """The scans of a validation with their probabilities; its value are `summary_figures`.
+    """Collects the scans of a validation with their probabilities; its value is `summary_figures`.
 
     Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)`, `label`, `name`, `group`
-    (patient) and `source`. The processes of a run put their scans together.
+    (patient) and `source`. Scans are gathered from all processes.
 
     Attributes:
-        scans: in the order of their names, when the value was computed.
+        scans: the scans in the order of their names, once the value is computed.
 
     Raises:
         ValueError: when updated, a probability that is not finite; names the scan.
@@ -150,15 +150,15 @@ class ClassScores(Metric):
         super().__init__()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all scans."""
         self._own, self.scans = [], []
 
     def iteration_completed(self, engine: Engine) -> None:
-        """Take the scans of the batch that is done."""
+        """Add the scans of the finished batch."""
         self.update(decollated(engine))
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Take the scans of a batch."""
+        """Add the scans of a batch."""
         for item in output:
             probabilities = tuple(torch.as_tensor(item["pred"]).double().flatten().tolist())
             if not all(map(math.isfinite, probabilities)):
@@ -169,19 +169,19 @@ class ClassScores(Metric):
     def compute(self) -> dict[str, float]:
         """`summary_figures` over the scans of all processes."""
         every: Any = idist.all_gather(self._own) if idist.get_world_size() > 1 else [self._own]
-        named = {scan.name: scan for part in every for scan in part}  # of few scans, every process has all
+        named = {scan.name: scan for part in every for scan in part}  # a sampler gives some scans to several processes
         self.scans = [named[name] for name in sorted(named)]
         return summary_figures(*as_tensors(self.scans))
 
 
 def as_tensors(scans: Sequence[ScoredScan]) -> tuple[Tensor, Tensor]:
-    """Probabilities float64 `(N, K)` and labels int64 `(N,)`."""
+    """Convert to probabilities, float64 `(N, K)`, and labels, int64 `(N,)`."""
     probabilities = torch.tensor([scan.probabilities for scan in scans], dtype=torch.float64)
     return probabilities, torch.tensor([scan.label for scan in scans])
 
 
 def one_figure(scores: ClassScores, name: str) -> MetricsLambda:
-    """One of the figures as a metric of its own, for MONAI's `key_val_metric`.
+    """One of the scores as a metric of its own, for MONAI's `key_val_metric`.
 
     Example:
         >>> scores = ClassScores()

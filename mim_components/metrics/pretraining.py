@@ -1,4 +1,4 @@
-"""What is measured of a pre-training: the error on masked voxels, whether a child's context finds its parent token.
+"""Metrics of pre-training: error on masked voxels, and how often a child's context finds its parent token.
 
 Axes: image (B, C, H, W, D); prediction (B, M, P), M masked tokens of P voxels; context (children, D); patches
 (parents, N, D). Intensities are scaled to [0, 1].
@@ -32,8 +32,8 @@ def reconstruction_scores(
         standardized: the prediction is of standardised tokens; it gets mean and standard deviation of the true token.
 
     Returns:
-        `mse` of the prediction; `mse_visible_mean` of a constant, the mean of the volume's visible voxels; with
-        `standardized` also `mse_token_mean`, of the mean of the true token. Each float64 `(B,)` on the CPU.
+        `mse` of the prediction; `mse_visible_mean` of a constant, the mean of the volume's visible voxels; and with
+        `standardized` `mse_token_mean`, of the mean of the true token. Each float64 `(B,)` on the CPU.
     """
     visible_ids, masked_ids = visible_and_masked_ids(masked, masked.shape[1] - prediction.shape[1])
     tokens = patchify(image.float(), patch_size)
@@ -52,20 +52,21 @@ def reconstruction_scores(
 def alignment_scores(
     context: Tensor, patches: Tensor, parent_token: Tensor, parent_overlap: Tensor, temperature: float = 0.1
 ) -> dict[str, Tensor]:
-    """Which of its parent's N tokens is most similar to a child's context, for every child.
+    """Compare the context of every child with the N tokens of its parent.
 
     Child i belongs to parent `i // (children / parents)`. Cosine similarity.
 
     Args:
-        context: `(children, D)`.
-        patches: `(parents, N, D)`.
+        context: context vectors, `(children, D)`.
+        patches: projected tokens, `(parents, N, D)`.
         parent_token: int64 `(children,)`, the token each child was drawn for.
         parent_overlap: bool `(children, N)`, tokens that the child's box overlaps.
-        temperature: of InfoNCE.
+        temperature: temperature of InfoNCE.
 
     Returns:
-        `accuracy`: the most similar token is the parent token; `overlap_accuracy`: it is any that the child overlaps;
-        `overlap_chance`: share of the tokens that the child overlaps; `infonce`: its loss. Each float64 `(children,)`
+        `accuracy`: whether the most similar token is the parent token; `overlap_accuracy`: whether the child overlaps
+            it;
+        `overlap_chance`: share of tokens that the child overlaps; `infonce`: the loss. Each float64 `(children,)`
         on the CPU.
     """
     parents = F.normalize(patches.float(), dim=-1).repeat_interleave(len(context) // len(patches), 0)
@@ -81,10 +82,10 @@ def alignment_scores(
 
 
 class CropScores(Metric):
-    """Collect the scores of all crops; the result is their mean by name, over crops.
+    """Collect the scores of all crops; the result is their mean over crops, by name.
 
     Attributes:
-        rows: for every crop `volume`, `crop` and its scores.
+        rows: one per crop, with `volume`, `crop` and its scores.
 
     Raises:
         ValueError: a score is not finite; names the volume.
@@ -104,11 +105,11 @@ class CropScores(Metric):
         super().__init__()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all rows."""
         self.rows = []
 
     def update(self, output: Any) -> None:
-        """Take the scores of a batch."""
+        """Add the scores of a batch."""
         for name, crop, scores in zip(*output, strict=True):
             bad = [key for key, value in scores.items() if value is not None and not math.isfinite(value)]
             if bad:
@@ -116,21 +117,21 @@ class CropScores(Metric):
             self.rows.append({"volume": name, "crop": crop, **scores})
 
     def compute(self) -> dict[str, float]:
-        """Mean of every score over all crops that have it; `mse` is the mean of the levels'."""
+        """Mean of every score over all crops that have it; `mse` is the mean over the levels."""
         means = mean_scores(self.rows)
         levels = [value for name, value in means.items() if name.startswith("mse_level")]
         return {**means, "mse": math.fsum(levels) / len(levels)}
 
 
 def mean_scores(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of every score over the rows that have it, by name; a score that none has is left out."""
+    """Mean of every score over the rows that have it, by name; scores that no row has are left out."""
     names = [name for name in rows[0] if name not in ("volume", "crop")]
     values = {name: [row[name] for row in rows if row[name] is not None] for name in names}
     return {name: math.fsum(there) / len(there) for name, there in values.items() if there}
 
 
 def mean_error(scores: CropScores) -> MetricsLambda:
-    """The key metric: mean squared error on masked voxels, mean of the levels; smaller is better.
+    """The key metric: mean squared error on masked voxels, averaged over the levels; smaller is better.
 
     Example:
         >>> scores = CropScores()

@@ -2,7 +2,7 @@
 
 Masks are as in `mim_components.labels`; `spacing` and tolerances are mm.
 
-A target that the label does not have is not counted (NaN). One that only the prediction lacks scores 0.
+A target absent from the label is not counted (NaN). One absent only from the prediction scores 0.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mim_components.visualize.overlay import OverlayPicture, overlay_picture
 
 
 class TargetScore(NamedTuple):
-    """What is measured of one target of one case."""
+    """Scores and volumes of one target of one case."""
 
-    dice: float  # 0 to 1; NaN = the label does not have it
+    dice: float  # 0 to 1; NaN = the label lacks it
     nsd: float  # as `dice`
     label_ml: float
     pred_ml: float
@@ -54,7 +54,7 @@ class CaseResult:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN where there is none.
+    """Mean of the values that are not NaN; NaN if there is none.
 
     Example:
         >>> mean_of([0.5, math.nan, 1.0]), mean_of([math.nan])
@@ -67,13 +67,13 @@ def mean_of(values: Iterable[float]) -> float:
 def score_case(
     pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerance_mm: Sequence[float]
 ) -> list[TargetScore]:
-    """Score every target of a case, one after the other, each inside the box that holds it.
+    """Score every target of a case, each inside the box around it.
 
     Args:
         pred: integer masks, `(1, H, W, D)` or one channel per target.
         label: as `pred`.
         spacing: mm per voxel along each axis.
-        tolerance_mm: largest distance between surfaces that counts as equal, one per target.
+        tolerance_mm: largest distance between surfaces that counts as equal, mm, one per target.
 
     Returns:
         One score per target, in the order of the tolerances.
@@ -96,46 +96,46 @@ def score_case(
 def overlap_scores(pred: Tensor, label: Tensor, spacing: Sequence[float], tolerance: float) -> tuple[float, float]:
     """MONAI's Dice and NSD of two masks.
 
-    MONAI's NSD counts voxels at the edges of the masks. What lies outside of the volume is background to it, so masks
-    that are cropped to what they hold score the same.
+    MONAI's NSD counts edge voxels of the masks. Everything outside the volume is background to it, so masks
+    cropped to their content score the same.
 
     Args:
         pred: bool `(H, W, D)`.
         label: bool `(H, W, D)`.
         spacing: mm per voxel along each axis.
-        tolerance: mm.
+        tolerance: largest distance between surfaces that counts as equal, mm.
 
     Returns:
-        Dice and NSD in 0 to 1; both NaN where the label is empty, both 0 where only the prediction is.
+        Dice and NSD, 0 to 1; both NaN if the label is empty, both 0 if only the prediction is.
     """
     if not label.any():
         return math.nan, math.nan  # MONAI's NSD would be 0, and its Dice NaN
     if not pred.any():
-        return 0.0, 0.0  # as MONAI, which warns
+        return 0.0, 0.0  # as in MONAI, which would also warn
     pair = pred[None, None], label[None, None]
-    # a spacing from a float32 header is 0.69999999; a surface at exactly the tolerance shall count
+    # a spacing from a float32 header may be 0.69999999; a surface at exactly the tolerance must count
     steps = [round(float(step), 5) for step in spacing]
     nsd = compute_surface_dice(*pair, class_thresholds=[tolerance], include_background=True, spacing=steps)
     return float(compute_dice(*pair)), float(nsd)
 
 
 class CaseScores:
-    """After every case, score it and cut the slices of its picture.
+    """Handler that scores every case and keeps the slices of its picture.
 
     The evaluator's output, or the batch it belongs to, holds lists of dictionaries, one per case, with MetaTensors on
     one grid: `pred` and `label`, `(1, H, W, D)` class maps or `(R, H, W, D)` regions of 0 and 1; `picture`
     `(C, H, W, D)`, the image as the network saw it; and `name`.
 
     Args:
-        labels: what the classes or regions are.
-        tolerance_mm: of the surface dice, by name of class or region.
+        labels: classes or regions.
+        tolerance_mm: tolerance of the surface Dice in mm, by name of class or region.
 
     Attributes:
-        results: of the cases of this process.
-        pictures: slices of the cases of this process, by name; about 1 MB each.
+        results: results of this process's cases.
+        pictures: slices of this process's cases, by name; about 1 MB each.
 
     Raises:
-        ValueError: a tolerance is missing or not positive; when called, a case whose tensors do not fit together.
+        ValueError: a tolerance is missing or negative; when called, the tensors of a case do not match.
 
     Example:
         >>> affine = np.diag([10.0, 10.0, 10.0, 1.0])  # a voxel is 1 ml
@@ -168,7 +168,7 @@ class CaseScores:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def reset(self) -> None:
-        """Forget all cases."""
+        """Discard all cases."""
         self.results: list[CaseResult] = []
         self.pictures: dict[str, OverlayPicture] = {}
 
@@ -196,7 +196,7 @@ class CaseScores:
         return result
 
     def gather(self) -> list[CaseResult]:
-        """Results of all processes, in the order of the names, each case once; all processes call it."""
+        """Results of all processes in the order of the names, each case once; all processes must call it."""
         results = self.results
         if idist.get_world_size() > 1:
             every: Any = idist.all_gather(results)  # a sampler gives some cases to two processes
@@ -205,7 +205,7 @@ class CaseScores:
         return [by_name[name] for name in sorted(by_name, key=natural_key)]
 
     def _masks(self, masks: Tensor, what: str) -> np.ndarray:
-        """The masks as uint8, once they are known to be such."""
+        """Check masks and convert them to uint8."""
         if not isinstance(masks, MetaTensor):
             raise ValueError(f"{what} must be a MetaTensor, for its affine, got {type(masks).__name__}.")
         channels = len(self.labels.regions) or 1

@@ -1,4 +1,4 @@
-"""Networks: the shared encoders, the pre-training network, and those for fine-tuning."""
+"""The shared encoders, the pre-training network, and the fine-tuning networks."""
 
 from mim_components.networks.fine_tuning import (
     HybridClassifier,

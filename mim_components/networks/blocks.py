@@ -1,4 +1,4 @@
-"""The transformer block that encoders and decoder share, and how linear layers begin; tokens are (B, N, E)."""
+"""The transformer block of encoders and decoder, and the initialisation of linear layers; tokens are (B, N, E)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 def transformer_block(hidden_size: int, num_heads: int, mlp_ratio: int = 4) -> TransformerBlock:
     """A pre-norm block with biases in q, k, v and PyTorch's fused attention; acts on `(B, N, E)`."""
     block = TransformerBlock(hidden_size, mlp_ratio * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True)
-    # MONAI makes this norm also where there is no cross-attention; unused parameters break DDP and are dead weight
+    # MONAI creates this norm even without cross-attention; unused parameters break DDP and are dead weight
     block.register_module("norm_cross_attn", nn.Identity())
     return block
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise linear layers as transformers want it: Xavier-uniform weights, zero biases; for `Module.apply`."""
+    """Initialise linear layers as usual for transformers: Xavier-uniform weights, zero biases; for `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

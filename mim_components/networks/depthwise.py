@@ -1,7 +1,8 @@
-"""Depth-wise convolution of a whole grid, which is PyTorch's, or of the blocks of visible tokens alone.
+"""Depth-wise convolution of a whole grid, which is PyTorch's, or of the blocks of visible tokens only.
 
-Axes: grid (B, H, W, D, C); blocks (B, n, s, s, s, C) and `rows`, see `sparse_blocks`: the neighbourhood of a block is
-itself with a margin of r voxels, edge k = s + 2r, where a masked voxel is zero. r is half of the kernel's edge K.
+Axes: grid (B, H, W, D, C); blocks (B, n, s, s, s, C) and `rows`, see `hybrid.neighbour_rows`: the neighbourhood of a
+block is the block with a margin of r voxels, edge k = s + 2r, where masked voxels are zero. The kernel's edge is
+K = 2r + 1.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# In the gradient of the weights, what goes into one call on CPU: more does not fit the caches, several times slower
+# Blocks per call in the weight gradient on CPU: more do not fit into its caches, and take several times as long
 _CPU_BLOCKS = 8
 
 
@@ -22,7 +23,7 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
     Args:
         conv: the convolution, kernel 2r + 1 with padding r.
         x: the grid or the blocks.
-        rows: with blocks: from `neighbour_rows`; what is masked is zero.
+        rows: for blocks: from `neighbour_rows`; masked voxels are zero. None = `x` is a grid.
     """
     if rows is None:
         return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
@@ -30,9 +31,9 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-    """The gradients as forward convolutions: PyTorch's own backward takes several times as long on CPU.
+    """Gradients as forward convolutions: PyTorch's own backward pass takes several times as long on CPU.
 
-    Neighbourhoods are gathered again for the backward pass: kept, they would take (k / s)^3 times the input.
+    Neighbourhoods are gathered again in the backward pass: kept, they would take (k / s)^3 times the input's memory.
     """
 
     @staticmethod
@@ -48,7 +49,7 @@ class _Depthwise(torch.autograd.Function):
             # the same sum over the same neighbours, mirrored
             grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
         if ctx.needs_input_grad[1]:
-            # a channel's gradient is the channel correlated with a kernel that is as large as itself
+            # the weight gradient of a channel is its input correlated with the gradient of its output
             product = _products_of_blocks if x.device.type == "cpu" else _weight_gradient
             grad_weight = product(x, grad, weight, rows).view(weight.shape)
         if ctx.needs_input_grad[2]:
@@ -57,7 +58,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _with_zero(x: Tensor) -> Tensor:
-    """Rows of blocks and a row of zeros: `(B * n * s^3 + 1, C)`."""
+    """The voxels of all blocks and a row of zeros: `(B * n * s^3 + 1, C)`."""
     return torch.cat([x.reshape(-1, x.shape[-1]), x.new_zeros(1, x.shape[-1])])
 
 
@@ -90,9 +91,9 @@ def _products_of_blocks(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """The same by PyTorch's own gradient, `(C, 1, K, K, K)`: C groups.
+    """The same with PyTorch's own gradient, `(C, 1, K, K, K)`: C groups.
 
-    The sum above would be one convolution with a group for every channel of every block, 86,688 for a sample of `base`.
+    `_products_of_blocks` would be one convolution with a group per channel and block, 86,688 for a sample of `base`.
     """
     s, c = x.shape[2], x.shape[-1]
     blocks = grad.reshape(-1, s, s, s, c).permute(0, 4, 1, 2, 3)

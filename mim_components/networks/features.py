@@ -1,4 +1,4 @@
-"""Feature maps of whole volumes: windows that begin at token edges, and where a feature lies in space.
+"""Feature maps of whole volumes: windows that begin at token edges, and the position of a feature in space.
 
 Axes: volume (B, C, H, W, D); feature map (B, E, h, w, d), one feature per block of `stride`^3 voxels.
 """
@@ -24,7 +24,7 @@ class FeatureMap(nn.Module):
         level: index in the pyramid: 0 is the finest, -1 the last.
 
     Raises:
-        ValueError: there is no such map.
+        ValueError: `level` is out of range.
 
     Example:
         >>> import torch
@@ -47,14 +47,14 @@ class FeatureMap(nn.Module):
 
 
 def window_overlap(input_size: Sequence[int], patch_size: int, overlap: float) -> tuple[float, ...]:
-    """Overlap per axis, the largest up to `overlap` with which MONAI's sliding windows begin at token edges.
+    """Largest overlap per axis, up to `overlap`, with which MONAI's sliding windows begin at token edges.
 
-    Elsewhere the maps of two windows would not lie on one grid, and stitching would shift them.
+    Otherwise the maps of two windows would not lie on one grid, and stitching would shift them.
 
     Args:
         input_size: size of a window, voxels.
         patch_size: edge of a token, voxels.
-        overlap: wanted share, in [0, 1).
+        overlap: wanted share of a window, in [0, 1).
 
     Raises:
         ValueError: `overlap` is not in [0, 1).
@@ -73,7 +73,7 @@ def window_overlap(input_size: Sequence[int], patch_size: int, overlap: float) -
 def pad_to_windows(image: Tensor, input_size: Sequence[int], multiple: Sequence[int]) -> Tensor:
     """Append zeros (air) to `(B, C, H, W, D)` until every side is at least `input_size` and divisible by `multiple`.
 
-    Nothing is put in front, so voxel numbers stay what they are.
+    Nothing is prepended, so voxel indices do not change.
     """
     wanted = [
         max(math.ceil(have / step) * step, least)
@@ -84,10 +84,10 @@ def pad_to_windows(image: Tensor, input_size: Sequence[int], multiple: Sequence[
 
 
 def feature_affine(affine: np.ndarray, stride: int) -> np.ndarray:
-    """Matrix 4x4 from feature index to world: a feature lies at the centre of its block of `stride`^3 voxels.
+    """Affine 4x4 from feature index to world in mm: a feature lies at the centre of its block of `stride`^3 voxels.
 
     Args:
-        affine: 4x4, voxel index to world in mm; integer indices are centres of voxels.
+        affine: 4x4, voxel index to world in mm; integer indices are voxel centres.
         stride: edge of a block, voxels.
 
     Example:

@@ -1,7 +1,7 @@
-"""Networks for fine-tuning, and by name: ours with the hybrid encoder, and MONAI's own (docs/method.md, fine-tuning).
+"""Networks for fine-tuning and their factories: ours with the hybrid encoder, and MONAI's own (docs/method.md, 6).
 
 Segmentation is the hybrid encoder with Swin-UNETR's residual decoder. Classification is an encoder, the mean over its
-tokens, one linear layer.
+tokens, and one linear layer.
 
 Axes: image (B, C, H, W, D); feature maps (B, E, h, w, d); logits (B, K, H, W, D) or (B, K).
 """
@@ -28,20 +28,20 @@ from mim_components.tokens import check_positions, nearest_multiples
 class HybridSwinUNETR(ScriptedByTrace):
     """Hybrid encoder, one more stage, and Swin-UNETR's decoder.
 
-    The pyramid of the encoder (1/2, 1/4, ...; 48, 96, 192, 384 channels for `base`) and a new map of half its last grid
-    and twice its width take the place of Swin-UNETR's five hidden states. Like those, they are normalised over channels
+    The pyramid of the encoder (1/2, 1/4, ...; 48, 96, 192, 384 channels for `base`) and a new map with half its last
+    grid and twice its width replace Swin-UNETR's five hidden states. Like those, they are normalised over channels
     before the decoder reads them.
 
     Args:
         in_channels: channels C of the image.
         out_channels: channels K of the logits.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
-        input_size: size in voxels of what the network sees at a time, see `HybridEncoder`.
+        input_size: size in voxels of the network's input, see `HybridEncoder`.
         positions: "rescaled" or "index", see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset or `positions`; in `forward`, sides that are no multiple of twice the patch size,
-            or so small that the deepest map has one position.
+        ValueError: unknown preset or `positions`; in `forward`, sides that are not multiples of twice the patch size,
+            or so small that the deepest map has a single position.
 
     Example:
         >>> import torch
@@ -64,7 +64,7 @@ class HybridSwinUNETR(ScriptedByTrace):
         *fine, last = self.encoder.channels
         self.down = PatchEmbedding(last, 2 * last)
         self.bottleneck = _residual_block(2 * last, 2 * last)
-        # the encoder's last map goes into the decoder as it is, as in Swin-UNETR
+        # the encoder's last map goes into the decoder without a block, as in Swin-UNETR
         self.skips = nn.ModuleList([_residual_block(in_channels, fine[0]), *(_residual_block(w, w) for w in fine)])
         widths = [2 * last, last, *reversed(fine), fine[0]]  # from the deepest map to the full grid
         self.ups = nn.ModuleList(_up_block(deep, high) for deep, high in zip(widths, widths[1:], strict=False))
@@ -84,16 +84,19 @@ class HybridSwinUNETR(ScriptedByTrace):
 
 
 def check_sides(spatial_size: Sequence[int], multiple: int, network: str, least_positions: int = 1) -> None:
-    """Raise ValueError unless a network can take images of that size; the error names the nearest sizes it can.
+    """Check that a network can take images of this size.
 
     Args:
         spatial_size: three sides in voxels.
         multiple: what every side must be a multiple of.
-        network: named in the error.
+        network: name for the error.
         least_positions: 2 where the network normalises over the positions of its deepest map, whose grid is `multiple`
-            times coarser: one alone would always become 0, and PyTorch refuses it.
+            times coarser: a single one would always become 0, and PyTorch refuses it.
+
+    Raises:
+        ValueError: it cannot; names the nearest sizes that it can take.
     """
-    sides = tuple(int(side) for side in spatial_size)  # while torch.jit.trace records, they are tensors
+    sides = tuple(int(side) for side in spatial_size)  # under torch.jit.trace they are tensors
     if len(sides) != 3 or any(side <= 0 or side % multiple for side in sides):
         valid = f"; nearest valid sizes: {nearest_multiples(sides, multiple)}" if len(sides) == 3 else ""
         raise ValueError(f"{network} needs three sides that are multiples of {multiple}, got {sides}{valid}.")
@@ -164,7 +167,7 @@ class SwinViTClassifier(nn.Module):
     Args:
         in_channels: channels C of the image.
         num_classes: number of classes K.
-        preset: gives the width after the first stage, 48 for `base`; the last is 16 times as wide.
+        preset: sets the width of the first stage, 48 for `base`; the last is 16 times as wide.
 
     Raises:
         ValueError: unknown preset.
@@ -197,7 +200,7 @@ class SwinViTClassifier(nn.Module):
 SEGMENTATION_NETWORKS = ("hybrid_swin_unetr", "unetr", "swin_unetr")
 CLASSIFICATION_NETWORKS = ("hybrid", "swin_vit")
 UNETR_PATCH_SIZE = 16  # fixed in MONAI's class
-SWIN_MULTIPLE = 32  # five times halved
+SWIN_MULTIPLE = 32  # the grid is halved five times
 
 
 def segmentation_network(
@@ -208,20 +211,20 @@ def segmentation_network(
     preset: str = "base",
     positions: str = "rescaled",
 ) -> nn.Module:
-    """A network from images `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
+    """A segmentation network, from images `(B, C, H, W, D)` to logits `(B, K, H, W, D)`.
 
     Args:
-        name: "hybrid_swin_unetr"; "unetr", MONAI's, which a pre-trained plain ViT encoder fits; or "swin_unetr",
+        name: "hybrid_swin_unetr"; "unetr", MONAI's, which takes a pre-trained plain ViT encoder; or "swin_unetr",
             MONAI's, from scratch only.
         in_channels: channels C of the image.
         out_channels: channels K of the logits.
-        roi_size: size in voxels of what the network sees at a time; only "unetr" is built for this one size.
+        roi_size: size in voxels of crops and windows; only "unetr" is tied to this size.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
-        positions: of "hybrid_swin_unetr", see `HybridEncoder`; "unetr" gets its positions with its weights.
+        positions: for "hybrid_swin_unetr", see `HybridEncoder`; "unetr" gets its positions with its weights.
 
     Raises:
         ValueError: unknown name, preset or `positions`, a `roi_size` that the network cannot take (names the nearest
-            that it can), or a preset whose patch size is not UNETR's.
+            valid ones), or a preset whose patch size is not UNETR's.
 
     Example:
         >>> import torch
@@ -237,7 +240,7 @@ def segmentation_network(
     if name == "swin_unetr":
         check_sides(roi_size, SWIN_MULTIPLE, name, least_positions=2)
         network = SwinUNETR(in_channels, out_channels, feature_size=sizes.feature_size)
-        # MONAI's computes with NumPy, which does not compile
+        # MONAI's check uses NumPy, which does not compile
         network._check_input_size = partial(check_sides, multiple=SWIN_MULTIPLE, network=name)  # type: ignore[method-assign]
         return network
     if name == "unetr":
@@ -249,7 +252,7 @@ def _unetr(in_channels: int, out_channels: int, roi_size: Sequence[int], preset:
     sizes = get_preset(preset)
     if sizes.patch_size != UNETR_PATCH_SIZE:
         raise ValueError(
-            f"unetr has tokens of {UNETR_PATCH_SIZE} voxels, those of preset {preset!r} have {sizes.patch_size}; "
+            f"unetr needs a patch size of {UNETR_PATCH_SIZE} voxels, preset {preset!r} has {sizes.patch_size}; "
             "use another preset, such as tiny."
         )
     check_sides(roi_size, UNETR_PATCH_SIZE, "unetr")
@@ -264,7 +267,7 @@ def _unetr(in_channels: int, out_channels: int, roi_size: Sequence[int], preset:
     )
     for block in network.vit.blocks:
         assert isinstance(block, TransformerBlock)
-        block.norm_cross_attn.requires_grad_(False)  # never used, and DDP refuses a parameter without gradient
+        block.norm_cross_attn.requires_grad_(False)  # unused, and DDP refuses parameters without gradients
     return network
 
 
@@ -276,7 +279,7 @@ def classification_network(
     preset: str = "base",
     positions: str = "rescaled",
 ) -> nn.Module:
-    """A network from images `(B, C, H, W, D)` to logits `(B, K)`.
+    """A classification network, from images `(B, C, H, W, D)` to logits `(B, K)`.
 
     Args:
         name: "hybrid"; or "swin_vit", MONAI's Swin transformer with a linear head, from scratch only.
@@ -284,11 +287,11 @@ def classification_network(
         num_classes: number of classes K.
         input_size: size of an image in voxels.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
-        positions: of "hybrid", see `HybridEncoder`.
+        positions: for "hybrid", see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown name, preset or `positions`, or a size that the network cannot take (names the nearest that
-            it can).
+        ValueError: unknown name, preset or `positions`, or a size that the network cannot take (names the nearest valid
+            ones).
 
     Example:
         >>> import torch

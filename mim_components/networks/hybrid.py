@@ -1,12 +1,12 @@
-"""Hybrid (convolution + transformer) encoder: the masked convolutional auto-encoder's, in 3D (docs/method.md, 3.1).
+"""Hybrid (convolution + transformer) encoder: MCMAE's masked convolutional encoder in 3D (docs/method.md, 3.1).
 
-Visible tokens only: the blocks of voxels that tokens cover, without the masked ones in between.
+Masked input is computed on visible tokens only, as blocks: the voxels that each token covers.
 
 Axes: image (B, C, H, W, D); inside the convolutional stages (B, H, W, D, C), so that norms, 1x1x1 convolutions and MLPs
 act on the last axis and the convolutions see the channels-last layout; tokens (B, N, E); token grid (h, w, d),
 N = h * w * d; n visible tokens, token numbers `ids` (B, n) in ascending order; blocks (B, n, s, s, s, C) of the visible
-tokens alone, s = edge of a token at the stage. Rows (B * n * s^3, C) are the voxels of all blocks. The neighbourhood of
-a block is itself with a margin of r voxels, edge k = s + 2r, where a masked voxel is zero.
+tokens only, s = edge of a token at the stage. Rows (B * n * s^3, C) are the voxels of all blocks. The neighbourhood of
+a block is the block with a margin of r voxels, edge k = s + 2r, where masked voxels are zero.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PatchEmbedding(nn.Module):
 class ConvBlock(nn.Module):
     """Convolutional block: `x + conv1(dwconv5(visible * conv1(LN(x))))`, then `x + MLP(LN(x))`.
 
-    The depth-wise convolution is the only operation that mixes positions; what is masked is zeroed before it, so no
+    The depth-wise convolution is the only operation that mixes positions; masked positions are zeroed before it, so no
     masked voxel reaches a visible position.
     """
 
@@ -71,8 +71,8 @@ class ConvBlock(nn.Module):
 
         Args:
             x: `(B, H, W, D, C)`, or blocks `(B, n, s, s, s, C)`.
-            hidden: with the whole grid: bool `(B, H, W, D, 1)`, True = masked, None = all visible.
-            rows: with blocks: where their neighbours are, from `neighbour_rows`.
+            hidden: for the whole grid: bool `(B, H, W, D, 1)`, True = masked, None = all visible.
+            rows: for blocks: rows of their neighbourhoods, from `neighbour_rows`.
         """
         y = self.conv1(self.norm1(x))
         y = depthwise(self.depthwise, y if hidden is None else y.masked_fill(hidden, 0.0), rows)
@@ -83,24 +83,24 @@ class ConvBlock(nn.Module):
 class HybridEncoder(nn.Module):
     """3D hybrid encoder: convolutional stages, then a transformer over the (visible) tokens.
 
-    One class serves pre-training and fine-tuning with the same state-dict keys. Positions are fixed sin-cos and made
-    for whatever grid the input has. The grid that the weights were trained on is part of the state dict, as
-    `_extra_state`, so that positions mean the same wherever the weights go.
+    One class serves pre-training and fine-tuning with the same state-dict keys. Positions are fixed sin-cos, computed
+    for the grid of the input. The grid that the weights were trained on is part of the state dict, as `_extra_state`,
+    so that positions mean the same wherever the weights are used.
 
     Args:
         in_channels: channels C of the image.
         preset: name of the sizes, see `mim_components.networks.PRESETS`; its strides give the patch size p.
-        dense_only: leave out what only masked input uses, `MASKED_ONLY`: fine-tuning has no use for it, and under DDP
-            a parameter without gradient is an error. The other keys stay what they are.
-        sparse: compute the convolutional stages of masked input on visible tokens alone; False computes the whole grid
-            and throws the masked part away, the same numbers but for rounding.
+        dense_only: leave out `MASKED_ONLY`, the modules that only masked input uses: under DDP a parameter without
+            gradient is an error. The other keys stay the same.
+        sparse: compute the convolutional stages of masked input on visible tokens only; False computes the whole grid
+            and discards the masked part, with the same result up to rounding.
         input_size: size in voxels of the volumes it is trained on; loaded weights bring their own. None = unknown.
-        positions: "rescaled": on another grid than the trained one, coordinates are rescaled to the range of that one;
+        positions: "rescaled": on a grid other than the trained one, coordinates are rescaled to the trained range;
             "index", or where the trained grid is unknown: tokens are numbered from 0.
 
     Raises:
-        ValueError: unknown preset or `positions`, a side of `input_size`, or of the image in `forward`, that is not a
-            multiple of p, or masked input to a network that is `dense_only`.
+        ValueError: unknown preset or `positions`; a side of `input_size`, or of the image in `forward`, that is not a
+            multiple of p; or masked input to a `dense_only` network.
 
     Example:
         >>> import torch
@@ -138,12 +138,12 @@ class HybridEncoder(nn.Module):
             for width, depth in zip(sizes.channels[:-1], sizes.depths[:-1], strict=True)
         )
         if not dense_only:
-            # bring each convolutional stage to the token grid: kernel = stride = tokens' edge at that stage
+            # brings each convolutional stage to the token grid: kernel = stride = edge of a token at that stage
             self.stage_outputs = nn.ModuleList(
                 nn.Conv3d(width, self.embed_dim, kernel_size=k, stride=k)
                 for width, k in zip(sizes.channels[:-1], self._stage_edges(), strict=True)
             )
-            # 12 M weights of base, used as matrices with the channels last: no copy in forward and backward
+            # 12 M weights of base, used as matrices with the channels last: this layout saves copying them
             nn.utils.convert_conv3d_weight_memory_format(self.stage_outputs, torch.channels_last_3d)
         self.projection = nn.Linear(self.embed_dim, self.embed_dim)
         self.blocks = nn.ModuleList(transformer_block(self.embed_dim, sizes.num_heads) for _ in range(sizes.depths[-1]))
@@ -154,17 +154,17 @@ class HybridEncoder(nn.Module):
         self.apply(init_linear)
 
     def get_extra_state(self) -> Tensor:
-        """The trained grid, int64 `(3)`, zeros where it is unknown; a buffer would be averaged with the weights."""
+        """The trained grid, int64 `(3,)`, zeros if unknown; no buffer, since EMA would average it like weights."""
         return torch.tensor(self.trained_grid or (0, 0, 0))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over the trained grid of weights that are loaded."""
+        """Adopt the trained grid of loaded weights."""
         h, w, d = state.tolist()
         self.trained_grid = (h, w, d) if h * w * d else None
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """The maps of a whole image, as timm describes them: channels, edge in voxels, module they come from."""
+        """The feature maps of a whole image in timm's form: channels, edge in voxels, module."""
         modules = [*(f"stages.{number}" for number in range(len(self.stages))), "blocks"]
         return [
             {"num_chs": width, "reduction": 2 ** (number + 1), "module": module}
@@ -187,17 +187,21 @@ class HybridEncoder(nn.Module):
         Args:
             image: `(B, C, H, W, D)`, sides divisible by the patch size.
             masked: bool `(B, N)`, True = hidden, the same number in every row; None = dense.
-            num_visible: number of visible tokens per row where the caller knows it, which saves waiting for the device.
+            num_visible: number of visible tokens per row if the caller knows it, which saves a device synchronisation.
 
         Returns:
             Without `masked`, the feature maps of all stages, `(B, channels[i], H / 2^(i+1), ...)`, the last being the
             transformer's own output. With `masked`, the visible tokens `(B, n, E)` in ascending token order: the
             transformer's output plus the convolutional stages brought to the token grid, normalised.
+
+        Raises:
+            ValueError: a side of the image is not a multiple of the patch size, the mask does not fit it, or the
+                encoder is `dense_only` and gets one.
         """
         grid = token_grid(image.shape[2:], self.patch_size)
         if masked is not None:
             if self.dense_only:
-                raise ValueError("the encoder was made with dense_only=True and cannot take masked input.")
+                raise ValueError("an encoder with dense_only=True cannot take masked input.")
             check_mask(masked, len(image), grid)
             if self.sparse:
                 return self._encode_visible(image, visible_and_masked_ids(masked, num_visible)[0], grid)
@@ -221,7 +225,7 @@ class HybridEncoder(nn.Module):
         return self.norm(tokens)
 
     def _encode_visible(self, image: Tensor, ids: Tensor, grid: Grid) -> Tensor:
-        """Visible tokens `(B, n, E)`, `ids` `(B, n)`, without ever computing a masked one."""
+        """Visible tokens `(B, n, E)`, `ids` `(B, n)`, without computing any masked one."""
         x = cut_blocks(image, ids, self.patch_size)  # (B, n, p, p, p, C)
         outputs = []
         for embedding, blocks, conv in zip(self.embeddings, self.stages, self.stage_outputs, strict=False):
@@ -269,16 +273,16 @@ def conv_blocks(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 
 def neighbour_rows(ids: Tensor, grid: Grid, edge: int, margin: int) -> Tensor:
-    """Where the voxels of every block's neighbourhood are found.
+    """Row numbers of the voxels in every block's neighbourhood.
 
     Args:
         ids: visible token numbers `(B, n)`.
         grid: token grid.
-        edge: edge s of a block.
-        margin: r.
+        edge: edge s of a block, voxels.
+        margin: r, voxels.
 
     Returns:
-        `(B * n, k^3)`: row numbers; B * n * s^3, one past the last row, for what is masked or outside the image.
+        `(B * n, k^3)`: row numbers; B * n * s^3, one past the last row, for voxels masked or outside the image.
     """
     b, n = ids.shape
     reach = math.ceil(margin / edge)  # in tokens

@@ -1,6 +1,6 @@
 """The pre-training network: encoder, decoder, prediction head and alignment heads (docs/method.md, 3.1-3.3).
 
-`MiMReconstructor` is the same as a network of one image: hide tokens, fill them in.
+`MiMReconstructor` applies it to single images: mask tokens and fill them in.
 
 Axes: image (B, C, H, W, D); token grid (h, w, d), N = h * w * d; tokens (B, N, E), row-major over the grid; n visible
 and M masked tokens per volume; P = C * p^3 voxels of a token; D = width of the alignment space. B counts volumes of a
@@ -44,7 +44,7 @@ class MiMOutput(NamedTuple):
         prediction: voxels of the masked tokens in ascending token order, `(B_l, M, P)`.
         context: for each pair (l, l+1), the context vector of every child, `(B_(l+1), D)`.
         patches: for each pair (l, l+1), the projected tokens of every parent, `(B_l, N, D)`.
-        latent: latent features of all tokens, `(B_l, N, E_d)`, detached: parents for passes to come.
+        latent: latent features of all tokens, `(B_l, N, E_d)`, detached: parents for later passes.
     """
 
     prediction: tuple[Tensor, ...]
@@ -108,13 +108,14 @@ class MiM(nn.Module):
         encoder: "hybrid", or "vit" for the plain ViT.
         num_levels: number of levels L; 1 has no alignment (MCMAE with the hybrid encoder, MAE3D with the ViT).
         projection_dim: width D of the alignment space.
-        stop_gradient: detach the parent's latent features before its patch head, so that alignment teaches the child.
+        stop_gradient: detach the parent's latent features before its patch head, so that the alignment's gradient
+            reaches only the child.
         sparse: see `HybridEncoder`; the ViT never computes masked tokens.
-        positions: of the encoder outside this network, on another grid than that of `input_size`; see `HybridEncoder`.
+        positions: for the encoder on a grid other than that of `input_size`, outside this network; see `HybridEncoder`.
 
     Raises:
-        ValueError: unknown preset, encoder or `positions`, no level, or `input_size` is not divisible by the patch
-            size.
+        ValueError: unknown preset, encoder or `positions`, no level, or an `input_size` that is not divisible by the
+            patch size.
 
     Example:
         >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=2, projection_dim=32)
@@ -172,14 +173,14 @@ class MiM(nn.Module):
         Args:
             images: one `(B_l, C, *input_size)` per level.
             masked: one bool `(B_l, N)` per level, True = hidden, the same number in every row of every level.
-            num_visible: number of visible tokens per volume where the caller knows it.
-            parents: where volumes go through the network in several passes, for each pair (l, l+1) the latent features
-                `(P, N, E_d)` of the parents of this pass's children, from a pass before; None = a pair that has no
+            num_visible: number of visible tokens per volume, if the caller knows it.
+            parents: when volumes go through the network in several passes: for each pair (l, l+1) the latent features
+                `(P, N, E_d)` of the parents of this pass's children, from an earlier pass; None = a pair without
                 children in this pass. Levels may then be empty.
 
         Raises:
-            ValueError: the number of levels, or the size of the volumes, is not the one the network was made for; or
-                `parents` are given to a network that teaches them.
+            ValueError: the number of levels, or the size of the volumes, differs from the network's; or `parents` are
+                given without `stop_gradient`.
         """
         if len(images) != len(masked) or len(images) != len(self.alignment_heads) + 1:
             raise ValueError(
@@ -189,7 +190,7 @@ class MiM(nn.Module):
         if parents is not None and not self.stop_gradient:
             raise ValueError(
                 "max_volumes_per_pass needs stop_gradient=True: with stop_gradient=False the alignment of a child also "
-                "teaches its parent, and both must go through the network in one pass."
+                "has a gradient in its parent, and both must go through the network in one pass."
             )
         latent, masked_ids = self._latent(torch.cat(list(images)), torch.cat(list(masked)), num_visible)
         prediction = self.prediction_head(gather_tokens(latent, masked_ids))  # (sum B_l, M, P)
@@ -201,7 +202,7 @@ class MiM(nn.Module):
             parent: Tensor | None = detached[pair] if self.stop_gradient else q[pair]
             if parents is not None:
                 parent = parents[pair]
-            # heads without children in this pass project nothing, and stay in the graph, as DDP wants it
+            # heads without children in this pass project an empty batch, which keeps them in the graph for DDP
             c, p = heads(q[pair + 1], detached[pair][:0] if parent is None else parent)
             context.append(c)
             patches.append(p)
@@ -213,7 +214,7 @@ class MiM(nn.Module):
         Args:
             image: `(B, C, *input_size)`.
             masked: bool `(B, N)`, True = hidden, the same number in every row.
-            standardized: the network was trained on standardised tokens; give its prediction the mean and the standard
+            standardized: the network was trained on standardised tokens; its prediction gets the mean and the standard
                 deviation of the true token.
 
         Returns:
@@ -241,9 +242,9 @@ def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class MiMReconstructor(MiM, ScriptedByTrace):
-    """`MiM` that maps an image to its reconstruction from a random part of its tokens; same state-dict keys.
+    """`MiM` as a network from an image to its reconstruction from a random part of its tokens; same state-dict keys.
 
-    The mask of a window follows from the seed and from where the window begins, never from what was drawn before.
+    The mask of a window depends only on the seed and on where the window begins, not on earlier draws.
 
     Args:
         in_channels: channels C of the image.
@@ -252,14 +253,14 @@ class MiMReconstructor(MiM, ScriptedByTrace):
         encoder: "hybrid" or "vit".
         num_levels: number of levels L of the training; there are L - 1 pairs of alignment heads.
         projection_dim: width of the alignment space.
-        mask_ratio: share of the N tokens to hide, in (0, 1); floor(N * (1 - mask_ratio)) stay visible.
-        seed: of the masks.
+        mask_ratio: share of the N tokens to mask, in (0, 1); floor(N * (1 - mask_ratio)) stay visible.
+        seed: seed of the masks.
         standardized: the network was trained on standardised tokens (`normalize_target`); its prediction gets the mean
             and the standard deviation of the true token.
         positions: see `MiM`.
 
     Raises:
-        ValueError: as `MiM`; or `mask_ratio` leaves no token visible or none hidden.
+        ValueError: as `MiM`; or `mask_ratio` leaves no token visible or none masked.
 
     Example:
         >>> network = MiMReconstructor(input_size=(32, 32, 32), preset="nano", projection_dim=16)
@@ -285,11 +286,11 @@ class MiMReconstructor(MiM, ScriptedByTrace):
         self.num_visible = num_visible_tokens(self.num_tokens, mask_ratio)
         if not 0 < self.num_visible < self.num_tokens:
             raise ValueError(
-                f"mask_ratio must leave tokens visible and hide some, got {mask_ratio} of {self.num_tokens} tokens."
+                f"mask_ratio must leave tokens visible and mask some, got {mask_ratio} of {self.num_tokens} tokens."
             )
         self.seed = seed
         self.standardized = standardized
-        self.example_shape = (1, in_channels, *input_size)  # a trace has the mask of the one window that it is made of
+        self.example_shape = (1, in_channels, *input_size)  # a trace keeps the mask of its one example window
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Reconstruct `(B, C, *input_size)`; visible voxels stay as they are, every row has a mask of its own."""
@@ -307,10 +308,10 @@ class MiMReconstructor(MiM, ScriptedByTrace):
 
         Args:
             image: windows `(B, C, *input_size)`.
-            windows: where each lies: slices over (batch, channel, H, W, D) of the volume.
+            windows: position of each: slices over (batch, channel, H, W, D) of the volume.
 
         Returns:
-            The reconstruction, as `forward`, and the mask on the token grid `(B, 1, h, w, d)`, 1 = hidden.
+            The reconstruction, as in `forward`, and the mask on the token grid `(B, 1, h, w, d)`, 1 = masked.
         """
         masked = self.draw_masks([[each.start for each in window[2:]] for window in windows]).to(image.device)
         filled = self.reconstruct(image, masked, self.standardized)

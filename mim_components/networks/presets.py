@@ -1,4 +1,4 @@
-"""Sizes of the networks: data in one place, not copies of classes (docs/method.md, 3)."""
+"""Named sizes of the networks (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HybridSizes:
-    """Hybrid encoder: every stage halves the grid, the last one is the transformer.
+    """Hybrid encoder: every stage halves the grid; the last one is the transformer.
 
     Attributes:
         channels: width of each stage; the last is the token width and is divisible by 6 and by `num_heads`.
@@ -43,7 +43,7 @@ class Preset:
         vit: the plain ViT encoder of the same patch size; depth 12 fits MONAI's UNETR.
         decoder: the decoder.
         head_width: hidden width of the two alignment heads.
-        feature_size: first width of the baseline Swin UNETR, a multiple of 12; UNETR's is a third, as MONAI's 48, 16.
+        feature_size: first width of the baseline Swin UNETR, a multiple of 12; UNETR's is a third (MONAI: 48 and 16).
     """
 
     hybrid: HybridSizes
@@ -91,7 +91,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name; raises ValueError that lists the names when there is none."""
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none; lists the names.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
     return PRESETS[name]

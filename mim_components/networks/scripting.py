@@ -1,4 +1,4 @@
-"""`torch.jit.script` of networks that are not written for it, which MONAI's `ckpt_export` and the Model Zoo call."""
+"""`torch.jit.script`, which MONAI's `ckpt_export` and the Model Zoo call, for networks that do not support it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Traced(nn.Module):
-    """A network as `torch.jit.script` takes it.
+    """A traced network in a form that `torch.jit.script` takes.
 
     Args:
-        recorded: what `torch.jit.trace` made of the network.
+        recorded: the result of `torch.jit.trace`.
     """
 
     def __init__(self, recorded: nn.Module) -> None:
@@ -26,10 +26,10 @@ class Traced(nn.Module):
 
 
 class ScriptedByTrace(nn.Module):
-    """Base of networks of which `torch.jit.script` gives the trace: for inference, and windows of one size.
+    """Base of networks that `torch.jit.script` traces instead: for inference on windows of one size.
 
     Attributes:
-        example_shape: `(B, C, H, W, D)` of the image that is traced.
+        example_shape: `(B, C, H, W, D)` of the example image.
 
     Example:
         >>> from mim_components.networks import HybridClassifier
@@ -41,11 +41,11 @@ class ScriptedByTrace(nn.Module):
     example_shape: Sequence[int]
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """PyTorch's hook."""
+        """PyTorch's hook, called by `torch.jit.script`."""
         training = self.training
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's, of what it has deprecated itself
+                warnings.simplefilter("ignore")  # PyTorch's own deprecation warnings
                 device = next(self.parameters()).device
                 image = torch.zeros(*self.example_shape, device=device)
                 return Traced(torch.jit.trace(self.eval(), image, check_trace=False))

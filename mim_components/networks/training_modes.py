@@ -1,4 +1,4 @@
-"""A network ready for training: on its device, with less memory or compiled; weights and keys stay the same."""
+"""Prepare a network for training: its device, activation checkpointing, compilation; weights and keys stay the same."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def for_training(
     """Move a network to its device and set how it computes; returns the network itself.
 
     Args:
-        network: changed in place.
-        device: to train on.
-        checkpoint_activations: keep only the input of every block and compute its inside again in the backward pass:
+        network: modified in place.
+        device: device to train on.
+        checkpoint_activations: keep only the input of every block and recompute the rest in the backward pass:
             less memory, more time, the same gradients.
-        compile: compile the network with `torch.compile`, once for every shape it meets; a text is the mode. "auto"
-            leaves it to `fit_to_device`.
+        compile: compile the network with `torch.compile`, once for every shape it meets; a string is the mode. "auto"
+            leaves the decision to `fit_to_device`.
 
     Raises:
         RuntimeError: `compile` is not one of PyTorch's modes; names them.
@@ -52,7 +52,7 @@ def for_training(
 
 
 def compile_network(network: nn.Module, mode: str | None = None) -> None:
-    """Compile a network in place; it happens when it is called."""
+    """Compile a network in place; compilation itself happens on the first call."""
     # DDP would cut the graph at its buckets, which fails where the volumes are split into levels; without that,
     # gradients are exchanged after the backward pass instead of during it
     torch._dynamo.config.optimize_ddp = False
@@ -60,7 +60,7 @@ def compile_network(network: nn.Module, mode: str | None = None) -> None:
 
 
 def leave_eager(network: nn.Module) -> None:
-    """Take `compile_network` back."""
+    """Undo `compile_network`."""
     network._compiled_call_impl = None  # PyTorch has no public way
     torch.compiler.reset()
 
@@ -68,6 +68,6 @@ def leave_eager(network: nn.Module) -> None:
 def _checkpointed(forward: Callable[..., Tensor], *inputs: Any, **named: Any) -> Tensor:
     if not torch.is_grad_enabled():  # nothing to recompute; evaluation and export see the plain block
         return forward(*inputs, **named)
-    # no random numbers inside: nothing drops out
+    # the blocks draw no random numbers: there is no dropout
     output: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
     return output

@@ -27,13 +27,13 @@ from mim_components.tokens import (
 class ViTEncoder(ViT):
     """MONAI's ViT that can also run on visible tokens only; same interface as `HybridEncoder`.
 
-    It is MONAI's class with MONAI's keys, so its weights load into `monai.networks.nets.UNETR().vit` as they are.
+    It has MONAI's keys, so its weights load into `monai.networks.nets.UNETR().vit` unchanged.
 
     Args:
         in_channels: channels C of the image.
         preset: name of the sizes, see `mim_components.networks.PRESETS`.
-        input_size: size in voxels for which the stored positions are made; other sizes get their own sin-cos positions.
-        positions: of other sizes: "rescaled" to the range of the stored ones, or "index"; see `HybridEncoder`.
+        input_size: size in voxels that the stored positions are for; other sizes get their own sin-cos positions.
+        positions: for other sizes: "rescaled" to the range of the stored ones, or "index"; see `HybridEncoder`.
 
     Raises:
         ValueError: unknown preset or `positions`; a side that is not a multiple of the patch size.
@@ -77,11 +77,11 @@ class ViTEncoder(ViT):
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             block.attn.use_flash_attention = True  # ViT's constructor does not pass it on
-            block.norm_cross_attn.requires_grad_(False)  # never used; kept so that the keys stay MONAI's
+            block.norm_cross_attn.requires_grad_(False)  # unused; kept for MONAI's keys
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What `forward` returns of a whole image; see `HybridEncoder`."""
+        """The feature maps of a whole image; see `HybridEncoder`."""
         quarter = len(self.blocks) // 4
         modules = [*(f"blocks.{quarter * number}" for number in (1, 2, 3)), "norm"]
         return [{"num_chs": self.embed_dim, "reduction": self.patch_size, "module": module} for module in modules]
@@ -98,7 +98,7 @@ class ViTEncoder(ViT):
         Args:
             image: `(B, C, H, W, D)`, sides divisible by the patch size.
             masked: bool `(B, N)`, True = hidden, the same number in every row; None = dense.
-            num_visible: number of visible tokens per row where the caller knows it.
+            num_visible: number of visible tokens per row, if the caller knows it.
 
         Returns:
             Without `masked`, the maps `(B, E, h, w, d)` that UNETR reads: hidden states 3, 6 and 9 (of 12 blocks) and

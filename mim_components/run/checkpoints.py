@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the last few are kept, and a damaged one gives way to the one before."""
+"""Checkpoints of a run: the newest few are kept, and a damaged one falls back to the one before."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class CheckpointStore:
     """The checkpoints of a run in one folder, named by step.
 
     Args:
-        directory: where they lie; made when the first is written.
-        keep: how many of the newest are kept, at least 2, so that a damaged one costs one interval only.
+        directory: folder of the checkpoints; created with the first.
+        keep: number of checkpoints to keep, at least 2, so that a damaged one costs only one interval.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
@@ -34,7 +34,7 @@ class CheckpointStore:
         return sorted(path for path in self.directory.glob("step_*.pt") if re.fullmatch(r"step_\d{8}\.pt", path.name))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of a step, then delete what is older than the last `keep`."""
+        """Write the checkpoint of a step, then delete all but the last `keep`."""
         path = save_safely(self.directory / f"step_{step:08d}.pt", state)
         self._damaged.discard(path)
         whole = [each for each in self.paths() if each not in self._damaged]
@@ -50,10 +50,10 @@ class CheckpointStore:
         return f"Newest checkpoint: {paths[-1]}." if paths else "There is no checkpoint yet."
 
     def newest(self, parts: Sequence[str] = ()) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole; names in the log what it passed over. None when there is none at all.
+        """The newest intact checkpoint; logs those it skipped. None if there is no checkpoint at all.
 
         Args:
-            parts: names that a whole checkpoint has.
+            parts: keys that an intact checkpoint has.
 
         Raises:
             DamagedCheckpointError: there are checkpoints, and all are damaged.
@@ -64,12 +64,12 @@ class CheckpointStore:
             try:
                 state = read_checkpoint(path, parts)
             except DamagedCheckpointError as error:
-                logger.warning("Checkpoint passed over: %s", error)
+                logger.warning("Checkpoint skipped: %s", error)
                 causes.append(str(error))
                 self._damaged.add(path)
             else:
                 if not digest_file(path).exists():
-                    logger.info("%s has no digest (%s) to compare it with.", path, digest_file(path).name)
+                    logger.info("%s has no digest (%s) to compare with.", path, digest_file(path).name)
                 return state
         if paths:
             raise DamagedCheckpointError(

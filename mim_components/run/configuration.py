@@ -1,4 +1,4 @@
-"""The configuration of the bundle that runs: overrides that nothing reads, and what differs from an earlier run."""
+"""The configuration of the running bundle: checks of its overrides, and differences from an earlier run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mim_components.run.options import (
 from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
-OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that no inference takes
+OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays of train.json, not of inference.json
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -40,9 +40,9 @@ def current_workflow() -> ConfigWorkflow | None:
 
 
 def current_config() -> dict[str, Any]:
-    """The configuration of the running workflow with files and overrides merged, references unresolved; else empty.
+    """The configuration of the running workflow, files and overrides merged, references unresolved; else empty.
 
-    As JSON keeps it, and without the passwords and tokens of addresses: it is written to files.
+    In the form of JSON, and without passwords and tokens in addresses, since it is written to files.
     """
     workflow = current_workflow()
     config = {} if workflow is None else _config_of(workflow)
@@ -51,7 +51,7 @@ def current_config() -> dict[str, Any]:
 
 
 def current_options() -> dict[str, Any]:
-    """Options of the running workflow that are numbers, texts or lists of them, evaluated where that has been done."""
+    """Options of the running workflow that are numbers, strings or lists of them, evaluated where already done."""
     workflow = current_workflow()
     if workflow is None:
         return {}
@@ -85,19 +85,19 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 
 
 def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
-    """Refuse a command that cannot mean what it says, before anything else runs; let errors end in one clear line.
+    """Refuse mistaken commands before anything else runs, and make errors end in one clear line.
 
-    MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
-    to run, and an overlay without the file it changes.
+    MONAI silently accepts a misspelt `--datset_dir`, takes the second of two files without brackets for the id of what
+    to run, and runs an overlay without the file it changes.
 
     Args:
-        one_of: names of options that say the same in different units. Null, or an object that derives one from another,
-            stands for an option that is not given.
+        one_of: groups of options that set the same thing in different units. Null, or an object that derives one from
+            another, means that an option is not given.
 
     Raises:
-        ValueError: shows the right command; or names the options of which only one can be given, or an address in
-            MLFLOW_TRACKING_URI that can never work.
-        OptionsError: names every unknown option, with the nearest known ones, and every value that cannot be.
+        ValueError: the files are wrong (shows the right command), several of `one_of` are given, or an address in
+            MLFLOW_TRACKING_URI cannot work.
+        OptionsError: names every unknown option, with the nearest known ones, and every invalid value.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -131,22 +131,22 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
 
 class _SecretsMask(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        """Mask what a record says."""
+        """Mask secrets in a record."""
         record.msg, record.args = mask_secrets(record.getMessage()), None
         return True
 
 
 def _mask_secrets_in_monais_log() -> None:
-    """MONAI lists all options once the configuration is initialised."""
+    """MONAI logs all options once the configuration is initialised."""
     monais = logging.getLogger("monai.bundle.scripts")
     if not any(isinstance(each, _SecretsMask) for each in monais.filters):
         monais.addFilter(_SecretsMask())
 
 
 def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
-    """Switch off what `--tracking mlflow` of MONAI adds where a `RunTracker` tracks: it takes a loss for a tensor.
+    """Switch off MONAI's `--tracking mlflow` if a `RunTracker` tracks: its handlers expect the loss to be a tensor.
 
-    Its handlers are disabled in processes other than the first, by a key that it adds.
+    They are disabled in processes other than the first, by a key that MONAI adds.
     """
     config: Any = workflow.parser.config
     if "is_not_rank0" in config and "RunTracker" in json.dumps(config.get("train"), default=str):
@@ -154,7 +154,7 @@ def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
 
 
 def _check_files(workflow: ConfigWorkflow) -> None:
-    """Refuse files in an order that cannot be meant."""
+    """Refuse configuration files in a wrong order."""
     run_id = str(workflow.run_id)
     if run_id.endswith(".json"):
         raise ValueError(f"several files need brackets and quotes: --config_file \"['...','{run_id}']\"")
@@ -178,7 +178,7 @@ def _is_of_another_bundle(path: Path, base: Path) -> bool:
 
 
 def _given_files() -> list[Path]:
-    """`config_file` of the call that made the workflow."""
+    """`config_file` of the call that created the workflow."""
     for module, names in callers():
         if "config_file" in names and module.startswith("monai.bundle"):
             return [Path(each) for each in ensure_tuple(names["config_file"] or ())]
@@ -195,13 +195,13 @@ def _unknown_names(workflow: ConfigWorkflow) -> Iterator[str]:
     config = _config_of(workflow)
     text = json.dumps(config, default=str)
     if isinstance(config.get("network"), str) and config["network"][:1] not in ("@", "$", "%"):
-        raise ValueError(f"--network {config['network']}: the option is --architecture; `network` is what it makes.")
+        raise ValueError(f"--network {config['network']}: the option is --architecture; `network` is its result.")
     for key in config:
         if key not in known and not re.search(rf"[@%]{re.escape(key)}\b", text):
             moved = [path for path in option_table() if path.endswith(f"::{key}") and _is_there(config, path)]
             nearest = moved or difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {' or '.join(f'--{each}' for each in nearest)}?" if nearest else "see the README."
-            if f"no{key}" in known:  # how fire reads an option that begins so and has no value
+            if f"no{key}" in known:  # fire's reading of an option that begins with "no" and has no value
                 yield f"--no{key} needs a value."
             else:
                 yield f"unknown option --{key}: nothing in the configuration reads it; {hint}"
@@ -213,7 +213,7 @@ def _is_there(config: Mapping[str, Any], path: str) -> bool:
 
 
 def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
-    """A line for every `--part::nmae`, which MONAI would add to the part, unless its class has such an argument."""
+    """A line for every unknown `--part::nmae`, which MONAI would add to the part."""
     nested = [name for name in given_names() if "::" in name]
     config = ConfigParser.load_config_files([str(path) for path in _given_files()]) if nested else {}
     for name in nested:
@@ -227,7 +227,7 @@ def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
 
 
 def _arguments(part: Mapping[str, Any]) -> list[str]:
-    """Names of the arguments of what a part of a configuration makes; none for MONAI's own, which have short names."""
+    """Argument names of the class of a part of a configuration; none for MONAI's own, which have short names."""
     made: Any = locate(str(part.get("_target_", "")))
     return [] if made is None else list(inspect.signature(made).parameters)
 
@@ -237,11 +237,11 @@ def _check_one_of(config: Mapping[str, Any], one_of: Sequence[Sequence[str]]) ->
         given = [name for name in names if not isinstance(config.get(name), (Mapping, NoneType))]
         if len(given) > 1:
             values = " and ".join(f"--{name} {config[name]}" for name in given)
-            raise ValueError(f"{values} are both given, but set the same; give one of them.")
+            raise ValueError(f"{values} are both given, but set the same thing; give only one of them.")
 
 
 def bundle_root() -> str:
-    """Folder of the bundle that is running, whatever the working directory; "." outside of a workflow.
+    """Folder of the running bundle, whatever the working directory; "." outside a workflow.
 
     Example:
         >>> bundle_root()  # no workflow is running
@@ -261,7 +261,7 @@ def known_keys(configs: Path) -> set[str]:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries and lists as one level, with `::` between names."""
+    """Flatten nested dictionaries and lists, joining names with `::`."""
     if isinstance(config, Mapping) and config:
         parts = [(str(name), value) for name, value in config.items()]
     elif isinstance(config, list) and any(isinstance(each, (dict, list)) for each in config):
@@ -275,7 +275,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """Lines `key: old -> new` for all values that differ, without the free keys and what stands below them.
+    """Lines `key: old -> new` for all values that differ, except free keys and everything below them.
 
     Example:
         >>> old = {"seed": 0, "train": {"inferer": 1, "step": {"max_norm": 1.0}}}
@@ -287,7 +287,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
 
     def matters(key: str) -> bool:
         names = key.split("::")
-        if names[0] == "_meta_":  # what is particular to a dataset is set there
+        if names[0] == "_meta_":  # holds the settings of a dataset
             return names[1:2] == ["dataset"]
         return not any("::".join(names[:count]) in free for count in range(1, len(names) + 1))
 

@@ -1,4 +1,4 @@
-"""End a failed command with one line that says what was wrong."""
+"""End a failed command with one line that says what went wrong."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from mim_components.run.processes import is_lost_process, is_silent_process
 from mim_components.utils.text import mask_secrets, root_cause
 
 OURS = ("mim_components", "mim_tools")
-WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; leaving takes seconds
+WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; exiting takes seconds
 
 
 def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
     """End a command that fails with its cause as the last line: `ERROR: ...`.
 
-    The traceback of an error that a user can mend (a bad option, a bad scan, a full disk) goes to `error.log` in the
-    output folder; `--debug True` prints it. Any other error prints it. Of several processes, the one that failed says
-    so, also to `torchrun`, whose summary shows the same. The others, which only lost it or fail of the same, print no
-    such line. An interrupted command says what is kept. Ignite's own line about a failure is switched off.
+    The traceback of an error that a user can fix (a bad option, a bad scan, a full disk) goes to `error.log` in the
+    output folder; `--debug True` prints it. Any other error prints it. Of several processes, the one that failed
+    reports it, also to `torchrun`, whose summary shows the same. The others, which only lost it or fail likewise, print
+    no such line. An interrupted command says what is kept. Ignite's own line about a failure is suppressed.
 
     Args:
-        settings: what the configuration has made so far (`output_dir`, `debug`, `folder`, `results_dir`), looked up
-            when an error comes.
+        settings: objects that the configuration has created so far (`output_dir`, `debug`, `folder`, `results_dir`),
+            looked up when an error occurs.
     """
     logging.getLogger("ignite.engine.engine").setLevel(logging.CRITICAL)
     before = sys.excepthook
@@ -62,14 +62,14 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
                 sys.stderr.write(f"\n{kept}{line}\n")
             _tell_torchrun(line if expected else f"{text}\n{line}")
 
-    # torch wraps what is there when processes are joined, and puts the rank before each line
+    # torch wraps the hook when processes are joined, and prefixes each line with the rank
     wrapped = inspect.getclosurevars(before).nonlocals.get("old_hook") if inspect.isfunction(before) else None
     if hook.__qualname__ not in (getattr(each, "__qualname__", "") for each in (before, wrapped)):
         sys.excepthook = hook
 
 
 def is_expected(cause: BaseException) -> bool:
-    """Whether our code raised an error on purpose: an error class of ours, or a ValueError or OSError raised in it."""
+    """Whether our code raised an error deliberately: one of our classes, or a ValueError or OSError raised in it."""
     if type(cause).__module__.startswith(OURS):
         return True
     frames = list(traceback.walk_tb(cause.__traceback__))
@@ -81,22 +81,22 @@ def is_expected(cause: BaseException) -> bool:
 
 
 def _interrupted(known: Mapping[str, Any]) -> str:
-    """What a command that was interrupted leaves, and how to go on."""
+    """What an interrupted command leaves, and how to continue."""
     if "results_dir" in known:
-        return f"Interrupted. What is written stays in {known['results_dir']}; the same command begins again."
+        return f"Interrupted. Results so far stay in {known['results_dir']}; the same command starts again."
     if "trained" in known or "probed" in known:
-        return "Interrupted. Prepared scans stay in the cache; the same command begins again."
+        return "Interrupted. Prepared scans stay in the cache; the same command starts again."
     folder = known.get("folder")
     newest = "" if folder is None else f"{CheckpointStore(folder.path / 'checkpoints').newest_named()} "
-    return f"Interrupted. {newest}Prepared scans stay in the cache; the same command goes on."
+    return f"Interrupted. {newest}Prepared scans stay in the cache; the same command continues."
 
 
 def _is_first_to_say(line: str) -> bool:
-    """Whether no process that torchrun started here has said the same: one quotes the other, or both fail alike."""
+    """Whether no process that torchrun started here has said the same: one may quote the other, or both fail alike."""
     own = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not own:
         return True
-    said = Path(own).parents[1] / "said"  # the folder of an attempt to run all processes
+    said = Path(own).parents[1] / "said"  # in the folder of this start of all processes
     try:
         with said.open("x", encoding="utf-8") as file:
             file.write(line)
@@ -109,14 +109,14 @@ def _is_first_to_say(line: str) -> bool:
 
 
 def _keep(folder: object, text: str) -> str:
-    """Write a traceback to the output folder, and say where; nothing where there is no such folder."""
+    """Write a traceback to the output folder and return a line with its path; nothing if there is no such folder."""
     rank = os.environ.get("RANK", "0")
     path = Path(str(folder)) / ("error.log" if rank == "0" else f"error_rank{rank}.log")
     try:
         if folder is None or not path.parent.is_dir():
             return ""
         path.write_text(text, encoding="utf-8")
-    except OSError:  # the disk is full, say: the last line says so
+    except OSError:  # such as a full disk, which the last line reports
         return ""
     return f"Traceback: {path}\n"
 
@@ -124,7 +124,7 @@ def _keep(folder: object, text: str) -> str:
 def _lost(cause: BaseException) -> str:
     return (
         f"This process ends because another one of this run has ended ({_short(cause)}). That one's ERROR line says "
-        "why; if there is none it was killed, most likely because memory ran out. The same command continues from the "
+        "why; if there is none, it was killed, most likely because memory ran out. The same command continues from the "
         "last checkpoint."
     )
 
@@ -132,20 +132,20 @@ def _lost(cause: BaseException) -> str:
 def _silent(cause: BaseException) -> str:
     return (
         f"another process of this run does not answer ({_short(cause)}). The same command continues from the last "
-        "checkpoint. Where a process was only slow, raise --process_timeout."
+        "checkpoint. If a process was only slow, raise --process_timeout."
     )
 
 
 def _short(cause: BaseException) -> str:
-    """The first sentence, without the place in the source."""
+    """The first sentence of an error, without the place in the source."""
     return re.sub(r"^\[\S+\] ", "", str(cause)).split(". ")[0].splitlines()[0]
 
 
 def _tell_torchrun(text: str, wait: float = 0.0) -> None:
     """Write the file that torchrun's summary quotes, see torch.distributed.elastic.multiprocessing.errors.
 
-    Torchrun takes the process that ended first for the cause. One that is not must wait until torchrun has seen the
-    other; torchrun ends it meanwhile.
+    Torchrun takes the process that ended first for the cause. A surviving one must wait until torchrun has seen the
+    failed one; torchrun ends it meanwhile.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:

@@ -1,4 +1,4 @@
-"""The folder of one run: new or continued, what it was started with, and what it has to say at the end."""
+"""The folder of one run: new or continued, its settings, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 RESUME_MODES = ("auto", "never")
 ON_FULL_DISK = ("stop", "continue")
-CONTENTS = "data_contents.json"  # of the data that the run in a folder began with
+CONTENTS = "data_contents.json"  # identifies the data that the run began with
 
 
 class SettingsChangedError(ValueError):
-    """The folder holds a run that was started with other settings; names every difference."""
+    """The folder holds a run with different settings; names every difference."""
 
 
 class FolderInUseError(RuntimeError):
@@ -37,34 +37,34 @@ class FolderInUseError(RuntimeError):
 
 
 class RunFolder:
-    """Where a run writes. The same command on the same folder continues an unfinished run.
+    """The folder that a run writes to. The same command with the same folder continues an unfinished run.
 
-    All processes of a run share what the first decides. Parts of the run register here: what every checkpoint holds
-    (`keep`), and what is closed or has something to say at the end (`at_end`).
+    All processes of a run share the decisions of the first. Parts of the run register here: what every checkpoint holds
+    (`keep`), and what is closed or summarised at the end (`at_end`).
 
     Args:
-        output_dir: the folder.
-        resume: "auto" continues the run in `output_dir`, or starts one where there is none; "never" starts in a new
+        output_dir: path of the folder.
+        resume: "auto" continues the run in `output_dir`, or starts one if there is none; "never" starts in a new
             folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
-        on_full_disk: "stop" ends the run when something finds no room; "continue" goes on without it.
-        free_keys: keys of the configuration that may change when the run continues: they decide where, how fast or how
-            loud, not what is computed. `a::b` is free with all that stands below it.
+        on_full_disk: "stop" ends the run when a file does not fit on the disk; "continue" goes on without it.
+        free_keys: keys of the configuration that may change when the run continues: they determine where, how fast or
+            how verbosely it runs, not the result. `a::b` includes everything below it.
 
     Attributes:
         path: the folder of this run.
-        continued: whether a run was in it.
+        continued: whether it already held a run.
         notes: warnings that the summary at the end repeats.
-        checkpoints: the handler that writes them, when there is one.
-        tracker: the handler that tracks the run, when there is one.
-        facts: numbers of the run that the tracker gets beside the options.
+        checkpoints: the handler that writes checkpoints, if there is one.
+        tracker: the handler that tracks the run, if there is one.
+        facts: numbers of the run that the tracker gets besides the options.
         kept: parts of every checkpoint, by name.
         kept_if_there: further parts, which checkpoints of an older version lack.
-        ending: who registered with `at_end`.
-        stopped: why the training stopped before its last step, and how to go on; shown last.
+        ending: parts registered with `at_end`.
+        stopped: why the training stopped early, and how to continue; shown last.
 
     Raises:
         ValueError: unknown `resume` or `on_full_disk`.
-        OSError: the folder cannot be written.
+        OSError: the folder is not writable.
         FolderInUseError: another process is running in the folder.
 
     Example:
@@ -102,7 +102,7 @@ class RunFolder:
         self.kept_if_there: dict[str, Any] = {}
         self.ending: list[Any] = []
         self.stopped = ""
-        self._incomplete: set[str] = set()  # what `unless_full` has said
+        self._incomplete: set[str] = set()  # what `unless_full` has reported
         self.state: dict[str, Any] = self._read()
         self.continued = bool(self.state)
         if idist.get_rank() == 0:
@@ -131,7 +131,7 @@ class RunFolder:
             raise OSError(
                 error.errno,
                 f"the output folder {self.path} cannot be written ({error.strerror}); set --output_dir, and "
-                "--cache_dir where the bundle's folder is read-only.",
+                "--cache_dir if the bundle's folder is read-only.",
             ) from error
 
     def _read(self) -> dict[str, Any]:
@@ -151,30 +151,30 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Unique name of the run, also across folders."""
+        """Name of the run, unique across folders."""
         return str(self.state["name"])
 
     def keep(self, name: str, part: Any, since_version: bool = False) -> None:
-        """Have a part saved in every checkpoint.
+        """Save a part in every checkpoint.
 
         Args:
-            name: in the checkpoint.
-            part: with `state_dict` and `load_state_dict`.
-            since_version: older checkpoints lack it; it begins anew then.
+            name: key in the checkpoint.
+            part: object with `state_dict` and `load_state_dict`.
+            since_version: older checkpoints may lack it; it then starts from its initial state.
         """
         (self.kept_if_there if since_version else self.kept)[name] = part
 
     def at_end(self, part: Any) -> None:
-        """Have `part.close()` called however the training ends, and its text `summary` shown, where it has them."""
+        """Call `part.close()` however the training ends, and show its string `summary`, as far as it has them."""
         self.ending.append(part)
 
     def begin(self, data_digest: str, name: str = "run", contents: Mapping[str, str] | None = None) -> RunFolder:
         """Start the run, or check that the one in the folder was started with the same settings and data.
 
         Args:
-            data_digest: identifies the content of the prepared volumes.
-            name: what the run's unique name begins with.
-            contents: of every volume by its name, see `content_changes`; they are kept beside the run.
+            data_digest: digest of the content of the prepared volumes.
+            name: prefix of the run's unique name.
+            contents: content of every volume by name, see `content_changes`; stored in the folder.
 
         Raises:
             OtherVersionError: the run was started with another version of the networks.
@@ -197,7 +197,7 @@ class RunFolder:
             if changed:
                 self.release()
                 raise SettingsChangedError(
-                    f"{self.path} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+                    f"{self.path} holds a run with different settings:\n  " + "\n  ".join(changed) + "\n"
                     "Restore them to continue it, or use --resume never (new folder) or another --output_dir."
                 )
             return self
@@ -216,7 +216,7 @@ class RunFolder:
     def _contents(self) -> dict[str, str]:
         try:
             contents: dict[str, str] = json.loads((self.path / CONTENTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # of a run of an earlier version, say
+        except (OSError, ValueError):  # such as a run of an earlier version
             return {}
         return contents
 
@@ -232,24 +232,24 @@ class RunFolder:
         write_text_safely(self.path / "run.json", text, private=True)
 
     def release(self) -> None:
-        """Let another run use the folder."""
+        """Release the folder for another run."""
         if idist.get_rank() == 0:
             self._lock.release()
 
     def with_advice(self, error: FullDiskError) -> FullDiskError:
-        """The error that ends the run, with what to do."""
+        """The error that ends the run, with advice."""
         newest = CheckpointStore(self.path / "checkpoints").newest_named()
         return FullDiskError(error.errno, f"{error.strerror}. {newest} Make room; the same command continues.")
 
     @contextmanager
     def unless_full(self, what: str) -> Iterator[None]:
-        """Around writing that the training does not need; on a full disk, stop or go on as `on_full_disk` says.
+        """Guard writing that the training does not depend on; a full disk stops it or not, by `on_full_disk`.
 
         Args:
-            what: is missing then; said once, and again in the summary at the end.
+            what: what would be missing; reported once, and again in the summary at the end.
 
         Raises:
-            FullDiskError: names the file, the missing room and the newest checkpoint.
+            FullDiskError: the disk is full; names the file, the missing space and the newest checkpoint.
         """
         try:
             yield
@@ -258,19 +258,19 @@ class RunFolder:
                 raise self.with_advice(error) from error
             if what not in self._incomplete:
                 self._incomplete.add(what)
-                self.note(f"{error.strerror}. The training goes on; {what} may be missing from now on.")
+                self.note(f"{error.strerror}. The training continues; {what} may be missing from now on.")
 
     def note(self, text: str) -> None:
-        """Log a warning now and again in the summary at the end."""
+        """Log a warning now, and again in the summary at the end."""
         logger.warning(text)
         self.notes.append(text)
 
 
 def content_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What has changed in data, in lines that name volumes; the same content under another name is no change.
+    """Changes in data as lines that name volumes; the same content under another name is not a change.
 
     Args:
-        before: content of every volume by its name.
+        before: content of every volume by name.
         now: the same, later or elsewhere.
 
     Example:
@@ -278,7 +278,7 @@ def content_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[s
         ['changed: b', 'new: d']
     """
     if not (before and now):
-        return ["other volumes than at the start of this run"]
+        return ["not the volumes that this run started with"]
     contents = set(before.values()), set(now.values())
     gone = {name for name, content in before.items() if content not in contents[1]}
     new = {name for name, content in now.items() if content not in contents[0]}

@@ -1,8 +1,8 @@
-"""Options of the bundles: what each may be, checked before anything else runs, and taken as they were typed.
+"""Options of the bundles: checked before anything else runs, and taken as they were typed.
 
 fire and MONAI's parser change some values before a bundle sees them: `2024_07` becomes the number 202407, `a,b` a
-tuple, `out#2` becomes `out::2`, and `false` stays a text that counts as true. `options.json` beside this file states
-for every option its kind, range, unit and meaning; the tables in the bundles' READMEs are made from it. Options of a
+tuple, `out#2` becomes `out::2`, and `false` stays a string that counts as true. `options.json` beside this file states
+the kind, range, unit and meaning of every option; the tables in the bundles' READMEs are made from it. Options of a
 part of the configuration are named by their path, `prepared::max_voxels`.
 """
 
@@ -28,7 +28,7 @@ NULLS = ("null", "None")
 
 
 class OptionsError(ValueError):
-    """Options that do not exist, or cannot be what they are; names every one, what was given and what is expected."""
+    """Options that do not exist or have invalid values; names each, what was given and what is expected."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__("\n  ".join(["wrong options:"] * (len(faults) > 1) + list(faults)))
@@ -36,10 +36,10 @@ class OptionsError(ValueError):
 
 @lru_cache
 def option_table() -> dict[str, dict[str, Any]]:
-    """What is known of every option, by name.
+    """The facts about every option, by name.
 
-    Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
-    `below`, `words` that stand for a value, and `default` in words. A list is as long as that of the option
+    Each has `kind` and `text` and, where they apply, `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
+    `below`, `words` that may replace a value, and `default` in words. A list is as long as that of the option
     `as_long_as`, or shorter by `fewer`.
     """
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
@@ -47,10 +47,10 @@ def option_table() -> dict[str, dict[str, Any]]:
 
 
 def wrong_options(workflow: ConfigWorkflow) -> list[str]:
-    """Check the value of every option and put it into the form that its kind has; a line for every wrong one.
+    """Check the value of every option and convert it to its kind; returns a line for each wrong one.
 
-    `true` and `false` in any case become booleans, one number where three are wanted becomes three (`roi_size`), and
-    paths become the text that was typed, with `~` expanded. Expressions and references are left alone.
+    `true` and `false` in any case become booleans, one number where three are expected becomes three (`roi_size`), and
+    paths become the text that was typed, with `~` expanded. Expressions and references are left unchanged.
     """
     config: Any = workflow.parser.config
     resolver = workflow.parser.ref_resolver
@@ -72,7 +72,7 @@ def wrong_options(workflow: ConfigWorkflow) -> list[str]:
         except ValueError as error:
             wrong.append(f"--{name} {mask_secrets(str(typed.get(name, value)))}: {error}")
             continue
-        # the cache of resolved values: what refers to the option finds it there, without another pass of the parser,
+        # the cache of resolved values: references to the option find it there, without another pass of the parser,
         # which would take `#` in a path for its separator
         resolver.resolved_content[name] = new
         place[key] = str(new) if isinstance(new, torch.device) else new
@@ -80,7 +80,7 @@ def wrong_options(workflow: ConfigWorkflow) -> list[str]:
 
 
 def _wrong_lengths(config: Mapping[str, Any]) -> list[str]:
-    """A line for every list that must be as long as another option's, and is not."""
+    """A line for every list whose length does not match that of another option."""
     lines = []
     for name, option in option_table().items():
         value, other = config.get(name), config.get(str(option.get("as_long_as")))
@@ -92,7 +92,7 @@ def _wrong_lengths(config: Mapping[str, Any]) -> list[str]:
 
 
 def holder_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """Where the value of an option stands, and under which key; nowhere (an empty dictionary) without its part.
+    """The dictionary and key that hold the value of an option; an empty dictionary if its part does not exist.
 
     Example:
         >>> holder_of({"prepared": {"verify": "full"}}, "prepared::verify")
@@ -106,7 +106,7 @@ def holder_of(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str
 
 
 def given_options() -> dict[str, str]:
-    """Options as the caller gave them: words of the command line, or texts of a call from Python."""
+    """Options as the caller gave them: words of the command line, or strings of a call from Python."""
     return {name: value for name, value in _given().items() if isinstance(value, str)}
 
 
@@ -120,16 +120,16 @@ def _given() -> dict[str, Any]:
         return dict(read_words(sys.argv[1:]))
     for module, names in callers():
         if module == "monai.bundle.scripts":
-            given = names.get("override", names.get("kwargs"))  # of run, of create_workflow
+            given = names.get("override", names.get("kwargs"))  # in run, in create_workflow
             if isinstance(given, dict):
                 return given
     return {}
 
 
 def callers() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Module and local names of every function that is running, innermost first.
+    """Module and local variables of every running function, innermost first.
 
-    MONAI hands an expression its references only: not the configuration it stands in, nor what it was called with.
+    MONAI passes an expression only its references, not the configuration or the arguments of the call.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -138,7 +138,7 @@ def callers() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_words(words: Sequence[str]) -> dict[str, str]:
-    """Options of a command line as fire divides it, without turning values into numbers.
+    """Options of a command line, split as fire does but without converting values to numbers.
 
     Example:
         >>> read_words(["run", "--output-dir", "2024_07", "--level=-1", "--amp", "--spacing", "[1,1,1]"])
@@ -162,7 +162,7 @@ def _is_flag(word: str) -> bool:
 
 
 def convert(value: Any, option: Mapping[str, Any]) -> Any:
-    """The value in the form of its kind.
+    """Convert a value to its kind.
 
     Raises:
         ValueError: says what is expected.
@@ -184,7 +184,7 @@ def convert(value: Any, option: Mapping[str, Any]) -> Any:
 
 
 def expectation(option: Mapping[str, Any]) -> str:
-    """What an option may be, in words.
+    """What is expected of an option, in words.
 
     Example:
         >>> expectation({"kind": "int", "least": 1}), expectation({"kind": "window", "unit": "HU"})

@@ -1,4 +1,4 @@
-"""Several processes, one per device: begin, end, only one that talks, and what is said when one of them is lost."""
+"""Set-up and tear-down of distributed runs; logging on rank 0 only; recognising lost ranks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-# of the messages of gloo, NCCL and PyTorch's store; each backend has error classes of its own, gloo has none
+# parts of messages of gloo, NCCL and PyTorch's store; each backend has error classes of its own, gloo has none
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection was likely closed",
         "pair closure", "ncclRemoteError")  # fmt: skip
-# the second is what gloo says in all operations under way but the one that timed out
+# the second is gloo's message for all pending operations except the one that timed out
 SILENT = (
     "Timed out waiting",
     "Application timeout caused pair closure",
@@ -22,7 +22,7 @@ SILENT = (
 
 
 def local_device() -> torch.device:
-    """The device of this process: `cuda:LOCAL_RANK`, or the CPU where there is no CUDA.
+    """The device of this process: `cuda:LOCAL_RANK`, or the CPU without CUDA.
 
     Example:
         >>> local_device().type in ("cpu", "cuda")
@@ -32,13 +32,13 @@ def local_device() -> torch.device:
 
 
 def start_processes(backend: str | None = None, timeout: float = 1800, worker_timeout: float = 600) -> None:
-    """Join the processes that `torchrun` started; all but the first log warnings only.
+    """Join the processes started by `torchrun`; all but the first log warnings only.
 
     Args:
-        backend: of torch.distributed; None = "nccl" on CUDA, else "gloo".
-        timeout: seconds after which a process that does not answer the others ends the run. Longer than anything that
-            one process does while the others wait; the preparation of the data has a time of its own.
-        worker_timeout: seconds after which a data worker counts as hanging; its process must be the first to say so.
+        backend: backend of torch.distributed; None = "nccl" on CUDA, else "gloo".
+        timeout: seconds after which a process that does not answer the others ends the run. Must be longer than
+            anything that one process does while the others wait; the preparation of the data has its own timeout.
+        worker_timeout: seconds after which a data worker counts as hanging; its process must be the first to report it.
 
     Raises:
         ValueError: not started by `torchrun`, or `timeout` is not longer than `worker_timeout`.
@@ -53,7 +53,7 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
     if not timeout > worker_timeout:
         raise ValueError(
             f"process_timeout must be longer than worker_timeout, got {timeout} and {worker_timeout}: a process whose "
-            "data worker hangs must have the time to say so."
+            "data worker hangs must have time to report it."
         )
     device = local_device()
     if device.type == "cuda":
@@ -64,7 +64,7 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
         backend, store=_of_this_start(store), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
     )
     if "SLURM_JOB_ID" in os.environ and "LOCAL_RANK" in os.environ:
-        # Ignite sets LOCAL_RANK to this when it meets the group; SLURM counts its tasks, of which torchrun is one
+        # Ignite sets LOCAL_RANK to this; SLURM counts its own tasks, of which torchrun is one
         os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
     if dist.get_rank() != 0:
         for package in ("mim_components", "mim_tools"):
@@ -72,9 +72,9 @@ def start_processes(backend: str | None = None, timeout: float = 1800, worker_ti
 
 
 def _of_this_start(store: dist.Store) -> dist.Store:
-    """A part of the store for this start of the processes.
+    """A section of the store for this start of the processes.
 
-    `torchrun --standalone` keeps its store over restarts: a process that is fast would find the address of a dead one.
+    `torchrun --standalone` keeps its store over restarts, so a fast process would find the address of a dead one.
     Machines count their own restarts, so with several this is left to torchrun (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
     """
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
@@ -93,12 +93,12 @@ def stop_processes() -> None:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of the run has ended: what happened, that process knows."""
+    """Whether an error says that another process of the run has ended; that process knows why."""
     return _is_of_group(error) and any(text in str(error) for text in LOST) and not is_silent_process(error)
 
 
 def is_silent_process(error: BaseException) -> bool:
-    """Whether an error says that another process of the run lives, perhaps, but does not answer."""
+    """Whether an error says that another process of the run does not answer, though it may still be alive."""
     return _is_of_group(error) and any(text in str(error) for text in SILENT)
 
 

@@ -1,4 +1,4 @@
-"""What must be there before the first step: room on the disk, shared memory, open files, a time-out of the workers."""
+"""Checks before the first step: disk space, shared memory, open files, the timeout of data workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mim_components.utils.files import FullDiskError, as_size, free_bytes, tenso
 
 ROOM = 3  # checkpoints
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCH = 2  # PyTorch's default of batches that every worker has ready
+PREFETCH = 2  # batches that each worker prefetches, PyTorch's default
 FILES = 64  # open in a process without workers: libraries, logs, the tracking store
 FILES_OF_A_BATCH = 32  # every tensor of a batch from a worker is an open file
 FILES_OF_A_WORKER = 4
@@ -33,10 +33,10 @@ def sample_shapes(size: Sequence[int], channels: int, count: int = 1, with_label
     """Shapes of the arrays of a training sample, for `check_start`.
 
     Args:
-        size: of a volume, voxels.
-        channels: of a volume.
-        count: volumes of a sample.
-        with_label: every volume has a label map.
+        size: size of a volume, voxels.
+        channels: channels of a volume.
+        count: volumes per sample.
+        with_label: whether every volume has a label map.
 
     Example:
         >>> sample_shapes([32, 32, 16], channels=1, count=4, with_label=True)
@@ -54,21 +54,21 @@ def check_start(
     worker_timeout: float,
     averaged: bool = False,
 ) -> None:
-    """Refuse a run that its machine would stop later; raises the limit of open files where that is allowed.
+    """Refuse a run that limits of the machine would stop later; raises the limit of open files if allowed.
 
     Args:
-        folder: of the run, which has checked that it can be written and that no other run is in it.
-        network: that is trained.
-        sample_shapes: of the arrays of a sample, counted as float32.
-        batch_size: samples of a micro-batch; "auto" counts as 1, `fit_to_device` chooses by this limit too.
+        folder: run folder, already checked to be writable and unused.
+        network: network to train.
+        sample_shapes: shapes of the arrays of a sample, counted as float32.
+        batch_size: samples per micro-batch; "auto" counts as 1, since `fit_to_device` respects this limit too.
         num_workers: processes that load data; 0 = none.
         worker_timeout: seconds after which a worker counts as hanging.
-        averaged: checkpoints also hold an average of the weights.
+        averaged: whether checkpoints also hold an average of the weights.
 
     Raises:
-        FullDiskError: the disk of the folder has no room for three checkpoints.
+        FullDiskError: the disk of the folder cannot hold three checkpoints.
         StartError: shared memory or open files do not suffice.
-        ValueError: no time-out.
+        ValueError: `worker_timeout` is not positive.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -89,13 +89,13 @@ def check_start(
 def check_validation_start(
     sample_shapes: Sequence[Sequence[int]], batch_size: int, num_workers: int, scan_shapes: Sequence[Sequence[int]]
 ) -> None:
-    """`check_start` for workers that load scans for the validation, while those of the training have batches ready.
+    """`check_start` for workers that load validation scans while those of the training hold batches ready.
 
     Args:
-        sample_shapes: of the arrays of a training sample, counted as float32.
-        batch_size: samples of a micro-batch of the training.
+        sample_shapes: shapes of the arrays of a training sample, counted as float32.
+        batch_size: samples per micro-batch of the training.
         num_workers: processes that load data for the training, and as many for the validation; 0 = none.
-        scan_shapes: of the scans that validate, channels of image and label together.
+        scan_shapes: shapes of the validation scans, with the channels of image and label together.
 
     Raises:
         StartError: shared memory or open files do not suffice.
@@ -112,14 +112,14 @@ def _batch_bytes(sample_shapes: Sequence[Sequence[int]], batch_size: int | str) 
 
 
 def checkpoint_bytes(network: nn.Module, averaged: bool = False) -> int:
-    """Bytes of a checkpoint: weights, two moments of every trained weight, and the average where there is one."""
+    """Bytes of a checkpoint: weights, two moments per trained weight, and the average if there is one."""
     weights = tensor_bytes(network.state_dict())
     trained = sum(4 * each.numel() for each in network.parameters() if each.requires_grad)
     return weights * (2 if averaged else 1) + 2 * trained + 2**16
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise FullDiskError unless three checkpoints fit; those that are there count, and one more is always written."""
+    """Raise FullDiskError unless three checkpoints fit, counting existing ones; one more is always written."""
     there = len(CheckpointStore(folder / "checkpoints").paths())
     needed, free = max(ROOM - there, 1) * size, free_bytes(folder)
     if free < needed:
@@ -131,12 +131,12 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def check_shared_memory(batch_bytes: int, num_workers: int, scans: Sequence[int] = ()) -> None:
-    """Raise StartError unless what all workers of this machine have ready fits into shared memory.
+    """Raise StartError unless the prefetched batches of all workers of this machine fit into shared memory.
 
     Args:
-        batch_bytes: of a micro-batch of the training.
-        num_workers: of the training, and of the validation.
-        scans: bytes of every scan that validates.
+        batch_bytes: bytes of a micro-batch of the training.
+        num_workers: workers of the training, and of the validation.
+        scans: bytes of each validation scan.
     """
     if not SHARED_MEMORY.is_dir():
         return
@@ -154,7 +154,7 @@ def check_shared_memory(batch_bytes: int, num_workers: int, scans: Sequence[int]
 
 
 def check_open_files(num_workers: int, loaders: int = 1) -> None:
-    """Raise the limit of open files of this process as far as is needed; StartError where that is not allowed."""
+    """Raise this process's limit of open files as far as needed; StartError if that is not allowed."""
     needed = FILES + loaders * num_workers * (FILES_OF_A_WORKER + PREFETCH * FILES_OF_A_BATCH)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

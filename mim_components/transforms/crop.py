@@ -22,7 +22,7 @@ from mim_components.tokens import num_visible_tokens, token_grid
 from mim_components.transforms.geometry import CHILD_CONTENT, CHILD_SOURCES, LevelGeometry, draw_geometry
 from mim_components.transforms.resize import RESIZE_MODES, resize_volumes
 
-# A token has content if its range is larger than content_range by this part of it. Devices round differently, by less
+# A token has content if its range exceeds content_range by this share of it. Devices round differently, by less
 # than 1e-6 of the window: 0.004 HU in a range. Means of q = 1, 2, 4 ... 64 integers are multiples of 1 / q: the ranges
 # that are possible next to 50 + 50 / 6400 = 50 + 1 / 128 HU are 50 and at least 50 + 1 / 64, each 0.008 HU away.
 CONTENT_MARGIN = 1 / 6400
@@ -37,8 +37,8 @@ class MultiLevelCropMask(Randomizable, Transform):
     from the resized parent; intensities are clipped before and scaled after the resize.
 
     A token has content where the voxels of any channel inside it span more than `content_range` in the resized parent.
-    With `child_content="prefer"` children come from tokens with content while the parent has such among those to draw
-    from, in random order, and only then from the others, in random order, too.
+    With `child_content="prefer"` children come from tokens with content as long as the parent has candidates with it,
+    in random order, and only then from the others, also in random order.
 
     Works on NumPy arrays, tensors on any device and MetaTensors; the draws are the same for all. Randomness comes from
     `self.R`, and neither the image nor `child_content` changes how many numbers are drawn.
@@ -51,12 +51,12 @@ class MultiLevelCropMask(Randomizable, Transform):
         num_children: volumes cut from each volume of the level above.
         child_source: "masked", or "visible" for the paper's Table 11.
         resize: "area" or "trilinear", see `mim_components.transforms.resize`.
-        window: intensities that become 0 and 1, others are clipped. Images smaller than level 1 are then padded with
-            the lower end, on both sides: every split of what is missing is equally likely. None = as they are. Integer
+        window: intensities that become 0 and 1; others are clipped. Images smaller than level 1 are then padded with
+            the lower end, with every split between both sides equally likely. None = unscaled. Integer
             voxels and bounds are fastest.
-        child_content: "prefer", or "any" for the paper's text, which does not look at the content.
-        content_range: range of intensities that a token with content exceeds, in the units of the image that is given.
-            None = 50 where there is a window, which is then in HU; 0.025 where there is none, which is 50 HU in an
+        child_content: "prefer", or "any" for the paper's text, which ignores the content.
+        content_range: range of intensities that a token with content exceeds, in the units of the input image.
+            None = 50 with a window, which is then in HU; 0.025 without, which is 50 HU in an
             image whose 2000 HU were scaled to [0, 1].
 
     Returns:
@@ -69,7 +69,7 @@ class MultiLevelCropMask(Randomizable, Transform):
     Raises:
         ValueError: a level does not fit in the one above, `patch_size` does not divide `input_size`, fewer tokens are
             masked than children wanted, no token is visible, the window is empty, or `content_range` is negative; when
-            called, an image smaller than level 1 without a window, or of another size than the draw that
+            called, an image smaller than level 1 without a window, or one whose size differs from that of the draw that
             `randomize=False` repeats.
 
     Example:
@@ -137,15 +137,15 @@ class MultiLevelCropMask(Randomizable, Transform):
 
     @property
     def num_volumes(self) -> int:
-        """Volumes of all levels that are cut from one image."""
+        """Number of volumes of all levels cut from one image."""
         return sum(self.num_children**level for level in range(len(self.level_sizes)))
 
     def randomize(self, data: Tensor) -> None:
-        """Draw masks and boxes for an image `(C, H, W, D)`, whose voxels tell which tokens have content."""
+        """Draw masks and boxes for an image `(C, H, W, D)`; its voxels determine which tokens have content."""
         self._draw(data)
 
     def _draw(self, image: Tensor) -> list[Tensor]:
-        """Draw for an image; returns the resized volumes of all levels that were looked into."""
+        """Draw for an image; returns the volumes of the levels that were resized to determine content."""
         resized: list[Tensor] = []
 
         def find_content(start: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ class MultiLevelCropMask(Randomizable, Transform):
     def _token_content(self, volumes: Tensor) -> np.ndarray:
         """Which tokens of resized volumes `(V, C, *input_size)` have content, bool `(V, N)`."""
         high = low = volumes
-        for axis, count in enumerate(self.grid, start=2):  # one axis after the other: 20 times faster than all at once
+        for axis, count in enumerate(self.grid, start=2):  # axis by axis: 20 times faster than all at once
             high = high.unflatten(axis, (count, -1)).amax(axis + 1)
             low = low.unflatten(axis, (count, -1)).amin(axis + 1)
         unit = self.window[1] - self.window[0] if self.window else 1
@@ -207,17 +207,17 @@ class MultiLevelCropMask(Randomizable, Transform):
         return resize_volumes(volumes, self.input_size, self.resize, self.window, padding)
 
     def _cut(self, image: Tensor, starts: np.ndarray, size: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
-        """Boxes `(V, C, ...)` of an image, and the padding that they still lack; a single box is a view."""
+        """Boxes `(V, C, ...)` of an image, and the padding that they still need; a single box is a view."""
         cuts = [_inside(image, start, size) for start in starts]
         if len(cuts) == 1:
             return cuts[0][0][None], cuts[0][1]
-        air = self.window[0] // 1 if self.window else 0  # in integers, at the window's end or below it
+        air = self.window[0] // 1 if self.window else 0  # an integer at or below the window's lower end
         padded = [F.pad(crop, padding, value=air) if any(padding) else crop for crop, padding in cuts]
         return torch.stack(padded), (0,) * 6
 
 
 def _inside(image: Tensor, start: np.ndarray, size: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """The part of a box that lies in the image, and how much is missing around it, as PyTorch's padding."""
+    """The part of a box inside the image, and how much is missing around it, in the form of PyTorch's `pad`."""
     first, last = (np.clip(end, 0, image.shape[1:]) for end in (start, start + size))
     before = np.clip(-start, 0, size)
     after = size - before - (last - first)
@@ -228,27 +228,27 @@ def _inside(image: Tensor, start: np.ndarray, size: Sequence[int]) -> tuple[Tens
 class MultiLevelCropMaskd(Randomizable, MapTransform):
     """Dictionary version of `MultiLevelCropMask`; keys share boxes and masks.
 
-    Under `{key}_level{l}` it writes the volumes of each key, and once the masks, starts, parents and content; under
-    `affine_level1` float64 `(4, 4)` the voxel-to-world matrix of the first key's level-1 volume before the resize
-    (identity where the image has none). The whole image is dropped from the dictionary.
+    It writes the volumes of each key under `{key}_level{l}`, and once the masks, starts, parents and content; under
+    `affine_level1`, float64 `(4, 4)`, the voxel-to-world matrix of the first key's level-1 volume before the resize
+    (the identity if the image has none). The image itself is dropped from the dictionary.
 
     Args:
         keys: images `(C, H, W, D)` of equal spatial shape.
-        level_sizes: see `MultiLevelCropMask`, as all that follow.
+        level_sizes: this and the following: see `MultiLevelCropMask`.
         input_size: size every volume is resized to, voxels.
         patch_size: edge of a token, voxels of the resized volume.
         mask_ratio: share of tokens to mask.
         num_children: volumes cut from each volume of the level above.
         child_source: "masked" or "visible".
         resize: "area" or "trilinear".
-        window: intensities that become 0 and 1; needed where images are smaller than level 1.
-        child_content: "prefer" or "any". Content is that of the first key.
+        window: intensities that become 0 and 1; required where images are smaller than level 1.
+        child_content: "prefer" or "any". The first key decides on content.
         content_range: range of intensities that a token with content exceeds.
         allow_missing_keys: do not raise when a key is missing.
 
     Attributes:
-        num_visible: visible tokens of every volume.
-        num_volumes: volumes of all levels that are cut from one image.
+        num_visible: number of visible tokens in every volume.
+        num_volumes: number of volumes of all levels cut from one image.
 
     Raises:
         ValueError: as `MultiLevelCropMask`; or keys differ in spatial shape.

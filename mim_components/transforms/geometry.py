@@ -1,7 +1,7 @@
-"""Where nested volumes lie: masks, children and boxes of all levels, in integers (docs/method.md, 2).
+"""Geometry of nested volumes: masks, children and boxes of all levels, in integers (docs/method.md, 2).
 
 Axes: V volumes of a level; boxes as (start, size) along (H, W, D) in native voxels; N tokens, row-major over (h, w, d).
-No voxel is touched here, so that the same numbers cut any array on any device.
+No voxels are involved, so the same numbers cut any array on any device.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class LevelGeometry:
     Attributes:
         start: int64 `(V, 3)`, first voxel of each volume in the image given to the crop; negative in its padding.
         masked: bool `(V, N)`, True = hidden.
-        parent_token: int64 `(V,)`, the parent's token each volume was drawn for; empty at level 1.
+        parent_token: int64 `(V,)`, the token of its parent that each volume was drawn for; empty at level 1.
         parent_overlap: bool `(V, N)`, the parent's tokens that the volume's box overlaps; empty at level 1.
-        content: bool `(V,)`, the parent's token has content; empty at level 1.
+        content: bool `(V,)`, whether that token has content; empty at level 1.
     """
 
     start: np.ndarray
@@ -37,14 +37,14 @@ class LevelGeometry:
 
 
 def choose_tokens(orders: np.ndarray, content: np.ndarray, num_children: int) -> np.ndarray:
-    """The first tokens of random orders, those with content before the others.
+    """Choose the first tokens of random orders, those with content before the others.
 
-    A stable partition: either kind stays in the order that was drawn, so that no more random numbers are needed.
+    The partition is stable: either kind stays in the order drawn, so no further random numbers are needed.
 
     Args:
-        orders: `(V, K)`, token numbers of each volume that may be chosen.
-        content: bool `(V, N)`.
-        num_children: how many to choose.
+        orders: `(V, K)`, candidate token numbers of each volume, in random order.
+        content: bool `(V, N)`, tokens with content.
+        num_children: number of tokens to choose.
 
     Example:
         >>> choose_tokens(np.array([[4, 0, 3, 1]]), np.array([[False, True, False, True, False]]), 3)
@@ -58,10 +58,10 @@ def place_children(
     parent_start: np.ndarray, tokens: np.ndarray, parent_size: Sequence[int], child_size: Sequence[int],
     grid: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Centre a box on each token, shift it into the parent, and say which tokens it overlaps.
+    """Centre a box on each token, shift it into the parent, and determine which tokens it overlaps.
 
     Args:
-        parent_start: `(V, 3)`.
+        parent_start: first voxel of each parent, `(V, 3)`.
         tokens: `(V, num_children)`, token numbers in each parent.
         parent_size: native size of a parent, voxels.
         child_size: native size of a child, voxels.
@@ -73,7 +73,7 @@ def place_children(
     """
     number = token_numbers(grid)  # (N, 3)
     parent, child, edges = np.asarray(parent_size), np.asarray(child_size), np.asarray(grid)
-    # token k spans [k, k + 1) * parent / grid; everything times 2 * grid stays an integer, so that touching is exact
+    # token k spans [k, k + 1) * parent / grid; everything times 2 * grid stays an integer, so overlap is exact
     centre = (2 * number[tokens.ravel()] + 1) * parent  # (V * num_children, 3)
     offset = (centre - child * edges + edges) // (2 * edges)  # nearest voxel
     offset = np.clip(offset, 0, parent - child)
@@ -96,20 +96,20 @@ def draw_geometry(
 ) -> list[LevelGeometry]:
     """Draw masks and nested boxes of all levels for one image.
 
-    Content changes which tokens of an order are taken, never what is drawn from `random`.
+    Content changes which tokens of an order are taken, not how many numbers are drawn from `random`.
 
     Args:
         random: source of all randomness.
-        image_size: size of the image, voxels. Where it is smaller than the first level, that box begins before it, and
-            every split of what is missing between both sides is equally likely.
+        image_size: size of the image, voxels. Where it is smaller than level 1, that box begins before it, and
+            every split of the padding between both sides is equally likely.
         level_sizes: native size of a volume of each level, outermost first, voxels.
         grid: token grid of every volume.
-        num_visible: tokens that stay visible in every volume.
-        num_children: volumes drawn from every volume for the next level.
+        num_visible: number of tokens that stay visible in every volume.
+        num_children: number of volumes of the next level drawn from every volume.
         child_source: draw them from the "masked" tokens, or from the "visible" ones (the paper's Table 11).
         find_content: which tokens of the parents that begin at `(V, 3)` have content, bool `(V, N)`; called once per
             level but the innermost, outermost first. None = all.
-        child_content: "prefer" draws from tokens with content while there are any, "any" does not look at it.
+        child_content: "prefer" draws from tokens with content as long as there are any, "any" ignores it.
     """
     room = np.asarray(image_size) - np.asarray(level_sizes[0])
     start = np.array([[random.randint(min(r, 0), max(r, 0) + 1) for r in room]], dtype=np.int64)

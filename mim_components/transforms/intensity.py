@@ -1,9 +1,9 @@
-"""Hounsfield units, the unit range the network sees, and grey values."""
+"""Conversions between Hounsfield units, the [0, 1] range that the network sees, and grey values."""
 
 import numpy as np
 
-HU_RANGE = (-1000.0, 1000.0)  # the preparation clips to it unless another window is set
-AIR_HU = -950.0  # above the noise of air and padding, below lung
+HU_RANGE = (-1000.0, 1000.0)  # default window
+AIR_HU = -950.0  # above the noise in air and padding, below lung
 SOFT_TISSUE = (-160.0, 240.0)
 
 
@@ -50,7 +50,7 @@ def unit_to_hu(image: np.ndarray, hu_range: tuple[float, float] = HU_RANGE) -> n
 
 
 def air_hu(hu_window: tuple[float, float] = HU_RANGE) -> float:
-    """HU up to which a voxel counts as air once it was clipped to a window, which may begin above air.
+    """HU up to which a voxel counts as air after clipping to a window, which may begin above air.
 
     Example:
         >>> air_hu(), air_hu((-160.0, 240.0))
@@ -61,7 +61,7 @@ def air_hu(hu_window: tuple[float, float] = HU_RANGE) -> float:
 
 
 def window_to_grey(image_hu: np.ndarray, window: tuple[float, float] = SOFT_TISSUE) -> np.ndarray:
-    """Grey values as a viewer shows them: the window's lower end and below is 0, its upper end and above 1.
+    """Grey values as in a viewer: 0 at or below the window's lower end, 1 at or above its upper end.
 
     Args:
         image_hu: HU, any shape; NaN stays NaN.

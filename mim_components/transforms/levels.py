@@ -1,4 +1,4 @@
-"""Volumes of all levels of a batch, as the network and the losses take them.
+"""The volumes of all levels of a batch, in the form that the network and the losses take.
 
 Axes: a level's volumes (B_l, C, H, W, D) with B_l = samples * V_l; N tokens. Child i was cut from parent
 i // num_children, in one sample and in a whole batch alike, because every sample has the same number of volumes.
@@ -18,9 +18,9 @@ class LevelPart(NamedTuple):
     """Some volumes of one level.
 
     Attributes:
-        level: counted from 0, the outermost.
-        volumes: which of the level.
-        parents: which of the level above they were cut from; every one has equally many of `volumes`.
+        level: index, 0 = outermost.
+        volumes: range of volumes within the level.
+        parents: range of their parents within the level above; each has equally many of `volumes`.
     """
 
     level: int
@@ -29,15 +29,15 @@ class LevelPart(NamedTuple):
 
 
 class LevelBatch(NamedTuple):
-    """One entry per level, outermost first; the parents start at level 2.
+    """Volumes, masks and parents: one entry per level, outermost first; those about parents start at level 2.
 
     Attributes:
         images: `(B_l, C, *input_size)`.
         masked: bool `(B_l, N)`, True = hidden.
-        parent_token: int64 `(B_l,)`, for levels 2 and inwards.
-        parent_overlap: bool `(B_l, N)`, for levels 2 and inwards.
-        content_weight: float32 `(B_l,)`, for levels 2 and inwards: weight of every child in the mean over samples of
-            the mean over the children of a sample that have content; 0 = no content.
+        parent_token: int64 `(B_l,)`, from level 2 inwards.
+        parent_overlap: bool `(B_l, N)`, from level 2 inwards.
+        content_weight: float32 `(B_l,)`, from level 2 inwards: weight of each child in the mean over samples of
+            the mean over a sample's children with content; 0 = no content.
     """
 
     images: tuple[Tensor, ...]
@@ -53,14 +53,14 @@ class LevelBatch(NamedTuple):
 
     @property
     def content(self) -> tuple[Tensor, ...]:
-        """Whether the token that a child was drawn for has content, bool `(B_l,)`, for levels 2 and inwards."""
+        """Whether the token that each child was drawn for has content, bool `(B_l,)`, from level 2 inwards."""
         return tuple(weight > 0 for weight in self.content_weight)
 
     def empty_children(self, sizes: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Share of the children without content, `empty_children_level2` ...
 
         Args:
-            sizes: number of volumes of each level that it is a share of, where this is a part of them. None = of these.
+            sizes: number of volumes of each level to divide by, if this batch is only a part of them. None = its own.
         """
         return {
             f"empty_children_level{level}": (~content).sum() / size
@@ -68,7 +68,7 @@ class LevelBatch(NamedTuple):
         }
 
     def take(self, part: LevelPart) -> LevelBatch:
-        """The volumes of a part; the other levels have none."""
+        """Select the volumes of a part; the other levels become empty."""
 
         def cut(values: tuple[Tensor, ...], first: int) -> tuple[Tensor, ...]:
             nothing = slice(0)
@@ -81,9 +81,9 @@ class LevelBatch(NamedTuple):
 
 
 def content_weights(content: Tensor) -> Tensor:
-    """Weights of children in the mean over samples of a mean over those with content: `(samples, V)` to float32.
+    """Weights of children in the mean over samples of the mean over children with content: `(samples, V)` to float32.
 
-    A sample without any counts as one whose mean is 0, so that the weights of a sample do not depend on the others:
+    A sample without any counts as 0, so that the weights of a sample do not depend on the others:
     devices and micro-batches add up to one large batch.
 
     Example:
@@ -95,13 +95,13 @@ def content_weights(content: Tensor) -> Tensor:
 
 
 def split_levels(sizes: Sequence[int], max_volumes: int) -> list[LevelPart]:
-    """Cut the volumes of all levels into parts of at most `max_volumes`, outermost level first.
+    """Divide the volumes of all levels into parts of at most `max_volumes`, outermost level first.
 
-    A part has volumes of one level: all children of some parents, or where these are too many, some of one parent.
+    A part has volumes of one level: all children of some parents or, where these are too many, some children of one.
 
     Args:
         sizes: number of volumes of each level, outermost first.
-        max_volumes: of a part.
+        max_volumes: largest number of volumes in a part.
 
     Example:
         >>> [(part.level, part.volumes.start, part.volumes.stop) for part in split_levels([1, 4, 16], 8)]
@@ -128,11 +128,11 @@ def level_batch(
     Args:
         batch: items `(samples, V_l, ...)` under the keys that `MultiLevelCropMaskd` writes.
         num_levels: number of levels L.
-        device: where to; copies are asynchronous from pinned memory. None = stay.
-        key: the image's key.
+        device: target device; copies from pinned memory are asynchronous. None = leave them where they are.
+        key: key of the image.
 
     Raises:
-        KeyError: a key is missing; names it and those there are.
+        KeyError: a key is missing; names it and those present.
     """
 
     def read(name: str, levels: range) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Between class maps and regions: classes exclude each other, regions unite classes and may overlap.
+"""Conversions between class maps and regions: classes exclude each other, regions combine classes and may overlap.
 
 Axes: class map (1, H, W, D); regions (R, H, W, D) of 0 and 1, in the order in which they are named.
 """
@@ -19,7 +19,7 @@ from mim_components.utils.tensors import without_meta
 
 
 class LabelToRegions(Transform):
-    """Unite the classes of a class map to regions.
+    """Combine the classes of a class map into regions.
 
     Args:
         regions: name to its classes; empty: class maps stay as they are.
@@ -42,7 +42,7 @@ class LabelToRegions(Transform):
         plain = without_meta(label)[0]
         regions = torch.zeros(len(self.regions), *plain.shape, dtype=torch.uint8, device=plain.device)
         for region, classes in zip(regions, self.regions.values(), strict=True):
-            for each in classes:  # not torch.isin: it makes 8 bytes a voxel of small integers
+            for each in classes:  # not torch.isin: it needs 8 bytes per voxel for small integers
                 region |= plain == each
         return _like(regions, label)
 
@@ -50,10 +50,10 @@ class LabelToRegions(Transform):
 class RegionsToLabel(Transform):
     """Turn predicted regions into one class map.
 
-    Regions are written from the largest to the smallest, the one named later above one of equal size. Each writes the
-    class that is its own: the lowest of those that no region inside it has; where the regions inside take all, its
+    Regions are written from most to fewest classes; of equal ones, the later-named overwrites. Each writes the
+    class of its own: the lowest that no region inside it has; where those have all of its classes, its
     lowest class. For BraTS, WT (1, 2, 3) writes 1, TC (2, 3) then 2, ET (3) then 3: a voxel in ET is 3 whatever WT
-    and TC say. What is exact comes back exact: `RegionsToLabel` undoes `LabelToRegions` where regions nest and every
+    and TC say. `RegionsToLabel` inverts `LabelToRegions` exactly where regions nest and every
     class but the background is some region's own.
 
     Args:
@@ -84,7 +84,7 @@ class RegionsToLabel(Transform):
 
 
 def _own_classes(regions: Sequence[set[int]]) -> list[tuple[int, int]]:
-    """Index of a region and the class it writes, in the order of writing."""
+    """Region indices and the classes they write, in writing order."""
     order = sorted(range(len(regions)), key=lambda index: -len(regions[index]))  # stable
     own = []
     for index in order:
@@ -94,7 +94,7 @@ def _own_classes(regions: Sequence[set[int]]) -> list[tuple[int, int]]:
 
 
 class LabelToRegionsd(MapTransform):
-    """Dictionary version of `LabelToRegions`; keys that are not there are passed over.
+    """Dictionary version of `LabelToRegions`; keys that are not there are skipped.
 
     Args:
         keys: class maps.
@@ -117,7 +117,7 @@ class LabelToRegionsd(MapTransform):
 
 
 class RegionsToLabeld(MapTransform):
-    """Dictionary version of `RegionsToLabel`; keys that are not there are passed over.
+    """Dictionary version of `RegionsToLabel`; keys that are not there are skipped.
 
     Args:
         keys: regions.
@@ -138,9 +138,9 @@ def _like(tensor: Tensor, source: Tensor) -> Tensor:
 
 
 def label_conversion(labels: LabelSet, keys: str | Sequence[str] = "label") -> MapTransform:
-    """MONAI's transform from raw values to classes; does nothing where every value stands for itself.
+    """MONAI's transform from raw values to classes; the identity where every value is its class.
 
-    Values that are not listed are refused when the dataset is prepared, not here. Missing keys are passed over, so that
+    Unlisted values are refused when the dataset is prepared, not here. Missing keys are skipped, so that
     one list of transforms serves labelled and unlabelled scans.
 
     Example:

@@ -1,7 +1,7 @@
 """Resize volumes and scale a window of intensities to [0, 1].
 
-Both kinds of resize are weighted means along one axis after the other, with weights that add up to 1. So scaling may
-follow them: the voxels of a large crop stay the integers they are stored as, and only the few that are left are scaled.
+Both modes of resizing are weighted means along one axis after the other, with weights that add up to 1. So scaling may
+come last: the voxels of a large crop stay integers, as stored, and only the few that are left are scaled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESIZE_MODES = ("area", "trilinear")
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _SUMS = (torch.int16, torch.int32, torch.int64)
-_SLAB = 2**21  # voxels in work at once: few enough to stay in a processor's cache
+_SLAB = 2**21  # voxels processed at once: few enough to stay in a processor's cache
 
 
 def resize_volumes(
@@ -29,22 +29,22 @@ def resize_volumes(
     window: Sequence[float] | None = None,
     padding: Sequence[int] = (0, 0, 0, 0, 0, 0),
 ) -> Tensor:
-    """Resize `(V, C, H, W, D)` to `size` voxels; a new tensor, float32.
+    """Resize `(V, C, H, W, D)` to `(V, C, *size)`, a new float32 tensor.
 
     Args:
-        volumes: any real type.
+        volumes: `(V, C, H, W, D)` of any real type.
         size: wanted size, voxels.
         mode: "area" averages along axes that shrink (exact where the factor is an integer) and interpolates along axes
             that grow; "trilinear" interpolates both ways, which aliases when it shrinks by more than 2.
-        window: intensities that become 0 and 1; voxels are clipped to them before the resize. None = as they are.
-        padding: voxels that are added first, with what becomes 0, in the order of PyTorch: before and after along D,
+        window: intensities that become 0 and 1; voxels are clipped to them before the resize. None = unscaled.
+        padding: voxels added first, with the value that becomes 0, in PyTorch's order: before and after along D,
             then W, then H. The padded volumes are never in memory as a whole.
     """
     have = [n + sum(padding[4 - 2 * axis : 6 - 2 * axis]) for axis, n in enumerate(volumes.shape[2:])]
     factor = [n // m if mode == "area" and n % m == 0 else 1 for n, m in zip(have, size, strict=True)]
     out = _block_means(volumes, have, factor, window, padding)
     sizes = {axis: (out.shape[axis], size[axis - 2]) for axis in (2, 3, 4)}
-    # slices along H lie together in memory: shrinking begins there, growing ends there
+    # slices along H are contiguous in memory: shrinking begins there, growing ends there
     shrinking = [axis for axis, (old, new) in sizes.items() if new < old]
     growing = [axis for axis, (old, new) in reversed(sizes.items()) if new > old]
     for axis in shrinking + growing:
@@ -55,7 +55,7 @@ def resize_volumes(
 def _block_means(
     volumes: Tensor, have: Sequence[int], factor: Sequence[int], window: Sequence[float] | None, padding: Sequence[int]
 ) -> Tensor:
-    """Means over blocks of `factor` of `have` voxels after the window was clipped and scaled, in slabs along H."""
+    """Means over blocks of `factor` of `have` padded voxels, clipped to the window and scaled, in slabs along H."""
     exact = _integer_range(volumes.dtype, factor, window)
     limits = exact if exact and window else window
     bound = max(map(abs, exact)) if exact else 0
@@ -83,7 +83,7 @@ def _block_means(
 def _integer_range(
     dtype: torch.dtype, factor: Sequence[int], window: Sequence[float] | None
 ) -> tuple[int, int] | None:  # fmt: skip
-    """Least and largest clipped voxel where clipping and summing is exact in integers; None where it is not."""
+    """Smallest and largest clipped voxel if clipping and summing are exact in integers, else None."""
     if dtype not in _INTEGERS:
         return None
     low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
@@ -95,7 +95,7 @@ def _integer_range(
 
 
 def _block_sums(voxels: Tensor, factor: Sequence[int], bound: int) -> Tensor:
-    """Sums over blocks; integers up to `bound` in the smallest type that holds the sum so far."""
+    """Sums over blocks; integers of magnitude up to `bound` use the smallest type that holds the sum so far."""
     for axis, edge in enumerate(factor, start=2):
         if edge > 1:
             bound *= edge
@@ -115,11 +115,11 @@ def _resize_axis(volumes: Tensor, axis: int, wanted: int, mode: str) -> Tensor:
 
 
 def weighted_means(volumes: Tensor, axis: int, weights: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
-    """Means along one axis, slice by slice: several times faster than PyTorch's trilinear, with the same weights.
+    """Weighted means along one axis, slice by slice: several times faster than PyTorch's trilinear resize.
 
     Args:
         volumes: float32, any shape.
-        axis: that is resized.
+        axis: axis to resize.
         weights: for each new voxel the old voxels that it is a mean of, and their weights.
     """
     shape = volumes.shape
@@ -133,14 +133,14 @@ def weighted_means(volumes: Tensor, axis: int, weights: Sequence[Sequence[tuple[
 
 @lru_cache
 def _weights(have: int, wanted: int, mode: str) -> list[list[tuple[int, float]]]:
-    """For each of `wanted` voxels the old voxels that it is a mean of, and their weights."""
+    """For each of `wanted` new voxels, the old voxels that it averages, and their weights."""
     each = torch.eye(have)[None]  # one channel per voxel
     weights = F.interpolate(each, wanted, mode=mode)[0].T
     return [[(int(voxel), float(row[voxel])) for voxel in row.nonzero()[:, 0]] for row in weights]
 
 
 def _empty(shape: Sequence[int], device: torch.device) -> Tensor:
-    # NumPy asks for huge pages: the page faults of a large new tensor take longer than computing it
+    # NumPy requests huge pages: page faults of a large new tensor take longer than computing it
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, dtype=np.float32))
     return torch.empty(tuple(shape), device=device)

@@ -1,4 +1,4 @@
-"""From a scan on the disk to the 8-bit volume that the network's crops are cut from."""
+"""Resampling a stack of slices to a fixed number, and its in-plane size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mim_components.utils.tensors import without_meta
 
 
 class UniformSlices(Transform):
-    """Take slices at equal distances, the first and the last among them; interpolate where there are fewer.
+    """Take equally spaced slices, including the first and the last; interpolate if there are too few.
 
-    The k-th of K slices is taken at `k * (D - 1) / (K - 1)`: the nearest slice when D >= K, else linear between two.
+    Slice k of K, counted from 0, is taken at `k * (D - 1) / (K - 1)`: the nearest slice if D >= K, else interpolated.
 
     Args:
-        num_slices: K.
+        num_slices: number of slices K, at least 2.
 
     Returns:
         When called on `(C, H, W, D)`, `(C, H, W, K)` of the same type.
@@ -57,7 +57,7 @@ class UniformSlicesd(MapTransform):
 
     Args:
         keys: items `(C, H, W, D)`.
-        num_slices: slices to take.
+        num_slices: number of slices to take.
 
     Example:
         >>> scan = torch.arange(8).view(1, 1, 1, 8)
@@ -78,11 +78,11 @@ class UniformSlicesd(MapTransform):
 
 
 def in_plane_size(size: Sequence[int], margin: int = 0) -> list[int]:
-    """Spatial size for a crop or a padding that leaves the number of slices as it is.
+    """Spatial size for a crop or padding that keeps the number of slices.
 
     Args:
         size: height, width and slices of the network's input.
-        margin: voxels to add on each side in the plane.
+        margin: voxels to add on each in-plane side.
 
     Example:
         >>> in_plane_size([192, 192, 64]), in_plane_size([192, 192, 64], margin=6)

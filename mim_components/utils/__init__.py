@@ -1,1 +1,1 @@
-"""Files that are whole, tensor files, text: what every room uses and no configuration names."""
+"""Safe files, tensor files and text: helpers that every package uses and no configuration names."""

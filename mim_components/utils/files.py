@@ -1,4 +1,4 @@
-"""Files that are whole: written so that a reader never sees half of one, digests, what a full disk says."""
+"""Safe files: atomic writes, digests, and errors of a full disk."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-PARTIAL = ".partial"  # ending of files that are being written
-MAX_NAME = 200  # bytes; file systems allow 255, and endings such as `_reconstruction.nii.gz` follow
+PARTIAL = ".partial"  # suffix of files being written
+MAX_NAME = 200  # bytes; file systems allow 255, and suffixes such as `_reconstruction.nii.gz` follow
 
 
 def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file beside `path`, bring it to the disk, then rename it to `path`.
+    """Let `write` create a file beside `path`, flush it to disk, then rename it to `path`.
 
     Raises:
-        OSError: with the path and the cause; what was at `path` before is still there.
+        OSError: writing fails; names the path and the cause. A file that was at `path` before is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")  # short: `path.name` may be as long as names can be
+    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")  # `path.name` may already have the greatest length
     try:
         write(partial)
         with partial.open("rb+") as file:
@@ -51,21 +51,21 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind an error, where there is one: torch.save raises its own while it closes."""
+    """The operating system's error behind an error, if any: torch.save raises another one while closing."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what writes that were killed have left below a folder in which nobody writes now."""
+    """Delete the remains of killed writes below a folder to which nobody is writing."""
     for partial in folder.rglob(f".*{PARTIAL}"):
-        with suppress(OSError):  # of a folder that is only read
+        with suppress(OSError):  # a read-only folder
             partial.unlink()
 
 
 def shorten_name(name: str, limit: int = MAX_NAME) -> str:
-    """A file name of at most `limit` bytes; what is cut off is told apart by a digest of the whole.
+    """A file name of at most `limit` bytes; a digest of the whole name keeps shortened ones distinct.
 
     Example:
         >>> shorten_name("scan"), len(shorten_name("\u8096" * 81).encode()), shorten_name("x" * 300, 20)
@@ -79,17 +79,17 @@ def shorten_name(name: str, limit: int = MAX_NAME) -> str:
 
 
 def write_text_safely(path: Path, text: str, private: bool = False) -> Path:
-    """`write_bytes_safely` of a text in UTF-8; file names that are not UTF-8 keep their bytes."""
+    """`write_bytes_safely` for text in UTF-8; file names in it that are not UTF-8 keep their bytes."""
     return write_bytes_safely(path, text.encode("utf-8", "surrogateescape"), private)
 
 
 def write_bytes_safely(path: Path, content: bytes, private: bool = False) -> Path:
-    """`write_safely` of what is at hand.
+    """`write_safely` for bytes.
 
     Args:
-        path: of the file.
-        content: of the file.
-        private: only the owner may read it.
+        path: path of the file.
+        content: content of the file.
+        private: make it readable by its owner only.
 
     Raises:
         FullDiskError: the disk is full; says what is missing.
@@ -109,7 +109,7 @@ def _write(path: Path, content: bytes, private: bool) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, whole or not at all: on a full disk, what was written of it is taken back.
+    """Append a line to a file, complete or not at all: on a full disk a partial line is removed.
 
     Raises:
         FullDiskError: the disk is full; says what is missing.
@@ -124,7 +124,7 @@ def append_line(path: Path, line: str) -> None:
                 while left:
                     left = left[file.write(left) :]
             except OSError:
-                with suppress(OSError):  # a device, say
+                with suppress(OSError):  # it may be a device
                     file.truncate(end)
                 raise
     except OSError as error:
@@ -133,17 +133,17 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that `append_line` has made of JSON; none where there is no file."""
+    """The JSON lines written by `append_line`; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], object]:
-    """What writes a safetensors file; its own `save_file` makes a file that others may not read."""
+    """A writer of a safetensors file for `write_safely`; `save_file` creates a file only its owner can read."""
     return lambda path: path.write_bytes(save(tensors, metadata))
 
 
 def write_tensors_safely(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """`write_safely` of a safetensors file."""
+    """`write_safely` for a safetensors file."""
     return write_safely(path, tensors_writer(tensors, metadata))
 
 
@@ -152,19 +152,19 @@ _CHUNK = 2**20
 
 
 class WrongDigestError(ValueError):
-    """A file is not the one that was written; names it."""
+    """A file does not match its digest; names it."""
 
 
 def digest_file(path: Path) -> Path:
-    """Where the digest of a file stands: `model.pt.sha256` beside `model.pt`."""
+    """Path of a file's digest: `model.pt.sha256` beside `model.pt`."""
     return path.with_name(path.name + ENDING)
 
 
 def write_with_digest(path: Path, write: Callable[[Path], object]) -> Path:
-    """`write_safely`, then its digest. A run that is killed in between leaves a file without one, never a wrong one.
+    """`write_safely`, then write its digest. A run killed in between leaves a file without a digest, not a wrong one.
 
     Raises:
-        OSError: as `write_safely`; what was at `path` before is still there.
+        OSError: as in `write_safely`; a file that was at `path` before is kept.
     """
     digests = []
 
@@ -179,7 +179,7 @@ def write_with_digest(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def check_digest(path: Path) -> bool:
-    """Compare a file with the digest beside it; False where there is none.
+    """Compare a file with the digest beside it; False if there is none.
 
     Raises:
         WrongDigestError: they differ.
@@ -204,7 +204,7 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """Hexadecimal sha256 of the bytes of files, one after the other."""
+    """Hexadecimal sha256 of the concatenated bytes of files."""
     digest = hashlib.sha256()
     for path in paths:
         hash_file(path, digest)
@@ -215,11 +215,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDiskError(OSError):
-    """A file does not fit on its disk, into a quota or below a limit; says how many bytes are missing."""
+    """A file exceeds the free space, a quota or a limit; says how much is missing."""
 
 
 def as_size(count: float) -> str:
-    """Bytes as a person reads them.
+    """A number of bytes in a readable unit.
 
     Example:
         >>> as_size(20), as_size(20_500), as_size(1_234_567), as_size(45e9)
@@ -233,7 +233,7 @@ def as_size(count: float) -> str:
 
 
 def tensor_bytes(state: Any) -> int:
-    """Bytes of all tensors in nested dictionaries and lists; a tensor that stands in several places counts once."""
+    """Bytes of all tensors in nested dictionaries and lists; a tensor that occurs several times counts once."""
     seen: dict[int, int] = {}
 
     def visit(value: Any) -> None:
@@ -251,14 +251,14 @@ def tensor_bytes(state: Any) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, or of the nearest one above it that exists."""
+    """Free bytes on the disk of a folder, or of its nearest existing parent."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def as_full_disk(error: OSError, path: Path, needed: int) -> OSError:
-    """The same error with what is missing, where a full disk or a limit is the reason; else the error itself."""
+    """A `FullDiskError` that says how much is missing if a full disk or a limit is the cause; else the error itself."""
     if error.errno not in FULL:
         return error
     free = free_bytes(path.parent)

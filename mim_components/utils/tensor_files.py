@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside and renamed, checked when read, the last few kept."""
+"""Checkpoint files: written atomically with a digest, and checked when read."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from mim_components.utils.files import WrongDigestError, as_full_disk, check_dig
 
 logger = logging.getLogger(__name__)
 
-# Of the weights, see `InputContract`: 2 since GELU in the patch embeddings and a projection before the transformer
+# of the weights, see `InputContract`: 2 since GELU in the patch embeddings and a projection before the transformer
 CONTRACT_VERSION = 2
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that is cut short, altered, not a checkpoint, or not finite; the message names the file."""
+    """A file is truncated, altered, not a checkpoint, or not finite; names it."""
 
 
 class OtherVersionError(ValueError):
-    """Weights, or a run, of a version of the networks that this package does not have; names both and the remedy."""
+    """Weights, or a run, of a version of the networks that this package does not support; names both and the remedy."""
 
     def __init__(self, source: object, found: object) -> None:
         super().__init__(
-            f"{source}: of contract version {found}, this package takes version {CONTRACT_VERSION} only: the hybrid "
-            "encoder has other layers; pre-train (and fine-tune) again, or install the version that wrote it."
+            f"{source}: contract version {found}, but this package takes only version {CONTRACT_VERSION}: the hybrid "
+            "encoder has changed; pre-train (and fine-tune) again, or install the version that wrote it."
         )
 
 
 def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a file written by `torch.save`, without unpickling code, after checking it byte by byte.
+    """Read a file written by `torch.save` after checking every byte, without unpickling code.
 
     Args:
-        path: of the file.
-        parts: names that it must have.
+        path: file to read.
+        parts: keys that it must have.
 
     Raises:
-        DamagedCheckpointError: the file is not whole (CRC of every part), not a checkpoint, lacks a part, holds values
-            that are not finite, or is not the one whose digest stands beside it.
-        OtherVersionError: it has weights from before the present hybrid encoder.
+        DamagedCheckpointError: the file is damaged (CRC of every part), not a checkpoint, lacks a part, holds values
+            that are not finite, or does not match the digest beside it.
+        OtherVersionError: its weights predate the present hybrid encoder.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, An
         raise
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch and zipfile raise many kinds for one cause: the file is not what it should be
+    except Exception as error:  # torch and zipfile raise many kinds of errors for damaged or foreign files
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint ({what_it_is(path) or error}).") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary.")
@@ -67,24 +67,24 @@ def read_checkpoint(path: str | Path, parts: Sequence[str] = ()) -> dict[str, An
     if missing:
         raise DamagedCheckpointError(f"{path}: has no {', '.join(missing)}.")
     try:
-        check_digest(Path(path))  # last: the others say better what is wrong
+        check_digest(Path(path))  # last: the other checks are more specific
     except WrongDigestError as error:
         raise DamagedCheckpointError(str(error)) from error
     return state
 
 
 def save_to(path: Path, state: dict[str, Any]) -> None:
-    """`torch.save`, with equal bytes for equal content: given a path, it writes the file's name into the file."""
+    """`torch.save` with equal bytes for equal content: given a path, it would write the file's name into the file."""
     with path.open("wb") as file:
         torch.save(state, file)
 
 
 def save_safely(path: Path, state: dict[str, Any]) -> Path:
-    """`save_to` beside the path, then rename, with a digest beside.
+    """`save_to`, atomically and with a digest.
 
     Raises:
-        FullDiskError: the disk is full; says what is missing. What was at `path` before is still there.
-        OSError: it cannot be written for another reason.
+        FullDiskError: the disk is full; says how much is missing. A file that was at `path` before is kept.
+        OSError: writing fails for another reason.
     """
     try:
         return write_with_digest(path, lambda partial: save_to(partial, state))
@@ -93,7 +93,7 @@ def save_safely(path: Path, state: dict[str, Any]) -> Path:
 
 
 def what_it_is(path: str | Path) -> str:
-    """What a file that holds no weights looks like, if it is one of the usual mistakes; else empty."""
+    """Describe a file without weights if it is a common mistake; else an empty string."""
     if Path(path).is_dir():
         return "a folder"
     with open(path, "rb") as file:
@@ -106,7 +106,7 @@ def what_it_is(path: str | Path) -> str:
 
 
 def check_version(state: Mapping[str, Any], path: str | Path) -> None:
-    """Raise OtherVersionError for the weights of a hybrid encoder that has no projection, by itself or in a network."""
+    """Raise OtherVersionError for weights of a hybrid encoder without a projection, alone or within a network."""
     for name in state:
         prefix, first, _ = str(name).partition("embeddings.0.conv.weight")
         if first and f"{prefix}projection.weight" not in state:
@@ -114,7 +114,7 @@ def check_version(state: Mapping[str, Any], path: str | Path) -> None:
 
 
 def check_finite(state: dict[str, Any], path: str | Path) -> None:
-    """Raise DamagedCheckpointError that names the file and the first tensor which is not finite."""
+    """Raise DamagedCheckpointError if a tensor is not finite; names the file and the first such tensor."""
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DamagedCheckpointError(f"{path}: weights are not finite: {name}.")

@@ -1,4 +1,4 @@
-"""Tensors with and without MONAI's meta data."""
+"""Tensors with and without MONAI's metadata."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def without_meta(tensor: Tensor) -> Tensor:
-    """The values alone, sharing memory: meta data cost time in every operation."""
+    """The plain tensor, sharing memory: metadata cost time in every operation."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -1,4 +1,4 @@
-"""Text: lists that are cut short, tables in Markdown and CSV, printable names, the cause of an error."""
+"""Text: shortened lists, counts, tables in Markdown and CSV, printable names, the root cause of an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LINE_SECONDS = 60.0  # between two lines about progress in a log
+LINE_SECONDS = 60.0  # between two progress lines in a log
 
 
 def shorten(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:
@@ -24,8 +24,18 @@ def shorten(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:
     return separator.join(texts[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural unless it is 1.
+
+    Example:
+        >>> counted(1, "scan"), counted(25_000, "step")
+        ('1 scan', '25,000 steps')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    r"""A table in Markdown whose columns also line up as plain text; a cell cannot break out of its line or column.
+    r"""A Markdown table whose columns also line up as plain text; no cell can break its line or column.
 
     Example:
         >>> print(markdown_table(["class", "Dice"], [["spleen", 96.4], ["a|b", "-"]]))
@@ -43,7 +53,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 
 
 def printable(text: str) -> str:
-    r"""One line that every terminal and log takes: line breaks, control characters and undecodable bytes are escaped.
+    r"""Make text printable on one line: line breaks, control characters and undecodable bytes are escaped.
 
     Example:
         >>> printable("Müller\nERROR: faked")
@@ -53,17 +63,17 @@ def printable(text: str) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether someone sees a bar move: not in a log file, nor under a batch system."""
+    """Whether stderr is a terminal, not a log file or that of a batch system."""
     return sys.stderr.isatty()
 
 
 def bar_options() -> dict[str, Any]:
-    """Arguments of a tqdm bar: none on a terminal; elsewhere it writes a line a minute."""
+    """Arguments for a tqdm bar: none on a terminal; elsewhere one line per minute."""
     return {} if on_terminal() else {"mininterval": LINE_SECONDS}
 
 
 def mask_secrets(text: str) -> str:
-    """Hide user names, passwords and tokens of the addresses in a text.
+    """Mask user names, passwords and tokens of the addresses in a text.
 
     Example:
         >>> mask_secrets("https://me:secret@host:5000/?token=abc&x=1")
@@ -74,7 +84,7 @@ def mask_secrets(text: str) -> str:
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    r"""CSV with the keys of the first row as heading.
+    r"""CSV text with the keys of the first row as header.
 
     Example:
         >>> csv_table([{"case": "0035", "dice": 0.5}, {"case": "0036", "dice": None}])
@@ -88,7 +98,7 @@ def csv_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that started a chain: MONAI wraps what a configuration's component raises."""
+    """The error at the start of a chain: MONAI wraps errors of a configuration's components."""
     while error.__cause__ is not None and type(error) is RuntimeError:
         error = error.__cause__
     return error

@@ -1,4 +1,4 @@
-"""Where the volumes of the deeper levels were cut: their boxes drawn in level 1, and one child magnified."""
+"""Figure of where the volumes of the deeper levels were cut: boxes drawn in level 1, and one child magnified."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ FOOTNOTE = (
     "Solid: the slice passes through the box. Dashed: the box lies in front of or behind the slice. "
     "Slices are voxel indices of the prepared scan, the first is 0, counted from left, posterior and inferior."
 )
-# Okabe and Ito's colours, which colour-blind readers can tell apart, without the black and the dark blue of the set.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the set's black and dark blue
 CHILD_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442")
 MASK_COLOUR = "#5a8fd8"
 
@@ -43,7 +43,7 @@ WIDTH = 2 * MARGIN + len(PLANES) * (MAX_COLUMN + GAP) + LEGEND
 
 
 class _Row(NamedTuple):
-    """One row of panels: the region `(2, 3)` it shows, the native voxel `(3,)` its three planes pass through.
+    """One row of panels: the region `(2, 3)` that it shows, and the native voxel `(3,)` in its three planes.
 
     `child` is the level-2 box that the row magnifies, None for all of level 1.
     """
@@ -66,29 +66,30 @@ def boxes_figure(
     scan_size: tuple[int, int, int] | None = None,
     hu_window: tuple[float, float] = HU_RANGE,
 ) -> Figure:
-    """Draw the boxes of the deeper levels into level 1, in three planes.
+    """Draw the boxes of the deeper levels in level 1, in three planes.
 
-    The upper planes pass through the centre of the level-2 box that holds the most tissue. The lower row magnifies that
-    box, in planes through the centre of the fullest of its level-3 boxes; without level 3 there is no lower row.
+    The upper planes pass through the centre of the level-2 box with the most tissue. The lower row magnifies that
+    box, in planes through the centre of the level-3 box in it with the most tissue; without level 3 there is no lower
+    row.
 
     Args:
-        image: level 1 at its resized grid, `(H, W, D)` in RAS, HU.
+        image: level 1 on its resized grid, `(H, W, D)` in RAS, HU.
         spacing: mm per voxel of `image`.
-        level1_native_size: native voxels that `image` covers.
+        level1_native_size: size that `image` covers, native voxels.
         boxes: for each level from 2 on, start and size of its volumes, `(V, 2, 3)`, in native voxels counted from
             level 1's first voxel. Volumes of one parent follow each other, so V is a multiple of the level before.
-        masked: bool `(h, w, d)`, mask of level 1, drawn as a tint; None leaves it out.
+        masked: bool `(h, w, d)`, mask of level 1, drawn as a tint; None = not drawn.
         title: heading of the figure.
         window: lower and upper end of the grey window, HU.
         start: index of level 1's first voxel in the prepared scan, for the slice numbers.
-        scan_size: voxels of the prepared scan; slices beyond it are called padding. None = not known.
-        hu_window: that the intensities were clipped to, HU.
+        scan_size: size of the prepared scan, voxels; slices beyond it are labelled as padding. None = unknown.
+        hu_window: window that the intensities were clipped to, HU.
 
     Returns:
-        The figure, to be read at 100 dpi.
+        The figure, designed for 100 dpi.
 
     Raises:
-        ValueError: shapes that do not fit together, a box that leaves level 1, or a reversed window.
+        ValueError: shapes do not match, a box leaves level 1, or the window is reversed.
     """
     nest = Nest(
         image=image,
@@ -118,38 +119,38 @@ def boxes_figure(
 
 @dataclass(eq=False, kw_only=True)
 class Nest(ShownVolume):
-    """Level 1 and where the other levels were cut from it, in RAS; what follows is beside `ShownVolume`.
+    """Level 1 and the boxes of the deeper levels in it, in RAS; attributes beyond those of `ShownVolume`.
 
     Attributes:
         boxes: for each level from 2 on, start and size of its volumes `(V, 2, 3)`, in native voxels counted from
             level 1's first voxel. Volumes of one parent follow each other, so V is a multiple of the level before.
 
     Raises:
-        ValueError: shapes that do not fit together, or a box that leaves level 1.
+        ValueError: shapes do not match, or a box leaves level 1.
     """
 
     boxes: Mapping[int, np.ndarray]
 
     def __post_init__(self) -> None:
-        """Check that everything fits together."""
+        """Check the boxes as well."""
         super().__post_init__()
         self.boxes = _checked_boxes(self.boxes, self.native_size)
 
     @property
     def native_mm(self) -> np.ndarray:
-        """Mm per native voxel, `(3,)`."""
+        """Size of a native voxel in mm, `(3,)`."""
         return np.array(self.spacing) * self.image.shape / np.array(self.native_size)
 
     def child_of(self, level: int, number: int) -> int:
-        """Number of the level-2 box that a box of a deeper level was cut from."""
+        """Index of the level-2 box that a box of a deeper level was cut from."""
         return number * len(self.boxes[2]) // len(self.boxes[level])
 
     def child_to_show(self) -> int | None:
-        """Level-2 box with the largest share of tissue, since a picture of air tells nothing; None without level 2."""
+        """Index of the level-2 box with the largest share of tissue; None without level 2."""
         return int(self._tissue(2).argmax()) if 2 in self.boxes else None
 
     def grandchild_to_show(self, child: int) -> int | None:
-        """Of the level-3 boxes of a level-2 box, the one with the largest share of tissue; None without level 3."""
+        """Index of the level-3 box in a level-2 box with the largest share of tissue; None without level 3."""
         if 3 not in self.boxes:
             return None
         own = [self.child_of(3, number) == child for number in range(len(self.boxes[3]))]
@@ -187,7 +188,7 @@ def _checked_boxes(boxes: Mapping[int, np.ndarray], native_size: tuple[int, int,
 
 
 def _rows(nest: Nest, window: tuple[float, float]) -> list[_Row]:
-    """Level 1 through the child's centre and, if there is a level 3, the child through the centre of a level-3 box."""
+    """Level 1 through the child's centre and, with level 3, the child through the centre of a level-3 box."""
     inches = WIDTH - 2 * MARGIN
     whole = np.stack([np.zeros(3, dtype=int), np.array(nest.native_size)])
     heading = f"Level 1: {size_text(nest.native_size, nest.size_mm)}. Grey window: {window_text(window)}."
@@ -280,7 +281,7 @@ def _crosses(box: np.ndarray, plane: Plane, native: int) -> bool:
 
 
 def _number_children(axes: Axes, nest: Nest, plane: Plane, native: int) -> None:
-    """Write the numbers of the level-2 boxes that the slice passes through; boxes at one corner share the writing."""
+    """Label the level-2 boxes that the slice passes through; boxes with the same corner share a label."""
     corners: dict[tuple[float, float], list[int]] = {}
     for number, box in enumerate(nest.boxes.get(2, ())):
         if _crosses(box, plane, native):

@@ -1,4 +1,4 @@
-"""Confusion matrix: how many scans of every class the network takes for which."""
+"""Figure of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mim_components.visualize.sheet import HEADING_SIZE, TEXT_SIZE, TITLE_SIZE, Sheet, wrapped
 
 CELL = 1.25  # inches
-LABEL = 1.1  # width of a class's name
+LABEL = 1.1  # inches, width of a class name
 LEFT, TOP, RIGHT, BOTTOM = 1.6, 1.2, 0.9, 0.45
 DARK = 0.55  # share of a row above which a cell is so dark that its text is white
 
@@ -20,11 +20,11 @@ def confusion_figure(counts: np.ndarray, class_names: Sequence[str], title: str)
 
     Args:
         counts: int `(K, K)`, row = class, column = prediction.
-        class_names: of the K classes.
-        title: above the matrix.
+        class_names: names of the K classes.
+        title: heading of the figure.
 
     Returns:
-        The figure. Cells of a class without scans hold a dash.
+        The figure; a dash stands for the share in a row without scans.
 
     Raises:
         ValueError: `counts` is not K x K.

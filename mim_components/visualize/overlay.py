@@ -1,7 +1,7 @@
-"""A segmentation beside its label: image, label, prediction and difference, in the three slices that show it best.
+"""Figure of a segmentation beside its label: image, label, prediction and difference, in three informative slices.
 
-The slices are small, so that those of every case can be kept. Masks are as in `mim_components.labels`. A slice is what
-a plane leaves of a volume: `(C, a, b)`, axes in their order.
+The slices are small enough to keep those of every case. Masks are as in `mim_components.labels`. A slice, cut from a
+volume by a plane, is `(C, a, b)`, axes in their order.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from mim_components.visualize.sheet import (
 )
 
 COLUMNS = ("Image", "Label", "Prediction", "Difference")
-# blue, orange and white stay apart for colour-blind readers
+# blue, orange and white are distinct for colour-blind readers
 DIFFERENCES = {"missed": "#2f8fff", "added": "#ff9a1f", "another class": "#ffffff"}
 FOOTNOTE = (
     "The planes pass where the label is largest. x, y and z are mm to the right, anterior and superior in the scan's "
     "own coordinates."
 )
-TINT = 0.22  # of the areas of the classes
+TINT = 0.22  # opacity of the areas
 SWATCH = 0.22  # inches, with the gap to its text
 LINE = 1.1  # points, about 1.5 pixels
 
@@ -52,7 +52,7 @@ LEGEND_ROW = 0.22  # inches
 
 
 class LegendEntry(NamedTuple):
-    """What is written of a target: its name, RGB in 0 to 255, and its scores."""
+    """Legend of a target: its name, RGB colour (0 to 255), and its scores."""
 
     name: str
     colour: tuple[int, int, int]
@@ -60,15 +60,15 @@ class LegendEntry(NamedTuple):
 
 
 def overlay_figure(picture: OverlayPicture, title: str, legend: Sequence[LegendEntry]) -> Figure:
-    """Draw the slices of a case, one row per plane, as a radiologist sees them, and the targets' names and colours.
+    """Draw the slices of a case, one row per plane in radiological orientation, and a legend of the targets.
 
     Args:
         picture: slices of the case.
-        title: heading, for example the case and its scores.
+        title: heading, such as the case and its scores.
         legend: one entry per target, in order.
 
     Returns:
-        The figure, to be read at 100 dpi.
+        The figure, designed for 100 dpi.
     """
     title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
     sizes = panel_inches(picture.size_mm, COLUMN, MAX_ROW)
@@ -109,7 +109,7 @@ def _draw_row(
 ) -> None:
     for axes, name in zip(row, COLUMNS, strict=True):
         volume = np.expand_dims(part.grey[0], part.plane.axis)
-        limits = (0.0, 255.0) if name != "Difference" else (0.0, 400.0)  # darker, so that white is seen
+        limits = (0.0, 255.0) if name != "Difference" else (0.0, 400.0)  # darker, so that white stands out
         draw_panel(axes, volume, spacing, part.plane, 0, limits=limits)
         axes.set_label(f"{part.plane.name}-{name.lower()}")
     draw_masks(row[1], part.label, part.plane, spacing, colours)
@@ -126,14 +126,14 @@ def draw_masks(
     spacing: tuple[float, float, float],
     colours: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Tint and outline every target of a slice, also along the edge of the picture.
+    """Tint and outline every target of a slice, including along the edge of the picture.
 
     Args:
-        axes: of `draw_panel`.
-        masks: of the slice, `(C, a, b)`, axes in their order.
-        plane: that left the slice.
+        axes: axes drawn by `draw_panel`.
+        masks: masks of the slice, `(C, a, b)`, axes in their order.
+        plane: plane of the slice.
         spacing: mm per voxel.
-        colours: RGB of every target, 0 to 255.
+        colours: RGB colour of every target, 0 to 255.
     """
     limits = axes.get_xlim(), axes.get_ylim()
     sides = zip(masks.shape[1:], (plane.across, plane.up), strict=True)
@@ -156,7 +156,7 @@ def _draw_difference(axes: Axes, part: PlaneSlice) -> None:
 
 
 def _legend_lines(legend: Sequence[LegendEntry]) -> list[list[tuple[tuple[int, int, int] | None, str]]]:
-    """Lines of the legend, by column: as many columns as the longest text allows; only the first line has a colour."""
+    """Lines of the legend by column, as many columns as the texts allow; an entry's first line has its colour."""
     texts = [f"{entry.name}: {entry.scores}" for entry in legend]
     whole = WIDTH - 2 * MARGIN
     longest = max((text_inches(text, TEXT_SIZE) for text in texts), default=0.0) + SWATCH + GAP
@@ -172,7 +172,7 @@ def _legend_lines(legend: Sequence[LegendEntry]) -> list[list[tuple[tuple[int, i
 def _draw_legend(
     sheet: Sheet, top: float, lines: Sequence[Sequence[tuple[tuple[int, int, int] | None, str]]], targets: int
 ) -> None:
-    """The targets column by column, and below them what the colours of the difference mean."""
+    """Draw the targets column by column, and below them the colours of the difference."""
     rows = max(map(len, lines))
     for column, entries in enumerate(lines):
         left = MARGIN + column * (WIDTH - 2 * MARGIN) / len(lines)
@@ -188,26 +188,26 @@ def _draw_legend(
 
 
 def draw_swatch(sheet: Sheet, left: float, top: float, colour: tuple[float, ...], text: str) -> None:
-    """Draw a colour, RGB in 0 to 1, and what it stands for."""
+    """Draw a colour, RGB in 0 to 1, and its meaning."""
     corner = (left / sheet.width, 1 - (top + 0.15) / sheet.height)
     size = (0.15 / sheet.width, 0.12 / sheet.height)
     sheet.figure.add_artist(Rectangle(corner, *size, facecolor=colour, edgecolor="black", linewidth=0.5))
     sheet.text(left + SWATCH, top, text, TEXT_SIZE)
 
 
-MARGIN_MM = 20.0  # around what is segmented
+MARGIN_MM = 20.0  # around the segmented part
 MIN_VIEW_MM = 160.0  # a small lesion is shown with its surroundings
 
 
 @dataclass(eq=False)
 class PlaneSlice:
-    """What one plane shows.
+    """The slice of one plane.
 
     Attributes:
-        plane: which.
-        grey: uint8 `(1, a, b)`.
-        label: uint8 masks `(C, a, b)`.
-        pred: uint8 masks `(C, a, b)`.
+        plane: its plane.
+        grey: image as grey values, uint8 `(1, a, b)`.
+        label: masks of the label, uint8 `(C, a, b)`.
+        pred: masks of the prediction, uint8 `(C, a, b)`.
         position: coordinate of the slice in the scan's own space, mm to the right, anterior or superior.
     """
 
@@ -220,12 +220,12 @@ class PlaneSlice:
 
 @dataclass(eq=False)
 class OverlayPicture:
-    """The three slices of a case; small, so that one can be kept of every case.
+    """The three slices of a case; small enough to keep one per case.
 
     Attributes:
-        slices: in the order of `PLANES`.
+        slices: slices in the order of `PLANES`.
         spacing: mm per voxel in RAS.
-        size_mm: edges of the part of the volume that is shown, `(3,)`.
+        size_mm: size of the part of the volume that is shown, mm, `(3,)`.
     """
 
     slices: tuple[PlaneSlice, ...]
@@ -234,16 +234,16 @@ class OverlayPicture:
 
 
 def overlay_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray, affine: np.ndarray) -> OverlayPicture:
-    """Cut the slices that show most of the label, of the part of the volume that label and prediction lie in.
+    """Cut the slices with most of the label, cropped to the part of the volume with label and prediction.
 
     Args:
         image: `(channels, H, W, D)` of any orientation, as the network saw it; the first channel is shown.
-        label: integer masks on the same grid.
+        label: integer masks on the same grid, `(C, H, W, D)`.
         pred: as `label`.
-        affine: from voxel to RAS in mm, `(4, 4)`.
+        affine: voxel to RAS in mm, `(4, 4)`.
 
     Returns:
-        The slices, turned to RAS.
+        The slices, reoriented to RAS.
     """
     limits = display_limits(image[0])
     turn = nib.orientations.io_orientation(affine)
@@ -270,10 +270,10 @@ def overlay_picture(image: np.ndarray, label: np.ndarray, pred: np.ndarray, affi
 
 
 def fullest_voxel(masks: np.ndarray) -> np.ndarray:
-    """Where three planes show most of all targets at once, `(3,)`.
+    """Voxel whose three planes show most of all targets together, `(3,)`.
 
-    Along each axis the areas of a target are divided by its largest one, so that a gallbladder counts as much as a
-    liver. With one target these are the slices of its largest area; with none, the middle.
+    Along each axis the areas of a target are divided by its largest, so that a gallbladder counts as much as a
+    liver. With one target these are the slices of its largest area; with none, the middle ones.
 
     Example:
         >>> masks = np.zeros((1, 5, 4, 3), dtype=np.uint8)
@@ -291,10 +291,10 @@ def fullest_voxel(masks: np.ndarray) -> np.ndarray:
 
 
 def display_limits(image: np.ndarray) -> tuple[float, float]:
-    """Intensities that are black and white: 0 and 1 where all lie between, else percentiles of what is not 0.
+    """Intensities shown as black and white: 0 and 1 if all lie between, else percentiles of nonzero voxels.
 
     Args:
-        image: `(H, W, D)`.
+        image: intensities, `(H, W, D)`.
 
     Example:
         >>> display_limits(np.linspace(0, 1, 8)), display_limits(np.arange(-100.0, 102.0))
@@ -307,12 +307,12 @@ def display_limits(image: np.ndarray) -> tuple[float, float]:
 
 
 def _turned(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """A view of `(C, H, W, D)` with its spatial axes turned."""
+    """A view of `(C, H, W, D)` with its spatial axes reoriented."""
     return np.moveaxis(nib.orientations.apply_orientation(np.moveaxis(volume, 0, -1), turn), -1, 0)
 
 
 def shown_part(label: np.ndarray, pred: np.ndarray, spacing: np.ndarray) -> Box:
-    """Voxels to show: what is segmented and a margin, at least `MIN_VIEW_MM`; everything where nothing is."""
+    """Voxels to show: the segmented part with a margin, at least `MIN_VIEW_MM`; everything if nothing is segmented."""
     shape = label.shape[1:]
     boxes = [*target_boxes(label).values(), *target_boxes(pred).values()]
     shown = union_box(boxes or [tuple(map(slice, (0, 0, 0), shape))])
@@ -329,5 +329,5 @@ def _cut(volume: np.ndarray, plane: Plane, voxel: np.ndarray) -> np.ndarray:
 
 def _grey(image: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     grey = np.rint(255 * np.clip((image - limits[0]) / (limits[1] - limits[0]), 0, 1)).astype(np.uint8)
-    grey[image == 0] = 0  # outside of the head, where the mean of what is inside was subtracted
+    grey[image == 0] = 0  # outside the head, after a z-score over nonzero voxels
     return grey

@@ -1,4 +1,4 @@
-"""Input, masked input, reconstruction and error of each level, in three planes."""
+"""Figures of input, masked input, reconstruction and error of each level, in three planes."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ FOOTNOTE = (
     "Visible tokens are copied from the input, so their error is 0. Slices are voxel indices of the prepared scan, "
     "the first is 0, counted from left, posterior and inferior."
 )
-HIDDEN_FACE, HIDDEN_HATCH = "#5a6f94", "#a9b8d3"  # blue: no grey value, black included, can be mistaken for it
+HIDDEN_FACE, HIDDEN_HATCH = "#5a6f94", "#a9b8d3"  # blue cannot be mistaken for a grey value or black
 
 MARGIN, GAP, ROW_GAP, BAR = 0.2, 0.12, 0.26, 0.85  # inches
 COLUMN, MAX_ROW = 3.0, 4.0  # inches
@@ -43,18 +43,18 @@ WIDTH = 2 * MARGIN + len(COLUMNS) * (COLUMN + GAP) + BAR
 
 @dataclass(eq=False, kw_only=True)
 class LevelPicture(ShownVolume):
-    """One volume of one level, as the network saw it, in RAS; what follows is beside `ShownVolume`.
+    """One volume of one level, as the network saw it, in RAS; attributes beyond those of `ShownVolume`.
 
     Attributes:
         reconstruction: prediction at masked tokens and the input elsewhere, `(H, W, D)`, HU.
-        masked: as of `ShownVolume`; hides at least one token.
+        masked: as in `ShownVolume`; hides at least one token.
     """
 
     reconstruction: np.ndarray
     masked: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check that everything fits together."""
+        """Check the reconstruction and the mask as well."""
         super().__post_init__()
         name = f"level {self.level}"
         self.reconstruction = checked_volume(self.reconstruction, f"reconstruction of {name}")
@@ -72,11 +72,11 @@ class LevelPicture(ShownVolume):
 
     @property
     def peak_hu(self) -> float:
-        """Width of the window that the network saw as 0 to 1, HU."""
+        """Width of `hu_window`, which the network saw as 0 to 1, HU."""
         return self.hu_window[1] - self.hu_window[0]
 
     def masked_rmse(self) -> float:
-        """Root mean squared error over masked voxels, HU; NaN or infinite when the reconstruction is."""
+        """Root mean squared error over masked voxels, HU; NaN or infinite if the reconstruction is."""
         error = (self.reconstruction - self.image)[self.masked_voxels()].astype(np.float64)
         return math.sqrt(np.square(error).mean())
 
@@ -88,9 +88,10 @@ class LevelPicture(ShownVolume):
         return math.inf if rmse == 0 else 20 * math.log10(self.peak_hu / rmse)
 
     def central_masked_token(self) -> tuple[int, int, int]:
-        """Masked token nearest to the centre of the volume in mm, of those that hold tissue if any does.
+        """Masked token nearest to the centre of the volume in mm, among those with tissue if there are any.
 
-        Air and padding look the same however good the network is, so a token whose mean is `air_hu` or less comes last.
+        Air and padding look the same whatever the network predicts, so tokens with a mean of `air_hu` or less come
+        last.
         """
         tokens = np.argwhere(self.masked)
         edge = self.token_size
@@ -114,12 +115,12 @@ def reconstruction_figure(
 
     Args:
         levels: one block each, in this order.
-        title: heading of the figure, for example scan and epoch.
+        title: heading of the figure, such as scan and epoch.
         window: lower and upper end of the grey window, HU.
         error_range: absolute error that gets the last colour, HU.
 
     Returns:
-        The figure, to be read at 100 dpi.
+        The figure, designed for 100 dpi.
 
     Raises:
         ValueError: no level, a reversed window, or an error range that is not positive.
@@ -152,8 +153,8 @@ def save_reconstruction_pictures(
     """Write one PNG per level: `<path_prefix>_level1.png` and so on.
 
     Args:
-        levels: one picture each.
-        path_prefix: folder and beginning of the file names; the folder is made.
+        levels: one picture per level.
+        path_prefix: folder and prefix of the file names; the folder is created.
         title: heading of every picture.
         window: lower and upper end of the grey window, HU.
         error_range: absolute error that gets the last colour, HU.
@@ -162,7 +163,7 @@ def save_reconstruction_pictures(
         The files, in the order of `levels`.
 
     Raises:
-        ValueError: as `reconstruction_figure`, or two pictures of one level, which would overwrite each other.
+        ValueError: as in `reconstruction_figure`, or two pictures of one level, which would overwrite each other.
     """
     numbers = [level.level for level in levels]
     if not levels or len(set(numbers)) < len(numbers):

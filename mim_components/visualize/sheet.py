@@ -1,10 +1,10 @@
-"""Drawing: figures laid out in inches, panels in mm, edge letters, PNG files, and the three planes of a radiologist.
+"""Drawing: figures laid out in inches, panels in mm, edge letters, PNG files, and the three radiological planes.
 
-Panels are drawn in mm from the volume's first voxel, both axes growing to the top left as in a plane. A box is then a
-rectangle at `start * spacing`, without a flip of its own.
+Panels are drawn in mm from the volume's first voxel, with both axes growing towards the top left. A box is then a
+rectangle at `start * spacing`, without a flip.
 
 Volumes are `(H, W, D)` in RAS: the index of axis 0 grows to the patient's right, of axis 1 to anterior, of axis 2 to
-superior. A panel is the 2D array that is drawn, row 0 on top and column 0 on the left: `(up, across)`.
+superior. A panel is the 2D array that is drawn, row 0 at the top and column 0 on the left: `(up, across)`.
 """
 
 import math
@@ -35,15 +35,15 @@ TITLE_SIZE, HEADING_SIZE, TEXT_SIZE = 13, 11, 9.5
 
 
 class Sheet:
-    """A figure of known size in inches, filled from the top; every position is counted from the top left.
+    """A figure of known size in inches, filled from the top; positions are in inches from the top left.
 
     Args:
-        width: inches.
-        height: inches.
+        width: width in inches.
+        height: height in inches.
     """
 
     def __init__(self, width: float, height: float) -> None:
-        """Make the empty figure."""
+        """Create the empty figure."""
         self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
         self.width, self.height = width, height
@@ -54,7 +54,7 @@ class Sheet:
         return self.figure.add_axes(box)
 
     def text(self, left: float, top: float, text: str, size: float, *, bold: bool = False, va: str = "top") -> None:
-        """Write text from `left`, `top`; a `$` in a file name stays a `$`."""
+        """Write text at `left`, `top`; `$` is literal, as in file names."""
         self.figure.text(
             left / self.width,
             1 - top / self.height,
@@ -67,7 +67,7 @@ class Sheet:
         )
 
     def columns(self, names: Sequence[str], left: float, top: float, step: float) -> list[float]:
-        """Write the heads of columns above `top`, the first from `left` on; returns where each begins."""
+        """Write column headings above `top`, the first at `left`; returns the left edge of each column."""
         lefts = [left + column * step for column in range(len(names))]
         for place, name in zip(lefts, names, strict=True):
             self.text(place, top - 0.06, name, TEXT_SIZE + 0.5, bold=True, va="baseline")
@@ -94,7 +94,7 @@ def lines_height(text: str, size: float) -> float:
 
 
 def length(mm: float) -> str:
-    """A length in mm with a digit after the point only where it tells something.
+    """A length in mm, with a decimal only below 100 mm.
 
     Example:
         >>> length(307.2), length(12.8)
@@ -115,7 +115,7 @@ def size_text(native_size: tuple[int, ...], size_mm: np.ndarray) -> str:
 
 
 class Plane(NamedTuple):
-    """One viewing plane: the axis it cuts, the two it shows, and the letters at its four edges."""
+    """A viewing plane: the axis it cuts, the two it shows, and the letters at its four edges."""
 
     name: str
     axis: int  # cut by the plane
@@ -135,7 +135,7 @@ PLANES = (
 
 
 def panel_of(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
-    """Cut one slice and turn it the way it is read.
+    """Cut one slice and orient it for reading.
 
     In all three planes the index of both shown axes grows towards the top left of the picture, so one flip serves all.
 
@@ -145,7 +145,7 @@ def panel_of(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
         index: voxel index along the axis that the plane cuts.
 
     Returns:
-        `(up, across)`, row 0 on top and column 0 on the left.
+        `(up, across)`, row 0 at the top and column 0 on the left.
 
     Example:
         >>> volume = np.zeros((2, 3, 4))
@@ -157,7 +157,7 @@ def panel_of(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
 
 
 def native_slice(index: int, size: int, native_size: int, start: int = 0) -> int:
-    """Voxel of the scan that holds the centre of a voxel of a resized volume, along one axis.
+    """Voxel of the scan that contains the centre of a voxel of a resized volume, along one axis.
 
     Args:
         index: voxel of the resized volume, counted from 0.
@@ -176,11 +176,11 @@ def native_slice(index: int, size: int, native_size: int, start: int = 0) -> int
 
 
 def slice_text(number: int, scan_size: int | None = None) -> str:
-    """What is written of a slice: its number, unless it lies beyond the scan, where there is padding.
+    """Label of a slice: its number, or that it lies in padding outside the scan.
 
     Args:
         number: voxel index in the scan, counted from 0.
-        scan_size: voxels of the scan along this axis; None = not known.
+        scan_size: size of the scan along this axis, voxels; None = unknown.
 
     Example:
         >>> slice_text(78, 79), slice_text(80, 79), slice_text(-1)
@@ -191,7 +191,7 @@ def slice_text(number: int, scan_size: int | None = None) -> str:
 
 
 def resized_slice(native_index: int, size: int, native_size: int) -> int:
-    """Voxel of a resized volume that holds the centre of a native voxel, along one axis; inverse of `native_slice`.
+    """Voxel of a resized volume that contains the centre of a native voxel, along one axis; inverse of `native_slice`.
 
     Args:
         native_index: native voxel, counted from 0 at the volume's first voxel.
@@ -209,7 +209,7 @@ def resized_slice(native_index: int, size: int, native_size: int) -> int:
 
 
 def nearest_to_centre(centres: np.ndarray, middle: np.ndarray, preferred: np.ndarray) -> int:
-    """Row of `centres` closest to `middle`, among the preferred rows if there are any; ties go to the first.
+    """Row of `centres` nearest to `middle`, among the preferred rows if there are any; ties go to the first.
 
     Args:
         centres: `(K, 3)` points.
@@ -217,7 +217,7 @@ def nearest_to_centre(centres: np.ndarray, middle: np.ndarray, preferred: np.nda
         preferred: bool `(K,)`.
 
     Returns:
-        A row number.
+        Index of the row.
     """
     distance = np.square(centres - middle).sum(-1)
     if preferred.any():
@@ -233,7 +233,7 @@ def panel_size(plane: Plane, size_mm: np.ndarray) -> tuple[float, float]:
 def panel_inches(size_mm: np.ndarray, max_width: float, max_height: float) -> list[tuple[float, float]]:
     """Width and height in inches of the three planes, each as large as `max_width` by `max_height` allows.
 
-    The planes have scales of their own: where slices are thick, one scale for all leaves a stamp of the axial plane.
+    Each plane has its own scale: with thick slices, a common scale would leave the axial plane tiny.
     """
     sizes = [panel_size(plane, size_mm) for plane in PLANES]
     scales = [min(max_width / width, max_height / height) for width, height in sizes]
@@ -241,7 +241,7 @@ def panel_inches(size_mm: np.ndarray, max_width: float, max_height: float) -> li
 
 
 def colours(name: str) -> Colormap:
-    """A named colour map that marks voxels which are not finite."""
+    """A named colour map that marks non-finite voxels."""
     return colormaps[name].with_extremes(bad=NOT_FINITE_COLOUR)
 
 
@@ -255,16 +255,16 @@ def draw_panel(
     cmap: str = "gray",
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> AxesImage:
-    """Draw one slice in mm, right way round, with its true proportions and the letters at its edges.
+    """Draw one slice in mm with the correct orientation and proportions, and the letters at its edges.
 
     Args:
-        axes: where to draw; its limits become the volume's edges in mm, first voxel at the lower right.
-        volume: `(H, W, D)` in RAS, grey values or whatever `limits` belongs to.
+        axes: axes to draw in; their limits become the volume's edges in mm, first voxel at the lower right.
+        volume: `(H, W, D)` in RAS, grey values or other values within `limits`.
         spacing: mm per voxel.
         plane: which plane.
-        index: voxel along the axis that the plane cuts.
+        index: voxel index along the axis that the plane cuts.
         cmap: name of a matplotlib colour map.
-        limits: values that get the first and the last colour.
+        limits: values of the first and the last colour.
 
     Returns:
         The image, for a colour bar.
@@ -304,12 +304,12 @@ def _draw_letter(axes: Axes, x: float, y: float, letter: str) -> None:
 
 
 def title_panel(axes: Axes, text: str) -> None:
-    """Write above the left edge of a panel."""
+    """Write a title above a panel, left-aligned."""
     axes.set_title(text, size=TEXT_SIZE, loc="left", pad=3, parse_math=False)
 
 
 def bar_length(mm: float) -> float:
-    """Longest 1, 2 or 5 times a power of ten that is at most a quarter of `mm`.
+    """Largest 1, 2 or 5 times a power of ten that is at most a quarter of `mm`.
 
     Example:
         >>> bar_length(309.0), bar_length(25.0), bar_length(12.8)
@@ -320,7 +320,7 @@ def bar_length(mm: float) -> float:
 
 
 def draw_scale_bar(axes: Axes) -> None:
-    """Draw a bar of a round number of mm in the lower left of a panel, above the letter at its lower edge."""
+    """Draw a bar of a round number of mm at the lower left of a panel, above the letter at its lower edge."""
     left, right = axes.get_xlim()
     bar = bar_length(left - right)
     halo = [withStroke(linewidth=2.5, foreground="black")]
@@ -343,13 +343,13 @@ def draw_scale_bar(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG that depends on the figure alone: no date, no software version.
+    """Write a PNG that depends only on the figure: no date, no software version.
 
-    The file appears whole or not at all, so that an interrupted run leaves no half picture.
+    The file appears complete or not at all, so an interrupted run leaves no partial picture.
 
     Args:
         figure: a figure of this package.
-        path: file to write; its folder is made.
+        path: file to write; its folder is created.
 
     Returns:
         `path`.

@@ -1,4 +1,4 @@
-"""A volume of a level that is shown: checked once, for the reconstructions and for the boxes.
+"""A volume of a level to be shown, with its checks; base of the reconstruction and box figures.
 
 Axes: image (H, W, D); mask (h, w, d) on its token grid.
 """
@@ -16,21 +16,21 @@ from mim_components.visualize.sheet import Plane, slice_text, title_panel
 
 @dataclass(eq=False, kw_only=True)
 class ShownVolume:
-    """A volume of a level on its resized grid, as the network saw it, and where it lies in the prepared scan, in RAS.
+    """A volume of a level on its resized grid, as the network saw it, and its position in the prepared scan, in RAS.
 
     Attributes:
         level: 1 is the outermost.
         image: `(H, W, D)`, HU.
         spacing: mm per voxel of `image`, that is, after the resize.
-        native_size: native voxels that it covers.
-        start: index of the first of them in the prepared scan.
-        scan_size: voxels of the prepared scan; slices beyond it are padding. None = not known.
-        hu_window: that the intensities were clipped to, HU.
+        native_size: size that it covers, native voxels.
+        start: index of its first native voxel in the prepared scan.
+        scan_size: size of the prepared scan, voxels; slices beyond it are padding. None = unknown.
+        hu_window: window that the intensities were clipped to, HU.
         masked: bool `(h, w, d)` on the token grid, which divides `(H, W, D)`: True where the network did not see the
             input. None = no mask.
 
     Raises:
-        ValueError: shapes that do not fit together, spacing or size not positive.
+        ValueError: shapes do not match, or spacing or size is not positive.
     """
 
     level: int = 1
@@ -43,7 +43,7 @@ class ShownVolume:
     masked: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Check that everything fits together."""
+        """Check that shapes match and sizes are positive."""
         name = f"level {self.level}"
         self.image = checked_volume(self.image, f"image of {name}")
         if self.masked is not None:
@@ -54,16 +54,16 @@ class ShownVolume:
 
     @property
     def size_mm(self) -> np.ndarray:
-        """Edges of the volume in mm, `(3,)`."""
+        """Size of the volume in mm, `(3,)`."""
         return np.array(self.image.shape) * np.array(self.spacing)
 
     @property
     def token_size(self) -> np.ndarray:
-        """Edges of a token in voxels of the image, `(3,)`; the whole image without a mask."""
+        """Size of a token in voxels of the image, `(3,)`; the whole image without a mask."""
         return np.array(self.image.shape) // (1 if self.masked is None else self.masked.shape)
 
     def cover_masked(self, axes: Axes, plane: Plane, index: int, **style: Any) -> None:
-        """Cover the masked tokens of a slice with rectangles of a style."""
+        """Cover the masked tokens of a slice with rectangles of the given style."""
         if self.masked is None:
             return
         edge = self.token_size * np.array(self.spacing)
@@ -73,13 +73,13 @@ class ShownVolume:
             axes.add_patch(Rectangle((across * width, up * height), width, height, **style))
 
     def title_panel(self, axes: Axes, plane: Plane, number: int) -> None:
-        """Write above a panel which slice of the prepared scan it is, or that it is padding."""
+        """Title a panel with the slice of the prepared scan that it shows, or as padding."""
         text = slice_text(number, self.scan_size[plane.axis] if self.scan_size else None)
         title_panel(axes, f"{plane.name}, {text}")
 
 
 def checked_volume(volume: np.ndarray, name: str) -> np.ndarray:
-    """The volume as float32 `(H, W, D)`; ValueError when it is empty or has another number of axes."""
+    """The volume as float32 `(H, W, D)`; ValueError if it is empty or not 3D."""
     volume = np.asarray(volume, dtype=np.float32)
     if volume.ndim != 3 or 0 in volume.shape:
         raise ValueError(f"{name} must be (H, W, D) and not empty, got shape {volume.shape}.")
@@ -87,7 +87,7 @@ def checked_volume(volume: np.ndarray, name: str) -> np.ndarray:
 
 
 def checked_mask(masked: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The mask as bool `(h, w, d)`; ValueError when its grid does not divide `shape`."""
+    """The mask as bool `(h, w, d)`; ValueError if its grid does not divide `shape`."""
     masked = np.asarray(masked)
     if masked.dtype != bool:
         raise ValueError(f"masked of {name} must be bool, True is hidden, got {masked.dtype}.")

@@ -1,4 +1,4 @@
-"""What is kept of a training, and how it comes back into a network."""
+"""Weights of a training with their input contract, and loading them into networks."""
 
 from mim_components.weights.contract import InputContract, ModelSettings, WrongWeightsError, read_contract
 from mim_components.weights.hub import load_encoder, push_encoder

@@ -1,4 +1,4 @@
-"""What an encoder expects of its input, and what a fine-tuned network was made with, kept with the weights."""
+"""The input that an encoder expects, and the settings of a fine-tuned network, stored with the weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 from mim_components import __version__
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError, what_it_is
 
-TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: what identifies the voxels of every scan, one a line
+TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: an identifier of each scan's voxels, one per line
 
 
 class WrongWeightsError(ValueError):
-    """The checkpoint was trained with other settings than the configuration has; names file, settings and remedy."""
+    """The checkpoint was trained with settings other than the configuration's; names file, settings and remedy."""
 
 
 @dataclass(frozen=True)
 class InputContract:
-    """How input must be made for an encoder, and what made it.
+    """How to prepare input for an encoder, and how the encoder was trained.
 
     Attributes:
         encoder: "hybrid" or "vit".
@@ -36,8 +36,8 @@ class InputContract:
         axes: order of the axes of a batch.
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
-        contract_version: of the layers and of this contract; weights of another one are refused.
-        spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
+        contract_version: version of the layers and of this contract; other versions are refused.
+        spacing: voxel size that volumes were resampled to, mm along R, A and S; None = native voxels.
 
     Example:
         >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
@@ -62,16 +62,16 @@ class InputContract:
     spacing: tuple[float, ...] | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """As the metadata of a safetensors file: text to text, each value as JSON."""
+        """Convert to the metadata of a safetensors file: strings, each value as JSON."""
         return {name: json.dumps(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None, source: str | Path) -> InputContract:
-        """Read it back; `source` is named in the error.
+        """Inverse of `to_metadata`; `source` is named in errors.
 
         Raises:
-            OtherVersionError: it is a contract of another version.
-            ValueError: an entry is missing.
+            OtherVersionError: the contract has another version.
+            ValueError: an entry is missing or damaged.
         """
         names = [field.name for field in fields(cls)]
         if metadata and any(name in metadata for name in names):
@@ -100,21 +100,21 @@ def read_contract(path: str | Path) -> InputContract:
     """The input contract of an `encoder.safetensors`; only its header is read.
 
     Raises:
-        OtherVersionError: its contract is of another version.
+        OtherVersionError: its contract has another version.
         ValueError: not a safetensors file, or one without a contract.
     """
     return InputContract.from_metadata(_metadata(path), path)
 
 
 def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
-    """The input contract of a file of weights, and the file it stands in; None where there is none.
+    """The input contract of a weights file, and the file that holds it; None if there is none.
 
     Args:
-        weights: a safetensors file with the contract in its metadata, or another with an `encoder.safetensors` beside.
+        weights: a safetensors file with the contract in its metadata, or another file beside an `encoder.safetensors`.
 
     Raises:
         OtherVersionError: it is a contract of another version.
-        ValueError: the file with the contract cannot be read, or has only a part of it.
+        ValueError: the file with the contract cannot be read, or holds only part of it.
     """
     path = Path(weights)
     source = path if path.suffix == ".safetensors" else path.with_name("encoder.safetensors")
@@ -136,12 +136,12 @@ def _metadata(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What has to agree between the training of a network and its use.
+    """The settings that must agree between the training of a network and its use.
 
     Attributes:
         bundle: name of the bundle.
-        settings: values by the name of the option that sets them.
-        targets: what the output channels stand for.
+        settings: values by option name.
+        targets: names of what the output channels stand for.
 
     Example:
         >>> settings = ModelSettings("mim_btcv_segmentation", {"spacing": (1.5, 1.5, 2.0)}, ("spleen", "liver"))
@@ -154,16 +154,16 @@ class ModelSettings:
     targets: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `model.json`; tuples become lists, as JSON has them."""
+        """Convert for `model.json`; tuples become lists, as in JSON."""
         values = {"bundle": self.bundle, "settings": dict(self.settings), "targets": list(self.targets)}
         return {**json.loads(json.dumps(values)), "version": __version__}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """A `model.json`: `ModelSettings.as_dict` and what is known of the training; empty where there is no such file.
+    """Read a `model.json`: `ModelSettings.as_dict` and facts about the training; empty if there is no such file.
 
     Raises:
-        WrongWeightsError: it is damaged.
+        WrongWeightsError: the file is damaged.
     """
     if not path.exists():
         return {}
@@ -171,5 +171,5 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(path.read_text())
         facts["settings"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WrongWeightsError(f"{path}: is damaged ({error}); remove it to use the weights unchecked.") from error
+        raise WrongWeightsError(f"{path}: damaged ({error}); remove it to use the weights unchecked.") from error
     return facts

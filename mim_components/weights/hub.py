@@ -1,4 +1,4 @@
-"""Pre-trained encoders from a file, a folder or the Hugging Face Hub, and back: one file says all about an encoder."""
+"""Load pre-trained encoders from a file, a folder or the Hugging Face Hub, and upload them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ENCODER_FILE = "encoder.safetensors"
 
 
 def load_encoder(source: str | Path, revision: str | None = None) -> HybridEncoder | ViTEncoder:
-    """Make a pre-trained encoder from its weights, whose input contract says which one it is.
+    """Build a pre-trained encoder from its weights; their input contract says which one it is.
 
     Args:
         source: `encoder.safetensors`, a folder that has it, or `owner/name` of a repository on the Hugging Face Hub.
-        revision: of the repository: a branch, tag or commit.
+        revision: branch, tag or commit of the repository.
 
     Returns:
         The encoder for dense input, in evaluation mode.
 
     Raises:
-        FileNotFoundError: there is no such file, and `source` cannot be the name of a repository.
-        ImportError: a repository is named, and huggingface_hub is not installed.
-        ValueError: the file has no input contract, or does not fit it.
+        FileNotFoundError: there is no such file, and `source` is not the name of a repository.
+        ImportError: `source` is a repository, and huggingface_hub is not installed.
+        ValueError: the file has no input contract, or does not match it.
     """
     path = Path(source)
     if path.is_dir():
@@ -50,16 +50,16 @@ def load_encoder(source: str | Path, revision: str | None = None) -> HybridEncod
 
 
 def push_encoder(path: str | Path, repo_id: str, private: bool = True, revision: str | None = None) -> str:
-    """Upload `encoder.safetensors` and its digest to the Hugging Face Hub, to a repository that is made if needed.
+    """Upload `encoder.safetensors` and its digest to the Hugging Face Hub; the repository is created if needed.
 
     Args:
         path: file with an input contract, which is checked first.
         repo_id: `owner/name`.
-        private: of a repository that is made.
+        private: whether a newly created repository is private.
         revision: branch to upload to.
 
     Returns:
-        Address of the upload.
+        URL of the upload.
 
     Raises:
         ImportError: huggingface_hub is not installed.

@@ -1,4 +1,4 @@
-"""Load the encoder of a pre-training into any network that has one, and say what was loaded."""
+"""Load the encoder of a pre-training into any network that has one, and report what was loaded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAINED_GRID = "_extra_state"  # of the hybrid encoder
 
 
 class PretrainedError(ValueError):
-    """Weights that do not fit the network; names the file, and what was found and expected."""
+    """Weights do not fit the network; names the file, and what was found and expected."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class LoadReport:
 
     Attributes:
         loaded: tensors that were copied.
-        new: tensors of the network's encoder that the file has not.
-        ignored: tensors of the file that the network has no place for, with the reason.
-        adapted: tensors that were changed to fit, with how.
-        share: share of the encoder's parameters that came in, 0 to 1.
+        new: tensors of the network's encoder that the file lacks.
+        ignored: tensors of the file that were not used, with the reason.
+        adapted: tensors that were changed to fit, with the change.
+        share: share of the encoder's parameters that were loaded, 0 to 1.
         outside: parts of the network outside its encoder, all new, with their number of tensors.
-        notes: what else there is to say, such as where the input contract was found.
+        notes: further remarks, such as where the input contract was found.
     """
 
     loaded: tuple[str, ...]
@@ -70,7 +70,7 @@ class LoadReport:
 
 
 def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
-    """Names with their reasons; those of one part and one reason as a count where they are more than `most`."""
+    """Names with their reasons; more than `most` with the same part and reason become a count."""
     parts: dict[tuple[str, str], list[str]] = {}
     for name, why in names:
         parts.setdefault((name.partition(".")[0], why), []).append(name)
@@ -82,11 +82,11 @@ def _by_part(names: Iterable[tuple[str, str]], most: int = 3) -> list[str]:
 
 
 def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) -> Path:
-    """Write an encoder's weights as safetensors with the input contract as metadata, and a digest beside.
+    """Write an encoder's weights as safetensors, with the input contract as metadata, and a digest beside it.
 
     Raises:
-        FullDiskError: the disk is full; says what is missing.
-        OSError: it cannot be written for another reason.
+        FullDiskError: the disk is full; says how much space is missing.
+        OSError: writing fails for another reason.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     try:
@@ -103,18 +103,18 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
     positions are recomputed for another grid.
 
     Args:
-        network: to load into.
+        network: network to load into.
         path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training.
-        positions: of a ViT on another grid than the trained one: "rescaled" to the range of that one, which the input
-            contract in or beside the file names (without a contract, as "index"), or "index". The hybrid encoder has
+        positions: for a ViT on a grid other than the trained one: "rescaled" to the trained range, which the input
+            contract in or beside the file gives (without a contract, like "index"), or "index". The hybrid encoder has
             its own setting.
 
     Returns:
         What was loaded, new, ignored and adapted.
 
     Raises:
-        OtherVersionError: the weights are from before the present hybrid encoder.
-        PretrainedError: nothing matches, or a shape differs in anything but input channels or the position grid.
+        OtherVersionError: the weights predate the present hybrid encoder.
+        PretrainedError: nothing matches, or a shape differs in more than input channels or the position grid.
     """
     report = copy_encoder(network, path, positions)
     logger.info("Pre-trained encoder from %s: %s", path, report)
@@ -122,7 +122,7 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
 
 
 def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:
-    """`load_pretrained` without a line in the log."""
+    """`load_pretrained` without logging."""
     check_positions(positions)
     target = encoder_of(network)
     source, ignored = _read_encoder(Path(path))
@@ -152,12 +152,12 @@ def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescale
 
 
 def _trained_grid_of(source: dict[str, Tensor], contract: InputContract, contract_file: Path, path: str | Path) -> Grid:
-    """The token grid that a contract names; refuses a contract of weights with another number of tokens."""
+    """The token grid of a contract; refuses a contract whose number of tokens is not that of the weights."""
     grid = token_grid(contract.input_size, contract.patch_size)
     stored = source[POSITIONS].shape[1] if POSITIONS in source else math.prod(grid)
     if stored != math.prod(grid):
         raise PretrainedError(
-            f"{path}: has positions of {stored} tokens, but the input contract in {contract_file} names a grid of "
+            f"{path}: has positions for {stored} tokens, but the input contract in {contract_file} names a grid of "
             f"{' x '.join(map(str, grid))} = {math.prod(grid)} tokens: it belongs to other weights. Put the "
             "encoder.safetensors of the same training there, or remove it."
         )
@@ -171,7 +171,7 @@ def _why_ignored(name: str, encoder: nn.Module) -> str:
 
 
 def _outside(network: nn.Module, encoder: nn.Module) -> tuple[tuple[str, int], ...]:
-    """Modules of a network beside its encoder, with their number of tensors."""
+    """Modules of a network other than its encoder, with their number of tensors."""
     if network is encoder:
         return ()
     parts = ((name, len(part.state_dict())) for name, part in network.named_children() if part is not encoder)
@@ -179,7 +179,7 @@ def _outside(network: nn.Module, encoder: nn.Module) -> tuple[tuple[str, int], .
 
 
 def encoder_of(network: nn.Module) -> nn.Module:
-    """The part of a network that pre-trained weights go into."""
+    """The part of a network that takes pre-trained weights."""
     for name in ("encoder", "vit"):
         part = getattr(network, name, None)
         if isinstance(part, nn.Module):
@@ -188,7 +188,7 @@ def encoder_of(network: nn.Module) -> nn.Module:
 
 
 def _check_kind(source: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
-    """Refuse another kind of encoder, whose transformer blocks may fit by chance."""
+    """Refuse the other kind of encoder, whose transformer blocks may fit by chance."""
     for name in FIRST_CONVOLUTIONS:
         if (name in source) != (name in state) and any(other in source for other in FIRST_CONVOLUTIONS):
             found, expected = ("another kind", name) if name in state else (name, "another kind")
@@ -233,12 +233,12 @@ def _fit(
         return value.expand(want) / want[1]
     cause = "another preset or patch size?"
     if name in FIRST_CONVOLUTIONS and have[:1] + have[2:] == want[:1] + want[2:]:
-        cause = f"weights for {have[1]} input channels cannot serve {want[1]}, only those for 1 channel can."
-    raise PretrainedError(f"{path}: {name} has shape {have}, the network wants {want}; {cause}")
+        cause = f"weights for {have[1]} input channels cannot be used for {want[1]}, only those for 1 channel can."
+    raise PretrainedError(f"{path}: {name} has shape {have}, the network needs {want}; {cause}")
 
 
 def _trained_grid(value: Tensor, own: Tensor, network: nn.Module, adapted: list[tuple[str, str]]) -> Tensor:
-    """The grid that the weights were trained on, which goes with them; says so where the network has another."""
+    """The grid that the weights were trained on, which replaces the network's; reports where they differ."""
     differs = bool(value.any() and own.any()) and not torch.equal(value, own)
     if differs and getattr(encoder_of(network), "positions", None) == "rescaled":
         adapted.append(("positions", f"of the grid {tuple(own.tolist())} rescaled to {tuple(value.tolist())}"))
@@ -248,13 +248,13 @@ def _trained_grid(value: Tensor, own: Tensor, network: nn.Module, adapted: list[
 def _positions(
     value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]], trained: Grid | None
 ) -> Tensor:
-    """Fixed positions for the network's grid: those of the file where it is the same grid."""
+    """Fixed positions for the network's grid; those of the file if the grid is the same."""
     grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
     if grid is None:
         return value
     positions = sincos_positions(tuple(grid), want[2], value, trained)
     if positions.shape == value.shape and torch.allclose(positions, value, atol=1e-5):
         return value
-    how = f"fixed positions made for the grid {tuple(grid)}"
+    how = f"fixed positions computed for the grid {tuple(grid)}"
     adapted.append((POSITIONS, how + (f", rescaled to {trained}" if trained else "")))
     return positions

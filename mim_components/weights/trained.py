@@ -30,21 +30,21 @@ logger = logging.getLogger(__name__)
 TRAIN_COMMAND = "python -m monai.bundle run --config_file bundles/mim_pretrain/configs/train.json --dataset_dir DIR"
 ADVICE = f"Pre-train first ({TRAIN_COMMAND}), or set --checkpoint to a model.pt."
 MODEL_ADVICE = "Fine-tune first (configs/train.json), or set --checkpoint to a model.pt."
-# follow from other settings, or are no settings
+# derived from other settings, or not settings
 _NOT_OPTIONS = ("patch_size", "orientation", "axes", "targets")
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """A network with trained weights, and what is known of their training.
+    """A network with trained weights, and what is known about their training.
 
     Attributes:
-        network: with the weights, in evaluation mode.
-        path: the file they came from.
-        contract: of a pre-training, from the encoder beside the file; None where there is none.
-        spacing: that volumes of a pre-training must be resampled to, mm; None = native voxels. It is what the contract
-            says, and where there is none, what the configuration does.
-        facts: of a fine-tuning, from the `model.json` beside the file; empty where there is none.
+        network: network with the weights, in evaluation mode.
+        path: file that the weights came from.
+        contract: contract of a pre-training, from the encoder beside the file; None if there is none.
+        spacing: voxel size that volumes of a pre-training must be resampled to, mm; None = native voxels. It is that of
+            the contract or, without one, of the configuration.
+        facts: facts about a fine-tuning, from the `model.json` beside the file; empty if there is none.
     """
 
     network: nn.Module
@@ -55,7 +55,7 @@ class TrainedNetwork:
 
     @property
     def training_volumes(self) -> frozenset[str]:
-        """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty where not known."""
+        """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if unknown."""
         for folder in (self.path.parent, self.path.parent.parent / "models"):
             if (folder / TRAINING_VOLUMES).is_file():
                 return frozenset((folder / TRAINING_VOLUMES).read_text(encoding="utf-8").splitlines())
@@ -63,26 +63,26 @@ class TrainedNetwork:
 
     @property
     def origin(self) -> str:
-        """File, and step and validation metric of the training where they are known."""
+        """File and, where known, step and validation metric of the training."""
         if self.contract is not None:
             return f"{self.path}, step {self.contract.step}"
         if "step" not in self.facts:
             return str(self.path)
         metric, value = self.facts["metric"], self.facts["metric_value"]
-        known = "the last model, no validation was a number" if value is None else f"{metric} {value:.4f}"
+        known = "the last model, no validation gave a number" if value is None else f"{metric} {value:.4f}"
         return f"{self.path}, step {self.facts['step']}, {known}"
 
 
 def find_checkpoint(checkpoint: str | Path | None, folders: Sequence[str | Path], advice: str = ADVICE) -> Path:
-    """The checkpoint that is given, else the first `models/model.pt` that exists in the folders.
+    """The given checkpoint, else the first `models/model.pt` that exists in the folders.
 
     Args:
-        checkpoint: file, or None.
-        folders: where to look.
-        advice: what to do where there is none.
+        checkpoint: file, or None to search.
+        folders: folders to search.
+        advice: advice for the error.
 
     Raises:
-        FileNotFoundError: names every place that was looked at, and the command that makes the file.
+        FileNotFoundError: there is none; names every place searched, and the command that makes the file.
     """
     places = [Path(checkpoint)] if checkpoint else [Path(folder) / "models" / "model.pt" for folder in folders]
     for place in places:
@@ -102,19 +102,19 @@ def load_trained(
     """Load weights into `network`, in place, after validating them against the configuration, and switch to evaluation.
 
     Args:
-        network: made by the configuration.
+        network: network of the configuration.
         checkpoint: `model.pt` or a checkpoint of a run; None = `models/model.pt` in the first of the folders.
-        folders: where to look for it.
-        expected: what the configuration says. The contract of a pre-training is compared with that of the
-            `encoder.safetensors` beside the checkpoint; its `spacing` may be None: that of the weights is taken. The
+        folders: folders to search for it.
+        expected: the configuration's settings. The contract of a pre-training is compared with that of the
+            `encoder.safetensors` beside the checkpoint; if its `spacing` is None, that of the weights is used. The
             settings of a fine-tuning are compared with the `model.json` beside it.
-        same_levels: the sizes of the levels must agree; else only their number.
+        same_levels: whether the sizes of the levels must agree, or only their number.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        DamagedCheckpointError: it is not whole, or not a checkpoint.
-        OtherVersionError: it is from before the present hybrid encoder.
-        WrongWeightsError: it was trained with other settings; names them.
+        DamagedCheckpointError: it is damaged, or not a checkpoint.
+        OtherVersionError: it predates the present hybrid encoder.
+        WrongWeightsError: it was trained with different settings; names them.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -163,7 +163,7 @@ def _compare_contracts(path: Path, found: InputContract, expected: InputContract
 def _compare_settings(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     have = {**found["settings"], "targets": found.get("targets")}
     want = {**expected["settings"], "targets": expected["targets"]}
-    # an option that is not in the file is younger than it
+    # an option that is not in the file was added after it was written
     wrong = [name for name in want if have.get(name, want[name]) != want[name]]
     _refuse(f"{path} (bundle {found.get('bundle')})", wrong, have, want, "Set")
 
@@ -175,7 +175,7 @@ def _refuse(weights: str, wrong: Sequence[str], have: Mapping[str, Any], want: M
     rows = "\n".join(f"  {name}: {_shown(have[name])} in the file, {_shown(want[name])} here" for name in wrong)
     options = " ".join(f"--{name} {_as_option(have[name])}" for name in wrong if name not in _NOT_OPTIONS)
     raise WrongWeightsError(
-        f"{weights} was trained with other settings than this configuration has:\n{rows}\n"
+        f"{weights} was trained with different settings from this configuration's:\n{rows}\n"
         f"{advice} {options or 'the bundle it was trained with'}"
     )
 
@@ -192,7 +192,7 @@ def _misfit_advice(expected: InputContract | ModelSettings, misfit: str) -> str:
 
 
 def describe_misfit(state: Mapping[str, Any], network: nn.Module) -> str:
-    """The first three tensors that differ in name or shape between a file and a network, and how many more; else ""."""
+    """The first three tensors that differ in name or shape between file and network, and how many more; "" if none."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     wrong = [
@@ -213,7 +213,7 @@ def _as_option(value: object) -> str:
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network.to(device)`, for configurations that must load weights first (`_requires_`).
+    """`network.to(device)`, for configurations that load weights first (`_requires_`).
 
     Example:
         >>> on_device(nn.Linear(2, 1), torch.device("cpu")).weight.device

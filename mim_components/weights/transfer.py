@@ -1,4 +1,4 @@
-"""Transfer pre-trained weights into a network for fine-tuning, if they suit it and its input."""
+"""Transfer pre-trained weights into a fine-tuning network if they fit it and its input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mim_components.weights.pretrained import LoadReport, PretrainedError, copy_
 logger = logging.getLogger(__name__)
 
 IGNORABLE = ("orientation", "intensity")
-WINDOW = "a window of HU, clipped and scaled to [0, 1]"
+WINDOW = "an HU window, clipped and scaled to [0, 1]"
 
 
 def start_from(
@@ -34,26 +34,27 @@ def start_from(
     positions: str = "rescaled",
     spacing: Sequence[float] | None = None,
 ) -> LoadReport | None:
-    """Load pre-trained weights into `network`, in place, or leave it as it is; the log says what came in.
+    """Load pre-trained weights into `network`, in place, or leave it unchanged; the log says what was loaded.
 
     Args:
-        network: for fine-tuning, before it is wrapped for several devices.
+        network: fine-tuning network, before it is wrapped for several devices.
         pretrained: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training; "none" = from scratch.
         orientation: axis codes of the images that the network will see.
-        intensity: the transform that scales them, array or dictionary version, or its configuration with `_target_`.
+        intensity: the transform that scales intensities, array or dictionary version, or its configuration with
+            `_target_`.
         ignore: what may differ from the input that the weights were trained on: "orientation", "intensity".
         positions: see `mim_components.weights.pretrained.load_pretrained`.
-        spacing: of the images, mm along their axes; a warning says so when it is more than twice or less than half of
-            what the weights were trained on. None, or a number that is not positive, = native voxels.
+        spacing: voxel size of the images, mm along their axes; a warning says when it is more than twice or less than
+            half of that of the training. None, or a value that is not positive, = native voxels.
 
     Returns:
         What was loaded; None from scratch.
 
     Raises:
-        ValueError: `pretrained` is not given, or `ignore` names something else.
-        OtherVersionError: the weights are from before the present hybrid encoder.
-        PretrainedError: the file is missing, does not fit the network, or was trained on other input; names the way
-            out.
+        ValueError: `pretrained` is not given, or `ignore` names anything else.
+        OtherVersionError: the weights predate the present hybrid encoder.
+        PretrainedError: the file is missing, does not fit the network, or was trained on other input; says what to
+            do.
 
     Example:
         >>> network = HybridEncoder(preset="nano")
@@ -64,7 +65,7 @@ def start_from(
     if pretrained is None:
         raise ValueError(
             "pretrained is not set: give --pretrained PATH (encoder.safetensors, model.pt or a checkpoint of "
-            "mim_pretrain), or --pretrained none for training from scratch."
+            "mim_pretrain), or --pretrained none to train from scratch."
         )
     if str(pretrained) == "none":
         logger.info("Training from scratch: the weights of %s are random.", type(network).__name__)
@@ -85,7 +86,7 @@ def _check_ignore(ignore: Sequence[str]) -> None:
     if unknown or isinstance(ignore, str):
         raise ValueError(
             f"ignore_contract must be a list of {' and '.join(map(repr, IGNORABLE))}, got {ignore!r}; "
-            "what decides the shapes of the weights cannot be ignored."
+            "what determines the shapes of the weights cannot be ignored."
         )
 
 
@@ -97,12 +98,12 @@ def _check_input(
     ignore: Sequence[str],
     spacing: Sequence[float] | None,
 ) -> tuple[str, ...]:
-    """Compare network and input with the contract of the weights; what is to be said about it."""
+    """Compare network and input with the contract of the weights; returns remarks for the report."""
     encoder = encoder_of(network)
     kind = _kind(encoder)
     if kind is None:
         raise PretrainedError(
-            f"{path}: {type(network).__name__} has no encoder that MiM pre-trains and starts from scratch only; "
+            f"{path}: {type(network).__name__} has no encoder that MiM pre-trains and can only start from scratch; "
             "use --pretrained none, or another --architecture."
         )
     found = find_contract(path)
@@ -123,14 +124,14 @@ def _check_input(
 
 
 def _kind(encoder: nn.Module) -> str | None:
-    """What `InputContract.encoder` calls it; None for what MiM does not pre-train."""
+    """Kind of encoder as in `InputContract.encoder`; None for one that MiM does not pre-train."""
     if isinstance(encoder, HybridEncoder):
         return "hybrid"
     return "vit" if isinstance(encoder, ViT) else None
 
 
 def _check_architecture(path: Path, contract: InputContract, encoder: nn.Module, kind: str) -> None:
-    """Refuse weights of other shapes than the encoder's, by name."""
+    """Refuse weights whose sizes differ from the encoder's, by name."""
     pairs: list[tuple[str, object, object]] = [("encoder", contract.encoder, kind)]
     if contract.encoder == kind:
         presets, patch_size = _sizes(encoder)
@@ -144,7 +145,7 @@ def _check_architecture(path: Path, contract: InputContract, encoder: nn.Module,
 
 
 def _sizes(encoder: nn.Module) -> tuple[list[str], int]:
-    """Names of the presets that have the widths of an encoder, and the edge of its tokens in voxels."""
+    """Names of the presets with an encoder's widths, and the edge of its tokens in voxels."""
     if isinstance(encoder, HybridEncoder):
         presets = [name for name, preset in PRESETS.items() if preset.hybrid.channels == encoder.channels]
         return presets, encoder.patch_size
@@ -172,7 +173,7 @@ def _warn_of_spacing(
     if any(max(here / there, there / here) > 2 for here, there in zip(spacing, trained, strict=True) if here > 0):
         logger.warning(
             "%s: trained on voxels of %s mm, here they are %s mm: more than twice as long or as short along an axis, "
-            "so structures look unlike what the weights know.",
+            "so structures look unlike those of the training.",
             path,
             per_axis(trained),
             per_axis(spacing),
@@ -180,7 +181,7 @@ def _warn_of_spacing(
 
 
 def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:
-    """Kind of a scaling of intensities, and its window in HU where it has one."""
+    """Kind of an intensity scaling, and its window in HU if it has one."""
     names = ("a_min", "a_max", "b_min", "b_max", "clip")
     settings: dict[str, Any]
     if isinstance(transform, Mapping):

@@ -1,4 +1,4 @@
-"""Files that all bundles of a workflow share: their only source, and what copies them into the bundles.
+"""Files that all bundles of a workflow share: their only source, and the command that copies them into the bundles.
 
 What is particular to a dataset is in a bundle's `configs/metadata.json`; everything here is the same in every bundle.
 """

@@ -1,6 +1,6 @@
 """Command: bring the shared files of bundles up to date, `python -m mim_tools.bundle_files [FOLDER ...]`.
 
-Exit code 0: up to date, or brought up to date; 1: `--check` found stale copies; 2: wrong usage, or a folder that is no
+Exit code 0: up to date, or updated; 1: `--check` found stale copies; 2: wrong usage, or a folder that is not a
 bundle.
 """
 
@@ -14,7 +14,7 @@ from mim_tools.bundle_files.copies import SOURCES, BundleFilesError, find_bundle
 
 OK, STALE, USAGE = 0, 1, 2
 DONE = {"missing": "written", "differs": "replaced"}
-EPILOG = f"""The copies are generated: a change in one of them is replaced without a question, and --check shows it.
+EPILOG = f"""The copies are generated: changes to them are overwritten without asking, and --check shows them.
 Change one bundle in its configs/metadata.json; change all of them in the source, {SOURCES}."""
 
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: words of the command line, those of the process when None.
+        arguments: command-line arguments; None = those of the process.
 
     Returns:
         The exit code.

@@ -1,7 +1,7 @@
-"""Compose the files of a bundle from fragments: what two tasks share stands in one of them only.
+"""Compose the files of a bundle from fragments, so that what several tasks share is in one of them only.
 
-A configuration is the fragments of that name merged by key, the later one wins, with the meaning that MONAI gives to
-keys: `a::b` sets inside `a`, `+a` extends a list or a dictionary. Where no fragment has `a`, the key stays as it is,
+A configuration is the merge by key of the fragments of that name; later ones win, with MONAI's meaning of
+keys: `a::b` sets inside `a`, `+a` extends a list or a dictionary. If no fragment has `a`, the key stays unchanged,
 and MONAI applies it to the file that an overlay follows.
 """
 
@@ -17,7 +17,7 @@ from mim_components.run.options import option_table
 
 WIDTH = 120
 INDENT = 4
-# Keys that are no options, in the order in which a reader needs them; also inside `train` and `validate`.
+# Keys that are not options, in reading order; also inside `train` and `validate`.
 PARTS = """
     class_names label_set crop_size imports start_processes results_dir synthetic_ct folder found labels prepared
     network_def contract settings started probed trained module network averaged evaluated_network class_loss
@@ -29,7 +29,7 @@ SECTIONS = ("train", "validate")
 
 
 def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Fragments of a configuration as one, in the order of `PARTS`.
+    """Merge fragments of a configuration, in the order of `PARTS`.
 
     Raises:
         ValueError: `+key` joins values of different types.
@@ -49,9 +49,9 @@ def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def as_overlay(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An overlay that MONAI also reads alone, or first, so that its check can say which file it changes.
+    """An overlay that MONAI can also read alone or first, so that the check can say which file it changes.
 
-    `a::b` needs an `a` that is there already; `+a` does not.
+    `a::b` needs an existing `a`; `+a` does not.
 
     Example:
         >>> overlay = as_overlay({"prepared::spacing": None, "seed": 1, "validate::evaluator::amp": True})
@@ -87,10 +87,10 @@ def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:
 
 
 def with_literals(value: Any, metadata: Mapping[str, Any]) -> Any:
-    """A configuration with the values of the metadata in the place of references to them, where it has them.
+    """Replace references to the metadata in a configuration by their values, where they exist.
 
     Raises:
-        ValueError: an expression looks into the metadata.
+        ValueError: an expression refers to the metadata.
 
     Example:
         >>> with_literals({"spacing": "@_meta_::dataset::spacing"}, {"dataset": {"spacing": [1.5, 1.5, 2.0]}})

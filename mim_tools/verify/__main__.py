@@ -1,6 +1,6 @@
-"""Command: judge a downloaded bundle without running it, `python -m mim_tools.verify BUNDLE`.
+"""Command: check a downloaded bundle without running it, `python -m mim_tools.verify BUNDLE`.
 
-Exit code 0: nothing found; 1: findings; 2: wrong usage, or no bundle.
+Exit code 0: nothing found; 1: findings; 2: wrong usage, or not a bundle.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mim_components.utils.text import counted
 from mim_tools.verify.bundle import judge_bundle
 from mim_tools.verify.findings import table
 
 CLEAN, FINDINGS, USAGE = 0, 1, 2
-EPILOG = """What it accepts is a short list: a finding is a reason to read the place that it names, not a proof of an
-attack; and no finding is no proof of harmlessness. See docs/security.md."""
+EPILOG = """It accepts only what is on a short list: a finding is a reason to read that place, not proof of an
+attack; nor does a lack of findings prove a bundle harmless. See docs/security.md."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: words of the command line, those of the process when None.
+        arguments: command-line arguments; None = those of the process.
 
     Returns:
         The exit code.
@@ -54,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(table(findings) if findings else f"{options.bundle}: nothing found")
         if findings:
-            print(f"{len(findings)} findings: read these places before you run the bundle.")
+            print(f"{counted(len(findings), 'finding')}: read these places before you run the bundle.")
     return FINDINGS if findings else CLEAN
 
 
 def _check_place(bundle: Path) -> None:
-    """Refuse to work from inside the bundle: there, `python -m` takes modules that lie in it for its own."""
+    """Refuse to run inside the bundle, where `python -m` would import modules from it."""
     here, root = os.getcwd(), os.path.realpath(bundle)
     if bundle.is_dir() and os.path.commonpath([here, root]) == root and not getattr(sys.flags, "safe_path", False):
-        raise ValueError(f"{bundle}: start the command from a folder outside of the bundle, or with python -P.")
+        raise ValueError(f"{bundle}: start the command from a folder outside the bundle, or with python -P.")
 
 
 if __name__ == "__main__":

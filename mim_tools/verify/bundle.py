@@ -15,27 +15,27 @@ from mim_tools.verify import configs, weights
 from mim_tools.verify.findings import Finding
 
 CODE = (".bat", ".cmd", ".exe", ".ipynb", ".jar", ".ps1", ".pth", ".py", ".pyc", ".pyz", ".sh", ".whl")
-PACKAGES = ("mim_components", "mim_tools")  # ours, which a release brings
+PACKAGES = ("mim_components", "mim_tools")  # ours, which a release includes
 ARCHIVES = (".7z", ".bz2", ".egg", ".rar", ".tar", ".tgz", ".xz")
 # limits of a zip archive
 MOST_FILES = 10_000
 MOST_BYTES = 32 * 2**30
 MOST_RATIO = 200
-_SMALL = 16 * 2**20  # bytes; what is not larger may be packed as densely as it likes
+_SMALL = 16 * 2**20  # bytes; up to this size any compression ratio is accepted
 
 
 def judge_bundle(bundle: str | Path, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Judge a bundle without running or importing anything of it.
+    """Judge a bundle without running or importing any of it.
 
     Args:
         bundle: folder with `configs/`, or a zip archive of one.
-        overrides: `key=value`, as they would stand on the command line.
+        overrides: `key=value`, as on the command line.
 
     Returns:
-        What speaks against running it; empty where nothing was found.
+        Reasons not to run it; empty if nothing was found.
 
     Raises:
-        ValueError: no bundle, a damaged archive, or a wrong override.
+        ValueError: not a bundle, a damaged archive, or a wrong override.
     """
     path = Path(bundle)
     findings = configs.judge_overrides(overrides)
@@ -68,7 +68,7 @@ def _judge_folder(folder: Path) -> list[Finding]:
 
 
 def _root(folder: Path) -> Path:
-    """The folder with `configs/`: an archive holds one folder, named like the bundle."""
+    """The folder with `configs/`; in an archive it may be one level down."""
     inside = [each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()]
     for each in (folder, *(inside if len(inside) == 1 else ())):
         if (each / "configs").is_dir() and any((each / "configs").iterdir()):
@@ -113,7 +113,7 @@ def _judge_file(path: Path, name: str, top: bool) -> Iterator[Finding]:
 
 
 def _is_ours(path: Path, name: str) -> bool:
-    """Whether it is a file of the packages that judge, byte by byte, as a release brings them."""
+    """Whether it is, byte for byte, a file of our own packages, which a release includes."""
     if PurePosixPath(name).parts[0] not in PACKAGES:
         return False
     own = Path(__file__).parents[2] / name
@@ -121,17 +121,17 @@ def _is_ours(path: Path, name: str) -> bool:
 
 
 def _unpack(path: Path, folder: Path) -> list[Finding]:
-    """Judge an archive, and unpack it where nothing is found.
+    """Judge an archive, and unpack it if nothing is found.
 
     Args:
-        path: the zip file.
-        folder: where to; nothing is written elsewhere.
+        path: zip file.
+        folder: target folder; nothing is written elsewhere.
 
     Returns:
-        What is wrong; then nothing was unpacked.
+        Findings; if there are any, nothing was unpacked.
 
     Raises:
-        ValueError: no zip file, or not enough room to judge it.
+        ValueError: not a zip file, or not enough disk space to judge it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -155,7 +155,7 @@ def _unpack(path: Path, folder: Path) -> list[Finding]:
 
 
 def _member_faults(member: zipfile.ZipInfo) -> Iterator[str]:
-    # as it is written in the archive: Python turns backslashes into slashes on some systems, and cuts at a zero byte
+    # the raw name: Python converts backslashes to slashes on some systems, and cuts at a zero byte
     name = member.orig_filename
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\\" in name or "\0" in name:
         yield "an absolute path, or one of another system"
@@ -189,4 +189,4 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) ->
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(member) as source, target.open("xb") as file:
-        shutil.copyfileobj(source, file)  # zipfile reads no more than the size that was judged
+        shutil.copyfileobj(source, file)  # zipfile reads no more than the declared size

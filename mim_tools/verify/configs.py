@@ -1,4 +1,4 @@
-"""Judge configuration files: everything that MONAI would import, call or evaluate, by the text that stands there."""
+"""Judge the text of configuration files: everything that MONAI would import, call or evaluate."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mim_tools.verify.findings import Finding
 
 SUFFIXES = (".json", ".yaml", ".yml")
 MOST_BYTES = 16 * 2**20
-# MONAI imports and calls what a text under these names says
+# MONAI imports and calls what strings under these names say
 BY_NAME = ("reader", "writer", "merger_cls")
-# options of `monai.bundle run` that lead to files or classes which were not judged
+# options of `monai.bundle run` that lead to unjudged files or classes
 RUNNER_OPTIONS = ("args_file", "config_file", "logging_file", "meta_file", "parser", "workflow", "workflow_type")
-# folders of the user's own data; an absolute path there is a habit of examples
+# folders of the user's own data; absolute paths are common there in examples
 _READ_ONLY = ("dataset_dir", "data_root")
-# texts for people; a reference to them in a configuration is refused
+# texts for human readers; references to them in a configuration are refused
 DOCUMENTARY = ("changelog", "copyright", "data_source", "description", "intended_use", "references", "schema")
 # configuration files of `logging`, and what accepted ones name
 LOGGING_SUFFIXES = (".cfg", ".conf", ".ini")
@@ -47,7 +47,7 @@ def judge_config(path: Path, name: str) -> list[Finding]:
 
     Args:
         path: the file.
-        name: what findings call it.
+        name: name of the file in findings.
     """
     findings: list[Finding] = []
     try:
@@ -61,12 +61,12 @@ def judge_config(path: Path, name: str) -> list[Finding]:
 
 
 def read_content(path: Path, findings: list[Finding] | None = None, name: str = "") -> Any:
-    """Read a JSON or YAML file that may hold plain data only.
+    """Read a JSON or YAML file that may hold only plain data.
 
     Args:
         path: the file.
         findings: receives repeated keys of JSON.
-        name: what findings call the file.
+        name: name of the file in findings.
 
     Raises:
         ValueError: not readable, or more than plain data.
@@ -77,7 +77,7 @@ def read_content(path: Path, findings: list[Finding] | None = None, name: str = 
 
 
 def judge_overrides(overrides: Sequence[str]) -> list[Finding]:
-    """Judge `key=value` as they would stand on the command line of `monai.bundle run`.
+    """Judge `key=value` pairs for the command line of `monai.bundle run`.
 
     Raises:
         ValueError: one is not of this form.
@@ -95,7 +95,7 @@ def judge_overrides(overrides: Sequence[str]) -> list[Finding]:
             value = json.loads(text)
         except ValueError:
             value = text
-        # the runner may take quotes off
+        # the runner may strip quotes
         for each in (value, text.strip("'\"")) if isinstance(value, str) else (value,):
             findings += [found for found in walk.entry(key, each, ()) if found not in findings]
     return findings
@@ -108,7 +108,7 @@ def _read_json(text: str, name: str, findings: list[Finding]) -> Any:
             findings.append(
                 Finding(name, key, "duplicate key", "only one of the values counts; programs differ in which")
             )
-            # every value is judged, also those that are dropped
+            # every value is judged, including those that are dropped
             hidden = [value for each, value in pairs if each == key][:-1]
             walk = _Walk(name)
             findings.extend(found for value in hidden for found in walk.entry(key, value, ()))
@@ -148,9 +148,9 @@ class _Walk:
     """Go through a configuration.
 
     Args:
-        file: what findings call it.
-        metadata: texts for people may hold addresses.
-        own: the user's own values: paths and addresses are wanted.
+        file: name of the file in findings.
+        metadata: texts for human readers may hold addresses.
+        own: the values are the user's own, so paths and addresses are fine.
     """
 
     def __init__(self, file: str, metadata: bool = False, own: bool = False) -> None:
@@ -218,7 +218,7 @@ class _Walk:
                 yield from self._place(each, keys, follows)
 
     def _place(self, text: str, keys: tuple[str, ...], follows: bool) -> Iterator[Finding]:
-        """Findings in a text that may be a path or an address."""
+        """Findings in a string that may be a path or an address."""
         if _URL.fullmatch(text):
             yield self._finding(keys, text, "an address: a configuration opens no connections by itself")
         elif ".." in re.split(r"[/\\]", text):
@@ -238,7 +238,7 @@ def judge_logging(path: Path, name: str) -> list[Finding]:
 
     Args:
         path: the file.
-        name: what findings call it.
+        name: name of the file in findings.
     """
     parser = configparser.RawConfigParser()
     try:
@@ -248,7 +248,7 @@ def judge_logging(path: Path, name: str) -> list[Finding]:
     return [
         Finding(name, f"{section}::{key}", value, why)
         for section in parser.sections()
-        for key, value in parser.items(section)  # those of [DEFAULT] are among them
+        for key, value in parser.items(section)  # includes those of [DEFAULT]
         if (why := next(_logging_faults(key, value.strip()), ""))
     ]
 

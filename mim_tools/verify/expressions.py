@@ -43,7 +43,7 @@ METHODS = frozenset(
     named_parameters parameters run split startswith state_dict strip to tolist train upper values
     """.split()
 )
-# attributes by which modules, frames and the disk are reached; a method that is only named can be called by a component
+# attributes that reach modules, frames and the disk; a component could call a method that is only named
 FORBIDDEN_ATTRIBUTES = frozenset(
     """
     builtins chmod cr_frame ctypes eval exec f_builtins f_globals f_locals format format_map func_globals gi_code
@@ -80,18 +80,18 @@ _NODES = (
 
 
 class _Everything(dict[str, None]):
-    """For `update_refs_pattern`: every reference is there."""
+    """For `update_refs_pattern`: every reference exists."""
 
     def __contains__(self, key: object) -> bool:
         return True
 
 
 def why_not(expression: str) -> str:
-    """Why an expression, with its `$`, is not accepted; "" where it is."""
+    """Why an expression, with its `$`, is not accepted; "" if it is."""
     if len(expression) > MOST:
         return f"is {len(expression)} characters long, more than {MOST}"
     try:
-        # as MONAI replaces references, so that what is judged is what would be evaluated
+        # references replaced as by MONAI, so that the judged code is what would be evaluated
         code = str(ReferenceResolver.update_refs_pattern(expression, _Everything()))[1:]
         if re.match(r"\s*(import|from)\b", code):
             return _why_not_import(ast.parse(code))
@@ -102,7 +102,7 @@ def why_not(expression: str) -> str:
 
 
 def strings_in(expression: str) -> Iterator[tuple[str, bool]]:
-    """Texts in an accepted expression, and whether something stands before them by `+` or `/`."""
+    """Strings in an accepted expression, and whether they are the right operand of a binary operator."""
     tree = ast.parse(str(ReferenceResolver.update_refs_pattern(expression, _Everything()))[1:].lstrip(" \t"))
     behind = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
     for node in ast.walk(tree):

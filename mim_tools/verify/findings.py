@@ -1,4 +1,4 @@
-"""What is wrong with a bundle, one line per place."""
+"""Findings in a bundle, one line per place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Finding:
     Attributes:
         file: path inside the bundle; "command line" for an override.
         key: place in the file, such as `train::handlers::2::_target_`; "" = the file itself.
-        what: what stands there.
+        what: content of that place.
         why: why it is not accepted.
     """
 
@@ -25,12 +25,12 @@ class Finding:
     why: str
 
     def as_dict(self) -> dict[str, str]:
-        """For JSON."""
+        """Convert for JSON."""
         return asdict(self)
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Text with one column per attribute; control characters of a hostile file do not reach the terminal.
+    """Findings as text with one column per attribute; control characters of a hostile file are escaped.
 
     Example:
         >>> print(table([Finding("configs/train.json", "x", "$exec('y')", "exec is not allowed")]))

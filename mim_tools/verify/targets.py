@@ -1,7 +1,7 @@
 """Which classes and functions a configuration may name.
 
-A name is looked up in the installed packages, and what counts is where the thing is defined: `os.system` is found as
-`monai.data.utils.os.system`, below `monai.data`, and is not of it. Of the bundle nothing is looked up.
+A name is looked up in the installed packages, and the place of its definition counts: `os.system` is found as
+`monai.data.utils.os.system`, below `monai.data`, but is not defined there. Nothing is looked up in the bundle.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALLOWED = (
     "torch.utils.data.distributed",
     "torch.utils.data.sampler",
 )
-# below those: what loads code or pickles, uses the network, or writes what and where its arguments say
+# exceptions below those: what loads code or pickles, uses the network, or writes wherever its arguments say
 DENIED = (
     "ignite.handlers.clearml_logger",
     "ignite.handlers.mlflow_logger",
@@ -70,13 +70,13 @@ NAMES = frozenset(
     monai.networks.utils.copy_model_state monai.utils.misc.set_determinism
     """.split()
 )
-# what a name may begin with; where the thing is defined is looked at afterwards
+# what a name may begin with; the place of its definition is checked afterwards
 _WRITTEN = (*ALLOWED, *NAMES, "monai.utils.set_determinism", "torch.nn", "torch.utils.data")
 TORCH_FUNCTIONS = frozenset("torch.argmax torch.device torch.eq torch.ge torch.gt torch.ne torch.sigmoid".split())
 
 
 def why_not(target: object) -> str:
-    """Why a `_target_` is not accepted; "" where it is."""
+    """Why a `_target_` is not accepted; "" if it is."""
     if not isinstance(target, str):
         return f"is a {type(target).__name__}, expected the name of a class or function"
     parts = target.split(".")
@@ -94,7 +94,7 @@ def why_not(target: object) -> str:
 def why_not_by_name(name: object) -> str:
     """Why the `reader`, `writer` or `merger_cls` of a MONAI component is not accepted.
 
-    MONAI imports whatever a text there names, and calls it.
+    MONAI imports and calls whatever a string there names.
     """
     for each in name if isinstance(name, list) else [name]:
         if each is None or each in SUPPORTED_READERS:
@@ -116,7 +116,7 @@ def _locator() -> ComponentLocator:
 def _why_not_bare(name: str) -> str:
     found = _locator().get_component_module_name(name)
     if not found:
-        return "is no component of MONAI"  # MONAI would go on with Python's own names, such as eval
+        return "is no component of MONAI"  # MONAI would then try Python's own names, such as eval
     modules = [found] if isinstance(found, str) else found
     return next((why for module in modules if (why := _why_not_dotted(f"{module}.{name}"))), "")
 

@@ -1,4 +1,4 @@
-"""Judge files of weights and arrays: no pickle that does more than name tensors, and digests as listed."""
+"""Judge files of weights and arrays: pickles may only name tensors, and digests must match."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mim_components.utils.tensor_files import what_it_is
 from mim_tools.verify.configs import read_content
 from mim_tools.verify.findings import Finding
 
-# what is weights by its name; a file of another name is judged by its first bytes
+# suffixes of weights; files with other names are judged by their first bytes
 SUFFIXES = (".bin", ".ckpt", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".th")
 PICKLES = (".dill", ".joblib", ".pickle", ".pkl")
 NOT_JUDGED = (".engine", ".h5", ".onnx", ".plan", ".torchscript", ".trt", ".ts")
@@ -30,12 +30,12 @@ GLOBALS = re.compile(
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
 )
 _MOST_PICKLE = 256 * 2**20
-# the Model Zoo's list of what is downloaded
+# the Model Zoo's lists of downloads
 _LISTS = ("large_files.json", "large_files.yaml", "large_files.yml")
 
 
 def why_not(path: Path) -> str:
-    """Why a file is not accepted; "" where it is, or where it is no file of weights."""
+    """Why a file is not accepted; "" if it is, or if it is not a weights file."""
     suffix = path.suffix.lower()
     if suffix in PICKLES:
         return "a pickle; reading it runs code"
@@ -93,7 +93,7 @@ def _judge_zip(path: Path) -> str:
 
 
 def pickle_faults(data: bytes) -> Iterator[str]:
-    """What a pickle would do beside making tensors and containers; it is listed, not loaded."""
+    """What a pickle would do besides creating tensors and containers; it is disassembled, not loaded."""
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument)):
@@ -127,11 +127,11 @@ def _judge_safetensors(path: Path, file: IO[bytes]) -> str:
 
 
 def judge_digests(root: Path, files: list[str]) -> list[Finding]:
-    """Judge the lists of a bundle, and the files against them, or against the digest beside a file.
+    """Judge the lists of a bundle, and weights files against them or the digests beside them.
 
     Args:
         root: folder of the bundle.
-        files: the files of weights that are there, as paths inside the bundle.
+        files: existing weights files, as paths inside the bundle.
     """
     findings: list[Finding] = []
     listed: dict[str, str] = {}
@@ -175,5 +175,5 @@ def _judge_listed(file: str, key: str, entry: Any, listed: dict[str, str]) -> It
     if not known:
         what = f"{kind or 'no hash_type'} {value or 'no hash_val'}"
         yield Finding(file, f"{key}::hash_val", what, "no sha256, so the file cannot be checked")
-    # an entry that is wrong has been named; the file needs no second finding
+    # a wrong entry has been reported; the file needs no second finding
     listed[str(PurePosixPath(path))] = value.lower() if known else ""

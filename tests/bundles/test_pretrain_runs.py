@@ -287,7 +287,7 @@ def test_bad_volumes_stop_the_run_or_are_left_out_and_recorded(
     assert bad["path"] == str(scans / "cut.nii.gz") and bad["reason"].startswith("truncated")
     assert "the same voxels as" in (output / "data_notes.txt").read_text()
     end = next(record for record in log if "Finished at step 1" in record)
-    assert "1 volumes left out, see quarantine.jsonl" in end and "1 remarks on the data" in end
+    assert "1 volume left out, see quarantine.jsonl" in end and "1 remark on the data" in end
     run = mlflow.MlflowClient(shared["tracking_uri"]).get_run(
         json.loads((output / "run.json").read_text())["mlflow_run_id"]
     )
@@ -297,7 +297,7 @@ def test_bad_volumes_stop_the_run_or_are_left_out_and_recorded(
 def test_server_that_refuses_does_not_stop_the_training(shared: dict[str, Any], tmp_path: Path, log: list[str]) -> None:
     output = pretrain(shared, tmp_path / "run", tracking_uri="http://127.0.0.1:9", max_steps=2)
     assert len(losses(output)) == 2 and (output / "models" / "encoder.safetensors").exists()
-    text = "Tracking stopped, the training goes on: http://127.0.0.1:9"
+    text = "Tracking stopped, the training continues: http://127.0.0.1:9"
     assert any(record.startswith(text) for record in log)
     left = "http://127.0.0.1:9 did not answer: "  # said in the summary
     assert any("Finished at step 2" in record and left in record for record in log)

@@ -101,7 +101,7 @@ def test_saved_label_maps_are_no_scans(tmp_path, caplog):
     SaveSegmentation(tmp_path / "earlier", LabelSet(("background", "x"), {}, {})).save({"name": "ct", "pred": pred})
     with caplog.at_level(logging.INFO):
         assert [item["name"] for item in items(tmp_path)] == ["ct"]
-    assert "1 label maps that an earlier run saved are passed over" in caplog.text
+    assert "1 label maps that an earlier run saved are skipped" in caplog.text
     with pytest.raises(NoVolumesError, match="holds no volumes"):
         items(tmp_path / "earlier" / "ct_seg.nii.gz")
 

@@ -423,7 +423,7 @@ def test_missing_weights_are_named(place: Path) -> None:
 def test_weights_of_another_preset_are_named(place: Path, tmp_path: Path) -> None:
     scans = str(place / "validation")
     message = refusal(place, preset="tiny", validation_dir=scans)
-    assert "encoder.safetensors was trained with other settings" in message
+    assert "encoder.safetensors was trained with different settings" in message
     assert "preset: 'nano' in the file, 'tiny' here" in message and "set --preset nano" in message
     alone = tmp_path / "model.pt"  # no contract beside it
     alone.write_bytes((place / "run" / "models" / "model.pt").read_bytes())

@@ -136,7 +136,7 @@ def test_skipped_step_is_as_if_it_had_not_been(task: str, folder: RunFolder) -> 
         if math.isfinite(sum(values)):
             step_with(task, plain, reference, *values)
     assert all(torch.equal(a, b) for a, b in zip(state_of(engine), state_of(reference), strict=True))
-    assert float(output["skipped_steps"]) == 1 and step.guard.summary.startswith("1 steps were skipped")
+    assert float(output["skipped_steps"]) == 1 and step.guard.summary.startswith("1 step skipped")
     assert (folder.path / "nonfinite_step_00000001.json").exists()
 
 

@@ -227,7 +227,7 @@ SCANS = [
            series_cut_short),
 ]  # fmt: skip
 
-# series that are no volumes: they are passed over, with a note
+# series that are no volumes: they are skipped, with a note
 SERIES = [
     Damage("C26", "gap", "DICOM series without a slice", "a slice removed",
            "uneven slice distances from 3.00 to 6.00 mm", series_with_a_gap),
@@ -240,7 +240,7 @@ SERIES = [
     Damage("C26e", "mr", "DICOM series of another modality", "Modality MR", "Modality MR, expected CT",
            lambda path, good: write_series(path, good, "1.3.5", Modality="MR")),
     Damage("C26f", "pair.img", "formats that are not read", "an .img among the scans",
-           "formats that are not read are passed over: 1 files: 1 .img", lambda path, good: shutil.copy(good, path)),
+           "unsupported formats are skipped: 1 files: 1 .img", lambda path, good: shutil.copy(good, path)),
 ]  # fmt: skip
 
 # headers that claim more than any memory holds; the check must cost none

@@ -300,7 +300,7 @@ def test_process_that_hangs(scans: dict[str, str], undisturbed: Callable[[Bundle
     last = runs[0].text.strip().splitlines()[-1]
     cause = r"\((Timed out waiting 20000ms|Application timeout)"
     assert re.match(r"\[rank0\]: ERROR: another process of this run does not answer " + cause, last)
-    assert last.endswith("Where a process was only slow, raise --process_timeout.")
+    assert last.endswith("If a process was only slow, raise --process_timeout.")
     runs[1].kill()  # as torchrun does after 30 s
     runs[1].wait()
     assert state_of(tmp_path / "run", scans) == ("failed", "FAILED")

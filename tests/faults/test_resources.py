@@ -201,7 +201,7 @@ def test_full_disk_continue(scans: dict[str, str], reference: Reference, checkpo
     second.unlink()
     finish(run)
     assert "step_00000004.pt, which needs " in run.text
-    assert "Warning: " in run.text and "The training goes on without this checkpoint" in run.text
+    assert "Warning: " in run.text and "The training continues without this checkpoint" in run.text
     assert_same(run.output, reference(PRETRAIN))
 
 

@@ -1,4 +1,4 @@
-"""A tracking store that refuses, is silent, dies, comes back, or is damaged: training goes on, no number is lost."""
+"""A tracking store that refuses, is silent, dies, comes back, or is damaged: training continues, no number is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_refuses(scans: dict[str, str], reference: Reference, tmp_path: Path) ->
     run = finish(start(PRETRAIN, tmp_path / "run", **{**scans, "tracking_uri": "http://127.0.0.1:9"}))
     started = (run.output / "run.json").stat().st_ctime, (run.output / "metrics.jsonl").stat().st_ctime
     assert abs(started[1] - started[0]) < 15
-    assert "Tracking stopped, the training goes on: http://127.0.0.1:9" in run.text
+    assert "Tracking stopped, the training continues: http://127.0.0.1:9" in run.text
     assert "Warning: http://127.0.0.1:9 did not answer: " in run.text and "the same command sends them" in run.text
     assert spooled(run) == ALL_STEPS
     assert_same(run.output, reference(PRETRAIN))
@@ -58,7 +58,7 @@ def test_silent(scans: dict[str, str], reference: Reference, tmp_path: Path) -> 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         run = finish(start(PRETRAIN, tmp_path / "run", **{**scans, "tracking_uri": uri}))
-    assert f"Tracking stopped, the training goes on: {uri}" in run.text
+    assert f"Tracking stopped, the training continues: {uri}" in run.text
     assert spooled(run) == ALL_STEPS
     assert_same(run.output, reference(PRETRAIN))
 
@@ -152,6 +152,6 @@ def test_damaged(scans: dict[str, str], reference: Reference, tmp_path: Path) ->
     (tmp_path / "mlruns.db").write_text("no database" * 1000)
     uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
     run = finish(start(PRETRAIN, tmp_path / "run", **{**scans, "tracking_uri": uri}))
-    assert f"Tracking stopped, the training goes on: {uri}" in run.text
+    assert f"Tracking stopped, the training continues: {uri}" in run.text
     assert spooled(run) == ALL_STEPS
     assert_same(run.output, reference(PRETRAIN))

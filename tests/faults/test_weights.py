@@ -104,7 +104,7 @@ def test_newest_checkpoint(
     newest = CheckpointStore(output / "checkpoints").paths()[-1]
     damage(newest)
     run = finish(start(bundle, output, **data_of(bundle)))
-    named = [line for line in run.text.splitlines() if "Checkpoint passed over" in line]
+    named = [line for line in run.text.splitlines() if "Checkpoint skipped" in line]
     assert len(named) == 1 and str(newest) in named[0]
     assert said in named[0] or "digest" in named[0]
     assert f"from step 2 of {bundle.steps}" in run.text

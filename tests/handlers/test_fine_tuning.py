@@ -349,7 +349,7 @@ def test_checkpoint_alone_in_a_new_folder_keeps_the_next_model(folder: RunFolder
     training.best.load_state_dict({"best": 0.9, "step": 1})
     trainer_with(training, steps=2, start=1)
     assert weight_of(folder.path / "models" / "model.pt") == 2.0 and training.best.best == 0.3
-    assert "model of step 1, is not there: the next is kept instead" in folder.notes[0]
+    assert "model of step 1, is missing: the next is kept instead" in folder.notes[0]
 
 
 def test_full_disk_leaves_the_best_model_and_the_next_one_tries_again(
@@ -398,7 +398,7 @@ def test_last_model_is_kept_where_no_validation_is_a_number(folder: RunFolder) -
     facts = json.loads(path.with_suffix(".json").read_text())
     assert facts["metric_value"] is None and facts["step"] == 2
     assert TrainedNetwork(training.network, path, facts=facts).origin == (
-        f"{path}, step 2, the last model, no validation was a number"
+        f"{path}, step 2, the last model, no validation gave a number"
     )
     again = Training(folder, [math.nan])
     trainer_with(again, steps=2, start=2)  # nothing is left to do

@@ -155,7 +155,7 @@ def test_full_disk_costs_the_pictures_where_it_may(
     handler.folder.on_full_disk = "continue"
     assert handler.draw_boxes(engine) == [] and handler.draw(engine) == []
     assert len(handler.folder.notes) == 1  # said once
-    assert handler.folder.notes[0].endswith("The training goes on; pictures may be missing from now on.")
+    assert handler.folder.notes[0].endswith("The training continues; pictures may be missing from now on.")
     assert network.training
 
 

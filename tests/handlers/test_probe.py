@@ -107,7 +107,7 @@ def test_continued_run_keeps_the_best(folder: RunFolder, encoder: nn.Module) -> 
     third.load_state_dict(second.state_dict())
     third.path.unlink()
     train(third, encoder, 8, start=6)
-    assert (third.best, third.step) == (0.3, 8) and "is not there: the next is kept" in folder.notes[-1]
+    assert (third.best, third.step) == (0.3, 8) and "is missing: the next is kept" in folder.notes[-1]
 
 
 def test_off_does_nothing(folder: RunFolder, encoder: nn.Module) -> None:

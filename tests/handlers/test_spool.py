@@ -94,7 +94,7 @@ def test_refusing_server_costs_no_time_and_the_numbers_wait(
         tracker.log_artifact(tmp_path / "picture.png", "pictures")
         tracker.close("KILLED")
     assert monotonic() - start < 5
-    assert caplog.text.count("Tracking stopped, the training goes on: http://127.0.0.1:9") == 1
+    assert caplog.text.count("Tracking stopped, the training continues: http://127.0.0.1:9") == 1
     assert len(folder.notes) == 1 and f"3 records wait in {tracker.spool.path}" in folder.notes[0]
     # the resumed run continues from step 1: step 2 is done again
     uri = f"sqlite:///{store / 'mlruns.db'}"

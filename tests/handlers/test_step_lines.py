@@ -54,7 +54,7 @@ def test_full_disk_may_cost_lines_only(folder: RunFolder, limit: None) -> None:
     for step in range(1, 6):
         lines.append(step, {"loss": 0.5})
     assert steps(lines) == [1, 2] and len(folder.notes) == 1  # said once
-    assert folder.notes[0].endswith("The training goes on; steps in numbers.jsonl may be missing from now on.")
+    assert folder.notes[0].endswith("The training continues; steps in numbers.jsonl may be missing from now on.")
 
 
 def test_damaged_lines_are_taken_back(folder: RunFolder) -> None:

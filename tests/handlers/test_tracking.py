@@ -232,7 +232,7 @@ def test_the_environments_store_is_used_and_named(
 
 @pytest.mark.parametrize("uri", ["htp://host", "localhost:5000", "/some/folder", "http://", "file:///folder"])
 def test_an_address_that_can_never_work_is_refused(folder: RunFolder, uri: str) -> None:
-    with pytest.raises(ValueError, match="is no address of an MLflow store; such are http://host:5000"):
+    with pytest.raises(ValueError, match="is not an address of an MLflow store; examples: http://host:5000"):
         RunTracker(folder, tracking_uri=uri)
 
 

@@ -75,7 +75,7 @@ def test_smallest_region_of_unetr_runs() -> None:
 
 
 def test_unetr_has_one_patch_size() -> None:
-    with pytest.raises(ValueError, match="unetr has tokens of 16 voxels, those of preset 'nano' have 8; use another"):
+    with pytest.raises(ValueError, match="unetr needs a patch size of 16 voxels, preset 'nano' has 8; use another"):
         segmentation_network("unetr", 1, 2, (32, 32, 32), "nano")
 
 

@@ -372,5 +372,5 @@ def test_dense_only_leaves_out_what_masked_input_uses():
     weights = torch.rand(48, 1, 1, 1, generator=torch.Generator().manual_seed(1))
     (maps[-1].square() * weights).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
-    with pytest.raises(ValueError, match="made with dense_only=True and cannot take masked input"):
+    with pytest.raises(ValueError, match="an encoder with dense_only=True cannot take masked input"):
         net(image, masked=torch.arange(8).unsqueeze(0) < 4)

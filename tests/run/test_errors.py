@@ -118,7 +118,7 @@ def test_error_without_text_is_named_by_its_kind(hook: list[str], capsys: pytest
 def test_interruption_is_no_error(hook: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     explain_errors()
     uncaught(KeyboardInterrupt())
-    assert capsys.readouterr().err == "\nInterrupted. Prepared scans stay in the cache; the same command goes on.\n"
+    assert capsys.readouterr().err == "\nInterrupted. Prepared scans stay in the cache; the same command continues.\n"
     assert hook == []
 
 
@@ -137,10 +137,10 @@ def test_interruption_says_what_is_kept_in_every_phase(tmp_path: Path, capsys: p
     known |= {"results_dir": "out/inference"}
     uncaught(KeyboardInterrupt())
     assert capsys.readouterr().err.split("\n")[1::2] == [
-        "Interrupted. There is no checkpoint yet. Prepared scans stay in the cache; the same command goes on.",
-        f"Interrupted. Newest checkpoint: {newest}. Prepared scans stay in the cache; the same command goes on.",
-        "Interrupted. Prepared scans stay in the cache; the same command begins again.",
-        "Interrupted. What is written stays in out/inference; the same command begins again.",
+        "Interrupted. There is no checkpoint yet. Prepared scans stay in the cache; the same command continues.",
+        f"Interrupted. Newest checkpoint: {newest}. Prepared scans stay in the cache; the same command continues.",
+        "Interrupted. Prepared scans stay in the cache; the same command starts again.",
+        "Interrupted. Results so far stay in out/inference; the same command starts again.",
     ]
 
 

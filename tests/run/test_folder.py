@@ -103,10 +103,10 @@ def test_changed_settings_and_data_are_all_named_and_the_folder_is_free_again(
     with pytest.raises(SettingsChangedError) as refused:
         folder.begin("other")
     assert str(refused.value).splitlines() == [
-        f"{tmp_path} holds a run with other settings:",
+        f"{tmp_path} holds a run with different settings:",
         "  level_sizes::1: [16, 16, 16] -> [8, 8, 8]",
         "  seed: 0 -> 1",
-        "  data: other volumes than at the start of this run",
+        "  data: not the volumes that this run started with",
         "Restore them to continue it, or use --resume never (new folder) or another --output_dir.",
     ]
     assert (tmp_path / "run.json").read_bytes() == content
@@ -123,7 +123,7 @@ def test_volumes_that_differ_are_named(tmp_path: Path, config: dict[str, Any]) -
     with pytest.raises(SettingsChangedError, match="data: the same volumes, but other copies of them"):
         begun(tmp_path, digest="other", a="1", b="2", c="3", e="3")
     (tmp_path / module.CONTENTS).unlink()  # of a run of an earlier version
-    with pytest.raises(SettingsChangedError, match="data: other volumes than at the start of this run"):
+    with pytest.raises(SettingsChangedError, match="data: not the volumes that this run started with"):
         begun(tmp_path, digest="other", a="9")
 
 

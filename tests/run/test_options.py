@@ -330,7 +330,7 @@ def test_a_device_that_is_not_here_is_refused_at_once(bundle: Path, monkeypatch:
     [
         ("sqlite:///", "names no file"),
         ("sqlite:////", "names no file; expected one such as sqlite:////absolute/path/mlruns.db"),
-        ("sqlite:////dev/null/a/mlruns.db", "there is no folder /dev/null/a, and none can be made in /dev/null"),
+        ("sqlite:////dev/null/a/mlruns.db", "there is no folder /dev/null/a, and it cannot be created in /dev/null"),
         ("http://me:secret@", "'http://***@' is no address"),
     ],
 )

@@ -204,7 +204,7 @@ def test_full_disk_may_cost_the_checkpoint_only(folder: RunFolder, monkeypatch: 
     with monkeypatch.context() as patched:
         fill_disk(patched)
         handler.save(at(2))
-    assert files(folder) == [] and "There is no checkpoint yet. The training goes on without" in folder.notes[0]
+    assert files(folder) == [] and "There is no checkpoint yet. The training continues without" in folder.notes[0]
     handler.save(at(4))  # there is room again
     assert files(folder) == ["step_00000004.pt"]
     with pytest.raises(ValueError, match="on_full_disk must be one of stop, continue, got 'no'"):

@@ -89,7 +89,7 @@ def test_pages_tell_of_the_weights(made: Path) -> None:
     card = (made / "README.md").read_text()
     head, text = card.split("---\n\n", 1)
     assert "library_name: monai" in head and "pipeline_tag: image-segmentation" in head and "- medical" in head
-    assert "val_mean_dice 0.7500 in its own validation" in text and "brings the package `mim_components`" in text
+    assert "val_mean_dice 0.7500 in its own validation" in text and "includes the package `mim_components`" in text
     for page in (card, (made / "docs" / "README.md").read_text(), (made / "docs" / "data_license.txt").read_text()):
         assert "weights are published" not in page and "no weights that were trained" not in page
 
@@ -124,7 +124,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "ERROR hybrid_swin_unetr needs" in capsys.readouterr().err
     step = tmp_path / "step.pt"
     torch.save({"network": torch.load(weights, weights_only=True)}, step)
-    with pytest.raises(ReleaseError, match="is a checkpoint of a run, expected the model.pt"):
+    with pytest.raises(ReleaseError, match="is a checkpoint of a run, expected its models/model.pt"):
         make_release(BUNDLE, step, tmp_path / "out", "https://host")
     with pytest.raises(ReleaseError, match="there is no such file"):
         make_release(BUNDLE, tmp_path / "absent.pt", tmp_path / "out", "https://host")

@@ -216,7 +216,7 @@ def test_checkpoint_alone_is_read_and_the_log_says_so(tmp_path: Path, caplog: py
     shutil.copy(path, tmp_path / "new")
     with caplog.at_level(logging.INFO, "mim_components"):
         assert (CheckpointStore(tmp_path / "new").newest() or {})["step"] == 4
-    assert f"{tmp_path / 'new' / path.name} has no digest (step_00000004.pt.sha256) to compare it with" in caplog.text
+    assert f"{tmp_path / 'new' / path.name} has no digest (step_00000004.pt.sha256) to compare with" in caplog.text
     caplog.clear()
     shutil.copytree(tmp_path / "old", tmp_path / "both")  # with its digest
     with caplog.at_level(logging.INFO, "mim_components"):

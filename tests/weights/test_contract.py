@@ -56,7 +56,7 @@ def test_other_versions_are_refused_in_one_line(entry: dict[str, str], found: st
     metadata = CONTRACT.to_metadata()
     assert metadata.pop("contract_version") == "2"
     save_file({"weight": torch.ones(2)}, path, metadata={**metadata, **entry})
-    text = f"{path}: of contract version {found}, this package takes version 2 only: .*; pre-train .*again"
+    text = f"{path}: contract version {found}, but this package takes only version 2: .*; pre-train .*again"
     for read in (read_contract, find_contract):
         with pytest.raises(OtherVersionError, match=text) as caught:
             read(path)

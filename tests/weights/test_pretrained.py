@@ -112,7 +112,7 @@ def test_vit_with_four_channels(tmp_path: Path) -> None:
 def test_several_channels_into_another_number_is_refused(tmp_path: Path) -> None:
     path = save_encoder(HybridEncoder(in_channels=2, preset="nano"), tmp_path / "two.safetensors", CONTRACT)
     text = (
-        r"two.safetensors: embeddings.0.conv.weight has shape \(8, 2, 2, 2, 2\).* for 2 input channels cannot serve 4"
+        r"two.safetensors: embeddings.0.conv.weight has shape \(8, 2, 2, 2, 2\).* 2 input channels cannot be used for 4"
     )
     with pytest.raises(PretrainedError, match=text):
         load_pretrained(HybridEncoder(in_channels=4, preset="nano"), path)
@@ -145,7 +145,7 @@ def test_vit_into_unetr_of_another_grid_gets_positions_of_that_grid(vit_file: tu
     stock = unetr(img_size=(48, 32, 16))
     report = load_pretrained(stock, path)
     name = "patch_embedding.position_embeddings"
-    assert report.adapted == ((name, "fixed positions made for the grid (3, 2, 1), rescaled to (2, 2, 2)"),)
+    assert report.adapted == ((name, "fixed positions computed for the grid (3, 2, 1), rescaled to (2, 2, 2)"),)
     assert name in report.loaded
     positions = stock.vit.state_dict()[name]
     assert torch.equal(positions, sincos_positions((3, 2, 1), 96, positions, trained=(2, 2, 2)))
@@ -170,7 +170,7 @@ def test_vit_positions_are_numbered_where_asked_or_where_no_contract_names_the_g
     for path, positions in ((vit_file[1], "index"), (tmp_path / "alone.pt", "rescaled")):
         stock = unetr(img_size=(64, 32, 16))
         report = load_pretrained(stock, path, positions)
-        assert report.adapted == ((name, "fixed positions made for the grid (4, 2, 1)"),)
+        assert report.adapted == ((name, "fixed positions computed for the grid (4, 2, 1)"),)
         found = stock.vit.state_dict()[name]
         assert torch.equal(found, sincos_positions((4, 2, 1), 96, found))
 
@@ -183,7 +183,7 @@ def test_contract_of_another_vit_is_refused(
     torch.save(vit_file[0].state_dict(), tmp_path / "model.pt")  # 2 x 2 x 2 tokens
     contract = replace(CONTRACT, encoder="vit", preset="tiny", patch_size=16, input_size=(48, 48, 48))
     save_encoder(ViTEncoder(preset="tiny", input_size=(48, 48, 48)), tmp_path / "encoder.safetensors", contract)
-    text = r"model.pt: has positions of 8 tokens, .*encoder.safetensors names a grid of 3 x 3 x 3 = 27 tokens"
+    text = r"model.pt: has positions for 8 tokens, .*encoder.safetensors names a grid of 3 x 3 x 3 = 27 tokens"
     with pytest.raises(PretrainedError, match=text):
         load_pretrained(unetr(img_size=(64, 32, 16)), tmp_path / "model.pt", positions)
 
@@ -195,7 +195,7 @@ def test_unknown_kind_of_positions(vit_file: tuple[ViTEncoder, Path]) -> None:
 
 def test_wrong_preset_names_file_tensor_and_shapes(files: dict[str, Path]) -> None:
     # nano begins with 8 channels, tiny with 12
-    text = r"embeddings.0.conv.weight has shape \(8, 1, 2, 2, 2\), the network wants \(12, 1, 2, 2, 2\); another preset"
+    text = r"embeddings.0.conv.weight has shape \(8, 1, 2, 2, 2\), the network needs \(12, 1, 2, 2, 2\); another preset"
     with pytest.raises(PretrainedError, match=f"{files['model.pt']}: {text}"):
         load_pretrained(HybridEncoder(preset="tiny"), files["model.pt"])
 

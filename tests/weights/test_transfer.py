@@ -122,7 +122,7 @@ def test_vit_weights_start_unetr(tmp_path: Path) -> None:
     target = unetr()
     report = start_from(target, path, "RAS", ABDOMEN)
     assert report is not None and report.share == 1.0
-    how = "fixed positions made for the grid (2, 2, 2), rescaled to (3, 3, 3)"
+    how = "fixed positions computed for the grid (2, 2, 2), rescaled to (3, 3, 3)"
     assert report.adapted == (("patch_embedding.position_embeddings", how),)
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_baselines_start_from_scratch_only(name: str, models: Path) -> None:
     make = segmentation_network if name == "swin_unetr" else classification_network
     target = make(name, 1, 3, (64, 32, 32), "nano")
     assert start_from(target, "none", "RAS", ABDOMEN) is None
-    text = f"model.pt: {type(target).__name__} has no encoder that MiM pre-trains and starts from scratch only"
+    text = f"model.pt: {type(target).__name__} has no encoder that MiM pre-trains and can only start from scratch"
     with pytest.raises(PretrainedError, match=text):
         start_from(target, models / "model.pt", "RAS", ABDOMEN)
 
@@ -199,7 +199,7 @@ def test_native_weights_say_nothing_of_spacing(models: Path, caplog: pytest.LogC
 
 
 def test_nothing_given_says_what_to_give() -> None:
-    with pytest.raises(ValueError, match="--pretrained PATH .encoder.safetensors.*--pretrained none for training from"):
+    with pytest.raises(ValueError, match="--pretrained PATH .encoder.safetensors.*--pretrained none to train from"):
         start_from(network(), None, "RAS", ABDOMEN)
 
 
@@ -263,7 +263,7 @@ def test_a_window_of_hu_scaled_to_0_and_1_is_the_same_kind(intensity: object, sa
 )
 def test_intensities_of_another_kind(intensity: object, found: str, models: Path) -> None:
     path = models / "encoder.safetensors"
-    text = rf"{path}: .*intensity: a window of HU, clipped and scaled to \[0, 1\], in the contract of the weights, "
+    text = rf"{path}: .*intensity: an HU window, clipped and scaled to \[0, 1\], in the contract of the weights, "
     with pytest.raises(PretrainedError, match=rf"{text}.*{found}.*--started::ignore \"\['intensity'\]\""):
         start_from(network(), path, "RAS", intensity)
     report = start_from(network(), path, "RAS", intensity, ["intensity"])

@@ -97,7 +97,7 @@ def test_old_weights_are_refused_in_one_line(load: Callable[[Path], Any], name: 
     path = write(tmp_path)[name]
     source = re.escape(str(path.with_name("encoder.safetensors") if name == "beside" else path))
     found = "1" if name == "beside" else r"1( \(no (encoder\.)?projection\.weight\))?"
-    text = f"^{source}: of contract version {found}, this package takes version 2 only: .*; pre-train .*again.*wrote it"
+    text = f"^{source}: contract version {found}, but this package takes only version 2: .*; pre-train .*wrote it"
     with pytest.raises(OtherVersionError, match=text) as caught:
         load(path)
     assert "\n" not in str(caught.value)
@@ -109,7 +109,7 @@ def test_an_old_checkpoint_is_not_continued_and_not_passed_over(tmp_path: Path) 
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(4, {"step": 4, "network": old(network), "optimizer": {}, "lr_scheduler": {}})
     handler = CheckpointHandler(folder, network, None, None, None)  # type: ignore[arg-type]
-    with pytest.raises(OtherVersionError, match=r"step_00000004.pt: of contract version 1 \(no encoder.projection"):
+    with pytest.raises(OtherVersionError, match=r"step_00000004.pt: contract version 1 \(no encoder.projection"):
         handler.restore(None)  # type: ignore[arg-type]
 
 

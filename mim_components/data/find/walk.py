@@ -33,7 +33,7 @@ class Tree:
         root: the folder.
         files: everything that is not a folder, links and special files included.
         named_folders: folders that carry the extension of a volume.
-        hidden: number of hidden files and folders passed over.
+        hidden: number of hidden files and folders skipped.
         locked: folders that could not be read.
     """
 
@@ -69,7 +69,7 @@ def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
         raise NoVolumesError(f"{directory}: is a file, expected a folder with CT volumes (or a list as `datalist`).")
     tree = Tree(directory)
     _walk_into(directory, tree, set(), max_depth)
-    logger.debug("%s: %d files, %d hidden ones passed over", directory, len(tree.files), tree.hidden)
+    logger.debug("%s: %d files, %d hidden ones skipped", directory, len(tree.files), tree.hidden)
     return tree
 
 
@@ -95,7 +95,7 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
     broken = set(others).difference(slices)
     found.sources.extend(VolumeSource(path, (path,)) for path in broken if path.suffix.lower() in _DICOM_SUFFIXES)
     if passed := [path for path in others if path.suffix.lower() in _OTHER_FORMATS]:
-        found.notes.append(f"{directory}: formats that are not read are passed over: {describe_files(passed)}")
+        found.notes.append(f"{directory}: unsupported formats are skipped: {describe_files(passed)}")
     parents = {parent for source in found.sources for parent in source.files[0].parents}
     # a folder called x.nii is an ordinary folder when volumes lie in it, else it is a damaged copy of a file
     odd = [path for path in tree.named_folders if path not in parents]

@@ -165,7 +165,7 @@ class NativeScans:
     Args:
         in_channels: of the network.
         channels: endings of the file names of a scan that has one file per channel, `<case>_<channel>`, in the order of
-            the network's channels; `<case>_seg` is its label map and passed over. Empty = all channels are in one file.
+            the network's channels; `<case>_seg` is its label map and skipped. Empty = all channels are in one file.
         modality: "CT" expects HU; "MR" anything finite.
         max_voxels: larger headers are refused.
 
@@ -199,7 +199,7 @@ class NativeScans:
         found = _volumes_of(root)
         sources = [source for source in found if not is_label_map(source)]
         if passed := len(found) - len(sources):
-            logger.info("%d label maps that an earlier run saved are passed over.", passed)
+            logger.info("%d label maps that an earlier run saved are skipped.", passed)
         return self.join(sources) if self.channels else sources
 
     def join(self, sources: Sequence[VolumeSource]) -> list[VolumeSource]:

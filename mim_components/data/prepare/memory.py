@@ -1,6 +1,6 @@
 """Cached results of checks: a file that has not changed is not decoded again, fit or unfit.
 
-Every line of a file of records begins with its checksum: damaged lines are passed over. The last line of a key counts.
+Every line of a file of records begins with its checksum: damaged lines are skipped. The last line of a key counts.
 Lines are added as they come up, so that a run that is killed loses nothing.
 """
 

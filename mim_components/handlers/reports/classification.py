@@ -1,4 +1,4 @@
-"""What an evaluation or inference of a classification writes: from scored scans to figures, text and files."""
+"""Files of a classification's evaluation or inference: from scored scans to figures, text and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mim_components.metrics.classification import (
     summary_figures,
 )
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import markdown_table
+from mim_components.utils.text import counted, markdown_table
 from mim_components.visualize.confusion import confusion_figure
 from mim_components.visualize.sheet import save_figure
 
@@ -48,11 +48,11 @@ READING = (
 
 
 def evaluation_figures(scans: Sequence[ScoredScan], class_names: Sequence[str]) -> dict[str, Any]:
-    """What `metrics.json` holds of the scans; a figure that is not defined is None.
+    """Figures of the scans for `metrics.json`; undefined ones are None.
 
     Args:
         scans: at least one.
-        class_names: of the K classes.
+        class_names: names of the K classes.
 
     Returns:
         `cases`, `patients`, `accuracy`, `auc_macro`, `auc_micro`, `confusion` (rows are classes), `classes`: by name
@@ -91,14 +91,14 @@ def case_table(scans: Sequence[ScoredScan], class_names: Sequence[str]) -> str:
 
 
 def probability_text(value: float) -> str:
-    """A probability with six digits after the point."""
+    """A probability with six decimals."""
     return f"{value:.6f}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated, the figures with the paper's beside them, and how to read them."""
     facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
-    intro = f"{report['cases']} validation scans of {report['patients']} patients. {facts}."
+    intro = f"{counted(report['cases'], 'validation scan')} of {counted(report['patients'], 'patient')}. {facts}."
     sections = {
         "": [intro, summary_table(report), _published_note(report["published"])],
         "Classes": [class_table(report)],
@@ -156,11 +156,11 @@ class ClassReport:
     """At the end, write `metrics.json`, `cases.csv`, `report.md` and `confusion.png`, and log the tables.
 
     Args:
-        scores: attached to the same evaluator before.
-        class_names: of the classes.
-        output_dir: folder for the files; made when missing.
+        scores: metric attached to the same evaluator earlier.
+        class_names: names of the classes.
+        output_dir: folder for the files; created if missing.
         published: section `dataset.published` of a bundle's metadata, in percent.
-        facts: what else the report says, such as `dataset`, `fold`, `weights`.
+        facts: further facts for the report, such as `dataset`, `fold`, `weights`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -197,7 +197,7 @@ class ClassReport:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the files; the first process does."""
+        """Write the files, in the first process."""
         if idist.get_rank() != 0:
             return
         report = {
@@ -218,14 +218,14 @@ class ClassReport:
 class SavePredictions:
     """Write `predictions.csv`: every scan with the most probable class and the probability of every class.
 
-    The table is rewritten after every scan, so that an interrupted run leaves those that are done.
+    The table is rewritten after every scan, so that an interrupted run leaves the finished ones.
 
     Reads batch and output of an evaluator, decollated and after softmax: `pred` `(K,)` and `source`.
 
     Args:
-        class_names: of the classes.
-        output_dir: folder for the file, and for `results.csv`, which also names bad scans; made when missing.
-        on_bad: "report" raises for bad scans, when all are done.
+        class_names: names of the classes.
+        output_dir: folder for the file, and for `results.csv`, which also names bad scans; created if missing.
+        on_bad: "report" raises at the end if there are bad scans.
 
     Raises:
         ValueError: when called, a probability that is not finite; names the scan.
@@ -280,5 +280,5 @@ class SavePredictions:
         write_text_safely(self.path, text.getvalue())
 
     def summarize(self, engine: Engine) -> None:
-        """Say where the table is."""
+        """Log where the table is."""
         self.results.finish(f"scans are in {self.path.name}")

@@ -1,4 +1,4 @@
-"""The frame of every report: a page of sections and notes, figures as JSON, tables as CSV. Contents stand per task."""
+"""The frame of every report: a page of sections and notes, figures as JSON, tables as CSV."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def page(title: str, sections: Mapping[str, Iterable[str]], notes: Iterable[str]
 def write_report(
     folder: Path, figures: Mapping[str, Any], text: str, tables: Mapping[str, str], log: str
 ) -> list[Path]:
-    """Write `metrics.json`, `report.md` and the tables, and log what is to be seen at once.
+    """Write `metrics.json`, `report.md` and the tables, and log the main tables.
 
     Args:
-        folder: of the report; made when missing.
-        figures: content of `metrics.json`; None, not NaN, for what is not defined.
-        text: the page.
-        tables: CSV by name of file.
+        folder: folder of the report; created if missing.
+        figures: content of `metrics.json`; undefined values are None, not NaN.
+        text: content of `report.md`.
+        tables: CSV by file name.
         log: tables for the log.
 
     Returns:
@@ -61,7 +61,7 @@ def write_report(
 
 
 def known(value: float) -> float | None:
-    """The value, or None for NaN, which JSON does not have."""
+    """The value, or None for NaN, which JSON lacks."""
     return None if math.isnan(value) else value
 
 

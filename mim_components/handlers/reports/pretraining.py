@@ -1,4 +1,4 @@
-"""What an evaluation of a pre-training writes: from mean scores to figures, text and files."""
+"""Files of a pre-training's evaluation: from mean scores to figures, text and tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.handlers.reports.frame import page, write_report
 from mim_components.metrics.pretraining import CropScores, mean_scores
 from mim_components.transforms.crop import MultiLevelCropMask
-from mim_components.utils.text import csv_table, markdown_table, shorten
+from mim_components.utils.text import counted, csv_table, markdown_table, shorten
 from mim_components.weights.trained import TrainedNetwork
 
 PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": "token_mean_"}
@@ -100,8 +100,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated on what, both tables, and how to read them."""
     data = report["data"]
     intro = (
-        f"Weights: {report['weights']}. Data: {data['origin']}, {data['volumes']} volumes, "
-        f"{report['crops_per_volume']} crops each, seed {report['seed']}."
+        f"Weights: {report['weights']}. Data: {data['origin']}, {counted(data['volumes'], 'volume')}, "
+        f"{counted(report['crops_per_volume'], 'crop')} each, seed {report['seed']}."
     )
     sections = {
         "": [intro],
@@ -164,7 +164,7 @@ def pair_table(report: Mapping[str, Any]) -> str:
 
 
 def _filled(volumes: int, row: Mapping[str, Any]) -> str:
-    """Mean number of volumes with content, of so many."""
+    """Mean number of volumes with content."""
     return f"{volumes * (1 - row['empty_children']):.1f}"
 
 
@@ -176,17 +176,17 @@ class ReportHandler:
     """At the end, write `metrics.json`, `metrics.csv` (one line per volume) and `report.md`, and log the tables.
 
     Args:
-        scores: of all crops.
-        trained: the network that was evaluated.
-        prepared: the volumes.
-        crop: that cut the levels.
-        output_dir: folder for the files; made when missing.
+        scores: scores of all crops.
+        trained: network that was evaluated.
+        prepared: volumes of the evaluation.
+        crop: transform that cut the levels.
+        output_dir: folder for the files; created if missing.
         validation: folder or list of the validation volumes; None = the volumes are the training's.
         hu_window: intensities that were scaled to 0 and 1, HU.
         num_crops: crops per volume.
-        seed: of the crops.
+        seed: seed of the crops.
         standardized: the network was trained on standardised tokens.
-        alignment_weights: of the training; the heads of a pair with weight 0 were never trained.
+        alignment_weights: weights of the training; the heads of a pair with weight 0 were never trained.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -233,7 +233,7 @@ class ReportHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the files; the first process does."""
+        """Write the files, in the first process."""
         if idist.get_rank() != 0:
             return
         report = self.report()
@@ -303,7 +303,7 @@ class ReportHandler:
                 f"is as good as another.{first}"
             )
         if not self.validation:
-            notes.append("These are the training volumes: the figures say how well the network fits what it has seen.")
+            notes.append("These are the training volumes: the figures show how well the network fits what it has seen.")
         if self.trained.spacing is not None:
             notes.append(
                 f"Volumes were resampled to {per_axis(self.trained.spacing)} mm, as in the training; native sizes are "
@@ -313,7 +313,7 @@ class ReportHandler:
         if seen := [volume.name for volume in self.prepared.volumes if volume.content in known]:
             notes.append(
                 f"{len(seen)} of {len(self.prepared)} volumes were in the training, with the same voxels; their "
-                f"figures say how well the network fits what it has seen: {shorten(seen, 20)}."
+                f"figures show how well the network fits what it has seen: {shorten(seen, 20)}."
             )
         if self.standardized:
             notes.append(
@@ -325,10 +325,10 @@ class ReportHandler:
         if padded:
             notes.append(
                 f"{padded} of {len(self.prepared)} volumes are smaller than level 1 and were padded with air, which "
-                "counts."
+                "enters the figures."
             )
         if self.prepared.bad:
-            notes.append(f"{len(self.prepared.bad)} volumes cannot be used and were left out; see metrics.json.")
+            notes.append(f"{counted(len(self.prepared.bad), 'bad volume')} left out; see metrics.json.")
         notes += [
             f"The alignment of levels {pair} and {pair + 1} had weight 0 in the training: its heads were not trained."
             for pair, weight in enumerate(self.alignment_weights, start=1)

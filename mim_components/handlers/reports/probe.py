@@ -12,7 +12,7 @@ from mim_components.handlers.reports.frame import known, page, percent, write_re
 from mim_components.handlers.reports.segmentation import case_rows, case_table, choose_cases, legend_of
 from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
 from mim_components.metrics.segmentation import CaseResult
-from mim_components.utils.text import markdown_table
+from mim_components.utils.text import counted, markdown_table
 from mim_components.visualize.overlay import overlay_figure
 from mim_components.visualize.sheet import save_figure
 
@@ -21,9 +21,9 @@ class ProbeReport:
     """Write `report.md`, `metrics.json`, `cases.csv` and `best_`, `median_` and `worst_<rank>.png`.
 
     Args:
-        results: by kind of features; pictures are of the first.
-        facts: settings to name.
-        probe: that found the results.
+        results: results by kind of features; pictures show the first.
+        facts: settings to state.
+        probe: probe that gave the results.
     """
 
     def __init__(self, results: Mapping[str, ProbeResult], facts: Mapping[str, Any], probe: FeatureProbe) -> None:
@@ -52,7 +52,7 @@ class ProbeReport:
         return [*files, *(folder / name for name in pictures.values())]
 
     def metrics(self) -> dict[str, Any]:
-        """Everything that `metrics.json` holds; figures are 0 to 1, None where no label map has the class."""
+        """Content of `metrics.json`; figures are 0 to 1, None if no label map has the class."""
         prepared, labels = self.probe.prepared, self.probe.labels
         return {
             "settings": {
@@ -104,10 +104,10 @@ class ProbeReport:
             "Features of an encoder that has learned something must beat both other columns: random weights of the "
             "same network, which hold its structure and positions, and intensity with position, which need no network.",
             "A class without a voxel in a training scan's label map counts as absent there, as does every value that "
-            "is none of the classes.",
+            "is not one of the classes.",
         ]
         if metrics["excluded"]:
-            notes.append(f"{len(metrics['excluded'])} scans were left out; see metrics.json.")
+            notes.append(f"{counted(len(metrics['excluded']), 'scan')} left out; see metrics.json.")
         sections = {
             "": [markdown_table(["setting", "value"], metrics["settings"].items())],
             "Scores": [self.table()],

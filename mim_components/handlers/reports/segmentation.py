@@ -1,6 +1,6 @@
-"""What an evaluation of a segmentation writes: from the scores of cases to figures, text, pictures and files.
+"""Files of a segmentation's evaluation: from the scores of cases to figures, text, pictures and tables.
 
-Scores are 0 to 1 in the figures and in CSV, and percent in tables, as the paper's are.
+Scores are 0 to 1 in the figures and in CSV, and percent in tables, as in the paper.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mim_components.handlers.reports.frame import known, page, percent, write_re
 from mim_components.labels import COLOURS
 from mim_components.metrics.segmentation import CaseResult, CaseScores, TargetScore, mean_of
 from mim_components.utils.files import shorten_name
-from mim_components.utils.text import csv_table, markdown_table
+from mim_components.utils.text import counted, csv_table, markdown_table
 from mim_components.visualize.overlay import LegendEntry, overlay_figure
 from mim_components.visualize.sheet import save_figure
 
 
 def target_rows(results: Sequence[CaseResult], tolerance_mm: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Per target: means over the cases whose label has it, their number, and that of others where it is predicted."""
+    """Per target: means over the cases whose label has it, their number, and the number of others with predictions."""
     rows = []
     for target, tolerance in tolerance_mm.items():
         scores = [result.scores[target] for result in results]
@@ -50,7 +50,7 @@ def mean_row(results: Sequence[CaseResult]) -> dict[str, Any]:
 
 
 def case_rows(results: Sequence[CaseResult], measures: Sequence[str] = ("dice", "nsd")) -> list[dict[str, Any]]:
-    """Per case: its means, then scores and volumes of every target; None where the label does not have it."""
+    """Per case: its means, then scores and volumes of every target; None if the label lacks it."""
     rows = []
     for result in results:
         row = {"case": result.name, **{f"mean_{measure}": known(getattr(result, measure)) for measure in measures}}
@@ -61,14 +61,14 @@ def case_rows(results: Sequence[CaseResult], measures: Sequence[str] = ("dice", 
 
 
 def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`case_rows` as CSV; a cell is empty where the label does not have the target."""
+    """`case_rows` as CSV; a cell is empty if the label lacks the target."""
     return csv_table([
         {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
     ])  # fmt: skip
 
 
 def why_not_comparable(published: Mapping[str, Any], label_set: str, space: str, facts: Mapping[str, Any]) -> list[str]:
-    """What differs from how the paper's figures were measured; nothing = they may stand beside ours."""
+    """Differences from the measurement of the paper's figures; none = they are comparable with ours."""
     wanted = published.get("label_set", label_set)
     fold, ratio = facts.get("fold", 0), facts.get("label_ratio", 1.0)
     reasons = {
@@ -104,10 +104,10 @@ def target_table(report: Mapping[str, Any]) -> str:
 
 
 def published_text(report: Mapping[str, Any]) -> str:
-    """Ours and the paper's figures side by side, or why they are not shown."""
+    """Our figures beside the paper's, or why those are not shown."""
     published, reasons = report["published"], report["not_comparable"]
     if reasons:
-        return f"Not shown, since they cannot be compared: {'; '.join(reasons)}."
+        return f"Not shown, since they are not comparable: {'; '.join(reasons)}."
     if not published:
         return "None are known for this dataset."
     entries = list(dict.fromkeys([*published.get("dice", {}), *published.get("nsd", {})]))
@@ -120,7 +120,7 @@ def published_text(report: Mapping[str, Any]) -> str:
         rows.append([f"Dice of {target['name']}", percent(target["dice"]), *_cells(theirs, entries)])
     table = markdown_table(["in %", "this run", *(f"the paper's: {entry}" for entry in entries)], rows)
     source = f"Source: {published.get('source', 'unknown')}. {published.get('note', '')}".strip()
-    return f"{table}\n\n{source} Their trainings, and perhaps their cases, are others than ours."
+    return f"{table}\n\n{source} Their trainings, and perhaps their cases, differ from ours."
 
 
 def _cells(figures: Mapping[str, float], entries: Sequence[str]) -> list[str]:
@@ -131,12 +131,12 @@ SPACES = ("resampled", "original")
 NOTES = (
     "The mean is over the classes or regions of a case, then over the cases. The other rows are means over the cases "
     "whose label has the class.",
-    "A class that the label of a case does not have is not counted there, also where it is predicted. One that only "
+    "A class that the label of a case lacks is not counted there, even where it is predicted. One that only "
     "the prediction lacks scores 0.",
     "NSD is MONAI's: the share of the voxels at the edges of both masks that lie within the tolerance of the other's "
-    "edge. Tools that weigh pieces of surface give other values.",
-    "No test labels of this dataset are public. The figures are of the validation fold, by which the best model is "
-    "chosen too, so new cases may score lower.",
+    "edge. Tools that weight surface elements give other values.",
+    "No test labels of this dataset are public. The figures are for the validation fold, on which the best model is "
+    "also chosen, so new cases may score lower.",
 )
 
 
@@ -146,8 +146,8 @@ class EvaluationReport:
     The pictures are `best_<case>.png`, `median_<case>.png` and `worst_<case>.png`, by mean Dice.
 
     Args:
-        scores: of the cases.
-        output_dir: folder for the files; made when missing.
+        scores: scores of the cases.
+        output_dir: folder for the files; created if missing.
         published: the paper's figures, see metadata.json; empty = none.
         facts: what else the report is to record: dataset, fold, label_ratio, network, weights, ...
         space: grid of the scores: "resampled" or "original".
@@ -200,12 +200,12 @@ class EvaluationReport:
                 self._draw(rank, result, len(results), self.output_dir / pictures[rank])
         if idist.get_rank() != 0:
             return
-        for rank in ("best", "median", "worst"):  # of an evaluation before this one
+        for rank in ("best", "median", "worst"):  # of an earlier evaluation
             for path in self.output_dir.glob(f"{rank}_*.png"):
                 if path.name != pictures.get(rank):
                     path.unlink()
         report = self.report(results, pictures)
-        log = "\n".join([f"{len(results)} cases", target_table(report), published_text(report)])
+        log = "\n".join([counted(len(results), "case"), target_table(report), published_text(report)])
         write_report(self.output_dir, report, markdown(report), {"cases.csv": case_table(report["per_case"])}, log)
 
     def report(self, results: Sequence[CaseResult], pictures: Mapping[str, str]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class EvaluationReport:
 
 
 def choose_cases(results: Sequence[CaseResult]) -> dict[str, CaseResult]:
-    """The best, median and worst case by mean Dice; fewer where there are fewer, none without a label."""
+    """The best, median and worst case by mean Dice; fewer if there are fewer, none without a label."""
     ranked = sorted((each for each in results if not math.isnan(each.dice)), key=lambda each: (-each.dice, each.name))
     places = {1: {"best": 0}, 2: {"best": 0, "worst": -1}}
     chosen = places.get(len(ranked), {"best": 0, "median": len(ranked) // 2, "worst": -1})
@@ -256,7 +256,7 @@ def legend_of(case: CaseResult) -> list[LegendEntry]:
 
 
 def score_text(score: TargetScore) -> str:
-    """Scores of a target as the legend of a picture shows them; no NSD where it was not measured.
+    """Scores of a target for the legend of a picture; without NSD if it was not measured.
 
     Example:
         >>> score_text(TargetScore(0.912, 0.8, 12.0, 11.5)), score_text(TargetScore(math.nan, math.nan, 0.0, 0.25))
@@ -272,7 +272,7 @@ def _warnings(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     extra = [f"{row['name']} ({row['predicted_elsewhere']})" for row in targets if row["predicted_elsewhere"]]
     if not extra:
         return []
-    return [f"Predicted in cases whose label does not have it, which the scores do not show: {', '.join(extra)}."]
+    return [f"Predicted in cases whose label lacks it, which the scores do not show: {', '.join(extra)}."]
 
 
 def _file_name(case: str) -> str:
@@ -280,10 +280,10 @@ def _file_name(case: str) -> str:
 
 
 def is_original(space: str) -> bool:
-    """Whether predictions are brought back to the scan's own grid before they are scored.
+    """Whether predictions are resampled to the scan's own grid before they are scored.
 
     Args:
-        space: "resampled", the grid that the network sees, in which published figures are measured; or "original".
+        space: "resampled", the grid that the network sees, on which published figures are measured; or "original".
 
     Raises:
         ValueError: neither of the two.

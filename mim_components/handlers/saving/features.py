@@ -1,4 +1,4 @@
-"""Write what an inference made: feature files and NIfTI volumes, each complete or not there."""
+"""Write the results of an inference: feature files and NIfTI volumes, each complete or absent."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class SaveResults:
-    """Write the files of every volume as soon as it is done.
+    """Write the files of each volume as soon as it is done.
 
-    `<name>_features.safetensors` holds `features` `(E, h, w, d)` and `mean` `(E,)`; its metadata are JSON texts, see
+    `<name>_features.safetensors` holds `features` `(E, h, w, d)` and `mean` `(E,)`; its metadata are JSON strings, see
     `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16 HU on the voxels that
-    the network saw: the volume's own with its axes turned to RAS, or those it was resampled to, at the same place.
+    the network saw: the volume's own with axes reoriented to RAS, or those it was resampled to, at the same position.
 
     Args:
-        output_dir: folder for the files; made when missing.
-        trained: the network.
-        expected: input contract of the configuration, where the weights came without one.
+        output_dir: folder for the files; created if missing.
+        trained: network with its weights.
+        expected: input contract of the configuration, for weights without one.
         feature_level: index of the map in the encoder's pyramid.
         feature_dtype: "float32" or "float16".
-        on_bad: "stop" raises for a volume whose results cannot be written; "report" raises when all are done.
+        on_bad: "stop" raises for a volume whose results cannot be written; "report" raises at the end.
 
     Attributes:
-        results: of all volumes so far.
+        results: results of all volumes so far.
 
     Raises:
         ValueError: unknown `feature_dtype`; when called, features that are too large for float16.
@@ -126,12 +126,12 @@ class SaveResults:
         return write_tensors_safely(path, tensors, metadata)
 
     def feature_metadata(self, output: Mapping[str, Any]) -> dict[str, str]:
-        """What is kept with the features, each value as JSON.
+        """Metadata of the features, each value as JSON.
 
         `source`; `affine`, 4x4 from feature index (of the centre of its block) to RAS world in mm; `spacing` of
         features and `image_spacing` of voxels, mm; `image_shape` and `image_affine` of the volume in RAS, as the
         network saw it; `stride`, voxels per feature; `feature_level`; `weights`; the other entries of the input
-        contract, with `step` null where it is unknown.
+        contract, with `step` null if unknown.
         """
         affine = feature_affine(output["affine"], output["stride"])
         contract = self.trained.contract or self.expected

@@ -1,7 +1,4 @@
-"""Write predicted label maps on the grid of their scans, and what belongs to them.
-
-Names and colours of classes are for programs that show label maps.
-"""
+"""Write predicted label maps on the grid of their scans, with names and colours of the classes for viewers."""
 
 from __future__ import annotations
 
@@ -30,31 +27,31 @@ from mim_components.utils.text import csv_table
 
 logger = logging.getLogger(__name__)
 
-# what places voxels in the world, in a NIfTI header
+# fields of a NIfTI header that place voxels in world space
 _QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
 _PLACE = ("pixdim", "xyzt_units", *_QFORM, *_SFORM)
 
 
 class SaveSegmentation:
-    """Write `<name>_seg.nii.gz` of every scan as soon as it is done.
+    """Write `<name>_seg.nii.gz` for each scan as soon as it is done.
 
-    A label map holds the number of the class per voxel in uint8, in the voxels of the scan. The qform and sform of a
-    NIfTI scan are taken over as they are, so that every program shows both in one place; scans of other formats get
+    A label map holds the class number of every voxel of the scan as uint8. The qform and sform of a
+    NIfTI scan are copied unchanged, so that every program shows both at the same position; scans of other formats get
     both. Beside the maps lie `labels.txt` (ITK-SNAP), `labels.ctbl` (3D Slicer), `volumes.csv`: ml per class and
-    region, and `results.csv`: what became of every scan.
+    region, and `results.csv`: the outcome of every scan.
 
     The evaluator's output, or the batch it belongs to, holds lists of dictionaries, one per scan: `pred`, a MetaTensor
     `(1, H, W, D)` of classes or `(R, H, W, D)` of regions on the scan's grid; `name`, `source`, and `cause`, which says
     why the scan could not be read.
 
     Args:
-        output_dir: folder for the files; made when missing.
-        labels: what the classes or regions are.
-        on_bad: "report" raises for the scans that were left out, when all are done.
+        output_dir: folder for the files; created if missing.
+        labels: classes or regions.
+        on_bad: "report" raises at the end for the scans that were left out.
 
     Attributes:
-        results: of all scans so far.
+        results: results of all scans so far.
 
     Raises:
         ValueError: when called, a prediction that does not lie on its scan.
@@ -118,7 +115,7 @@ class SaveSegmentation:
         """Write the label map of one scan; returns the file, and ml of every class and region."""
         pred = scan["pred"]
         if not isinstance(pred, MetaTensor) or pred.ndim != 4 or "original_affine" not in pred.meta:
-            raise ValueError(f"{scan['name']}: pred must be a MetaTensor (C, H, W, D) brought back to its scan.")
+            raise ValueError(f"{scan['name']}: pred must be a MetaTensor (C, H, W, D) on the grid of its scan.")
         affine = _numbers(pred.meta["original_affine"])
         shape = tuple(int(side) for side in pred.meta["spatial_shape"][:3])
         if tuple(pred.shape[1:]) != shape:
@@ -132,7 +129,7 @@ class SaveSegmentation:
 
     def _volumes(self, label: np.ndarray, pred: MetaTensor, affine: np.ndarray) -> dict[str, float]:
         ml = abs(np.linalg.det(affine[:3, :3])) / 1000
-        # plane by plane: bincount makes 8 bytes a voxel
+        # plane by plane: bincount needs 8 bytes per voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=len(self.labels.names)) for plane in label], axis=0)
         volumes = {name: ml * int(counts[number]) for number, name in enumerate(self.labels.names) if number}
         regions = zip(self.labels.regions, pred.as_tensor(), strict=False)
@@ -144,7 +141,7 @@ def _numbers(affine: Any) -> np.ndarray:
 
 
 def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Image:
-    """The label map in the place of its scan."""
+    """The label map with the position of its scan."""
     if suffix_of(scan).lower().startswith(".nii"):
         source: Any = stored_nifti_header(scan)[0]
         header = type(source)()  # Nifti1Header or Nifti2Header
@@ -153,7 +150,7 @@ def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Imag
             header[name] = source[name]
         header.set_data_dtype(np.uint8)
         kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-        image = kind(label, header.get_best_affine(), header)  # its own affine: no form and no unit is changed
+        image = kind(label, header.get_best_affine(), header)  # its own affine keeps forms and units unchanged
     else:
         image = nib.Nifti1Image(label, affine)
         image.header.set_xyzt_units("mm")
@@ -165,7 +162,7 @@ def _placed(label: np.ndarray, affine: np.ndarray, scan: Path) -> nib.Nifti1Imag
 
 
 def _write(image: nib.Nifti1Image, path: Path) -> None:
-    # without name and time: equal label maps are equal files
+    # without name and time, so that equal label maps give equal files
     with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
         image.to_stream(stream)
 
@@ -183,8 +180,8 @@ def write_label_files(folder: str | Path, labels: LabelSet) -> list[Path]:
     """Write `labels.txt` for ITK-SNAP and `labels.ctbl` for 3D Slicer.
 
     Args:
-        folder: made when missing.
-        labels: the classes.
+        folder: folder for the files; created if missing.
+        labels: classes.
 
     Returns:
         The two files.
@@ -213,7 +210,7 @@ def snap_labels(labels: LabelSet) -> str:
 
 
 def slicer_colours(labels: LabelSet) -> str:
-    r"""Colour table of 3D Slicer: number, name without blanks, RGB, opacity.
+    r"""Colour table of 3D Slicer: number, name without spaces, RGB, opacity.
 
     Example:
         >>> slicer_colours(LabelSet(("background", "left atrium"), {}, {})).splitlines()[1:]

@@ -1,4 +1,4 @@
-"""What became of every scan of an inference: a list that is complete at any time, and an error at the end."""
+"""The outcome of every scan of an inference: a list that is always up to date, and an error at the end."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from mim_components.data.volumes import BadVolume, BadVolumesError
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import csv_table, printable
+from mim_components.utils.text import counted, csv_table, printable
 
 logger = logging.getLogger(__name__)
 
 
 class Results:
-    """Writes `results.csv`: name and source of every scan, its files, and why there are none.
+    """Writes `results.csv`: name and source of every scan, its files, or why there are none.
 
-    A name may be shortened, and then ends in a digest: this list says of which scan.
+    A name may be shortened, and then ends in a digest: this list maps it to its scan.
 
     Args:
         output_dir: folder of the files.
-        on_bad: "report" makes bad scans an error at the end.
+        on_bad: "report" raises at the end if there are bad scans.
 
     Attributes:
         bad: scans without results.
@@ -38,7 +38,7 @@ class Results:
         return len(self._rows) - len(self.bad)
 
     def add(self, name: str, source: str, files: Sequence[Path] = (), cause: str = "") -> None:
-        """Take note of a scan that is done, or bad."""
+        """Add a scan that is done, or bad."""
         if cause:
             self.bad.append(BadVolume(source, cause))
             logger.warning("left out: %s", self.bad[-1])
@@ -55,6 +55,6 @@ class Results:
         logger.info("%d %s: %s", self.count, what, self.path.parent)
         if not self.bad:
             return
-        logger.warning("%d scans left out:\n%s", len(self.bad), "\n".join(f"  {each}" for each in self.bad))
+        logger.warning("%s left out:\n%s", counted(len(self.bad), "scan"), "\n".join(f"  {each}" for each in self.bad))
         if self.on_bad == "report":
             raise BadVolumesError(self.bad, len(self._rows))

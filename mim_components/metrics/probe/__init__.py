@@ -1,4 +1,4 @@
-"""A probe of frozen features: a linear classifier and retrieval on what an encoder says of labelled voxels."""
+"""A probe of frozen features: a linear classifier and retrieval on an encoder's features of labelled voxels."""
 
 from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
 

@@ -1,4 +1,4 @@
-"""The labelled scans of a probe: checked as those of a fine-tuning, with the classes that a probe asks for."""
+"""The labelled scans of a probe, checked like those of a fine-tuning, and its classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_probe_cases(datalist: str | Path | None, allow_outside: bool = False) -
         DataError: no list is given, or it has no section `validation`.
     """
     if not datalist:
-        raise DataError(f"Give the labelled scans of the probe: --probe::datalist, a JSON list {FORM}.")
+        raise DataError(f"Give the labelled scans of the probe with --probe::datalist, a JSON list {FORM}.")
     found = load_cases(datalist, allow_outside=allow_outside)
     if not any(case.section == "validation" for case in found.cases):
         raise DataError(f"{datalist}: has no section 'validation' with scans to score; expected {FORM}.")
@@ -54,10 +54,10 @@ def probe_labels(found: FoundCases, wanted: Mapping[str, int] | None = None) -> 
 
     Args:
         found: the scans, whose label maps are read.
-        wanted: name to value; None = the values that occur in both sections, named by themselves.
+        wanted: class name to value; None = the values that occur in both sections, named by value.
 
     Raises:
-        DataError: a wanted value, or any value at all, is not in the label maps of both sections.
+        DataError: a wanted value is missing from the label maps of a section, or no value is in both.
     """
     values = {
         section: set().union(*(_values(case) for case in found.cases if case.section == section)) - {0}
@@ -85,10 +85,10 @@ def probe_labels(found: FoundCases, wanted: Mapping[str, int] | None = None) -> 
 
 
 def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
-    """Load a scan as the encoder's input contract says.
+    """The transform that loads a scan in the form of the encoder's input contract.
 
     The result has `image` float32 and `label` uint8, `(1, H, W, D)` on the grid of the encoder's input, and
-    `own_label`, the classes on the scan's own voxels with axes turned to RAS.
+    `own_label`, the classes on the scan's own voxels with axes reoriented to RAS.
     """
     keys = ["image", "label"]
     low, high = contract.hu_window
@@ -106,7 +106,7 @@ def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
 
 
 def _values(case: Case) -> set[int]:
-    """Values of a label map; none where it is damaged or an image, which the check of the case says."""
+    """Values of a label map; none if it is damaged or an image, which the check of the case reports."""
     if not isinstance(case.label, Path):
         return set()
     source = VolumeSource(case.label, (case.label,))

@@ -1,8 +1,8 @@
-"""Features of single voxels and a linear classifier over whole scans, without ever holding a scan's feature maps.
+"""Features of single voxels, and a linear classifier over whole scans that never holds a scan's feature maps.
 
-A voxel's features are the maps of an encoder, up-sampled to the voxels (trilinear) and put one behind the other. Up-
-sampling is linear, as the classifier is: it is applied to every map at the map's own size, and its K logits are up-
-sampled instead of F features. The result is the same.
+A voxel's features are the maps of an encoder, up-sampled to the voxels (trilinear) and concatenated. Up-
+sampling and the classifier are both linear, so the latter is applied to every map at its own size, and K logits are up-
+sampled instead of F features, with the same result.
 
 Axes: image (C, H, W, D); window (B, C, h, w, d); maps (B, F_l, h_l, w_l, d_l); features (n, F), F = sum of all F_l.
 """
@@ -24,9 +24,9 @@ RAW_STRIDE = 2  # of the finest map of the hybrid encoder
 
 
 class RawFeatures(nn.Module):
-    """What needs no network: the mean intensity of a cell of 2^3 voxels, and where in the scan it lies.
+    """Features that need no network: the mean intensity of a cell of 2^3 voxels, and its position in the scan.
 
-    The image's channels are the intensity and what `add_position` appends.
+    The image's channels are the intensity and those that `add_position` appends.
     """
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -46,13 +46,13 @@ def add_position(image: Tensor) -> Tensor:
 
 
 class WindowFeatures:
-    """An encoder over windows of the size that it was trained on, since its positions depend on the grid.
+    """Applies an encoder to windows of the size that it was trained on, since its positions depend on the grid.
 
     Args:
-        encoder: gives a list of maps.
+        encoder: network that returns a list of maps.
         input_size: size of a window, voxels.
-        patch_size: windows begin at its multiples.
-        overlap: of the windows; made smaller until they begin at token edges.
+        patch_size: windows begin at multiples of it, voxels.
+        overlap: overlap of the windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
     """
 
@@ -72,11 +72,11 @@ class WindowFeatures:
         self.device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
 
     def at(self, image: Tensor, voxels: Tensor) -> Tensor:
-        """Features of some voxels, each from the window in whose middle it lies best.
+        """Features of some voxels, each from the window whose centre is nearest.
 
         Args:
             image: `(C, H, W, D)`.
-            voxels: int64 `(n, 3)`, indices.
+            voxels: voxel indices, int64 `(n, 3)`.
 
         Returns:
             float32 `(n, F)`, on the CPU.
@@ -111,7 +111,7 @@ class WindowFeatures:
         return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3)
 
     def _windows(self, shape: Sequence[int], voxels: Tensor) -> list[tuple[list[int], Tensor]]:
-        """Starts of the windows that own a voxel, each with the rows of its voxels."""
+        """Starts of the windows that own a voxel, each with the row numbers of its voxels."""
         steps = [int(side * (1 - share)) for side, share in zip(self.input_size, self.overlap, strict=True)]
         slices = dense_patch_slices(shape, self.input_size, steps)
         nearest = []
@@ -152,7 +152,7 @@ def _cut(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def _interpolated(features: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
-    """A map `(F, h, w, d)` of a window of `size` voxels at voxels `(n, 3)` of it: `(n, F)`, as `interpolate` gives."""
+    """Sample a map `(F, h, w, d)` of a window of `size` voxels at voxels `(n, 3)`: `(n, F)`, equal to `interpolate`."""
     places = (2 * voxels.to(features) + 1) / torch.tensor(size).to(features) - 1
     grid = places.flip(1).view(1, 1, 1, -1, 3)  # grid_sample names the last axis first
     found = F.grid_sample(features[None], grid, mode="bilinear", padding_mode="border", align_corners=False)

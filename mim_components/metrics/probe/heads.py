@@ -1,4 +1,4 @@
-"""How much of the classes lies in fixed features: a linear classifier, and the classes of nearest neighbours.
+"""Heads on fixed features: a linear classifier, and the classes of nearest neighbours.
 
 Axes: features (n, F) of n voxels; classes (n,), from 0 to K - 1.
 """
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_STEPS = 200  # of L-BFGS
-CHUNK = 2**26  # similarities that are held at once
+CHUNK = 2**26  # similarities held at once
 
 
 class LinearClassifier(NamedTuple):
-    """Logits `(n, K)` are `features @ weight.T + bias`; `weight` `(K, F)`, `bias` `(K,)`, of features as they are."""
+    """Logits `(n, K)` are `features @ weight.T + bias` on raw features; `weight` `(K, F)`, `bias` `(K,)`."""
 
     weight: Tensor
     bias: Tensor
@@ -27,18 +27,18 @@ class LinearClassifier(NamedTuple):
 def fit_linear(features: Tensor, classes: Tensor, priors: Tensor, penalty: float = 1.0) -> LinearClassifier:
     """Multinomial logistic regression on standardised features, by PyTorch's L-BFGS.
 
-    The voxels are a sample in which rare classes have more than their share. The fit is that of scikit-learn's
+    Rare classes are over-represented in the sample of voxels. The fit is that of scikit-learn's
     `LogisticRegression(C=1 / penalty)` on this sample; then log(share among all voxels / share in the sample) is added
     to each bias, which makes the probabilities those of all voxels (King and Zeng's prior correction).
 
     Args:
         features: `(n, F)`.
         classes: int64 `(n,)`; each of the K classes occurs.
-        priors: `(K,)`, voxels of every class among all voxels.
-        penalty: factor of half the squared weights, beside the sum of the cross-entropies.
+        priors: number of voxels of every class among all voxels, `(K,)`.
+        penalty: factor of half the squared weights, added to the sum of the cross-entropies.
 
     Raises:
-        ValueError: a class does not occur; names it.
+        ValueError: a class does not occur; gives its number.
     """
     counts = torch.bincount(classes, minlength=len(priors))
     if not bool((counts > 0).all()):
@@ -71,18 +71,18 @@ def maximise_dice(
 ) -> LinearClassifier:  # fmt: skip
     """Add to the bias of each class, but for class 0, the offset of -4, -3.75, ... 4 that gives it the best Dice.
 
-    The most probable class is not the one of best Dice: a voxel is worth adding from half the best Dice on, taken as a
-    probability (Lipton et al. 2014). Nor are probabilities right outside of the voxels of the fit. The classes are gone
-    through once, in order, each with the offsets before it in place; of equal offsets the one nearest 0 counts.
+    The most probable class does not give the best Dice: a voxel is worth adding from half the best Dice on, taken as a
+    probability (Lipton et al. 2014). Nor are probabilities calibrated beyond the voxels of the fit. The classes are set
+    once, in order, each with the earlier offsets in place; of equally good offsets the one nearest 0 is used.
 
     Args:
-        classifier: whose biases are to be set.
-        logits: what it says of voxels, other than those of its fit, `(n, K)`.
-        classes: of these voxels, int64 `(n,)`.
-        stands_for: number of voxels that each one was drawn for, `(n,)`.
+        classifier: classifier whose biases are set.
+        logits: its logits of voxels other than those of its fit, `(n, K)`.
+        classes: classes of these voxels, int64 `(n,)`.
+        stands_for: number of voxels that each of them represents, `(n,)`.
 
     Example:
-        >>> flat = torch.tensor([900.0, 100.0]).log()  # of features that tell nothing: class 1 is never predicted
+        >>> flat = torch.tensor([900.0, 100.0]).log()  # uninformative features: class 1 is never predicted
         >>> sample = flat.expand(2, 2), torch.tensor([0, 1]), torch.tensor([900.0, 100.0])
         >>> shifted = maximise_dice(LinearClassifier(torch.zeros(2, 1), flat), *sample)
         >>> (shifted.bias - flat).tolist()  # from log 9 = 2.2 on class 1 is everywhere: Dice 2/11, not 0
@@ -105,23 +105,23 @@ def maximise_dice(
 def nearest_classes(
     queries: Tensor, query_patients: Tensor, bank: Tensor, bank_classes: Tensor, bank_patients: Tensor, neighbours: int
 ) -> Tensor:
-    """The class that most of the nearest voxels of other patients have, by cosine of standardised features.
+    """The class of most of the nearest voxels of other patients, by cosine similarity of standardised features.
 
-    Where several classes have as many, the lowest counts.
+    Ties go to the lowest class.
 
     Args:
-        queries: `(n, F)`.
-        query_patients: int64 `(n,)`.
-        bank: `(m, F)`; mean and standard deviation of all features are this one's.
-        bank_classes: int64 `(m,)`.
-        bank_patients: int64 `(m,)`; a query's own patient is passed over.
-        neighbours: nearest voxels that vote.
+        queries: features, `(n, F)`.
+        query_patients: patients, int64 `(n,)`.
+        bank: features to search, `(m, F)`; they define the mean and standard deviation of all.
+        bank_classes: classes, int64 `(m,)`.
+        bank_patients: patients, int64 `(m,)`; a query's own patient is skipped.
+        neighbours: number of nearest voxels that vote.
 
     Returns:
-        int64 `(n,)`.
+        Classes, int64 `(n,)`.
 
     Raises:
-        ValueError: other patients have fewer voxels than should vote.
+        ValueError: other patients have fewer voxels than `neighbours`.
     """
     others = min((int((bank_patients != patient).sum()) for patient in query_patients.unique()), default=0)
     if not 1 <= neighbours <= others:
@@ -138,7 +138,7 @@ def nearest_classes(
 
 
 def recalls(predicted: Tensor, classes: Tensor, num_classes: int) -> list[float]:
-    """Share of the voxels of every class that are predicted as such; NaN for a class without voxels.
+    """Recall of every class: share of its voxels that are predicted as such; NaN for a class without voxels.
 
     Example:
         >>> recalls(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 2]), 4)

@@ -1,4 +1,4 @@
-"""How good the features of an encoder are, without touching it: a linear classifier and nearest neighbours."""
+"""Quality of an encoder's frozen features: a linear classifier and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from mim_components.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_SHARE = 8  # voxels of the background for one of a class: it is the class of most variety
-BIAS_SHARE = 8  # voxels for the biases for one of the fit: what is wrongly taken for a small class is rare
+BACKGROUND_SHARE = 8  # background voxels per voxel of a class: the background is the most varied
+BIAS_SHARE = 8  # voxels for the biases per voxel of the fit: false positives of a small class are rare
 
 
 @dataclass
 class ProbeResult:
-    """What a probe found out.
+    """Result of a probe.
 
     Attributes:
         cases: Dice of the linear classifier by validation scan and class; NaN where a label map lacks the class.
-        retrieval: share of the sampled voxels whose neighbours name their class, by class, the background first.
-        pictures: slices of every validation scan by name, where they were asked for.
+        retrieval: share of sampled voxels whose neighbours give their class, by class, the background first.
+        pictures: slices of every validation scan by name, if requested.
     """
 
     cases: list[CaseResult]
@@ -64,7 +64,7 @@ class ProbeResult:
 
     @property
     def knn(self) -> float:
-        """Mean of the classes' retrieval, the background among them: the balanced accuracy."""
+        """Mean of the classes' retrieval including the background: the balanced accuracy."""
         return mean_of(self.retrieval.values())
 
 
@@ -80,28 +80,32 @@ class _Voxels:
 class FeatureProbe:
     """Fit a linear classifier on voxels of the training scans, and score it on the validation scans.
 
-    The recipe is fixed, and the classifier comes from the training scans alone: its biases are set for the best Dice on
-    a second draw of their voxels. From every scan the same voxels are drawn whatever the encoder: `voxels_per_class` of
+    The recipe is fixed, and the classifier uses the training scans only: its biases are set for the best Dice on
+    a second draw of their voxels. The same voxels are drawn from every scan whatever the encoder: `voxels_per_class` of
     each class, and `BACKGROUND_SHARE` times as many of the background.
 
-    All processes of a run make it together; then one of them may call it.
+    All processes of a run construct it together; then one of them may call it.
 
     Args:
         datalist: labelled scans, a JSON list with the sections `training` and `validation`.
-        contract: how the encoder's input is made.
-        cache_dir: folder in which results of checks are kept.
-        labels: name of a class to its value in the label maps; None = the values that are found.
-        allow_outside: accept paths of the list that lead out of its folder.
-        on_bad: "stop" raises when a scan or label map is bad, "exclude" leaves it out.
-        max_bad_fraction: share of the scans that "exclude" may leave out.
-        num_workers: processes that check.
-        output_dir: where the checks write what they found; None = nowhere.
+        contract: input contract of the encoder.
+        cache_dir: folder that caches results of checks.
+        labels: class name to value in the label maps; None = all values found.
+        allow_outside: accept paths in the list that lead out of its folder.
+        on_bad: "stop" raises if a scan or label map is bad, "exclude" leaves it out.
+        max_bad_fraction: largest share of the scans that "exclude" may leave out.
+        num_workers: number of processes that check scans.
+        output_dir: folder for the findings of the checks; None = not written.
         anonymous_paths: name scans by digests.
-        voxels_per_class: drawn from every scan, at most.
-        neighbours: nearest voxels that vote.
-        overlap: of windows; made smaller until they begin at token edges.
-        sw_batch_size: windows at once.
-        seed: of the draws.
+        voxels_per_class: largest number of voxels drawn from a scan per class.
+        neighbours: number of nearest voxels that vote.
+        overlap: overlap of windows, in [0, 1); reduced so that they begin at token edges.
+        sw_batch_size: windows that go through the encoder together.
+        seed: seed of the draws.
+
+    Raises:
+        DataError: no list, a list without section `validation`, a class without voxels, or bad scans.
+        ValueError: `voxels_per_class` is below 1.
 
     Example:
         >>> import json
@@ -155,7 +159,7 @@ class FeatureProbe:
         self.prepared: PreparedCases = prepare_cases(
             found,
             SegmentationChecker(self.labels),
-            {"rule": "fifths"},  # never asked: the list has sections
+            {"rule": "fifths"},  # unused: the list has sections
             cache_dir=cache_dir,
             on_bad=on_bad,
             max_bad_fraction=max_bad_fraction,
@@ -169,12 +173,12 @@ class FeatureProbe:
         self._patients = {group: number for number, group in enumerate(groups)}
 
     def __call__(self, encoder: nn.Module | None, pictures: bool = False, title: str = "") -> ProbeResult:
-        """Probe an encoder, which stays as it is; None = intensity and position instead of features.
+        """Probe an encoder, which stays unchanged; None = intensity and position instead of features.
 
         Args:
-            encoder: gives a list of maps.
+            encoder: network that returns a list of maps.
             pictures: keep slices of every validation scan, about 1 MB each.
-            title: of a progress bar; "" shows none.
+            title: title of a progress bar; "" = no bar.
         """
         network = RawFeatures() if encoder is None else encoder
         training = network.training
@@ -216,7 +220,7 @@ class FeatureProbe:
     def _with_best_dice(
         self, classifier: LinearClassifier, windows: WindowFeatures, raw: bool, title: str
     ) -> LinearClassifier:  # fmt: skip
-        """Set the biases by other voxels of the training scans than the fit's, which the classifier knows too well."""
+        """Set the biases on other voxels of the training scans than those of the fit, to which it is over-fitted."""
         logits, classes, stands_for = [], [], []
         for item in self._items(self.prepared.training, raw, title):
             voxels, drawn = self._sample(item, "biases", BIAS_SHARE * self.voxels_per_class)
@@ -227,7 +231,7 @@ class FeatureProbe:
         return maximise_dice(classifier, torch.cat(logits), torch.cat(classes), torch.cat(stands_for))
 
     def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
-        """The scans, loaded one by one; `input` is what the encoder sees."""
+        """Load the scans one by one; `input` is what the encoder sees."""
         for item in tqdm(items, desc=title, unit="scan", disable=not title, leave=False, **bar_options()):
             loaded: Any = self.load(dict(item))
             image = loaded["image"].as_tensor()
@@ -235,14 +239,14 @@ class FeatureProbe:
             yield loaded
 
     def _counts(self, item: Mapping[str, Any]) -> Tensor:
-        """Voxels of every class in a label map, `(K,)`."""
+        """Number of voxels of every class in a label map, `(K,)`."""
         return torch.bincount(item["label"].as_tensor().flatten().long(), minlength=self.labels.out_channels).cpu()
 
     def _sample(self, item: Mapping[str, Any], purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
         return self._draw(item["label"].as_tensor()[0].cpu().numpy(), str(item["name"]), purpose, per_class)
 
     def _draw(self, label: np.ndarray, name: str, purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
-        """Voxels `(n, 3)` of a label map, so many of every class, and their classes `(n,)`."""
+        """Draw up to `per_class` voxels of every class of a label map: indices `(n, 3)` and classes `(n,)`."""
         random = np.random.default_rng(keyed_seed(self.seed, purpose, name))
         voxels, classes = [], []
         for number in range(self.labels.out_channels):

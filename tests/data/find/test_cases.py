@@ -88,7 +88,7 @@ def test_file_that_is_there_packed_and_unpacked(touch):
     root = touch(["img/img0001.nii", "img/img0001.nii.gz", "label/label0001.nii.gz"])
     found = find_cases(root, None, BTCV)
     assert shown(found, found.cases[0]) == ["img/img0001.nii", "label/label0001.nii.gz"]
-    assert found.notes == ["img/img0001.nii.gz is passed over: img/img0001.nii is there as well"]
+    assert found.notes == ["img/img0001.nii.gz is skipped: img/img0001.nii is there as well"]
 
 
 def test_hidden_files_are_passed_over(touch):

@@ -25,7 +25,7 @@ def test_hidden_files_are_skipped_and_counted(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"x")
     with caplog.at_level(logging.DEBUG):
         assert names(find_volumes(tmp_path)) == ["a"]
-    assert "1 files, 3 hidden ones passed over" in caplog.text
+    assert "1 files, 3 hidden ones skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["scan 1.nii", "Größe.nii", 'it\'s "q".nii', "two\nlines.nii"])
@@ -106,4 +106,4 @@ def test_what_may_hold_a_scan_is_not_passed_over_in_silence(tmp_path):
     (tmp_path / "slice.IMA").touch()
     found = find_volumes(tmp_path)
     assert names(found) == ["a", "slice.IMA", "slice.dcm"]
-    assert found.notes == [f"{tmp_path}: formats that are not read are passed over: 3 files: 1 .hdr, 1 .img, 1 .bz2"]
+    assert found.notes == [f"{tmp_path}: unsupported formats are skipped: 3 files: 1 .hdr, 1 .img, 1 .bz2"]

@@ -132,7 +132,7 @@ def test_report_says_how_to_read_it(folder: Path) -> None:
         "the paper's: MiM 10k",
         "No test labels of this dataset are public",
         "NSD is MONAI's: the share of the voxels at the edges",
-        "is not counted there, also where it is predicted",
+        "is not counted there, even where it is predicted",
         "liver (1).",
         "![worst case](worst_c.png)",
     ):
@@ -196,7 +196,7 @@ def test_published_figures_only_where_comparable() -> None:
     dice_only = {**figures, "published": {**PUBLISHED, "nsd": {}, "per_class": {}}}
     assert len(published_text(dice_only).split("\n\n")[0].splitlines()) == 3
     hidden = published_text({**figures, "not_comparable": ["the fold is 2, theirs 0"]})
-    assert hidden == "Not shown, since they cannot be compared: the fold is 2, theirs 0."
+    assert hidden == "Not shown, since they are not comparable: the fold is 2, theirs 0."
 
 
 def test_cases_of_two_processes_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,7 @@ def test_unreadable_scans_are_left_out(tmp_path, caplog, in_channels):
     saver = segment(tmp_path, tmp_path / "out", network, labels, in_channels, on_bad="exclude", intensity=intensity)
     assert [each.path for each in saver.results.bad] == [str(bad)] and "truncated" in saver.results.bad[0].cause
     assert (tmp_path / "out" / "good_seg.nii.gz").exists() and not (tmp_path / "out" / "bad_seg.nii.gz").exists()
-    assert "1 scans left out:\n  " in caplog.text and good.exists()
+    assert "1 scan left out:\n  " in caplog.text and good.exists()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_unreadable_scans_are_left_out(tmp_path, caplog, in_channels):
         ({}, None),
         ({"crop": 1}, r"x: pred has \(3, 5, 6\) voxels, its scan \(4, 5, 6\); use Invertd"),
         ({"move": 2.0}, "x: pred does not lie on its scan, its position differs by 2 x 0 x 0 mm"),
-        ({"plain": True}, r"x: pred must be a MetaTensor \(C, H, W, D\) brought back to its scan"),
+        ({"plain": True}, r"x: pred must be a MetaTensor \(C, H, W, D\) on the grid of its scan"),
     ],
 )
 def test_predictions_elsewhere_are_refused(tmp_path, change, message):

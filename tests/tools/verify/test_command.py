@@ -49,4 +49,4 @@ def test_not_from_inside_the_bundle(
 ) -> None:
     monkeypatch.chdir(bundle / "configs")
     assert main([".."]) == 2
-    assert "outside of the bundle" in capsys.readouterr().err
+    assert "outside the bundle" in capsys.readouterr().err

@@ -27,7 +27,7 @@ class Folder:
 
     @cached_property
     def files(self) -> Sequence[str]:
-        """Files relative to the folder, with `/` between names; what macOS hides in archives is passed over."""
+        """Files relative to the folder, with `/` between names; what macOS hides in archives is skipped."""
         tree = walk(self.path, max_depth=MAX_DEPTH)
         # a folder called x.nii.gz is handed on as well, so that the check can name it
         return [path.relative_to(self.path).as_posix() for path in (*tree.files, *tree.named_folders)]

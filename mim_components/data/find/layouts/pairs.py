@@ -112,7 +112,7 @@ class PairedFiles:
             if other is None:
                 table[key] = path
             else:
-                notes.append(f"{path} is passed over: {other} is there as well")
+                notes.append(f"{path} is skipped: {other} is there as well")
         return files, notes
 
     def _image(self, root: Path, channels: dict[str, str]) -> tuple[Path, ...]:
