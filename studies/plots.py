@@ -16,6 +16,7 @@ from studies.statistics import Interval
 DOTS = 150
 STEP = 0.08  # between arms at one number of patients, in units of the axis
 Plots = dict[str, tuple[str, Figure]]
+Points = dict[str, dict[int, Interval]]
 
 
 def figures(evidence: Evidence) -> Plots:
@@ -40,39 +41,38 @@ def save(plots: Mapping[str, tuple[str, Figure]], folder: Path) -> None:
 
 
 def dice_figure(evidence: Evidence) -> Figure | None:
-    """Dice of every arm, and beside it the paired differences from the first reference that has results."""
-    labels = [count for count in evidence.labels if any(evidence.lines(arm, count) for arm in evidence.arms)]
-    if not labels:
+    """Dice of every arm, and beside it the paired differences from the first of the references, if it has any."""
+    base = evidence.study.content["report"]["references"][0]
+    scores = _intervals(evidence, evidence.interval, evidence.arms)
+    others = [arm for arm in scores if arm != base]
+    differences = _intervals(evidence, lambda arm, labels: evidence.difference(arm, base, labels), others)
+    panels = {"mean Dice of the test scans (%)": scores, f"difference from {base} (points)": differences}
+    drawn = {title: points for title, points in panels.items() if points}
+    if not drawn:
         return None
-    references = evidence.study.content["report"]["references"]
-    base = next((arm for arm in references if any(evidence.lines(arm, count) for count in labels)), None)
-    figure = Figure(figsize=(9 if base else 5, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if base else 1, squeeze=False)[0]
-    _draw_intervals(panels[0], evidence, labels, evidence.interval)
-    panels[0].set_ylabel("mean Dice of the test scans (%)")
-    if base:
-        others = [arm for arm in evidence.arms if arm != base]
-        _draw_intervals(panels[1], evidence, labels, lambda arm, n: evidence.difference(arm, base, n), others)
-        panels[1].axhline(0, color="0.4", linewidth=0.8)
-        panels[1].set_ylabel(f"difference from {base} (points)")
+    figure = Figure(figsize=(4.5 * len(drawn), 4), layout="constrained")
+    for axes, (title, points) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        _draw_intervals(axes, evidence, points)
+        axes.set_ylabel(title)
+    if differences:
+        figure.axes[1].axhline(0, color="0.4", linewidth=0.8)
     figure.suptitle("bars: 95 % intervals over scans and seeds", fontsize=9)
     _name_arms(figure)
     return figure
 
 
-def _draw_intervals(
-    axes: Axes,
-    evidence: Evidence,
-    labels: list[int],
-    found: Callable[[str, int], Interval | None],
-    arms: list[str] | None = None,
-) -> None:
+def _intervals(evidence: Evidence, found: Callable[[str, int], Interval | None], arms: list[str]) -> Points:
+    """What there is, by arm and number of labelled patients."""
+    points = {arm: {n: value for n in evidence.labels if (value := found(arm, n))} for arm in arms}
+    return {arm: of for arm, of in points.items() if of}
+
+
+def _draw_intervals(axes: Axes, evidence: Evidence, points: Points) -> None:
     """A point with its bar for every arm and number of patients, one line per arm."""
-    points = {arm: [(n, value) for n in labels if (value := found(arm, n))] for arm in arms or evidence.arms}
-    points = {arm: line for arm, line in points.items() if line}
-    for number, (arm, line) in enumerate(points.items()):
-        x = np.array([labels.index(n) for n, _ in line]) + STEP * (number - (len(points) - 1) / 2)
-        mean, low, high = (np.array([value[part] for _, value in line]) * 100 for part in range(3))
+    labels = sorted({n for of in points.values() for n in of})
+    for number, (arm, of) in enumerate(points.items()):
+        x = np.array([labels.index(n) for n in of]) + STEP * (number - (len(points) - 1) / 2)
+        mean, low, high = (np.array([value[part] for value in of.values()]) * 100 for part in range(3))
         axes.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", capsize=2, **_style(evidence, arm))
     axes.set_xticks(range(len(labels)), [str(n) for n in labels])
     axes.set_xlim(-0.5, len(labels) - 0.5)

@@ -75,8 +75,10 @@ def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
         rows.append(_probe_row(f"`{arm}`", evidence, arm))
         for other in earlier:
             if other.probe(arm) and other.lines(arm, None)[0]["digest"] == evidence.lines(arm, None)[0]["digest"]:
-                rows.append(_probe_row(f"`{arm}`, run of `{other.study.name}`", other, arm))
-                again.append((arm, other, evidence.probe(arm)["dice"] - other.probe(arm)["dice"]))
+                points = evidence.probe(arm)["dice"] - other.probe(arm)["dice"]
+                again.append((arm, points))
+                if points:
+                    rows.append(_probe_row(f"`{arm}`, run of `{other.study.name}`", other, arm))
     if not rows:
         return []
     if primary_probe := evidence.lines(primary, None):
@@ -97,14 +99,14 @@ def _probe_row(name: str, evidence: Evidence, arm: str, kind: str = "encoder") -
     return {"features": name, "Dice": dice, "kNN": f"{100 * figures['knn']:.1f}"}
 
 
-def _compared(again: Sequence[tuple[str, Evidence, float]]) -> list[str]:
-    """What came out of pre-trainings that two studies define alike."""
+def _compared(again: Sequence[tuple[str, float]]) -> list[str]:
+    """What came out of pre-trainings that two studies define alike: arm, and difference of the probe's Dice."""
     if not again:
         return []
-    names = ", ".join(f"`{arm}`" for arm in dict.fromkeys(arm for arm, _, _ in again))
-    most = max(abs(points) for _, _, points in again)
-    came = "The Dice is the same" if most == 0 else f"The Dice differs by at most {100 * most:.1f} points"
-    return [f"Both studies define the pre-training of {names} alike (equal digests); each has run it. {came}."]
+    names = ", ".join(f"`{arm}`" for arm in dict.fromkeys(arm for arm, _ in again))
+    most = max(abs(points) for _, points in again)
+    came = "the same Dice" if most == 0 else f"Dice that differs by at most {100 * most:.1f} points"
+    return [f"An earlier round has run the same pre-training, by its digest, of {names}: {came}."]
 
 
 def ablations(evidence: Evidence) -> list[str]:

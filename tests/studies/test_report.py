@@ -52,7 +52,11 @@ def test_rounds_on_one_page(small: dict[str, Any], write: Write, tmp_path: Path)
     # the earlier round's probe of the same definition beside the later's, and not the other way round
     assert text.count("run of `small`") == 1 and "run of `again`" not in text
     assert "| `mim`, run of `small` | 50.0 [50.0, 50.0] |" in text
-    assert "the pre-training of `mim` alike (equal digests); each has run it. The Dice differs by at most 25.0" in text
+    assert "run the same pre-training, by its digest, of `mim`: Dice that differs by at most 25.0 points." in text
+    append_result(results, pretrained(first, "mim", 0.75))
+    rounds = [Evidence(study, read_results(results, study)) for study in (second, first)]
+    text = page(rounds, {}, ["the command"])
+    assert "run of `small`" not in text and "by its digest, of `mim`: the same Dice." in text
     # the README shows the newest round that has scores
     assert "Study `small`." in readme_table(rounds)
 

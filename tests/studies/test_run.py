@@ -18,6 +18,8 @@ from studies import __main__ as command
 from studies.definition import Study
 from studies.report import scan_picture
 from studies.results import read_results
+from studies.run import Runner, note
+from tests.faults.runs import Run, environment_of_runs, server
 
 pytestmark = pytest.mark.slow
 
@@ -46,12 +48,31 @@ def stopped_when_there_is(file: Path) -> Iterator[None]:
         watcher.join()
 
 
+def start_others_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare all commands but the training of a pre-training the imports of a new process."""
+    started = Runner._call
+
+    def call(runner: Runner, words: list[str], folder: Path, name: str, log: Path, lock: Any) -> int:
+        if name == "train" and "pretraining" in folder.parts:
+            return started(runner, words, folder, name, log, lock)
+        assert words[:2] == ["-m", "monai.bundle"]
+        note(folder, command=name)
+        status = Run(folder, log, None, server().fork(words[2:], environment_of_runs(), log)).wait(timeout=900)
+        note(folder, command=name, status=status, seconds=1.0, cpu_seconds=1.0)
+        return status
+
+    monkeypatch.setattr(Runner, "_call", call)
+
+
 def attempts(folder: Path) -> list[int | None]:
     """Exit status of every command that has ended, None where one starts."""
     return [json.loads(line).get("status") for line in (folder / "attempts.jsonl").read_text().splitlines()]
 
 
-def test_stopped_in_a_cell_and_continued(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
+def test_stopped_in_a_cell_and_continued(
+    small: dict[str, Any], write: Write, patients: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start_others_by_fork(monkeypatch)
     small["order"] = [{"arms": ["mim"]}]
     small["pretraining"]["options"] |= {"max_steps": STEPS, "checkpoint_interval": STEPS, "log_interval": 5}
     path, results, work = write(small), tmp_path / "results.jsonl", tmp_path / "work"
