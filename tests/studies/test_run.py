@@ -64,9 +64,9 @@ def start_others_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runner, "_call", call)
 
 
-def attempts(folder: Path) -> list[int | None]:
-    """Exit status of every command that has ended, None where one starts."""
-    return [json.loads(line).get("status") for line in (folder / "attempts.jsonl").read_text().splitlines()]
+def attempts(folder: Path, key: str = "status") -> list[Any]:
+    """Exit status, or seconds, of every command that has ended, None where one starts."""
+    return [json.loads(line).get(key) for line in (folder / "attempts.jsonl").read_text().splitlines()]
 
 
 def test_stopped_in_a_cell_and_continued(
@@ -89,7 +89,7 @@ def test_stopped_in_a_cell_and_continued(
     assert command.main(run) == 0
     assert attempts(pretraining) == [None, 143, None, 0, None, 0] and attempts(tuning) == [None, 0, None, 0]
     logged = [json.loads(line)["step"] for line in (pretraining / "metrics.jsonl").read_text().splitlines()]
-    assert logged == list(range(5, STEPS + 1, 5))  # no step twice
+    assert logged == [1, *range(5, STEPS + 1, 5)]  # no step twice
     assert command.main(run) == 0
     assert len(attempts(pretraining)) == 6  # a cell that is done does not run again
 
@@ -100,6 +100,7 @@ def test_stopped_in_a_cell_and_continued(
     assert list(pretrained["probe"]) == ["encoder", "random weights", "intensity and position"]
     probe = pretrained["probe"]["encoder"]
     assert 0 < probe["dice"] < 1 and probe["scans"] == {"pt_3": pytest.approx(probe["dice"], rel=1e-5)}
+    assert pretrained["seconds"] == pytest.approx(sum(filter(None, attempts(pretraining, "seconds"))), abs=0.1)
     assert pretrained["attempts_lost"] == 0 and not (pretraining / "checkpoints").exists()
     tuned = lines["mim/1/seed0"]
     assert set(tuned["scores"]["dice"]) == {"a", "b"} and list(tuned["scores"]["dice"]["a"]) == ["pt_3"]
