@@ -32,8 +32,7 @@ FORMATS = (".ts", ".onnx", ".pt2")
 TOLERANCE = 1e-4
 SIZES = ("roi_size", "input_size")  # what bundles call the size of a window
 
-onnxruntime, has_onnxruntime = optional_import("onnxruntime")
-_, has_onnxscript = optional_import("onnxscript")
+has_onnx = all(optional_import(name)[1] for name in ("onnx", "onnxruntime", "onnxscript"))
 
 Converted = tuple[bytes, Callable[[], Callable[[Tensor], list[Tensor]]]]
 
@@ -118,8 +117,10 @@ def _exported(network: nn.Module, inputs: Tensor) -> Converted:
 
 
 def _onnx(network: nn.Module, inputs: Tensor) -> Converted:
-    if not has_onnxruntime or not has_onnxscript:
+    if not has_onnx:
         raise ExportError('ONNX needs three packages: pip install -e ".[export]".')
+    import onnxruntime
+
     program = torch.onnx.export(
         network, (inputs,), input_names=["image"], dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False
     )  # fmt: skip
