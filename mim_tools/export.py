@@ -32,8 +32,8 @@ FORMATS = (".ts", ".onnx", ".pt2")
 TOLERANCE = 1e-4
 SIZES = ("roi_size", "input_size")  # bundles' names for the size of a window
 
-onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 onnx_ops, has_onnxscript = optional_import("onnxscript", name="opset18")
+has_onnx = has_onnxscript and all(optional_import(name)[1] for name in ("onnx", "onnxruntime"))
 
 Converted = tuple[bytes, Callable[[], Callable[[Tensor], list[Tensor]]]]
 
@@ -118,8 +118,10 @@ def _exported(network: nn.Module, inputs: Tensor) -> Converted:
 
 
 def _onnx(network: nn.Module, inputs: Tensor) -> Converted:
-    if not has_onnxruntime or not has_onnxscript:
+    if not has_onnx:
         raise ExportError('ONNX needs three packages: pip install -e ".[export]".')
+    import onnxruntime
+
     program = torch.onnx.export(
         network, (inputs,), input_names=["image"], dynamic_shapes=({0: "batch"},), dynamo=True, verbose=False,
         custom_translation_table={torch.ops.aten.instance_norm.default: _instance_norm},
