@@ -63,7 +63,7 @@ COMMON = SMALL | {
     "max_steps": 8,
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
-    "prepare_workers": 0,  # each imports everything anew, for three scans
+    "prepared::num_workers": 0,  # each imports everything anew, for three scans
     "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(
