@@ -52,7 +52,7 @@ def check_start(
     batch_size: int | str,
     num_workers: int,
     worker_timeout: float,
-    averaged: bool = False,
+    ema_decay: float = 0.0,
 ) -> None:
     """Refuse a run that its machine would stop later; raises the limit of open files where that is allowed.
 
@@ -63,7 +63,7 @@ def check_start(
         batch_size: samples of a micro-batch; "auto" counts as 1, `fit_to_device` chooses by this limit too.
         num_workers: processes that load data; 0 = none.
         worker_timeout: seconds after which a worker counts as hanging.
-        averaged: checkpoints also hold an average of the weights.
+        ema_decay: of an average of the weights, which checkpoints then also hold; 0 = none.
 
     Raises:
         FullDiskError: the disk of the folder has no room for three checkpoints.
@@ -83,7 +83,7 @@ def check_start(
     if num_workers:
         check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers)
     if idist.get_rank() == 0 and not folder.finished:
-        check_room(folder.path, checkpoint_bytes(network, averaged))
+        check_room(folder.path, checkpoint_bytes(network, averaged=ema_decay > 0))
 
 
 def check_validation_start(

@@ -30,7 +30,7 @@ from tests.small import SMALL_PRETRAIN_RUN
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
 # pictures take most of the time of so short a run: `finished` and the ablations have them. None: the bundle's own
-OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "prepared::num_workers": 0, "train::pictures": NOTHING}
+OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "prepare_workers": 0, "train::pictures": NOTHING}
 DRAWN = {"train::pictures": None, "picture_interval": 100}
 
 

@@ -387,7 +387,7 @@ def test_figures_do_not_depend_on_workers_and_batches(place: Path) -> None:
     options = {"validation_dir": str(place / "validation")}
     first = json.loads((evaluate(place, **options) / "metrics.json").read_text())
     assert (
-        json.loads((evaluate(place, num_workers=1, **options, **{"prepared::num_workers": 0}) / "metrics.json").read_text()) == first
+        json.loads((evaluate(place, num_workers=1, prepare_workers=0, **options) / "metrics.json").read_text()) == first
     )
     other = json.loads((evaluate(place, batch_size=3, **options) / "metrics.json").read_text())
     for a, b in zip(first["levels"], other["levels"], strict=True):

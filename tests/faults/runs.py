@@ -63,7 +63,7 @@ COMMON = SMALL | {
     "max_steps": 8,
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
-    "prepared::num_workers": 0,  # each imports everything anew, for three scans
+    "prepare_workers": 0,  # each imports everything anew, for three scans
     "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(

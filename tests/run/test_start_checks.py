@@ -73,9 +73,9 @@ def test_room_for_three_checkpoints(folder: RunFolder, free: dict[str, int]) -> 
     free["disk"] = size  # two are there
     check(folder)
     with pytest.raises(FullDiskError, match="missing"):
-        check(folder, averaged=True)  # another 40 kB
+        check(folder, ema_decay=0.9)  # another 40 kB
     folder.update(status="finished")
-    check(folder, averaged=True)  # writes none
+    check(folder, ema_decay=0.9)  # writes none
 
 
 def test_checkpoint_is_as_large_as_was_said(tmp_path: Path) -> None:
