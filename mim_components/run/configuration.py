@@ -30,6 +30,7 @@ from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
 OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that no inference takes
+CHECKED = "_checked_"  # among the values that the parser has resolved; it forgets them when it reads other files
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -86,6 +87,8 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     """Refuse a command that cannot mean what it says, before anything else runs; let errors end in one clear line.
 
+    An overlay asks for it too, so that one without its file is refused; it is done once.
+
     MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
     to run, and an overlay without the file it changes.
 
@@ -115,7 +118,7 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     _mask_secrets_in_monais_log()
     workflow = current_workflow()
     explain_errors(None if workflow is None else workflow.parser.ref_resolver.resolved_content)
-    if workflow is None:
+    if workflow is None or CHECKED in workflow.parser.ref_resolver.resolved_content:
         return
     _check_files(workflow)
     _leave_tracking_to_us(workflow)
@@ -126,6 +129,7 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     _check_one_of(config, one_of)
     if "tracking_uri" in config and config["tracking_uri"] is None and "MLFLOW_TRACKING_URI" in os.environ:
         check_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    workflow.parser.ref_resolver.resolved_content[CHECKED] = True
 
 
 class _SecretsMask(logging.Filter):

@@ -29,8 +29,9 @@ NULLS = ("null", "None")
 # Parts of a configuration that decide where, how fast or how loud, not what is computed; the first line is MONAI's
 FREE_PARTS = """
     handlers imports initialize run finalize run_name save_execute_config is_not_rank0
-    bundle_root folder start_processes synthetic_ct module network probe train::sample_shapes train::dataloader
-    train::inferer train::progress train::collapse train::checkpoints train::pictures train::signals train::handlers
+    bundle_root folder synthetic_ct module network probe train::sample_shapes train::start_check train::begin train::fit
+    train::dataloader train::inferer train::progress train::collapse train::checkpoints train::pictures train::signals
+    train::handlers
 """.split()
 
 

@@ -18,7 +18,7 @@ FILES = {
     "multi_gpu": "multi_gpu_train.json",
 }
 # keys that say what is done, not how
-PARTS = frozenset("imports initialize run finalize handlers start_processes results_dir loss".split())
+PARTS = frozenset("imports initialize run finalize handlers results_dir loss".split())
 PARTS |= {"network", "evaluated_network"}
 
 
