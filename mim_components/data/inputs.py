@@ -94,7 +94,7 @@ def _cause(source: VolumeSource, scans: Scans) -> str:
 
 
 class ScanDataset(Dataset):
-    """MONAI's `Dataset` of scans that goes on past scans that cannot be read or resampled.
+    """MONAI's `Dataset` of scans that tolerates scans that cannot be read or resampled.
 
     Such an item goes through the transform again with `cause`, for which `CheckedLoadImaged` returns one voxel.
 
