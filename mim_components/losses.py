@@ -102,15 +102,16 @@ class MiMLoss(nn.Module):
 
     Args:
         patch_size: edge of a token in voxels.
-        reconstruction_weights: one weight per level, outermost first; 0 switches a term off.
-        alignment_weights: one weight per pair of adjacent levels; 0 switches a term off.
-        temperature: temperature tau of InfoNCE.
-        kind: "infonce" or "byol", see `alignment_loss`.
+        reconstruction_weights: one weight per level, outermost first; 0 switches a term off. None = 1 each.
+        alignment_weights: one weight per pair of adjacent levels; 0 switches a term off. None = `alpha` each.
+        temperature: of InfoNCE.
+        kind: "infonce" or "byol".
         normalize_target: standardise each target token.
         schedule: "simultaneous", "coarse_to_fine" or "fine_to_coarse" for the reconstruction weights.
         child_content: as in the crop. "any": the alignment is a mean over all children, as in the paper. "prefer": a
             mean over the samples, each of them the mean over its children with content, 0 where it has none; among
-            identical tokens of air InfoNCE has no answer.
+            equal tokens of air InfoNCE has no answer.
+        alpha: weight of the alignment of every pair, where there are no `alignment_weights`.
 
     Raises:
         ValueError: the numbers of weights do not match, a weight is negative, all are 0, or a name is unknown.
@@ -121,7 +122,7 @@ class MiMLoss(nn.Module):
         >>> masked = (torch.arange(8).repeat(2, 1) > 2,)  # 3 of 8 tokens are visible
         >>> batch = LevelBatch(images, masked, (), (), ())
         >>> network = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1, projection_dim=16)
-        >>> loss = MiMLoss(patch_size=8, reconstruction_weights=(2.0,), alignment_weights=())
+        >>> loss = MiMLoss(patch_size=8, reconstruction_weights=(2.0,))
         >>> terms = loss(network(images, masked), batch)
         >>> torch.equal(terms["loss"], 2 * terms["reconstruction_level1"])
         True
@@ -130,21 +131,20 @@ class MiMLoss(nn.Module):
     def __init__(
         self,
         patch_size: int = 16,
-        reconstruction_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        alignment_weights: Sequence[float] = (0.1, 0.1),
+        reconstruction_weights: Sequence[float] | None = None,
+        alignment_weights: Sequence[float] | None = None,
         temperature: float = 0.1,
         kind: str = "infonce",
         normalize_target: bool = False,
         schedule: str = "simultaneous",
         child_content: str = "prefer",
+        alpha: float = 0.1,
     ) -> None:
         super().__init__()
-        if len(alignment_weights) != len(reconstruction_weights) - 1:
-            raise ValueError(
-                "alignment_weights must have one value per pair of adjacent levels, one fewer than "
-                f"reconstruction_weights, got {len(alignment_weights)} and {len(reconstruction_weights)}."
-            )
-        everything = [*reconstruction_weights, *alignment_weights]
+        self.reconstruction_weights = reconstruction_weights
+        self.alignment_weights = alignment_weights
+        self.alpha = alpha
+        everything = [weight for weights in self.weights() for weight in weights]
         if min(everything) < 0 or max(everything) == 0:
             raise ValueError(f"loss weights must not be negative and not all 0, got {everything}.")
         if temperature <= 0:
@@ -153,15 +153,38 @@ class MiMLoss(nn.Module):
             raise ValueError(f"kind must be 'infonce' or 'byol', got {kind!r}.")
         if child_content not in CHILD_CONTENT:
             raise ValueError(f"child_content must be one of {CHILD_CONTENT}, got {child_content!r}.")
-        level_weights(reconstruction_weights, schedule, 0.0)  # refuses an unknown schedule
+        level_weights((), schedule, 0.0)  # refuses an unknown schedule
         self.patch_size = patch_size
-        self.reconstruction_weights = tuple(reconstruction_weights)
-        self.alignment_weights = tuple(alignment_weights)
         self.temperature = temperature
         self.kind = kind
         self.normalize_target = normalize_target
         self.schedule = schedule
         self.child_content = child_content
+
+    def weights(self, num_levels: int | None = None) -> tuple[list[float], list[float]]:
+        """Weights of the reconstruction of every level and of the alignment of every pair.
+
+        Args:
+            num_levels: of the network; None = as many as weights are given for.
+
+        Raises:
+            ValueError: numbers of weights do not fit each other, or the network.
+        """
+        levels = num_levels or 2
+        if self.alignment_weights is not None:
+            levels = len(self.alignment_weights) + 1
+        if self.reconstruction_weights is not None:
+            levels = len(self.reconstruction_weights)
+        if num_levels not in (None, levels):
+            raise ValueError(f"the network predicts {num_levels} levels, the loss has weights for {levels} levels.")
+        reconstruction = [1.0] * levels if self.reconstruction_weights is None else list(self.reconstruction_weights)
+        alignment = [self.alpha] * (levels - 1) if self.alignment_weights is None else list(self.alignment_weights)
+        if len(alignment) != levels - 1:
+            raise ValueError(
+                "alignment_weights must have one value per pair of adjacent levels, one fewer than "
+                f"reconstruction_weights, got {len(alignment)} and {levels}."
+            )
+        return reconstruction, alignment
 
     def forward(
         self, output: MiMOutput, batch: LevelBatch, progress: float = 0.0, sizes: Sequence[int] | None = None
@@ -181,18 +204,16 @@ class MiMLoss(nn.Module):
         Raises:
             ValueError: the network has another number of levels.
         """
-        have = (len(output.prediction), len(self.reconstruction_weights))
-        if have[0] != have[1]:
-            raise ValueError(f"the network predicts {have[0]} levels, the loss has weights for {have[1]} levels.")
+        reconstruction, alignment = self.weights(len(output.prediction))
         terms: dict[str, Tensor] = {}
         total = output.prediction[0].new_zeros((), dtype=torch.float32)
-        weights = level_weights(self.reconstruction_weights, self.schedule, progress)
+        weights = level_weights(reconstruction, self.schedule, progress)
         sizes = sizes or batch.sizes
         for level, (prediction, weight) in enumerate(zip(output.prediction, weights, strict=True), start=1):
             term = self._reconstruction(prediction, batch.images[level - 1], batch.masked[level - 1])
             terms[f"reconstruction_level{level}"] = term = len(prediction) / sizes[level - 1] * term
             total = total + weight * term
-        for pair, weight in enumerate(self.alignment_weights):
+        for pair, weight in enumerate(alignment):
             term = self._alignment(output, batch, pair, sizes[pair + 1])
             terms[f"alignment_level{pair + 1}_{pair + 2}"] = term
             total = total + weight * term

@@ -15,6 +15,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,15 +23,16 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, push_to_hf_hub
+from monai.utils import optional_import
 from safetensors.torch import save_file
 
 import mim_components
-from mim_components.utils.files import as_size, sha256, write_with_digest
+from mim_components.utils.files import as_size, check_digest, digest_file, sha256, write_with_digest
 from mim_components.utils.tensor_files import read_checkpoint
 from mim_components.utils.text import root_cause
 from mim_components.weights.contract import TRAINING_VOLUMES, InputContract, find_contract, read_facts
 from mim_tools.bundle_files.compose import as_text
-from mim_tools.export import FORMATS, export, from_encoder, has_onnxruntime, has_onnxscript, read_pairs
+from mim_tools.export import FORMATS, export, from_encoder, has_onnx, read_pairs
 from mim_tools.release_texts import check_metadata, model_card, tell_of_weights
 from mim_tools.verify.bundle import judge_bundle
 from mim_tools.verify.findings import table
@@ -59,7 +61,8 @@ def make_release(
         bundle: folder of the bundle.
         weights: `model.pt` of a run, with what the run wrote beside it.
         output: folder for the release; created if missing.
-        url: address below which the weights files will lie, for `large_files.yml`, which also has their sha256.
+        url: https address below which the weights files will lie, for `large_files.yml`, which also has their sha256;
+            `{version}` in it becomes that of the release.
         options: options of the training that are not stored beside the weights.
         version: version of the release; None = that of the bundle.
         changes: line for the changelog; required if the version has none there.
@@ -73,6 +76,8 @@ def make_release(
         OSError: a file cannot be read or written.
     """
     folder = output / bundle.name
+    if not url.startswith("https://"):
+        raise ReleaseError(f"the address of the weights must begin with https://, got {url!r}.")
     if folder.exists():
         raise ReleaseError(f"{folder}: exists already; remove it, or choose another --output.")
     if not (bundle / "configs" / "metadata.json").is_file() or not weights.is_file():
@@ -81,13 +86,15 @@ def make_release(
     shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(*RUNS.split()))
     try:
         facts = _add_weights(weights, folder / "models")
+        _add_encoders(bundle / "models", folder / "models")
         _set_options(folder, weights, facts, dict(options or {}))
         _set_metadata(folder, facts, version, changes)
-        (folder / "large_files.yml").write_text(_large_files(folder / "models", url), encoding="utf-8")
+        metadata = _metadata(folder)
+        address = url.replace("{version}", metadata["version"]).rstrip("/")
+        (folder / "large_files.yml").write_text(_large_files(folder / "models", address), encoding="utf-8")
         for line in check(folder):
             logger.info("%s", line)
         _add_code(folder)
-        metadata = _metadata(folder)
         tell_of_weights(folder, metadata, facts, sha256(folder / "models" / "model.pt"))
         (folder / "README.md").write_text(model_card(folder, metadata), encoding="utf-8")
         (folder / "requirements.txt").write_text(_requirements(metadata), encoding="utf-8")
@@ -113,6 +120,16 @@ def _add_weights(weights: Path, models: Path) -> dict[str, Any]:
         if path.is_file():
             shutil.copyfile(path, models / path.name)
     return facts
+
+
+def _add_encoders(source: Path, models: Path) -> None:
+    """Copy the weights that a bundle has a page about, such as `encoder_tiny.md`: page, weights and digest together."""
+    for page in sorted(each for each in source.glob("*.md") if each.name != "README.md"):
+        weights = page.with_suffix(".safetensors")
+        if not weights.is_file() or not check_digest(weights):
+            raise ReleaseError(f"{page}: is about {weights.name}, which is missing beside it, or its digest is.")
+        for path in (weights, digest_file(weights)):
+            shutil.copyfile(path, models / path.name)
 
 
 def _set_options(folder: Path, weights: Path, facts: Mapping[str, Any], options: dict[str, Any]) -> None:
@@ -162,7 +179,8 @@ def _set_metadata(folder: Path, facts: Mapping[str, Any], version: str | None, c
     for tensor in (*_tensors(metadata, "inputs"), *_tensors(metadata, "outputs")):
         if size is not None and len(tensor["spatial_shape"]) == 3:
             tensor["spatial_shape"] = list(size)
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n")
+    text = json.dumps(metadata, indent=4, ensure_ascii=False) + "\n"
+    (folder / "configs" / "metadata.json").write_text(text, encoding="utf-8")
 
 
 def _tensors(metadata: Mapping[str, Any], side: str) -> list[dict[str, Any]]:
@@ -192,7 +210,7 @@ def check(folder: Path) -> list[str]:
     if _metadata(folder)["workflow"] == "pretraining" and encoder.is_file():
         network, shape = from_encoder(encoder)
     for ending in FORMATS:
-        if ending == ".onnx" and not (has_onnxruntime and has_onnxscript):
+        if ending == ".onnx" and not has_onnx:
             lines.append('export: ONNX not tried, pip install -e ".[export]"')
             continue
         path = folder / f"exported{ending}"
@@ -240,7 +258,7 @@ def _large_files(models: Path, url: str) -> str:
     lines = ["large_files:"]
     for path in sorted(each for each in models.iterdir() if each.suffix in (".pt", ".safetensors")):
         name = f"models/{path.name}"
-        lines += [f'  - path: "{name}"', f'    url: "{url.rstrip("/")}/{name}"']
+        lines += [f'  - path: "{name}"', f'    url: "{url}/{name}"']
         lines += [f'    hash_val: "{sha256(path)}"', '    hash_type: "sha256"']
     return "\n".join(lines) + "\n"
 
@@ -264,6 +282,17 @@ def make_wheel(output: Path) -> str:
     return f"wheel: {next(output.glob('mim_components-*.whl'))}"
 
 
+def push(folder: Path, repo: str, token: str | None = None) -> str:
+    """Upload a release to the Hugging Face Hub, tagged with its version; returns the address.
+
+    MONAI replaces the card by one made of docs/README.md, where there is one.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        staged = Path(shutil.copytree(folder, Path(place) / folder.name))
+        (staged / "docs" / "README.md").unlink()
+        return str(push_to_hf_hub(repo, folder.name, place, token, version=_metadata(folder)["version"]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the release; returns 1 if a check failed."""
     parser = argparse.ArgumentParser(
@@ -274,7 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("release"), help="folder for the release")
     parser.add_argument("--version", help="version of the release, default that of the bundle")
     parser.add_argument("--changes", default="", help="line for the changelog")
-    parser.add_argument("--url", help="address below which the weights will lie; default that of --push")
+    parser.add_argument(
+        "--url",
+        help="https address below which the weights will lie, {version} is that of the release; default that of --push",
+    )
     parser.add_argument("--no_wheel", action="store_true", help="do not build the wheel")
     parser.add_argument(
         "--push", metavar="OWNER/NAME", help="upload to the Hugging Face Hub, by MONAI's push_to_hf_hub"
@@ -283,17 +315,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     options = read_pairs(rest, parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    url = known.url or (f"https://huggingface.co/{known.push}/resolve/main" if known.push else None)
+    url = known.url or (f"https://huggingface.co/{known.push}/resolve/{{version}}" if known.push else None)
     if url is None:
         parser.error("the address of the weights is missing: give --url https://..., or --push")
+    if known.push and not optional_import("huggingface_hub")[1]:
+        parser.error('--push needs huggingface_hub: pip install -e ".[hub]"')
     try:
         archive = make_release(known.bundle, known.weights, known.output, url, options, known.version, known.changes)
         if not known.no_wheel:
             print(make_wheel(known.output))
         print(f"{archive}: {as_size(archive.stat().st_size)}")
         if known.push:
-            version = _metadata(known.output / known.bundle.name)["version"]
-            print(push_to_hf_hub(known.push, known.bundle.name, str(known.output), known.token, version=version))
+            print(push(known.output / known.bundle.name, known.push, known.token))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"ERROR {root_cause(error)}", file=sys.stderr)
         return 1

@@ -38,40 +38,51 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
 
 
 def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str) -> None:
-    """Replace the passages about missing weights in the pages of a bundle."""
+    """Replace what the pages of a bundle say of missing weights, and where its commands are run."""
     value = facts.get("metric_value")
     known = f", step {facts['step']}" if "step" in facts else ""
     known += f", {facts['metric']} {value:.4f} in its own validation" if value is not None else ""
     weights = f"`models/model.pt` holds trained weights (sha256 {digest[:16]}...{known})."
-    readme = folder / "docs" / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = re.sub(r"\*\*No (pre-trained )?weights are published[^*]*\*\* [^.]*\.pt` is\s+produced\s+by[^.]*below\.",
-                  f"**Weights.** {weights}", text)  # fmt: skip
     needs = (
         "The bundle includes the package `mim_components`; run it from its own folder after "
         "`pip install -r requirements.txt`."
     )
-    text = re.sub(r"The bundle needs this .*?3\.10\s+or\s+newer\.", needs, text, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
-    license_file = folder / "docs" / "data_license.txt"
-    license_text = license_file.read_text(encoding="utf-8")
-    license_text = re.sub(
-        r"This bundle contains no data, and no weights that were trained on any\.",
-        "This bundle contains no data. Its weights were trained on data whose terms may restrict their use.",
-        license_text,
+    _replace(
+        folder / "docs" / "README.md",
+        {
+            r"\*\*(?:No weights are|Weights of the default settings are not) published[^*]*\*\*[^.]*\.pt`[^.]*\.":
+                f"**Weights.** {weights}",
+            r"The bundle needs [^`]*`mim_components`.*?3\.10\s+or\s+newer\.": needs,
+            r"From the root of the repository\. From this folder, write `configs/\.\.\.` instead of\s+`[\w/.]*`\.":
+                "From the folder of the bundle.",
+            rf"\bbundles/{folder.name}/": "",
+        },
     )  # fmt: skip
-    license_file.write_text(license_text, encoding="utf-8")
+    _replace(
+        folder / "docs" / "data_license.txt",
+        {
+            r"This bundle contains no data(?:, and no weights that were trained on any)?\.":
+                "This bundle contains no data. models/model.pt was trained on data whose terms may restrict its use.",
+        },
+    )  # fmt: skip
     (folder / "models" / "README.md").write_text(f"{weights} `model.safetensors` holds the same.\n", encoding="utf-8")
     metadata["description"] = re.sub(
-        r" (Weights for models/model\.pt are not published|No pre-trained weights are published yet).*$",
-        " models/model.pt holds trained weights.", metadata["description"]
+        r"[.;] (Weights for models/model\.pt|weights of the default settings) are not published.*$",
+        ". models/model.pt holds trained weights.", metadata["description"]
     )  # fmt: skip
     path = folder / "configs" / "metadata.json"
     path.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _replace(page: Path, texts: Mapping[str, str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    for pattern, new in texts.items():
+        text = re.sub(pattern, new, text, flags=re.DOTALL)
+    page.write_text(text, encoding="utf-8")
+
+
 def model_card(folder: Path, metadata: Mapping[str, Any]) -> str:
-    """The page of the bundle, with the header that the Hugging Face Hub reads."""
+    """The page of the bundle, with the header that the Hugging Face Hub reads; its links start at the top folder."""
     tags = ["monai", "medical", "3d", "mask-in-mask", metadata["workflow"]]
     head = [
         "---",
@@ -82,4 +93,5 @@ def model_card(folder: Path, metadata: Mapping[str, Any]) -> str:
         *(f"- {tag}" for tag in tags),
         "---",
     ]
-    return "\n".join(head) + "\n\n" + (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    text = (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    return "\n".join(head) + "\n\n" + text.replace("](../", "](")

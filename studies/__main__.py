@@ -1,8 +1,9 @@
-"""Studies: `python -m studies {data,run,picture,report,status} STUDY.json`.
+"""Studies: `python -m studies {collect,data,picture,report,run,status} STUDY.json`.
 
 `run` prepares the data, runs every cell that is not done, and may be stopped and started again at any time. It is
 given the folder of the source data, works in `--output` and adds a line per cell to the results. `picture` draws a test
-scan as the networks of several arms segment it. `report` writes `docs/evidence.md` from study file and results alone.
+scan as the networks of several arms segment it. `report` writes `docs/evidence.md`, and the table of the README, from
+study files and results alone. `collect` adds to results what a later version of this program keeps of a cell.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path
 
 from studies.data import prepare_data
 from studies.definition import ROOT, Study, StudyError
+from studies.evidence import Evidence
 from studies.pictures import write_picture
-from studies.report import SCAN, Evidence, write_report
+from studies.report import scan_picture, write_report
 from studies.results import DONE, FAILED, commit_of_tree, read_results, results_file
-from studies.run import Runner, chosen, is_running
+from studies.run import Runner, chosen, is_running, read_again
 
 OK, INCOMPLETE, USAGE, STOPPED = 0, 1, 2, 143
 
@@ -45,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: object, text: str, output: str) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=text, description=text)
         own.set_defaults(command=command)
-        own.add_argument("study", type=Path, nargs="?" if name == "status" else None, help="JSON file")
+        several = {"status": "?", "report": "+"}
+        own.add_argument("study", type=Path, nargs=several.get(name), help="JSON file")
         own.add_argument("--output", type=Path, help=output)
         own.add_argument("--results", type=Path, help="default: results/NAME.jsonl beside the study file")
         return own
@@ -64,9 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     picture.add_argument("--data", type=Path, required=True, help="folder of the source data")
     picture.add_argument("--scan", required=True, help="name of a test scan")
     picture.add_argument("--cells", nargs="+", required=True, metavar="CELL", help="such as scratch/8/seed0")
-    picture.add_argument("--file", type=Path, default=ROOT / "docs" / SCAN, help=f"PNG to write (default: docs/{SCAN})")
+    picture.add_argument("--file", type=Path, help="PNG to write (default: docs/images/evidence_NAME_scan.png)")
     add("status", _status, "say what is done", work)
-    add("report", _report, "write the page and its plots", "folder of the page (default: docs)")
+    add("collect", _collect, "read the folders of cells that are done again", work)
+    report = add("report", _report, "write the page of one or more studies", "folder of the page (default: docs)")
+    report.add_argument(
+        "--readme", type=Path, help="page that has the table (default: README.md where docs is written)"
+    )
+    report.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what it would be")
     return parser
 
 
@@ -111,7 +119,8 @@ def _picture(options: argparse.Namespace) -> int:
         raise StudyError(f"--cells names {', '.join(unknown)}; there are {', '.join(known)}.")
     results = read_results(results_file(study, options.results), study)
     cells = [known[name] for name in options.cells]
-    print(write_picture(study, results, cells, options.scan, options.data, _work(options, study), options.file))
+    file = options.file or ROOT / "docs" / scan_picture(study)
+    print(write_picture(study, results, cells, options.scan, options.data, _work(options, study), file))
     return OK
 
 
@@ -134,17 +143,35 @@ def _print_status(options: argparse.Namespace, study: Study) -> None:
     print(f"{study.name}: {', '.join(f'{count} {state}' for state, count in Counter(states.values()).items())}")
 
 
-def _report(options: argparse.Namespace) -> int:
+def _collect(options: argparse.Namespace) -> int:
     study = Study(options.study)
-    evidence = Evidence(study, read_results(results_file(study, options.results), study))
-    file = study.path.absolute()
-    shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
-    commands = [f"python -m studies run {shown} --data DIR", f"python -m studies report {shown}"]
-    folder = Path(options.output or ROOT / "docs")
-    if (folder / SCAN).exists():
-        commands.insert(1, f"python -m studies picture {shown} --data DIR --scan SCAN --cells CELL CELL ...")
-    print(write_report(evidence, folder, commands))
+    changed = read_again(study, results_file(study, options.results), _work(options, study))
+    print(f"{study.name}: {len(changed)} cells have a new line{': ' if changed else ''}{', '.join(changed)}")
     return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    studies = [Study(path) for path in options.study]
+    if options.results and len(studies) > 1:
+        raise StudyError(f"--results is one file, and there are {len(studies)} studies.")
+    evidence = [Evidence(study, read_results(results_file(study, options.results), study)) for study in studies]
+    folder = Path(options.output or ROOT / "docs")
+    readme = options.readme or (None if options.output else ROOT / "README.md")
+    for path in write_report(evidence, folder, _commands(studies, folder), readme, options.check):
+        print(path)
+    return OK
+
+
+def _commands(studies: Sequence[Study], folder: Path) -> list[str]:
+    """What makes results, pictures and page again."""
+    files = [study.path.absolute() for study in studies]
+    shown = [str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name) for file in files]
+    commands = []
+    for study, file in reversed(list(zip(studies, shown, strict=True))):
+        commands.append(f"python -m studies run {file} --data DIR")
+        if (folder / scan_picture(study)).exists():
+            commands.append(f"python -m studies picture {file} --data DIR --scan SCAN --cells CELL CELL ...")
+    return [*commands, f"python -m studies report {' '.join(shown)}"]
 
 
 if __name__ == "__main__":

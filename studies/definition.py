@@ -129,6 +129,11 @@ class Study:
         except OSError as error:
             raise StudyError(f"{self.bundle / 'metadata.json'}: cannot be read ({error.strerror}).") from error
 
+    @property
+    def plan(self) -> Path:
+        """The text that was committed before the first run; a later round is declared in that of the first."""
+        return self.bundle.with_suffix(".md")
+
     def fault(self, key: str, text: str) -> StudyError:
         """An error about a key of the file."""
         return StudyError(f"{self.path}: {key} {text}")

@@ -1,263 +1,161 @@
-"""The page and plots of a study, from its file and its results alone. What was not run is said to be "not run"."""
+"""The page on studies and the README's table, from study files and results alone."""
 
 from __future__ import annotations
 
-import statistics
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.report import markdown_table
-from studies.definition import Study
-from studies.results import DONE, FAILED
-from studies.statistics import DRAWS, Interval, as_array, interval, paired_interval
+from studies import tables
+from studies.definition import Study, StudyError
+from studies.evidence import NOT_RUN, Evidence
+from studies.plots import figures, save
 
-NOT_RUN = "not run"
-SCAN = "images/evidence_scan.png"  # what `python -m studies picture` has drawn, below the folder of the page
-Scores = dict[int, dict[str, float]]
-
-
-class Evidence:
-    """Scores of a study by arm, number of labelled patients, seed and scan.
-
-    Args:
-        study: what was to be run.
-        results: newest line of every cell, by name; see `read_results`.
-    """
-
-    def __init__(self, study: Study, results: Mapping[str, Mapping[str, Any]]) -> None:
-        self.study = study
-        self.results = results
-        self.cells = [cell for cell in study.cells.values() if cell.phase == "fine_tuning"]
-        self.arms = list(dict.fromkeys(cell.arm for cell in study.cells.values()))
-        self.labels = sorted({cell.labels for cell in self.cells if cell.labels is not None})
-        done = [self.results[cell.name] for cell in self.cells if self._state(cell.name) == DONE]
-        self.classes: list[str] = list(done[0]["scores"]["dice"]) if done else []
-
-    def _state(self, name: str) -> str:
-        return str(self.results.get(name, {}).get("state", NOT_RUN))
-
-    def lines(self, arm: str, labels: int | None) -> list[Mapping[str, Any]]:
-        """Cells of an arm that are done: fine-tunings with so many labels, or pre-trainings."""
-        return [
-            self.results[cell.name]
-            for cell in self.study.cells.values()
-            if cell.arm == arm and cell.labels == labels and self._state(cell.name) == DONE
-        ]
-
-    def scores(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Scores:
-        """Scores of a class, or means over all classes, by seed and scan; empty where nothing was run."""
-        found: Scores = {}
-        for line in self.lines(arm, labels):
-            by_class = line["scores"][score]
-            chosen = [by_class[each] for each in ([name] if name else self.classes)]
-            found[line["seed"]] = {scan: _mean([of[scan] for of in chosen]) for scan in chosen[0]}
-        return found
-
-    def interval(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Interval | None:
-        """Mean over scans and seeds with its interval; None where nothing was run."""
-        scores = self.scores(arm, labels, score, name)
-        return interval(as_array(scores)) if scores else None
-
-    def difference(self, arm: str, other: str, labels: int) -> Interval | None:
-        """Mean Dice of an arm minus that of another; None where they have no seed in common."""
-        return paired_interval(self.scores(arm, labels), self.scores(other, labels))
-
-    def counts(self, arm: str) -> tuple[int, int, int]:
-        """Cells of an arm that are done, have failed, and are missing."""
-        states = [self._state(cell.name) for cell in self.study.cells.values() if cell.arm == arm]
-        done, failed = states.count(DONE), states.count(FAILED)
-        return done, failed, len(states) - done - failed
+README_MARKS = "<!-- measured: evidence -->\n", "<!-- /measured -->"
 
 
-def page(evidence: Evidence, plots: Mapping[str, str], commands: Sequence[str]) -> str:
+def scan_picture(study: Study) -> str:
+    """What `python -m studies picture` draws, below the folder of the page."""
+    return f"images/evidence_{study.name}_scan.png"
+
+
+def page(evidence: Sequence[Evidence], pictures: Mapping[str, Mapping[str, str]], commands: Sequence[str]) -> str:
     """The report in Markdown.
 
     Args:
-        evidence: of the study.
-        plots: files by title, relative to the page.
+        evidence: of the studies, in the order of the page; where two define a pre-training alike, the first names it.
+        pictures: by name of the study, files by title, relative to the page.
         commands: that make it again.
     """
-    study = evidence.study
-    done = [line for line in evidence.results.values() if line["state"] == DONE]
+    overview = [
+        {
+            "study": f"[`{each.study.name}`](#{each.study.name})",
+            "": each.study.content["title"],
+            "cells done": f"{len(each.done)} of {len(each.study.cells)}",
+            "answer": tables.answer(each),
+        }
+        for each in evidence
+    ]
     parts = [
-        f"# {study.content['title']}",
-        "Generated by `python -m studies report`; do not edit. Every number was measured by a cell of the study, or is "
+        "# Evidence",
+        "Generated by `python -m studies report`; do not edit. Every number was measured by a cell of a study, or is "
         f"marked as the paper's; '{NOT_RUN}' means that cells are missing.",
-        f"**Question.** {study.content['question']} What was planned before the first run, and how the answer is "
-        f"decided: [{study.path.stem}.md](../studies/{study.path.stem}.md).",
-        f"**State.** {len(done)} of {len(study.cells)} cells are done. {_answer(evidence)}",
-        *(f"![{title}]({file})" for title, file in plots.items()),
-        "## Scores",
-        "Dice in %, mean over classes, then over test scans and seeds; in brackets the 95 % interval of a bootstrap "
-        f"over scans and seeds ({DRAWS:,} draws). Differences are paired by scan and seed, in points of Dice, over the "
-        "seeds that both arms have.",
-        *(part for labels in evidence.labels for part in _of_labels(evidence, labels)),
-        *_of_probes(evidence),
-        "## Cost",
-        "Means per cell. Hours are those of a CPU core. A network volume is one input of the network in the "
-        "pre-training, whatever its level.",
-        markdown_table([_cost_row(evidence, arm) for arm in evidence.arms]),
-        "## Cells",
-        markdown_table([_count_row(evidence, arm) for arm in evidence.arms]),
-        *_failures(evidence),
-        "## The paper",
-        *_paper(study),
+        markdown_table(overview),
+        *(part for n, each in enumerate(evidence) for part in _of_study(each, evidence[n + 1 :], pictures)),
+        *_paper([each.study for each in evidence]),
         "## Commands",
         "```bash\n" + "\n".join(commands) + "\n```",
-        _made_by(done),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _answer(evidence: Evidence) -> str:
-    """The primary comparison, and what the decision rule says of it."""
-    primary = evidence.study.content["report"]["primary"]
-    arm, other, labels = primary["arm"], primary["against"], primary["labels"]
-    seeds = evidence.scores(arm, labels).keys() & evidence.scores(other, labels).keys()
-    what = f"`{arm}` against `{other}` with {labels} labelled patients"
-    if len(seeds) < len(evidence.study.seeds):
-        return f"The primary comparison, {what}, has {len(seeds)} of {len(evidence.study.seeds)} seeds: no answer yet."
-    found = evidence.difference(arm, other, labels)
-    assert found is not None
-    better = "is better" if found.low > 0 else "is worse" if found.high < 0 else "is neither better nor worse"
-    return f"Primary comparison: {what} {better}, {signed(found)} points of Dice."
+def _of_study(
+    evidence: Evidence, earlier: Sequence[Evidence], pictures: Mapping[str, Mapping[str, str]]
+) -> list[str]:  # fmt: skip
+    study = evidence.study
+    return [
+        f"## {study.name}",
+        f"**{study.content['title']}.** {study.content['question']} What was planned before the first run, and how the "
+        f"answer is decided: {tables.plan_link(evidence)}.",
+        *(f"![{title}]({file})" for title, file in pictures.get(study.name, {}).items()),
+        *tables.scores(evidence),
+        *tables.probes(evidence, earlier),
+        *tables.ablations(evidence),
+        *tables.cost(evidence),
+        *tables.cells(evidence),
+        tables.made_by(evidence),
+    ]
 
 
-def _of_labels(evidence: Evidence, labels: int) -> list[str]:
-    references = evidence.study.content["report"]["references"]
-    rows, organs = [], []
-    for arm in evidence.arms:
-        if not any(cell.arm == arm and cell.labels == labels for cell in evidence.cells):
-            continue
-        title = evidence.study.arms[arm]["title"]
-        row = {"arm": f"`{arm}`", "": title, "seeds": str(len(evidence.scores(arm, labels)))}
-        row["Dice"] = plain(evidence.interval(arm, labels))
-        for other in references:
-            row[f"against `{other}`"] = "" if arm == other else signed(evidence.difference(arm, other, labels))
-        row["NSD"] = _value(evidence.interval(arm, labels, "nsd"))
-        rows.append(row)
-        organs.append(
-            {"arm": f"`{arm}`", **{name: plain(evidence.interval(arm, labels, name=name)) for name in evidence.classes}}
-        )
-    parts = [f"### {labels} labelled patients", markdown_table(rows)]
-    return [*parts, "Dice of each class:", markdown_table(organs)] if evidence.classes else parts
-
-
-def _of_probes(evidence: Evidence) -> list[str]:
-    """Frozen features of every pre-training, and what needs none: random weights, intensity with position."""
-    rows = []
-    for arm in evidence.arms:
-        for line in evidence.lines(arm, None):
-            rows += [
-                {
-                    "features": f"`{arm}`" if kind == "encoder" else f"{kind}, network of `{arm}`",
-                    "Dice": f"{100 * of['dice']:.1f}",
-                    "kNN": f"{100 * of['knn']:.1f}",
-                }
-                for kind, of in line.get("probe", {}).items()
-                if kind == "encoder" or arm == evidence.study.content["report"]["primary"]["arm"]
-            ]
-    if not rows:
+def _paper(studies: Sequence[Study]) -> list[str]:
+    """The paper's figures, once where several studies name the same."""
+    known = [study.content["report"]["paper"] for study in studies if "paper" in study.content["report"]]
+    papers = [paper for number, paper in enumerate(known) if paper not in known[:number]]
+    if not papers:
         return []
-    text = (
-        "Frozen encoder, linear classifier of single voxels (Dice in %), nearest neighbours in other patients (share "
-        "of voxels, in %), on the test scans, one pre-training per arm: without intervals, so small differences "
-        "mean nothing."
-    )
-    return ["## Probe", text, markdown_table(rows)]
+    return ["## The paper", *(part for paper in papers for part in (paper["text"], markdown_table(paper["rows"])))]
 
 
-def _cost_row(evidence: Evidence, arm: str) -> dict[str, str]:
-    pretraining = evidence.lines(arm, None)
-    tuning = [line for labels in evidence.labels for line in evidence.lines(arm, labels)]
-    needed = evidence.study.arms[arm].get("pretraining") is not None
-    missing = NOT_RUN if needed else "none"
-    return {
-        "arm": f"`{arm}`",
-        "pre-training: CPU hours": _hours(pretraining) or missing,
-        "steps": _number(pretraining, "steps") or missing,
-        "network volumes": _number(pretraining, "network_volumes") or missing,
-        "fine-tuning and evaluation: CPU hours": _hours(tuning) or NOT_RUN,
-        "steps ": _number(tuning, "steps") or NOT_RUN,
-    }
+def readme_table(evidence: Sequence[Evidence]) -> str:
+    """References and the primary arm at every number of patients, of the first study that has scores."""
+    chosen = next((each for each in evidence if each.classes), evidence[0])
+    study, settings = chosen.study, chosen.study.content["report"]
+    primary, labels = settings["primary"]["arm"], settings["primary"]["labels"]
+    base = settings["references"][0]
+    rows = []
+    for arm in [*settings["references"], primary]:
+        probe = chosen.probe(arm) or (
+            {} if study.arms[arm].get("pretraining") else chosen.probe(primary, "random weights")
+        )
+        rows.append(
+            {
+                "Dice (%)": study.arms[arm]["title"],
+                **{f"{count} patients": _with_seeds(chosen, arm, count) for count in study.labels},
+                f"{labels} patients, against `{base}` (points)": ""
+                if arm == base
+                else tables.signed(chosen.difference(arm, base, labels)),
+                "frozen features, linear classifier": f"{100 * probe['dice']:.1f}" if probe else NOT_RUN,
+            }
+        )
+    return f"{markdown_table(rows)}\n\nStudy `{study.name}`. {tables.answer(chosen)}\n"
 
 
-def _count_row(evidence: Evidence, arm: str) -> dict[str, Any]:
-    done, failed, missing = evidence.counts(arm)
-    return {"arm": f"`{arm}`", "done": done, "failed": failed, NOT_RUN: missing}
+def _with_seeds(evidence: Evidence, arm: str, labels: int) -> str:
+    """A mean with its interval; with the number of seeds where some are missing."""
+    found, planned = len(evidence.scores(arm, labels)), len(evidence.study.seeds)
+    text = tables.plain(evidence.interval(arm, labels))
+    return f"{text}, {found} of {planned} seeds" if 0 < found < planned else text
 
 
-def _failures(evidence: Evidence) -> list[str]:
-    lines = [line for line in evidence.results.values() if line["state"] == FAILED]
-    return ["\n".join(f"- `{line['cell']}` failed: {line['cause']}" for line in lines)] if lines else []
+def with_table(text: str, table: str, name: str) -> str:
+    """A page with what stands between the marks replaced.
 
-
-def _paper(study: Study) -> list[str]:
-    paper = study.content["report"].get("paper")
-    if not paper:
-        return ["The paper has no figure for this question."]
-    return [paper["text"], markdown_table(paper["rows"])]
-
-
-def _made_by(done: Sequence[Mapping[str, Any]]) -> str:
-    if not done:
-        return "Nothing was run yet."
-    commits = sorted({line["commit"][:10] for line in done})
-    versions = sorted({f"{name} {number}" for line in done for name, number in line["versions"].items()})
-    lost = sum(line["attempts_lost"] for line in done)
-    text = f"Commits: {', '.join(commits)}. Versions: {', '.join(versions)}."
-    return text + (f" The cost lacks {lost} attempts whose end nobody saw." if lost else "")
-
-
-def plain(found: Interval | None) -> str:
-    """A mean with its interval, in percent.
-
-    Example:
-        >>> plain(Interval(0.5, 0.25, 0.625)), plain(None)
-        ('50.0 [25.0, 62.5]', 'not run')
+    Raises:
+        StudyError: the page does not have the marks once.
     """
-    return NOT_RUN if found is None else f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    start, end = (re.escape(mark) for mark in README_MARKS)
+    found, count = re.subn(f"({start}).*?({end})", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
+    if count != 1:
+        raise StudyError(
+            f"{name}: has {count} pairs of marks {README_MARKS[0].strip()} {README_MARKS[1]}, expected one."
+        )
+    return found
 
 
-def signed(found: Interval | None) -> str:
-    """A difference with its interval, in points.
+def write_report(
+    evidence: Sequence[Evidence], folder: Path, commands: Sequence[str], readme: Path | None = None, check: bool = False
+) -> list[Path]:
+    """Write `evidence.md`, plots of what there is below `images/`, and the README's table.
 
-    Example:
-        >>> signed(Interval(0.02, -0.01, 0.05))
-        '+2.0 [-1.0, +5.0]'
+    Args:
+        evidence: of the studies, in the order of the page.
+        folder: of the page.
+        commands: that make it again.
+        readme: page whose table is replaced; None = none.
+        check: write nothing, only compare texts.
+
+    Returns:
+        The pages.
+
+    Raises:
+        StudyError: with `check`, a page differs.
     """
-    return NOT_RUN if found is None else f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-
-def _value(found: Interval | None) -> str:
-    return NOT_RUN if found is None else f"{100 * found.mean:.1f}"
-
-
-def _hours(lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"{statistics.mean(line['cpu_seconds'] for line in lines) / 3600:.2f}" if lines else ""
-
-
-def _number(lines: Sequence[Mapping[str, Any]], key: str) -> str:
-    return ", ".join(f"{value:,}" for value in sorted({line[key] for line in lines}))
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    """Of a scan over its classes; a class that the label lacks is not counted."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def write_report(evidence: Evidence, folder: Path, commands: Sequence[str]) -> Path:
-    """Write `evidence.md` and the plots of what there is below `images/`; the path of the page."""
-    from studies.plots import draw  # matplotlib is needed here only
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "evidence.md"
-    plots = draw(evidence, folder)
-    if (folder / SCAN).exists():
-        plots["A test scan, segmented by networks of several arms"] = SCAN
-    path.write_text(page(evidence, plots, commands), encoding="utf-8")
-    return path
+    pictures: dict[str, dict[str, str]] = {}
+    for each in evidence:
+        plots = figures(each)
+        if not check:
+            save(plots, folder)
+        pictures[each.study.name] = {title: file for title, (file, _) in plots.items()}
+        if (folder / scan_picture(each.study)).exists():
+            pictures[each.study.name]["A test scan, segmented by networks of several arms"] = scan_picture(each.study)
+    texts = {folder / "evidence.md": page(evidence, pictures, commands)}
+    if readme is not None:
+        texts[readme] = with_table(readme.read_text(encoding="utf-8"), readme_table(evidence), str(readme))
+    for path, text in texts.items():
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            raise StudyError(f"{path}: differs from what the results give; run `{commands[-1]}`.")
+    return list(texts)

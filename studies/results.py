@@ -5,6 +5,7 @@ A line holds name and digest of the cell. Lines of other definitions of a cell s
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 import subprocess
@@ -71,7 +72,7 @@ def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
 def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
     """What the commands of a cell have left in its folder: steps, and scores of every scan.
 
-    Of a pre-training the learning curve, and the figures of its probe by kind of features where it has one.
+    Of a pre-training the learning curve, and what its probe has found where it has one; see `probe_of`.
 
     Raises:
         StudyError: a file that the commands write is missing or not whole.
@@ -81,13 +82,22 @@ def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
         outcome: dict[str, Any] = {"steps": rows[-1]["step"]}
         if phase == "pretraining":
             outcome["curve"] = thin_curve(rows)
-            if (probe := folder / "probe" / "metrics.json").exists():
-                outcome["probe"] = json.loads(probe.read_text())["features"]
+            if (folder / "probe" / "metrics.json").exists():
+                outcome["probe"] = probe_of(folder / "probe")
             return outcome
         report = json.loads((folder / "evaluation" / "metrics.json").read_text())
         return outcome | {"scores": scores_of(report)}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise StudyError(f"{folder}: the commands ended well but left no results ({error!r}).") from error
+
+
+def probe_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Figures of a probe by kind of features; `scans` is the mean Dice over the classes of every test scan."""
+    features: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())["features"]
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            features[row["features"]].setdefault("scans", {})[row["case"]] = float(row["mean_dice"])
+    return features
 
 
 def scores_of(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -123,9 +133,10 @@ def _mean(values: Iterable[float]) -> float:
 def commit_of_tree(study: Study, results: Path) -> tuple[str, bool]:
     """Commit that this code is at, and whether files differ from it; ("unknown", True) outside of git.
 
-    Results and the report are written by the study itself and do not count.
+    Results, the report and the README's table are written by the study itself and do not count.
     """
-    excluded = [f":(exclude){_inside(path)}" for path in (results, ROOT / "docs") if _inside(path)]
+    written = (results, ROOT / "docs", ROOT / "README.md")
+    excluded = [f":(exclude){_inside(path)}" for path in written if _inside(path)]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout

@@ -293,6 +293,26 @@ def cost_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def read_again(study: Study, results: Path, work: Path) -> list[str]:
+    """Add a line for cells that are done and whose folder tells more than their line; their names.
+
+    A folder whose attempts are not those of the line holds another run and is left alone.
+    """
+    changed = []
+    for name, line in read_results(results, study).items():
+        folder = work / "cells" / study.cells[name].folder
+        if (
+            line["state"] != DONE
+            or not folder.is_dir()
+            or any(line[key] != cost for key, cost in cost_of(folder).items())
+        ):
+            continue
+        if (again := {**line, **outcome_of(folder, line["phase"])}) != line:
+            append_result(results, again)
+            changed.append(name)
+    return changed
+
+
 def last_lines(log: Path) -> str:
     """The end of a log; of a progress bar, which overwrites itself, the last state."""
     lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]

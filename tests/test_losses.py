@@ -202,8 +202,11 @@ def test_one_level():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alignment_weights": (0.1,)}, "one fewer than reconstruction_weights, got 1 and 3"),
-        ({"reconstruction_weights": (1.0,)}, "got 2 and 1"),
+        (
+            {"alignment_weights": (0.1,), "reconstruction_weights": (1.0,) * 3},
+            "one fewer than reconstruction_weights, got 1 and 3",
+        ),
+        ({"alpha": 0.0, "reconstruction_weights": (0, 0)}, r"not all 0, got \[0, 0, 0.0\]"),
         (
             {"reconstruction_weights": (1.0, -1.0, 1.0)},
             r"not be negative and not all 0, got \[1.0, -1.0, 1.0, 0.1, 0.1\]",
@@ -221,7 +224,14 @@ def test_configuration_errors(arguments, message):
         MiMLoss(**arguments)
 
 
-@pytest.mark.parametrize("weights", [((1.0,), ()), ((1.0, 1.0, 1.0), (0.1, 0.1))])
+def test_weights_that_are_not_given():
+    assert MiMLoss(alpha=0.5).weights(3) == ([1.0, 1.0, 1.0], [0.5, 0.5])
+    assert MiMLoss(alignment_weights=(0.0, 0.2)).weights(3) == ([1.0, 1.0, 1.0], [0.0, 0.2])
+    assert MiMLoss(reconstruction_weights=(2.0, 0.0)).weights(2) == ([2.0, 0.0], [0.1])
+    assert MiMLoss().weights(1) == ([1.0], [])
+
+
+@pytest.mark.parametrize("weights", [((1.0,), ()), ((1.0, 1.0, 1.0), (0.1, 0.1)), (None, ()), ((1.0,), None)])
 def test_loss_and_network_of_different_levels(weights):
     output, batch = two_levels()
     with pytest.raises(ValueError, match="levels"):

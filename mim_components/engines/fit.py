@@ -15,6 +15,7 @@ import ignite.distributed as idist
 import torch
 from monai.data import list_data_collate
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mim_components.data.load.loader import StepLoader
 from mim_components.engines.step import OptimizerStep
@@ -30,43 +31,35 @@ ROOM = 0.9  # share of the free memory to use: the allocator's blocks leave gaps
 OPTIMIZER = 2  # numbers that AdamW keeps per weight, created in the first step
 
 
-def fit_to_device(
-    trainer: Any,
-    network: nn.Module,
-    loader: StepLoader,
-    step: OptimizerStep,
-    folder: RunFolder,
-    batch_size: int | str,
-    compile: bool | str = False,
-) -> None:
-    """Choose the settings left to "auto", and log them in one line; on CUDA also log the data types.
+def fit_to_device(trainer: Any, step: OptimizerStep, folder: RunFolder, compile: bool | str = False) -> None:
+    """Choose what is left to "auto", and say so in one line; on CUDA also say in which types is computed.
 
     `batch_size`: as many samples as fit into the free memory of every device without changing the global batch;
     1 without CUDA. `compile`: with one process on CUDA, where it succeeds.
 
     Args:
-        trainer: trainer whose loss and inferer are used.
-        network: network to train, before DDP.
-        loader: loader of the training; gets the micro-batch size.
-        step: step of the trainer.
-        folder: run folder; records the number of micro-batches per step.
-        batch_size: samples per micro-batch, or "auto".
-        compile: "auto"; any other value has already been applied.
+        trainer: that will train; its `StepLoader` gets the number of samples.
+        step: of the trainer.
+        folder: of the run, which is told how many micro-batches make up a step.
+        compile: "auto"; anything else is done, or not done, already.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from mim_components.engines import FinetuneStep
         >>> loader = StepLoader([0], num_steps=10, global_batch_size=4, batch_size="auto")
-        >>> step, network = FinetuneStep(loader), nn.Linear(1, 1)
-        >>> trainer = SimpleNamespace(state=SimpleNamespace(device="cpu"), loss_function=nn.MSELoss(), inferer=None)
+        >>> step = FinetuneStep(loader)
+        >>> trainer = SimpleNamespace(network=nn.Linear(1, 1), data_loader=loader, loss_function=None, inferer=None)
+        >>> trainer.state = SimpleNamespace(device="cpu")
         >>> with TemporaryDirectory() as place:
-        ...     fit_to_device(trainer, network, loader, step, RunFolder(place), batch_size="auto")
+        ...     fit_to_device(trainer, step, RunFolder(place))
         >>> loader.sampler.batch_size, step.accumulation  # without CUDA: one sample at a time
         (1, 4)
     """
     device, said = torch.device(trainer.state.device), []
     if folder.finished:
         return
+    loader: StepLoader = trainer.data_loader
+    network = trainer.network.module if isinstance(trainer.network, DistributedDataParallel) else trainer.network
     engine = SimpleNamespace(network=network, loss_function=trainer.loss_function, inferer=trainer.inferer)
     engine.state = SimpleNamespace(device=device, iteration=1)
 
@@ -78,7 +71,7 @@ def fit_to_device(
     def rehearse(samples: int) -> None:
         step.rehearse(engine, batch_of(samples))
 
-    if batch_size == AUTO:
+    if loader.batch_size == AUTO:
         chosen, why = 1, "batch_size auto: without CUDA"
         if on_cuda(device):
             size = tensor_bytes(batch_of(1))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -97,17 +96,14 @@ def load_probed(
     return ProbedEncoder(trained, untrained, contract, origin)
 
 
-def run_probe(
-    probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker, facts: Mapping[str, Any]
-) -> None:
+def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker) -> None:
     """Probe the encoder, the same network with random weights, and intensity with position; write the report.
 
     Args:
         probe: probe on the labelled scans.
         probed: encoder with its weights.
         folder: for `report.md`, `metrics.json`, `cases.csv` and pictures.
-        tracker: tracker for the scores, at the weights' step, and the files.
-        facts: settings to state in the report.
+        tracker: gets the figures at the weights' step, and the files.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -115,25 +111,25 @@ def run_probe(
         >>> from unittest.mock import patch
         >>> dice = {"encoder": 0.75, "random weights": 0.5, "intensity and position": 0.25}
         >>> probe = lambda network, pictures=False, title="": SimpleNamespace(dice=dice[title], knn=0.9)
-        >>> probe.prepared = SimpleNamespace(digest="", contents={})
+        >>> probe.prepared, probe.settings = SimpleNamespace(digest="", contents={}), {}
         >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
         >>> probed = ProbedEncoder(nn.Identity(), nn.Identity(), contract, "encoder.safetensors")
         >>> tracker = SimpleNamespace(start=lambda engine: None, close=print)
         >>> tracker.log_numbers = lambda sent, step: print(step, {name: sent[name] for name in sent if "dice" in name})
         >>> with TemporaryDirectory() as place, patch(f"{__name__}.ProbeReport"):  # writes no files
-        ...     run_probe(probe, probed, RunFolder(place), tracker, facts={})
+        ...     run_probe(probe, probed, RunFolder(place), tracker)
         500 {'probe_dice': 0.75, 'random_dice': 0.5, 'raw_dice': 0.25}
         FINISHED
     """
     status = "FAILED"
     folder.begin(probe.prepared.digest, "probe", probe.prepared.contents)
-    folder.facts |= {"checkpoint": probed.origin, **facts}
+    folder.facts |= {"checkpoint": probed.origin, **probe.settings}
     tracker.start(Engine(lambda engine, batch: None))
     try:
         results = {"encoder": probe(probed.network, pictures=True, title="encoder")}
         results["random weights"] = probe(probed.untrained, title="random weights")
         results["intensity and position"] = probe(None, title="intensity and position")
-        report = ProbeReport(results, {"weights": probed.origin, **facts}, probe)
+        report = ProbeReport(results, {"weights": probed.origin, **probe.settings}, probe)
         numbers = {
             f"{prefix}_{name}": getattr(result, name)
             for prefix, result in zip(("probe", "random", "raw"), results.values(), strict=True)

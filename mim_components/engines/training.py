@@ -11,6 +11,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from mim_components.data.load.loader import explain_worker_error, kill_workers
+from mim_components.data.prepare.cases import PreparedCases
 from mim_components.data.prepare.quarantine import QUARANTINE
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
@@ -147,12 +148,12 @@ def _outputs(folder: RunFolder) -> str:
     return "\n".join(f"{title + ':':<9} {path}" for title, path in found)
 
 
-def steps_of(epochs: float | None, num_items: int, global_batch_size: int, default: int) -> int:
-    """Number of optimizer steps for a number of epochs, at least 1; `default` if that is not given.
+def steps_of(epochs: float | None, prepared: PreparedCases, global_batch_size: int, default: int) -> int:
+    """Optimizer steps of so many passes over the training scans, at least 1; without a number of passes the default.
 
     Args:
-        epochs: passes over the training scans; None = not given.
-        num_items: number of training scans.
+        epochs: passes over the scans; None = not given.
+        prepared: the training scans.
         global_batch_size: scans per optimizer step.
         default: number of optimizer steps without `epochs`.
 
@@ -160,13 +161,15 @@ def steps_of(epochs: float | None, num_items: int, global_batch_size: int, defau
         ValueError: a value is not positive.
 
     Example:
-        >>> steps_of(500, num_items=24, global_batch_size=4, default=25_000)
+        >>> prepared = PreparedCases(training=[{"name": f"{number}"} for number in range(24)], validation=[])
+        >>> steps_of(500, prepared, global_batch_size=4, default=25_000)
         3000
-        >>> steps_of(None, num_items=24, global_batch_size=4, default=25_000)
+        >>> steps_of(None, prepared, global_batch_size=4, default=25_000)
         25000
     """
     if epochs is None:
         return default
+    num_items = len(prepared.training)
     if not (epochs > 0 and num_items > 0 and global_batch_size > 0):
         raise ValueError(
             f"epochs, training scans and global_batch_size must be positive, got {epochs}, {num_items}, "

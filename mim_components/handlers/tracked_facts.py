@@ -6,19 +6,25 @@ import getpass
 import json
 import logging
 import os
+import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ignite
 import ignite.distributed as idist
 import mlflow
+import monai
+import torch
 from ignite.engine import Engine, Events
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 from monai.utils import optional_import
 
+from mim_components import __version__
 from mim_components.utils.text import mask_secrets
 from mim_components.weights.contract import find_contract, read_facts
 
@@ -124,6 +130,35 @@ def _pretraining(weights: Any) -> dict[str, str]:
         found = {"pretrained_run": state.get("name"), "pretrained_run_id": state.get("mlflow_run_id")}
         return {name: str(value) for name, value in found.items() if value}
     return {}
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, commit and machine, as parameters."""
+    versions = {"torch": torch.__version__, "monai": monai.__version__, "ignite": ignite.__version__}
+    return {
+        **{f"version_{name}": version for name, version in versions.items()},
+        "version_mim_components": __version__,
+        "version_python": platform.python_version(),
+        "git_commit": git_commit(),
+        "devices": idist.get_world_size(),
+    }
+
+
+def git_commit() -> str:
+    """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
+    command = [
+        "git",
+        "-C",
+        os.path.dirname(os.path.abspath(__file__)),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[DatasetInput]:

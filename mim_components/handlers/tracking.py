@@ -1,7 +1,4 @@
-"""MLflow tracking of one run: MONAI's handler, plus unique runs, resume, failure and the whole configuration.
-
-Numbers and files that wait for a tracking store lie in a file of JSON lines in the folder of the run.
-"""
+"""MLflow tracking of one run: MONAI's handler, plus unique runs, resume, failure and the whole configuration."""
 
 from __future__ import annotations
 
@@ -9,26 +6,21 @@ import json
 import logging
 import math
 import os
-import platform
 import sqlite3
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-import ignite
 import ignite.distributed as idist
 import mlflow
-import monai
-import torch
 from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
 from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
-from mim_components import __version__
+from mim_components.handlers.spool import Record, Spool, with_history
 from mim_components.handlers.tracked_facts import (
     MODEL_FILES,
     SystemMetrics,
@@ -37,11 +29,11 @@ from mim_components.handlers.tracked_facts import (
     run_page,
     run_tags,
     store_of,
+    surroundings,
 )
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
 from mim_components.run.stores import check_tracking_uri
-from mim_components.utils.files import append_line, read_rows, write_text_safely
 from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)
@@ -49,8 +41,6 @@ QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
 RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
 MOST_METRICS = 1000  # in one request to MLflow
 SQLITE_SECONDS = 5.0  # for a file that another process has locked
-# files of a run's folder with all its numbers, and how their names begin in MLflow
-HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
 
 
 class RunTracker:
@@ -157,10 +147,11 @@ class RunTracker:
                 self.place,
             )
             earlier = None
-            self._spool_history()
+            self.spool.replace(with_history(self.spool.records(), self.folder.path))
+            self._waiting = self.spool.path.exists()
         handler.start(self._engine)
         if not earlier:
-            known = current_options() | self.folder.facts | _surroundings()
+            known = current_options() | self.folder.facts | surroundings()
             parameters = {name: _text(value) for name, value in known.items()}
             handler._delete_exist_param_in_dict(parameters)  # an attempt before this one may have sent them
             handler._log_params(parameters)
@@ -236,24 +227,6 @@ class RunTracker:
         if name != self.experiment_name:
             logger.warning("MLflow's experiment %s was deleted: the run goes to %s.", self.experiment_name, name)
         return name
-
-    def _spool_history(self) -> None:
-        """Let all numbers of the run so far wait for a store that has lost them."""
-        waiting = self.spool.records()
-        there = {(record["step"], name) for record in waiting for name in record.get("numbers", ())}
-        missing: list[Record] = []
-        now = int(time() * 1000)
-        for file, prefix in HISTORY.items():
-            for row in read_rows(self.folder.path / file):
-                step = row.pop("step")
-                numbers = {
-                    tracked_name(key, prefix): value for key, value in row.items() if isinstance(value, (int, float))
-                }
-                numbers = {name: value for name, value in numbers.items() if (step, name) not in there}
-                if numbers:
-                    missing.append({"step": step, "time": now, "numbers": numbers})
-        self.spool.replace([*missing, *waiting])
-        self._waiting = bool(missing or waiting)
 
     @property
     def client(self) -> mlflow.MlflowClient:
@@ -360,12 +333,6 @@ class RunTracker:
                 logger.info("Tracking: %d of %d records that waited are sent.", count - len(waiting), count)
 
 
-def tracked_name(name: str, prefix: str = "") -> str:
-    """A name that MLflow accepts and that begins with `prefix`."""
-    plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
-    return plain if plain.startswith(prefix) else prefix + plain
-
-
 def _check_sqlite(uri: str) -> None:
     """Make the folder of the file; fail at once where MLflow would try to open it for minutes."""
     if uri.startswith("sqlite:///"):
@@ -384,86 +351,5 @@ def _set_defaults() -> None:
     set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
 
-def _surroundings() -> dict[str, Any]:
-    """Versions, commit and machine, as parameters."""
-    versions = {"torch": torch.__version__, "monai": monai.__version__, "ignite": ignite.__version__}
-    return {
-        **{f"version_{name}": version for name, version in versions.items()},
-        "version_mim_components": __version__,
-        "version_python": platform.python_version(),
-        "git_commit": git_commit(),
-        "devices": idist.get_world_size(),
-    }
-
-
-def git_commit() -> str:
-    """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
-    command = [
-        "git",
-        "-C",
-        os.path.dirname(os.path.abspath(__file__)),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
-
-
-class Spool:
-    """Records that could not be sent yet, in order of arrival. There is no file if none are waiting.
-
-    Args:
-        path: path of the file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def append(self, record: Record) -> None:
-        """Add a record.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        append_line(self.path, json.dumps(record))
-
-    def records(self) -> list[Record]:
-        """All records; a partial line of a killed run is ignored."""
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and "step" in record:
-                records.append(record)
-        return records
-
-    def replace(self, records: Sequence[Record]) -> None:
-        """Keep these records only.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        if records:
-            write_text_safely(self.path, "".join(json.dumps(record) + "\n" for record in records))
-        else:
-            self.path.unlink(missing_ok=True)
-
-    def rewind(self, step: int) -> None:
-        """Remove records of steps after `step`, which are repeated."""
-        if self.path.exists():
-            self.replace([record for record in self.records() if record["step"] <= step])

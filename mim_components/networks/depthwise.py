@@ -27,6 +27,8 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
     """
     if rows is None:
         return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    if not torch.is_grad_enabled():  # TorchScript has no functions of autograd
+        return _correlate(x, conv.weight, conv.bias, rows)
     return _Depthwise.apply(x, conv.weight, conv.bias, rows)
 
 
@@ -39,7 +41,7 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, rows)
-        return _correlate(x, weight.to(x.dtype), bias.to(x.dtype), rows)
+        return _correlate(x, weight, bias, rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -47,7 +49,7 @@ class _Depthwise(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             # the same sum over the same neighbours, mirrored
-            grad_x = _correlate(grad, weight.flip(2, 3, 4).to(x.dtype), None, rows)
+            grad_x = _correlate(grad, weight.flip(2, 3, 4), None, rows)
         if ctx.needs_input_grad[1]:
             # the weight gradient of a channel is its input correlated with the gradient of its output
             product = _products_of_blocks if x.device.type == "cpu" else _weight_gradient
@@ -70,6 +72,7 @@ def _neighbourhoods(x: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
 
 def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
     around = _neighbourhoods(x, weight, rows)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     return F.conv3d(around, weight, bias, groups=x.shape[-1]).permute(0, 2, 3, 4, 1).view(x.shape)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from pydoc import locate
 from types import NoneType
 from typing import Any
 
@@ -21,6 +19,7 @@ from monai.utils import ensure_tuple
 from mim_components.run.errors import explain_errors
 from mim_components.run.options import (
     OptionsError,
+    arguments_of,
     callers,
     given_names,
     holder_of,
@@ -30,7 +29,8 @@ from mim_components.run.options import (
 from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
-OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays of train.json, not of inference.json
+OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that no inference takes
+CHECKED = "_checked_"  # among the values that the parser has resolved; it forgets them when it reads other files
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -87,8 +87,10 @@ def _config_of(workflow: ConfigWorkflow) -> dict[str, Any]:
 def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     """Refuse mistaken commands before anything else runs, and make errors end in one clear line.
 
-    MONAI silently accepts a misspelt `--datset_dir`, takes the second of two files without brackets for the id of what
-    to run, and runs an overlay without the file it changes.
+    An overlay asks for it too, so that one without its file is refused; it is done once.
+
+    MONAI accepts a misspelt `--datset_dir` silently, takes the second of two files without brackets for the id of what
+    to run, and an overlay without the file it changes.
 
     Args:
         one_of: groups of options that set the same thing in different units. Null, or an object that derives one from
@@ -116,7 +118,7 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     _mask_secrets_in_monais_log()
     workflow = current_workflow()
     explain_errors(None if workflow is None else workflow.parser.ref_resolver.resolved_content)
-    if workflow is None:
+    if workflow is None or CHECKED in workflow.parser.ref_resolver.resolved_content:
         return
     _check_files(workflow)
     _leave_tracking_to_us(workflow)
@@ -127,6 +129,7 @@ def check_overrides(one_of: Sequence[Sequence[str]] = ()) -> None:
     _check_one_of(config, one_of)
     if "tracking_uri" in config and config["tracking_uri"] is None and "MLFLOW_TRACKING_URI" in os.environ:
         check_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    workflow.parser.ref_resolver.resolved_content[CHECKED] = True
 
 
 class _SecretsMask(logging.Filter):
@@ -209,7 +212,7 @@ def _unknown_names(workflow: ConfigWorkflow) -> Iterator[str]:
 
 def _is_there(config: Mapping[str, Any], path: str) -> bool:
     place, key = holder_of(config, path)
-    return key in place
+    return key in {**place, **arguments_of(place)}
 
 
 def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
@@ -218,18 +221,13 @@ def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
     config = ConfigParser.load_config_files([str(path) for path in _given_files()]) if nested else {}
     for name in nested:
         place, key = holder_of(config, name)
-        if not place or key in place or key.startswith("_") or key in _arguments(place):
+        known = {**place, **arguments_of(place)}
+        if not place or key in known or key.startswith("_"):
             continue
         part = name.rpartition("::")[0]
-        nearest = difflib.get_close_matches(key, [*place, *_arguments(place)], n=3)
-        hint = f"did you mean {' or '.join(f'--{part}::{each}' for each in dict.fromkeys(nearest))}?"
+        nearest = difflib.get_close_matches(key, known, n=3)
+        hint = f"did you mean {' or '.join(f'--{part}::{each}' for each in nearest)}?"
         yield f"unknown option --{name}: {part} has no {key}; {hint if nearest else 'see the README.'}"
-
-
-def _arguments(part: Mapping[str, Any]) -> list[str]:
-    """Argument names of the class of a part of a configuration; none for MONAI's own, which have short names."""
-    made: Any = locate(str(part.get("_target_", "")))
-    return [] if made is None else list(inspect.signature(made).parameters)
 
 
 def _check_one_of(config: Mapping[str, Any], one_of: Sequence[Sequence[str]]) -> None:
@@ -274,6 +272,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_free(key: str, free: Collection[str]) -> bool:
+    """Whether a key is one of the free ones, or stands below one.
+
+    Example:
+        >>> is_free("folder::on_full_disk", ["folder"]), is_free("folders", ["folder"])
+        (True, False)
+    """
+    names = key.split("::")
+    return any("::".join(names[:count]) in free for count in range(1, len(names) + 1))
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
     """Lines `key: old -> new` for all values that differ, except free keys and everything below them.
 
@@ -289,7 +298,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
         names = key.split("::")
         if names[0] == "_meta_":  # holds the settings of a dataset
             return names[1:2] == ["dataset"]
-        return not any("::".join(names[:count]) in free for count in range(1, len(names) + 1))
+        return not is_free(key, free)
 
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from mim_components import __version__
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.configuration import current_config, differences
+from mim_components.run.options import free_keys
 from mim_components.utils.files import FullDiskError, remove_partials, write_text_safely
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError
 from mim_components.utils.text import shorten
@@ -47,8 +48,6 @@ class RunFolder:
         resume: "auto" continues the run in `output_dir`, or starts one if there is none; "never" starts in a new
             folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
         on_full_disk: "stop" ends the run when a file does not fit on the disk; "continue" leaves it out.
-        free_keys: keys of the configuration that may change when the run continues: they determine where, how fast or
-            how verbosely it runs, not the result. `a::b` includes everything below it.
 
     Attributes:
         path: the folder of this run.
@@ -81,7 +80,6 @@ class RunFolder:
         output_dir: str | Path,
         resume: str = "auto",
         on_full_disk: str = "stop",
-        free_keys: Sequence[str] = (),
     ) -> None:
         if on_full_disk not in ON_FULL_DISK:
             raise ValueError(f"on_full_disk must be one of {', '.join(ON_FULL_DISK)}, got {on_full_disk!r}.")
@@ -94,7 +92,6 @@ class RunFolder:
         self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
         self.notes: list[str] = []
         self.on_full_disk = on_full_disk
-        self.free_keys = tuple(free_keys)
         self.checkpoints: Any = None
         self.tracker: Any = None
         self.facts: dict[str, Any] = {}
@@ -191,7 +188,7 @@ class RunFolder:
             if (found := self.state.get("contract_version", 1)) != CONTRACT_VERSION:
                 self.release()
                 raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
-            changed = differences(self.state["config"], config, self.free_keys)
+            changed = differences(self.state["config"], config, free_keys())
             if self.state["data_digest"] != data_digest:
                 changed += [f"data: {line}" for line in content_changes(self._contents(), contents or {})]
             if changed:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ from mim_components.utils.text import mask_secrets
 
 KINDS = "path text bool int number choice triple numbers sizes window mapping device store part".split()
 NULLS = ("null", "None")
+# Parts of a configuration that decide where, how fast or how loud, not what is computed; the first line is MONAI's
+FREE_PARTS = """
+    handlers imports initialize run finalize run_name save_execute_config is_not_rank0
+    bundle_root folder synthetic_ct module network probe train::sample_shapes train::start_check train::begin train::fit
+    train::dataloader train::inferer train::progress train::collapse train::checkpoints train::pictures train::signals
+    train::handlers
+""".split()
 
 
 class OptionsError(ValueError):
@@ -38,12 +46,35 @@ class OptionsError(ValueError):
 def option_table() -> dict[str, dict[str, Any]]:
     """The facts about every option, by name.
 
-    Each has `kind` and `text` and, where they apply, `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
-    `below`, `words` that may replace a value, and `default` in words. A list is as long as that of the option
-    `as_long_as`, or shorter by `fewer`.
+    Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
+    `below`, `words` that stand for a value, `default` in words, and `free` where it may change when a run continues. A
+    list is as long as that of the option `as_long_as`, or shorter by `fewer`.
     """
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
     return table
+
+
+@lru_cache
+def free_keys() -> frozenset[str]:
+    """Keys of a configuration that may change when a run continues; `a::b` is free with all that stands below it.
+
+    Example:
+        >>> sorted(free_keys() & {"num_workers", "seed", "folder"})
+        ['folder', 'num_workers']
+    """
+    return frozenset([*FREE_PARTS, *(name for name, option in option_table().items() if option.get("free"))])
+
+
+def arguments_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of what a part of a configuration makes, with their defaults; none for MONAI's own, with short names.
+
+    Example:
+        >>> arguments_of({"_target_": "mim_components.engines.autocast_dtype"})
+        {'amp_dtype': 'auto'}
+    """
+    made: Any = locate(part["_target_"]) if "." in part.get("_target_", "") else None
+    arguments = {} if made is None else inspect.signature(made).parameters
+    return {name: argument.default for name, argument in arguments.items()}
 
 
 def wrong_options(workflow: ConfigWorkflow) -> list[str]:

@@ -51,8 +51,7 @@ def check_start(
     sample_shapes: Sequence[Sequence[int]],
     batch_size: int | str,
     num_workers: int,
-    worker_timeout: float,
-    averaged: bool = False,
+    ema_decay: float = 0.0,
 ) -> None:
     """Refuse a run that limits of the machine would stop later; raises the limit of open files if allowed.
 
@@ -62,28 +61,24 @@ def check_start(
         sample_shapes: shapes of the arrays of a sample, counted as float32.
         batch_size: samples per micro-batch; "auto" counts as 1, since `fit_to_device` respects this limit too.
         num_workers: processes that load data; 0 = none.
-        worker_timeout: seconds after which a worker counts as hanging.
-        averaged: whether checkpoints also hold an average of the weights.
+        ema_decay: of an average of the weights, which checkpoints then also hold; 0 = none.
 
     Raises:
         FullDiskError: the disk of the folder cannot hold three checkpoints.
         StartError: shared memory or open files do not suffice.
-        ValueError: `worker_timeout` is not positive.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as place:
-        ...     check_start(RunFolder(place), nn.Linear(1, 1), [[1, 16, 16, 16]], 1, num_workers=2, worker_timeout=0)
+        ...     check_start(RunFolder(place), nn.Linear(1, 1), [[1, 2**14, 2**14, 2**14]], batch_size=1, num_workers=2)
         Traceback (most recent call last):
-        ValueError: worker_timeout must be positive, got 0: a worker that hangs stops the run.
+        mim_components.run.start_checks.StartError: shared memory (/dev/shm) is too small for the batches of ...
     """
-    if num_workers and not worker_timeout > 0:
-        raise ValueError(f"worker_timeout must be positive, got {worker_timeout}: a worker that hangs stops the run.")
     check_open_files(num_workers)
     if num_workers:
         check_shared_memory(_batch_bytes(sample_shapes, batch_size), num_workers)
     if idist.get_rank() == 0 and not folder.finished:
-        check_room(folder.path, checkpoint_bytes(network, averaged))
+        check_room(folder.path, checkpoint_bytes(network, averaged=ema_decay > 0))
 
 
 def check_validation_start(

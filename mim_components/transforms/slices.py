@@ -57,7 +57,7 @@ class UniformSlicesd(MapTransform):
 
     Args:
         keys: items `(C, H, W, D)`.
-        num_slices: number of slices to take.
+        num_slices: slices to take, or the size (height, width, slices) of the network's input.
 
     Example:
         >>> scan = torch.arange(8).view(1, 1, 1, 8)
@@ -65,9 +65,9 @@ class UniformSlicesd(MapTransform):
         [0, 7]
     """
 
-    def __init__(self, keys: KeysCollection, num_slices: int) -> None:
+    def __init__(self, keys: KeysCollection, num_slices: int | Sequence[int]) -> None:
         super().__init__(keys)
-        self.sample = UniformSlices(num_slices)
+        self.sample = UniformSlices(num_slices if isinstance(num_slices, int) else num_slices[-1])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Sample the volumes."""

@@ -15,15 +15,16 @@ from typing import Any
 
 from mim_components.run.options import option_table
 
-WIDTH = 120
+WIDTH = 128
 INDENT = 4
 # Keys that are not options, in reading order; also inside `train` and `validate`.
 PARTS = """
-    class_names label_set crop_size imports start_processes results_dir synthetic_ct folder found labels prepared
+    class_names label_set crop_size imports results_dir synthetic_ct folder found labels prepared
     network_def contract settings started probed trained module network averaged evaluated_network class_loss
-    region_loss loss optimizer lr_scheduler tracker probe crop preprocessing dataset dataloader sample_shapes step
-    inferer postprocessing scores dice error accuracy auc_macro auc_micro metric key_metric additional_metrics progress
-    collapse validation checkpoints pictures signals handlers evaluator trainer train validate initialize run finalize
+    region_loss loss optimizer lr_scheduler tracker probe crop preprocessing dataset dataloader sample_shapes
+    start_check begin step inferer postprocessing scores dice error accuracy auc_macro auc_micro metric key_metric
+    additional_metrics progress collapse validation checkpoints pictures signals handlers evaluator trainer fit train
+    validate initialize run finalize
 """.split()
 SECTIONS = ("train", "validate")
 
@@ -65,7 +66,9 @@ def as_overlay(config: Mapping[str, Any]) -> dict[str, Any]:
             made.setdefault(f"+{part}", {})[key] = value
         else:
             made[name] = value
-    return {**made, "+initialize": [{"_target_": "mim_components.run.check_overrides"}]}
+    check = {"_target_": "mim_components.run.check_overrides"}
+    made["+initialize"] = [check, *made.pop("initialize", [])]
+    return made
 
 
 def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:

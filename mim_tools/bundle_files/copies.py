@@ -18,6 +18,7 @@ FRAGMENTS = {
     "segmentation": ("common", "fine_tuning", "segmentation"),
     "classification": ("common", "fine_tuning", "classification"),
 }
+BOTH = "train_and_inference.json"  # a fragment of these two
 METADATA = Path("configs", "metadata.json")
 INFERENCE = Path("configs", "inference.json")
 README = Path("docs", "README.md")
@@ -36,12 +37,19 @@ def workflows() -> list[str]:
 
 def shared_files(workflow: str) -> dict[Path, bytes]:
     """Files that the bundles of a workflow share, by their path below the bundle."""
+    return {name: _content(paths) for name, paths in fragments_of(workflow).items()}
+
+
+def fragments_of(workflow: str) -> dict[Path, list[Path]]:
+    """What each of these files is made of; the later wins."""
     places: dict[Path, list[Path]] = {}
     for folder in (SOURCES / name for name in FRAGMENTS[workflow]):
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(folder.rglob("*"), key=lambda each: (each.name != BOTH, each)):
             if path.is_file() and not NOT_FILES.intersection(path.parts):
-                places.setdefault(path.relative_to(folder), []).append(path)
-    return {name: _content(paths) for name, paths in places.items()}
+                name = path.relative_to(folder)
+                for made in ("train.json", "inference.json") if name.name == BOTH else (name.name,):
+                    places.setdefault(name.with_name(made), []).append(path)
+    return places
 
 
 def _content(paths: Sequence[Path]) -> bytes:

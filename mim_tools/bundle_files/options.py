@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mim_components.run.options import holder_of, option_table
+from mim_components.run.configuration import is_free
+from mim_components.run.options import arguments_of, free_keys, holder_of, option_table
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
 FILES = {
@@ -17,7 +18,7 @@ FILES = {
     "multi_gpu": "multi_gpu_train.json",
 }
 # keys that say what is done, not how
-PARTS = frozenset("imports initialize run finalize handlers start_processes results_dir loss".split())
+PARTS = frozenset("imports initialize run finalize handlers results_dir loss".split())
 PARTS |= {"network", "evaluated_network"}
 
 
@@ -40,6 +41,7 @@ def options_of(folder: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"{path}: option {key!r} has no line in options.json.")
         for key in (name for name in table if "::" in name):
             place, name = holder_of(config, key)
+            place = {**arguments_of(place), **place}
             if name in place:
                 found.setdefault(key, {})[command] = _from_metadata(place[name], metadata)
     return found
@@ -54,13 +56,14 @@ def _from_metadata(value: Any, metadata: dict[str, Any]) -> Any:
 
 
 def options_markdown(folder: Path) -> str:
-    """The table, one line per option: name, default, what it may be, meaning."""
-    lines = ["| option | default | values | meaning |", "|---|---|---|---|"]
+    """The table, one line per option: name, a star where it may change on the way, default, what it may be, meaning."""
+    lines = ["\\* may change when an unfinished run continues.", ""]
+    lines += ["| option | default | values | meaning |", "|---|---|---|---|"]
     for name, defaults in options_of(folder).items():
         option = option_table()[name]
-        lines.append(
-            f"| `{name}` | {_defaults(defaults, option)} | {_values(option)} | {_where(defaults)}{option['text']} |"
-        )
+        star = " \\*" if "train" in defaults and is_free(name, free_keys()) else ""
+        cells = [f"`{name}`{star}", _defaults(defaults, option), _values(option), _where(defaults) + option["text"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

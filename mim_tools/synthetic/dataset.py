@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,26 @@ def write_synthetic_dataset(
         items.append(item)
     _write_list(root / "dataset.json", items, with_labels)
     return images
+
+
+def write_synthetic_images(output_dir: str | os.PathLike[str], num_volumes: int, **options: Any) -> str:
+    """`write_synthetic_dataset`, for a configuration that trains on the images.
+
+    Args:
+        output_dir: folder to write to; made if missing.
+        num_volumes: how many, 1 or more.
+        **options: see `write_synthetic_dataset`.
+
+    Returns:
+        The folder of the images.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     Path(write_synthetic_images(folder, num_volumes=1, spatial_size=(4, 4, 4))).name
+        'images'
+    """
+    return str(write_synthetic_dataset(output_dir, num_volumes, **options)[0].parent)
 
 
 def _recipe(

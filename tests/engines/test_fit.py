@@ -59,6 +59,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         loader = StepLoader(Items(), 4, global_batch_size, batch_size)
         step = FinetuneStep(loader)
         trainer: Any = SimpleNamespace(
+            network=network, data_loader=loader,
             loss_function=nn.MSELoss(), inferer=lambda image, module: module(image),
             state=SimpleNamespace(device=torch.device("cpu")),
         )  # fmt: skip
@@ -69,7 +70,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         monkeypatch.setattr(fit, "free_bytes", lambda device: free)
         monkeypatch.setattr(fit, "on_cuda", lambda device: on_cuda)
         caplog.set_level("INFO")
-        fit_to_device(trainer, network, loader, step, folder, batch_size, compile)
+        fit_to_device(trainer, step, folder, compile)
         return SimpleNamespace(network=network, loader=loader, step=step, folder=folder, said=caplog.text)
 
     return run

@@ -250,7 +250,7 @@ def test_worker_killed(bundle: Bundle, data_of: Data, reference: Reference, tmp_
 def test_worker_hangs(scans: dict[str, str], reference: Reference, tmp_path: Path) -> None:
     reference(PRETRAIN)  # fills the cache
     cache = Path(shutil.copytree(scans["cache_dir"], tmp_path / "cache"))
-    options = {**scans, "cache_dir": str(cache), "num_workers": 1, "worker_timeout": 3}
+    options = {**scans, "cache_dir": str(cache), "num_workers": 1, "train::dataloader::worker_timeout": 3}
     run, held = started_until(PRETRAIN, tmp_path / "run", 2, **options)
     for path in cache.rglob("*.npy"):
         path.unlink()

@@ -291,7 +291,7 @@ def test_number_of_processes_that_does_not_divide(scans: dict[str, str], referen
                    expected=f"the other ends after that time and says why; {SAME}")  # fmt: skip
 def test_process_that_hangs(scans: dict[str, str], undisturbed: Callable[[Bundle], Path], tmp_path: Path) -> None:
     holds = Holds(tmp_path)
-    options = {"process_timeout": 20, "worker_timeout": 10}
+    options = {"process_timeout": 20, "train::dataloader::worker_timeout": 10}
     runs = processes(PRETRAIN, tmp_path / "run", **scans, **options, **holds.option)
     holds.wait(*runs)
     runs[1].kill(signal.SIGSTOP)

@@ -17,6 +17,7 @@ from monai.inferers import SimpleInferer
 from torch import nn
 
 from mim_components.data.load.sampler import StepSampler
+from mim_components.data.prepare.cases import PreparedCases
 from mim_components.engines import FinetuneStep, steps_of
 from mim_components.engines.begin import length_of, log_finetune_plan
 from mim_components.engines.nonfinite import NonFiniteError
@@ -76,17 +77,21 @@ def folder(tmp_path: Path) -> Any:
 # how long
 
 
+def cases_of(number: int) -> PreparedCases:
+    return PreparedCases(training=[{"name": str(each)} for each in range(number)], validation=[])
+
+
 def test_steps_of_a_number_of_epochs() -> None:
-    assert steps_of(3, 24, 4, default=7) == 18
-    assert steps_of(1, 5, 2, default=7) == 3  # 2.5 rounded up
-    assert steps_of(0.01, 5, 2, default=7) == 1
+    assert steps_of(3, cases_of(24), 4, default=7) == 18
+    assert steps_of(1, cases_of(5), 2, default=7) == 3  # 2.5 rounded up
+    assert steps_of(0.01, cases_of(5), 2, default=7) == 1
     with pytest.raises(ValueError, match="must be positive, got 0, 5, 2"):
-        steps_of(0, 5, 2, default=7)
+        steps_of(0, cases_of(5), 2, default=7)
 
 
 @pytest.mark.parametrize("num_items", [1, 6, 24, 387])
 def test_steps_without_a_number_of_epochs_do_not_depend_on_the_cases(num_items: int) -> None:
-    assert steps_of(None, num_items, 1, default=25_000) == 25_000
+    assert steps_of(None, cases_of(num_items), 1, default=25_000) == 25_000
 
 
 @pytest.mark.parametrize(

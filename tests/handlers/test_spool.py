@@ -20,7 +20,8 @@ import mlflow
 import pytest
 
 from mim_components.handlers import tracking as module
-from mim_components.handlers.tracking import RunTracker, Spool
+from mim_components.handlers.spool import Spool
+from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 
 

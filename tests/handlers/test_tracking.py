@@ -18,7 +18,8 @@ import torch
 from ignite.engine import Engine
 
 from mim_components.handlers import tracking as module
-from mim_components.handlers.tracking import RunTracker, git_commit
+from mim_components.handlers.tracked_facts import git_commit
+from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 
 

@@ -51,7 +51,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def check(folder: RunFolder, **options: Any) -> None:
     defaults: dict[str, Any] = {"sample_shapes": [[2, 1, 10, 10, 10]], "batch_size": 3, "num_workers": 2}
-    check_start(folder, nn.Linear(100, 100, bias=False), **{**defaults, "worker_timeout": 60, **options})
+    check_start(folder, nn.Linear(100, 100, bias=False), **{**defaults, **options})
 
 
 # start checks
@@ -73,9 +73,9 @@ def test_room_for_three_checkpoints(folder: RunFolder, free: dict[str, int]) -> 
     free["disk"] = size  # two are there
     check(folder)
     with pytest.raises(FullDiskError, match="missing"):
-        check(folder, averaged=True)  # another 40 kB
+        check(folder, ema_decay=0.9)  # another 40 kB
     folder.update(status="finished")
-    check(folder, averaged=True)  # writes none
+    check(folder, ema_decay=0.9)  # writes none
 
 
 def test_checkpoint_is_as_large_as_was_said(tmp_path: Path) -> None:
@@ -147,12 +147,6 @@ def test_open_files(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     limits["now"] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     check(folder, num_workers=50)
     assert len(raised) == 1
-
-
-def test_workers_need_a_timeout(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match="worker_timeout must be positive, got 0"):
-        check(folder, worker_timeout=0)
-    check(folder, worker_timeout=0, num_workers=0)
 
 
 # full disk later

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,86 +9,91 @@ from typing import Any
 import pytest
 
 from studies import __main__ as command
-from studies.definition import Cell, Study, StudyError
-from studies.report import Evidence, page
-from studies.results import append_result, facts_of, read_results, scores_of, thin_curve
+from studies.definition import ROOT, Study, StudyError
+from studies.evidence import Evidence
+from studies.report import page, readme_table, with_table
+from studies.results import append_result, read_results
+from tests.studies.lines import pretrained, tuned
 
 Write = Callable[[dict[str, Any]], Path]
-
-
-def tuned(study: Study, cell: Cell, a: list[float], b: list[float]) -> dict[str, Any]:
-    """A result with the scores of classes a and b of two scans."""
-    scores = {"a": dict(zip("xy", a, strict=True)), "b": dict(zip("xy", b, strict=True))}
-    cost = {"seconds": 1.0, "cpu_seconds": 1800.0, "attempts_lost": 0}
-    outcome = {"state": "done", "steps": 4, "scores": {"dice": scores, "nsd": scores}, **cost}
-    return {**facts_of(study, cell, "0123456789abcdef"), **outcome}
 
 
 def test_numbers_of_the_page(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
     study, results = Study(write(small)), tmp_path / "results.jsonl"
     append_result(results, tuned(study, study.cells["scratch/1/seed0"], [0.5, 0.5], [0.25, 0.25]))  # mean 0.375
-    text = page(Evidence(study, read_results(results, study)), {}, ["the command"])
-    assert (
-        "1 of 3 cells are done. The primary comparison, `mim` against `scratch` with 1 labelled patients, has 0 of 1"
-        in text
-    )
+    text = page([Evidence(study, read_results(results, study))], {}, ["the command"])
+    assert "| 1 of 3 | The primary comparison, `mim` against `scratch` with 1 labelled patients, has 0 of 1" in text
     assert "37.5 [37.5, 37.5]" in text and "50.0 [50.0, 50.0]" in text and "25.0 [25.0, 25.0]" in text
-    mim = next(line for line in text.splitlines() if line.startswith("| `mim` | MiM"))
-    assert mim.count("not run") == 3 and not any(digit in mim.split("| 0 |")[1] for digit in "0123456789")
+    # an arm without a result is in the table of the cells alone
+    assert [line for line in text.splitlines() if "`mim` |" in line] == ["| `mim` | not run | not run |"]
 
     append_result(results, tuned(study, study.cells["mim/1/seed0"], [0.75, 0.75], [0.5, 0.5]))  # mean 0.625
-    text = page(Evidence(study, read_results(results, study)), {}, ["the command"])
-    assert "is better, +25.0 [+25.0, +25.0] points of Dice" in text
-    assert "| 0.50 |" in text  # 1800 s are half an hour
+    text = page([Evidence(study, read_results(results, study))], {}, ["the command"])
+    assert "`mim` against `scratch` with 1 labelled patients is better, +25.0 [+25.0, +25.0] points of Dice" in text
+    assert "| 0.50 |" in text and "1.0 CPU hours in all" in text  # twice 1800 s
+    assert "| `mim` | not run | 1 of 1 |" in text
     assert "Commits: 0123456789." in text and "the command" in text
 
 
-def test_lines_of_other_definitions_are_not_read(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
+def test_rounds_on_one_page(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    first = Study(write(small))
+    small |= {"name": "again", "order": [{"arms": ["scratch", "mim"], "labels": []}]}
+    second = Study(write(small))
+    results = tmp_path / "results.jsonl"
+    append_result(results, pretrained(first, "mim", 0.5))
+    append_result(results, pretrained(second, "mim", 0.75))
+    append_result(results, tuned(first, first.cells["scratch/1/seed0"], [0.5, 0.5], [0.25, 0.25]))
+    rounds = [Evidence(study, read_results(results, study)) for study in (second, first)]
+    text = page(rounds, {}, ["the command"])
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## again", "## small", "## The paper", "## Commands",
+    ]  # fmt: skip
+    assert "| [`small`](#small) |" in text and "| 1 of 1 |" in text and "| 2 of 3 |" in text
+    # the earlier round's probe of the same definition beside the later's, and not the other way round
+    assert text.count("run of `small`") == 1 and "run of `again`" not in text
+    assert "| `mim`, run of `small` | 50.0 [50.0, 50.0] |" in text
+    assert "run the same pre-training, by its digest, of `mim`: Dice that differs by at most 25.0 points." in text
+    append_result(results, pretrained(first, "mim", 0.75))
+    rounds = [Evidence(study, read_results(results, study)) for study in (second, first)]
+    text = page(rounds, {}, ["the command"])
+    assert "run of `small`" not in text and "by its digest, of `mim`: the same Dice." in text
+    # the README shows the newest round that has scores
+    assert "Study `small`." in readme_table(rounds)
+
+
+def test_the_table_of_the_readme(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    small["seeds"] = [0, 1]
     study, results = Study(write(small)), tmp_path / "results.jsonl"
-    line = tuned(study, study.cells["scratch/1/seed0"], [0.5, 0.5], [0.5, 0.5])
-    append_result(results, {**line, "digest": "of an earlier file"})
-    assert read_results(results, study) == {}
-    append_result(results, line)
-    append_result(results, {**line, "state": "failed", "cause": "later"})
-    assert read_results(results, study)["scratch/1/seed0"]["state"] == "done"
-    with results.open("a") as file:
-        file.write("{}\n")
-    with pytest.raises(StudyError, match="line 4 is no result"):
-        read_results(results, study)
+    append_result(results, tuned(study, study.cells["mim/1/seed0"], [0.75, 0.75], [0.5, 0.5]))
+    append_result(results, pretrained(study, "mim", 0.5))
+    lines = readme_table([Evidence(study, read_results(results, study))]).splitlines()
+    assert lines[2:4] == [
+        "| from scratch, hybrid encoder | not run |  | 25.0 |",  # features of random weights
+        "| MiM: three levels, hybrid encoder | 62.5 [62.5, 62.5], 1 of 2 seeds | not run | 50.0 |",
+    ]
+    text = "a\n<!-- measured: evidence -->\nold\n<!-- /measured -->\nb\n"
+    assert with_table(text, "new\n", "page") == text.replace("old", "new")
+    with pytest.raises(StudyError, match="page: has 0 pairs of marks"):
+        with_table("none", "new\n", "page")
 
 
-def test_failed_cells_are_named(
+def test_a_page_is_checked(
     small: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, results = write(small), tmp_path / "results.jsonl"
-    study = Study(path)
-    line = tuned(study, study.cells["mim/pretraining/seed0"], [0.5, 0.5], [0.5, 0.5])
-    append_result(results, {**line, "state": "failed", "cause": "train: exit status 1"})
-    assert "- `mim/pretraining/seed0` failed: train: exit status 1" in page(
-        Evidence(study, read_results(results, study)), {}, []
-    )
-    assert command.main(["status", str(path), "--results", str(results), "--output", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "failed    mim/pretraining/seed0  30 CPU minutes  train: exit status 1" in out
-    assert "small: 2 not run, 1 failed" in out
+    path = write(small)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- measured: evidence -->\n<!-- /measured -->\n")
+    words = ["report", str(path), "--output", str(tmp_path / "docs"), "--readme", str(readme)]
+    assert command.main([*words, "--check"]) == 2 and not (tmp_path / "docs").exists()
+    assert command.main(words) == 0 and command.main([*words, "--check"]) == 0
+    readme.write_text(readme.read_text().replace("not run", "50.0", 1))
+    assert command.main([*words, "--check"]) == 2
+    assert f"{readme}: differs from what the results give" in capsys.readouterr().err
 
 
-def test_scores_of_an_evaluation() -> None:
-    row = {"case": "x", "dice_a": 0.5, "nsd_a": None}
-    assert scores_of({"targets": [{"name": "a"}], "per_case": [row]}) == {
-        "dice": {"a": {"x": 0.5}},
-        "nsd": {"a": {"x": None}},
-    }
-
-
-def test_curve_is_averaged() -> None:
-    rows = [{"step": step, "reconstruction_level1": float(step)} for step in range(1, 81)]
-    curve = thin_curve(rows)
-    assert curve["step"] == list(range(2, 81, 2)) and curve["reconstruction_level1"][:2] == [1.5, 3.5]
-
-
-def test_results_have_no_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        append_result(tmp_path / "results.jsonl", {"score": float("nan")})
-    append_result(tmp_path / "results.jsonl", {"score": 1.0})
-    assert json.loads((tmp_path / "results.jsonl").read_text()) == {"score": 1.0}
+def test_the_pages_of_this_repository_are_what_the_results_give() -> None:
+    marks = "python -m studies report "
+    lines = [line for line in (ROOT / "docs" / "evidence.md").read_text().splitlines() if line.startswith(marks)]
+    studies = [str(ROOT / name) for name in lines[0].removeprefix(marks).split()]
+    assert len(lines) == 1 and len(studies) == 2
+    assert command.main(["report", *studies, "--check"]) == 0

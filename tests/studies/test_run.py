@@ -1,84 +1,117 @@
-"""A study of seconds on the real command: run, killed in a cell, continued; results and report."""
+"""A study of seconds on the real command: stopped in a cell, continued; results and report."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from studies import __main__ as command
-from studies.definition import ROOT, Study
-from studies.report import SCAN
+from studies.definition import Study
+from studies.report import scan_picture
 from studies.results import read_results
+from studies.run import Runner, note
+from tests.faults.runs import Run, environment_of_runs, server
 
 pytestmark = pytest.mark.slow
 
 Write = Callable[[dict[str, Any]], Path]
+STEPS = 100  # of the pre-training: long enough to be met in it
 
 
-def words(study: Path, patients: Path, folder: Path, *more: str) -> list[str]:
-    places = ["--data", str(patients), "--output", str(folder / "work"), "--results", str(folder / "results.jsonl")]
-    return [str(study), *places, "--allow_dirty", "--jobs", "1", "--nice", "0", *more]
+@contextmanager
+def stopped_when_there_is(file: Path) -> Iterator[None]:
+    """Send SIGTERM to this process, which the runner handles, once a file has something in it."""
+    ended = threading.Event()
 
+    def watch() -> None:
+        while not ended.is_set():
+            if file.is_file() and file.stat().st_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.05)
 
-def attempts(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
-
-
-def test_killed_in_a_cell_and_continued(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
-    small["pretraining"]["options"]["max_steps"] = 100  # long enough to be met in it
-    path = write(small)
-    study = Study(path)
-    run = [sys.executable, "-m", "studies", "run", *words(path, patients, tmp_path)]
-    process = subprocess.Popen(run, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    pretraining = tmp_path / "work" / "cells" / study.cells["mim/pretraining/seed0"].folder
-    end = time.monotonic() + 900  # against a test that hangs
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        while not list(pretraining.glob("checkpoints/*")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.2)
+        yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(60)
-    assert status == 143
-    results = tmp_path / "results.jsonl"
-    assert [json.loads(line)["cell"] for line in results.read_text().splitlines()] == ["scratch/1/seed0"]
-    assert attempts(pretraining)[-1]["status"] == 143  # it has saved and ended by itself
-    scratch = tmp_path / "work" / "cells" / study.cells["scratch/1/seed0"].folder
-    before = attempts(scratch)
+        ended.set()
+        watcher.join()
 
-    assert command.main(["run", *words(path, patients, tmp_path)]) == 0
-    assert attempts(scratch) == before  # a cell that is done does not run again
-    assert [line.get("status") for line in attempts(pretraining)] == [None, 143, None, 0, None, 0]
+
+def start_others_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare all commands but the training of a pre-training the imports of a new process."""
+    started = Runner._call
+
+    def call(runner: Runner, words: list[str], folder: Path, name: str, log: Path, lock: Any) -> int:
+        if name == "train" and "pretraining" in folder.parts:
+            return started(runner, words, folder, name, log, lock)
+        assert words[:2] == ["-m", "monai.bundle"]
+        note(folder, command=name)
+        status = Run(folder, log, None, server().fork(words[2:], environment_of_runs(), log)).wait(timeout=900)
+        note(folder, command=name, status=status, seconds=1.0, cpu_seconds=1.0)
+        return status
+
+    monkeypatch.setattr(Runner, "_call", call)
+
+
+def attempts(folder: Path, key: str = "status") -> list[Any]:
+    """Exit status, or seconds, of every command that has ended, None where one starts."""
+    return [json.loads(line).get(key) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+
+
+def test_stopped_in_a_cell_and_continued(
+    small: dict[str, Any], write: Write, patients: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start_others_by_fork(monkeypatch)
+    small["order"] = [{"arms": ["mim"]}]
+    small["pretraining"]["options"] |= {"max_steps": STEPS, "checkpoint_interval": STEPS, "log_interval": 5}
+    path, results, work = write(small), tmp_path / "results.jsonl", tmp_path / "work"
+    study = Study(path)
+    places = [str(path), "--data", str(patients), "--output", str(work), "--results", str(results)]
+    run = ["run", *places, "--allow_dirty", "--jobs", "1", "--nice", "0"]
+    pretraining, tuning = (
+        work / "cells" / study.cells[name].folder for name in ("mim/pretraining/seed0", "mim/1/seed0")
+    )
+    with stopped_when_there_is(pretraining / "metrics.jsonl"):
+        assert command.main(run) == 143
+    assert not results.exists() and attempts(pretraining) == [None, 143]  # it has saved and ended by itself
+
+    assert command.main(run) == 0
+    assert attempts(pretraining) == [None, 143, None, 0, None, 0] and attempts(tuning) == [None, 0, None, 0]
+    logged = [json.loads(line)["step"] for line in (pretraining / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [1, *range(5, STEPS + 1, 5)]  # no step twice
+    assert command.main(run) == 0
+    assert len(attempts(pretraining)) == 6  # a cell that is done does not run again
+
     lines = read_results(results, study)
     assert {name: line["state"] for name, line in lines.items()} == dict.fromkeys(study.cells, "done")
     pretrained = lines["mim/pretraining/seed0"]
-    assert pretrained["steps"] == 100 and pretrained["network_volumes"] == 100 * 3  # 1 + 2 volumes a step
+    assert pretrained["steps"] == STEPS and pretrained["network_volumes"] == STEPS * 3  # 1 + 2 volumes a step
     assert list(pretrained["probe"]) == ["encoder", "random weights", "intensity and position"]
-    assert 0 < pretrained["probe"]["encoder"]["dice"] < 1
-    ended = [line for line in attempts(pretraining) if "status" in line]
-    assert pretrained["seconds"] == pytest.approx(sum(line["seconds"] for line in ended), abs=0.1)
+    probe = pretrained["probe"]["encoder"]
+    assert 0 < probe["dice"] < 1 and probe["scans"] == {"pt_3": pytest.approx(probe["dice"], rel=1e-5)}
+    assert pretrained["seconds"] == pytest.approx(sum(filter(None, attempts(pretraining, "seconds"))), abs=0.1)
     assert pretrained["attempts_lost"] == 0 and not (pretraining / "checkpoints").exists()
     tuned = lines["mim/1/seed0"]
     assert set(tuned["scores"]["dice"]) == {"a", "b"} and list(tuned["scores"]["dice"]["a"]) == ["pt_3"]
-    assert (
-        "Pre-trained weights from"
-        in (tmp_path / "work" / "cells" / study.cells["mim/1/seed0"].folder / "train.log").read_text()
-    )
-    places = words(path, patients, tmp_path)[:7]
-    picture = ["--cells", "mim/1/seed0", "--file", str(tmp_path / "docs" / SCAN)]
-    assert command.main(["picture", *places, "--scan", "pt_3", *picture]) == 0
-    assert command.main(["picture", *places, "--scan", "pt_0", *picture]) == 2  # no test scan
+    assert "Pre-trained weights from" in (tuning / "train.log").read_text()
+
+    picture = ["picture", *places, "--cells", "mim/1/seed0", "--file", str(tmp_path / "docs" / scan_picture(study))]
+    assert command.main([*picture, "--scan", "pt_3"]) == 0
+    assert command.main([*picture, "--scan", "pt_0"]) == 2  # no test scan
     assert command.main(["report", str(path), "--results", str(results), "--output", str(tmp_path / "docs")]) == 0
     page = (tmp_path / "docs" / "evidence.md").read_text()
-    assert f"| `mim` | {100 * pretrained['probe']['encoder']['dice']:.1f} |" in page
-    assert "3 of 3 cells are done" in page and (tmp_path / "docs" / "images" / "evidence_dice.png").exists()
-    assert f"]({SCAN})" in page
+    assert f"| `mim` | {100 * probe['dice']:.1f} [" in page and "| 2 of 2 |" in page
+    shown = [line.split("](")[1].removesuffix(")") for line in page.splitlines() if line.startswith("![")]
+    assert shown == [f"images/evidence_small_{kind}.png" for kind in ("dice", "pretraining", "scan")]
+    assert all((tmp_path / "docs" / file).exists() for file in shown)

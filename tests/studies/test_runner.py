@@ -13,7 +13,7 @@ import pytest
 from studies import __main__ as command
 from studies.definition import Study
 from studies.results import commit_of_tree, read_results
-from studies.run import Runner, _lock_path, chosen, cost_of, is_running, last_lines, locked, note
+from studies.run import Runner, _lock_path, chosen, cost_of, is_running, last_lines, locked, note, read_again
 
 Write = Callable[[dict[str, Any]], Path]
 
@@ -87,6 +87,23 @@ def test_missing_results_are_a_failure(
     assert runner(study, tmp_path).run(jobs=1)["scratch/1/seed0"] == "failed"
     cause = read_results(tmp_path / "results.jsonl", study)["scratch/1/seed0"]["cause"]
     assert "the commands ended well but left no results" in cause
+
+
+def test_folders_are_read_again(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:
+    study, results = Study(write(small)), tmp_path / "results.jsonl"
+    runner(study, tmp_path).run(jobs=1)
+    assert read_again(study, results, tmp_path / "work") == []
+    name = "mim/pretraining/seed0"
+    folder = tmp_path / "work" / "cells" / study.cells[name].folder
+    (folder / "probe").mkdir()
+    (folder / "probe" / "metrics.json").write_text(json.dumps({"features": {"encoder": {"dice": 0.5}}}))
+    (folder / "probe" / "cases.csv").write_text("features,case,mean_dice\nencoder,x,0.5\n")
+    assert read_again(study, results, tmp_path / "work") == [name]
+    line = read_results(results, study)[name]
+    assert line["probe"] == {"encoder": {"dice": 0.5, "scans": {"x": 0.5}}} and line["commit"] == "abc"
+    (folder / "probe" / "cases.csv").write_text("features,case,mean_dice\nencoder,x,0.25\n")
+    note(folder, command="train", started="now")  # another run in this folder than that of the line
+    assert read_again(study, results, tmp_path / "work") == []
 
 
 def test_cost_of_all_attempts(tmp_path: Path) -> None:

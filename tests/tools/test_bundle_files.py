@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mim_tools.bundle_files import BundleFilesError, __main__, find_bundles, update_bundle
-from mim_tools.bundle_files.compose import as_text, merge, read_fragment
-from mim_tools.bundle_files.copies import FRAGMENTS, SOURCES, shared_files, workflows
+from mim_tools.bundle_files.compose import WIDTH, as_text, merge, read_fragment
+from mim_tools.bundle_files.copies import FRAGMENTS, SOURCES, fragments_of, shared_files, workflows
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["LICENSE", "configs/logging.conf", "models/README.md", "configs/multi_gpu_train.json"]
@@ -149,23 +149,31 @@ def test_damaged_fragment_is_named(content: str, cause: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "path", sorted(ROOT.glob("bundles/*/configs/*.json")), ids=lambda path: "-".join(path.parts[-3::2])
 )
-def test_text_says_the_same_in_lines_of_120_columns(path: Path) -> None:
+def test_text_says_the_same_in_lines_of_one_width(path: Path) -> None:
     config = json.loads(path.read_text())
     text = as_text(config)
     assert json.loads(text) == config
     if path.name != "metadata.json":
-        assert text == path.read_text() and max(map(len, text.splitlines())) <= 120
+        assert text == path.read_text() and max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_no_fragment_repeats_what_another_one_says() -> None:
     """A key with its value stands once on the way from the common fragment to the task."""
-    for names in FRAGMENTS.values():
-        for path in {path.name for name in names for path in (SOURCES / name / "configs").glob("*.json")}:
-            read = [SOURCES / name / "configs" / path for name in names]
-            items = [dict(read_fragment(each)) for each in read if each.is_file()]
+    for workflow in workflows():
+        for name, paths in fragments_of(workflow).items():
+            items = [read_fragment(path) for path in paths if path.suffix == ".json"]
             for number, later in enumerate(items):
                 for earlier in items[:number]:
-                    assert [key for key in later if key in earlier and later[key] == earlier[key]] == [], path
+                    assert [key for key in later if key in earlier and later[key] == earlier[key]] == [], name
+
+
+def test_what_training_and_inference_share_stands_once() -> None:
+    for folder in {folder for names in FRAGMENTS.values() for folder in names}:
+        train, inference = (
+            read_fragment(SOURCES / folder / "configs" / f"{name}.json") for name in ("train", "inference")
+        )
+        equal = {key for key in train.keys() & inference.keys() if train[key] == inference[key]}
+        assert equal == set(), folder
 
 
 # the command

@@ -120,7 +120,7 @@ def test_the_onnx_graph_is_small_and_stock(exported: Exported) -> None:
     model = onnx.load(exported("hybrid_swin_unetr", ".onnx")[1])
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
-    assert len(model.graph.node) < 250
+    assert len(model.graph.node) < 500
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_crop_of_a_real_scan(real_data: Path, exported: Exported) -> None:
     path = sorted(real_data.rglob("*.nii*"))[0]
     voxels = np.asarray(nib.load(path).dataobj[:64, :64, :16], dtype=np.float32)  # type: ignore[attr-defined]
     image = torch.from_numpy((voxels.clip(-175, 250) + 175) / 425)[None, None, 16:48, 16:48]
-    for ending in (".ts", ".pt2"):  # not ONNX: its runtime rounds instance norms by more, see README.md
+    for ending in (".ts", ".pt2", ".onnx"):
         net, file = exported("hybrid_swin_unetr", ending)
         check(file, net, image)
 
@@ -193,11 +193,12 @@ def test_scripting_leaves_a_network_as_it_was() -> None:
     assert net.training and not list(made.buffers()) and len(list(made.parameters())) == len(list(net.parameters()))
 
 
-def test_the_reconstruction_of_a_window_is_scripted() -> None:
+def test_the_reconstruction_of_a_window_is_scripted(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = MiMReconstructor(input_size=(16, 16, 16), preset="nano", projection_dim=8).eval()
-    image = torch.rand(1, 1, 16, 16, 16)
-    torch.testing.assert_close(torch.jit.script(net)(image), net(image))
+    net = MiMReconstructor(input_size=(32, 32, 32), preset="nano", projection_dim=8).eval()  # sparse, as when it trains
+    torch.jit.script(net).save(tmp_path / "a.ts")
+    image = torch.rand(1, 1, 32, 32, 32)
+    torch.testing.assert_close(torch.jit.load(tmp_path / "a.ts")(image), net(image))
 
 
 @pytest.mark.slow
@@ -245,7 +246,7 @@ def test_what_cannot_be_exported(
 ) -> None:
     with pytest.raises(ExportError, match=r"a\.pb: must end in \.ts, \.onnx, \.pt2, got '\.pb'"):
         export(Draws(), (1, 1, 4, 4, 4), tmp_path / "a.pb")
-    monkeypatch.setattr(command, "has_onnxruntime", False)
+    monkeypatch.setattr(command, "has_onnx", False)
     with pytest.raises(ExportError, match=r'pip install -e "\.\[export\]"'):
         export(Draws(), (1, 1, 4, 4, 4), tmp_path / "a.onnx")
     assert main([str(SEGMENTATION), str(tmp_path / "a.ts"), "--presets", "nano"]) == 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from mim_components.networks import segmentation_network
 from mim_components.utils.files import sha256
 from mim_components.weights import ModelSettings
 from mim_tools import release
-from mim_tools.release import ReleaseError, main, make_release
+from mim_tools.release import ReleaseError, main, make_release, push
 from mim_tools.verify.bundle import judge_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,34 +104,93 @@ def test_the_code_in_it_is_known_by_verify(made: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        str(BUNDLE),
-        "--weights",
-        str(weights),
-        "--output",
-        str(tmp_path / "out"),
-        "--no_wheel",
-        "--url",
-        "https://host",
-    ]
+    out = tmp_path / "out"
+    command = [str(BUNDLE), "--weights", str(weights), "--output", str(out), "--no_wheel", "--url", "https://host"]
     assert main([*command, "--version", "2.0.0"]) == 1
     assert "version 2.0.0 has no line in the changelog; give one with --changes" in capsys.readouterr().err
-    assert not (tmp_path / "out" / BUNDLE.name).exists()  # nothing is left of it
+    assert not (out / BUNDLE.name).exists()  # nothing is left of it
     assert main([*command, "--presett", "nano"]) == 1
     assert "has no option presett" in capsys.readouterr().err
     assert main([*command, "--positions", "index"]) == 1  # not that of the weights
     assert "positions: 'rescaled' in the file, 'index' here" in capsys.readouterr().err
     assert main([*command, "--preset", "tiny"]) == 1  # a network that cannot be made
     assert "ERROR hybrid_swin_unetr needs" in capsys.readouterr().err
+    assert main([*command[:-1], "http://host"]) == 1
+    assert "must begin with https://, got 'http://host'" in capsys.readouterr().err
     step = tmp_path / "step.pt"
     torch.save({"network": torch.load(weights, weights_only=True)}, step)
     with pytest.raises(ReleaseError, match="is a checkpoint of a run, expected its models/model.pt"):
-        make_release(BUNDLE, step, tmp_path / "out", "https://host")
+        make_release(BUNDLE, step, out, "https://host")
     with pytest.raises(ReleaseError, match="there is no such file"):
-        make_release(BUNDLE, tmp_path / "absent.pt", tmp_path / "out", "https://host")
-    (tmp_path / "out" / BUNDLE.name).mkdir(parents=True)
-    with pytest.raises(ReleaseError, match="is there already"):
-        make_release(BUNDLE, weights, tmp_path / "out", "https://host")
+        make_release(BUNDLE, tmp_path / "absent.pt", out, "https://host")
+    (out / BUNDLE.name).mkdir(parents=True)
+    with pytest.raises(ReleaseError, match="exists already"):
+        make_release(BUNDLE, weights, out, "https://host")
+
+
+# --- to the Hugging Face Hub ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Stands for huggingface_hub, which is not reached: notes what is asked of it, keeps what is uploaded."""
+    asked: list[tuple[Any, ...]] = []
+
+    class HfApi:
+        def __init__(self, token: str | None) -> None:
+            asked.append(("token", token))
+
+        def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
+            asked.append(("repository", repo_id, private))
+
+        def upload_folder(self, repo_id: str, folder_path: str) -> str:
+            shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+            asked.append(("folder", repo_id))
+            return f"https://huggingface.co/{repo_id}"
+
+        def create_tag(self, repo_id: str, tag: str, exist_ok: bool) -> None:
+            asked.append(("tag", repo_id, tag))
+
+    module: Any = ModuleType("huggingface_hub")
+    module.HfApi = HfApi
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setattr("monai.bundle.scripts.huggingface_hub", module)
+    return asked
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_goes_to_the_hub(made: Path, hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    """All of the release, with its own card, and a tag of its version; MONAI would make a card of docs/README.md."""
+    before = files_of(made)
+    assert push(made, "me/spleen", "secret") == "https://huggingface.co/me/spleen"
+    assert hub == [("token", "secret"), ("repository", "me/spleen", True), ("folder", "me/spleen"),
+                   ("tag", "me/spleen", "1.0.0")]  # fmt: skip
+    uploaded = files_of(tmp_path / "hub" / "me/spleen")
+    assert before.keys() - uploaded.keys() == {"docs/README.md"} and uploaded.items() <= before.items()
+    assert files_of(made) == before
+
+
+def test_command_of_a_push(
+    hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Any] = []
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(b"0")
+    monkeypatch.setattr(release, "make_release", lambda *values: given.append(values) or archive)
+    monkeypatch.setattr(release, "push", lambda *values: given.append(values) or "the address")
+    command = ["bundles/x", "--weights", "model.pt", "--output", str(tmp_path), "--no_wheel", "--push", "me/spleen"]
+    assert main([*command, "--token", "secret"]) == 0
+    assert (
+        given[0][3] == "https://huggingface.co/me/spleen/resolve/{version}"
+    )  # main would change with the next release
+    assert given[1] == (tmp_path / "x", "me/spleen", "secret") and "the address" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert len(given) == 2 and '--push needs huggingface_hub: pip install -e ".[hub]"' in capsys.readouterr().err
 
 
 # hides this repository, however it is installed, and is then `python -m monai.bundle`

@@ -88,7 +88,11 @@ class StepLoader:
         device: device of the batches; memory is pinned for CUDA.
         seed: seed of the order of the samples.
 
+    Raises:
+        ValueError: workers without a timeout, or batch sizes that do not divide.
+
     Attributes:
+        batch_size: as given.
         sampler: defines the samples of each step.
         waited: seconds spent waiting for data since the last `reset_clock`.
         awaited: (epoch, index) of the samples of the awaited micro-batch.
@@ -113,7 +117,12 @@ class StepLoader:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
+        if num_workers and not worker_timeout > 0:
+            raise ValueError(
+                f"worker_timeout must be positive, got {worker_timeout}: a worker that hangs stops the run."
+            )
         samples = 1 if isinstance(batch_size, str) else batch_size
+        self.batch_size = batch_size
         self.sampler = StepSampler(len(dataset), num_steps, global_batch_size, samples, seed)
         self.num_workers = num_workers
         self.worker_timeout = worker_timeout

@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from mim_components import __version__
 from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.handlers.reports.frame import page, write_report
+from mim_components.losses import MiMLoss
 from mim_components.metrics.pretraining import CropScores, mean_scores
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.utils.text import counted, csv_table, markdown_table, shorten
@@ -186,7 +187,7 @@ class ReportHandler:
         num_crops: crops per volume.
         seed: seed of the crops.
         standardized: the network was trained on standardised tokens.
-        alignment_weights: weights of the training; the heads of a pair with weight 0 were never trained.
+        loss: of the training; the heads of a pair that it gives the weight 0 were never trained. None = all were.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -214,7 +215,7 @@ class ReportHandler:
         num_crops: int = 4,
         seed: int = 0,
         standardized: bool = False,
-        alignment_weights: Sequence[float] = (),
+        loss: MiMLoss | None = None,
     ) -> None:
         self.scores = scores
         self.trained = trained
@@ -226,7 +227,7 @@ class ReportHandler:
         self.num_crops = num_crops
         self.seed = seed
         self.standardized = standardized
-        self.alignment_weights = tuple(alignment_weights)
+        self.alignment_weights = [] if loss is None else loss.weights(len(crop.level_sizes))[1]
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""

@@ -107,6 +107,9 @@ class FeatureProbe:
         DataError: no list, a list without section `validation`, a class without voxels, or bad scans.
         ValueError: `voxels_per_class` is below 1.
 
+    Attributes:
+        settings: what a report says of the probe.
+
     Example:
         >>> import json
         >>> from tempfile import TemporaryDirectory
@@ -169,6 +172,13 @@ class FeatureProbe:
             anonymous_paths=anonymous_paths,
         )
         self.load = probe_transform(contract, self.labels)
+        self.settings = {
+            "datalist": None if datalist is None else str(datalist),
+            "voxels_per_class": voxels_per_class,
+            "neighbours": neighbours,
+            "overlap": overlap,
+            "seed": seed,
+        }
         groups = sorted({item["group"] for item in self.prepared.training + self.prepared.validation})
         self._patients = {group: number for number, group in enumerate(groups)}
 

@@ -135,5 +135,7 @@ def test_only_waiting_for_data_is_measured() -> None:
 def test_workers_have_a_timeout_and_memory_is_pinned_for_cuda_only() -> None:
     made = [StepLoader(range(2), 1, 2, num_workers=workers, worker_timeout=7) for workers in (0, 1)]
     assert [(each.data_loader.timeout, each.data_loader.pin_memory) for each in made] == [(0, False), (7, False)]
+    with pytest.raises(ValueError, match="worker_timeout must be positive, got 0: a worker that hangs stops the run"):
+        StepLoader(range(2), 1, 2, num_workers=1, worker_timeout=0)
     on_cuda = SteadyDataLoader([1], device="cuda:1")
     assert on_cuda.pin_memory and on_cuda.worker_init_fn is init_worker

@@ -1,0 +1,99 @@
+"""Numbers and files that wait for a tracking store, in a file of JSON lines in the folder of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import time
+from typing import Any
+
+from mim_components.utils.files import append_line, read_rows, write_text_safely
+
+# files of a run's folder with all its numbers, and how their names begin in MLflow
+HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
+Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
+
+
+class Spool:
+    """What could not be sent yet, in the order it came. There is no file when nothing waits.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, record: Record) -> None:
+        """Add a record.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        append_line(self.path, json.dumps(record))
+
+    def records(self) -> list[Record]:
+        """All records; half a line of a run that was killed is none."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
+        return records
+
+    def replace(self, records: Sequence[Record]) -> None:
+        """Keep these records only.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if records:
+            write_text_safely(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def rewind(self, step: int) -> None:
+        """Forget what belongs to steps after `step`, which are done again."""
+        if self.path.exists():
+            self.replace([record for record in self.records() if record["step"] <= step])
+
+
+def with_history(waiting: Sequence[Record], folder: Path) -> list[Record]:
+    """What waits, and before it all numbers of a run that do not, for a store that has lost them.
+
+    Args:
+        waiting: records.
+        folder: of the run.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     _ = Path(place, "validation.jsonl").write_text('{"step": 5, "mean_dice": 0.5}')
+        ...     [record["numbers"] for record in with_history([], Path(place))]
+        [{'val_mean_dice': 0.5}]
+    """
+    there = {(record["step"], name) for record in waiting for name in record.get("numbers", ())}
+    missing: list[Record] = []
+    now = int(time() * 1000)
+    for file, prefix in HISTORY.items():
+        for row in read_rows(folder / file):
+            step = row.pop("step")
+            numbers = {
+                tracked_name(key, prefix): value for key, value in row.items() if isinstance(value, (int, float))
+            }
+            numbers = {name: value for name, value in numbers.items() if (step, name) not in there}
+            if numbers:
+                missing.append({"step": step, "time": now, "numbers": numbers})
+    return [*missing, *waiting]
+
+
+def tracked_name(name: str, prefix: str = "") -> str:
+    """A name that MLflow accepts and that begins with `prefix`."""
+    plain = "".join(each if each.isalnum() or each in "_-. /" else "_" for each in name)
+    return plain if plain.startswith(prefix) else prefix + plain

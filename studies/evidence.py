@@ -1,0 +1,120 @@
+"""What the results of a study say: scores by arm, number of labelled patients, seed and scan, and who is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from studies.definition import Study
+from studies.results import DONE, FAILED
+from studies.statistics import Interval, as_array, interval, paired_interval
+
+NOT_RUN = "not run"
+Scores = dict[int, dict[str, float]]
+
+
+class Evidence:
+    """Scores of a study by arm, number of labelled patients, seed and scan.
+
+    Args:
+        study: what was to be run.
+        results: newest line of every cell, by name; see `read_results`.
+    """
+
+    def __init__(self, study: Study, results: Mapping[str, Mapping[str, Any]]) -> None:
+        self.study = study
+        self.results = results
+        self.arms = list(dict.fromkeys(cell.arm for cell in study.cells.values()))
+        cells = [cell for cell in study.cells.values() if cell.phase == "fine_tuning"]
+        self.labels = sorted({cell.labels for cell in cells if cell.labels is not None})
+        done = [self.results[cell.name] for cell in cells if self._state(cell.name) == DONE]
+        self.classes: list[str] = list(done[0]["scores"]["dice"]) if done else []
+
+    def _state(self, name: str) -> str:
+        return str(self.results.get(name, {}).get("state", NOT_RUN))
+
+    @property
+    def done(self) -> list[Mapping[str, Any]]:
+        """Lines of all cells that are done."""
+        return [line for line in self.results.values() if line["state"] == DONE]
+
+    def lines(self, arm: str, labels: int | None) -> list[Mapping[str, Any]]:
+        """Cells of an arm that are done: fine-tunings with so many labels, or pre-trainings."""
+        return [
+            self.results[cell.name]
+            for cell in self.study.cells.values()
+            if cell.arm == arm and cell.labels == labels and self._state(cell.name) == DONE
+        ]
+
+    def counts(self, arm: str, labels: int | None) -> tuple[int, int, int]:
+        """Cells of an arm that were planned, are done, and have failed."""
+        cells = [cell for cell in self.study.cells.values() if cell.arm == arm and cell.labels == labels]
+        states = [self._state(cell.name) for cell in cells]
+        return len(states), states.count(DONE), states.count(FAILED)
+
+    def scores(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Scores:
+        """Scores of a class, or means over all classes, by seed and scan; empty where nothing was run."""
+        found: Scores = {}
+        for line in self.lines(arm, labels):
+            by_class = line["scores"][score]
+            chosen = [by_class[each] for each in ([name] if name else self.classes)]
+            found[line["seed"]] = {scan: _mean([of[scan] for of in chosen]) for scan in chosen[0]}
+        return found
+
+    def interval(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Interval | None:
+        """Mean over scans and seeds with its interval; None where nothing was run."""
+        scores = self.scores(arm, labels, score, name)
+        return interval(as_array(scores)) if scores else None
+
+    def difference(self, arm: str, other: str, labels: int) -> Interval | None:
+        """Mean Dice of an arm minus that of another; None where they have no seed in common."""
+        return paired_interval(self.scores(arm, labels), self.scores(other, labels))
+
+    def probe(self, arm: str, kind: str = "encoder") -> dict[str, Any]:
+        """Figures of the frozen features of an arm's first pre-training; empty where there are none."""
+        lines = self.lines(arm, None)
+        return dict(lines[0].get("probe", {}).get(kind, {})) if lines else {}
+
+    def probe_interval(self, arm: str, kind: str = "encoder") -> Interval | None:
+        """Mean Dice of the probe over the scans, with its interval; None where single scans were not kept."""
+        scans = self.probe(arm, kind).get("scans")
+        return interval(as_array({0: scans})) if scans else None
+
+    def probe_difference(self, arm: str, other: str) -> Interval | None:
+        """Dice of an arm's probe minus that of another's, paired by scan, or None."""
+        ours, theirs = self.probe(arm).get("scans"), self.probe(other).get("scans")
+        return paired_interval({0: ours}, {0: theirs}) if ours and theirs else None
+
+
+def direction(found: Interval) -> str | None:
+    """Which way a difference points: "better", "worse", or None where its interval holds 0.
+
+    Example:
+        >>> direction(Interval(0.02, 0.01, 0.05)), direction(Interval(0.02, -0.01, 0.05))
+        ('better', None)
+    """
+    return "better" if found.low > 0 else "worse" if found.high < 0 else None
+
+
+def verdict(found: Interval | None, published: str | None) -> str:
+    """What our difference says of the paper's direction.
+
+    Example:
+        >>> worse = Interval(-0.02, -0.05, -0.01)
+        >>> verdict(worse, "worse"), verdict(worse, "better"), verdict(worse, None), verdict(None, "worse")
+        ('agrees', 'disagrees', 'ours: worse', 'cannot tell')
+    """
+    ours = None if found is None else direction(found)
+    if ours is None:
+        return "cannot tell"
+    if published is None:
+        return f"ours: {ours}"
+    return "agrees" if ours == published else "disagrees"
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Of a scan over its classes; a class that the label lacks is not counted."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")

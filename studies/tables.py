@@ -1,0 +1,248 @@
+"""Sections of the page on a study, in Markdown. An arm without any result is in no table but that of the cells."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.report import markdown_table
+from studies.evidence import NOT_RUN, Evidence, direction, verdict
+from studies.results import FAILED
+from studies.statistics import DRAWS, Interval
+
+
+def answer(evidence: Evidence) -> str:
+    """The primary comparison, and what the decision rule says of it."""
+    primary = evidence.study.content["report"]["primary"]
+    arm, other, labels = primary["arm"], primary["against"], primary["labels"]
+    seeds = evidence.scores(arm, labels).keys() & evidence.scores(other, labels).keys()
+    what = f"`{arm}` against `{other}` with {labels} labelled patients"
+    if len(seeds) < len(evidence.study.seeds):
+        return f"The primary comparison, {what}, has {len(seeds)} of {len(evidence.study.seeds)} seeds: no answer yet."
+    found = evidence.difference(arm, other, labels)
+    assert found is not None
+    word = direction(found) or "neither better nor worse"
+    return f"Primary comparison: {what} is {word}, {signed(found)} points of Dice."
+
+
+def scores(evidence: Evidence) -> list[str]:
+    """A table of the arms and one of the classes for every number of labelled patients that has results."""
+    parts = [part for labels in evidence.labels for part in _of_labels(evidence, labels)]
+    if not parts:
+        return []
+    text = (
+        "Dice in %, mean over classes, then over test scans and seeds; in brackets the 95 % interval of a bootstrap "
+        f"over scans and seeds ({DRAWS:,} draws). Differences are paired by scan and seed, in points of Dice, over the "
+        "seeds that both arms have."
+    )
+    return ["### Scores", text, *parts]
+
+
+def _of_labels(evidence: Evidence, labels: int) -> list[str]:
+    arms = [arm for arm in evidence.arms if evidence.lines(arm, labels)]
+    if not arms:
+        return []
+    references = [arm for arm in evidence.study.content["report"]["references"] if arm in arms]
+    rows, organs = [], []
+    for arm in arms:
+        row = {"arm": f"`{arm}`", "": evidence.study.arms[arm]["title"]}
+        row["seeds"] = str(len(evidence.scores(arm, labels)))
+        row["Dice"] = plain(evidence.interval(arm, labels))
+        for other in references:
+            row[f"against `{other}`"] = "" if arm == other else signed(evidence.difference(arm, other, labels))
+        row["NSD"] = plain(evidence.interval(arm, labels, "nsd"))
+        rows.append(row)
+        organs.append(
+            {"arm": f"`{arm}`", **{name: plain(evidence.interval(arm, labels, name=name)) for name in evidence.classes}}
+        )
+    head = f"#### {labels} labelled patients"
+    return [head, markdown_table(rows), "Dice of each class:", markdown_table(organs)]
+
+
+def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
+    """Frozen features of every pre-training, and what needs none: random weights, intensity with position.
+
+    Args:
+        evidence: of the study.
+        earlier: of other studies; a pre-training that is defined the same there stands beside ours.
+    """
+    rows, again = [], []
+    primary = evidence.study.content["report"]["primary"]["arm"]
+    for arm in evidence.arms:
+        if not evidence.probe(arm):
+            continue
+        rows.append(_probe_row(f"`{arm}`", evidence, arm))
+        for other in earlier:
+            if other.probe(arm) and other.lines(arm, None)[0]["digest"] == evidence.lines(arm, None)[0]["digest"]:
+                points = evidence.probe(arm)["dice"] - other.probe(arm)["dice"]
+                again.append((arm, points))
+                if points:
+                    rows.append(_probe_row(f"`{arm}`, run of `{other.study.name}`", other, arm))
+    if not rows:
+        return []
+    if primary_probe := evidence.lines(primary, None):
+        kinds = [kind for kind in primary_probe[0].get("probe", {}) if kind != "encoder"]
+        rows += [_probe_row(f"{kind}, network of `{primary}`", evidence, primary, kind) for kind in kinds]
+    text = (
+        "Frozen encoder: Dice of a linear classifier of single voxels on the test scans, in %, with the 95 % interval "
+        f"of a bootstrap over scans ({DRAWS:,} draws) where the scores of single scans were kept, and nearest "
+        "neighbours in other patients, share of voxels in %. One pre-training per arm: no interval holds what another "
+        "seed of the pre-training would change."
+    )
+    return ["### Probe", text, markdown_table(rows), *_compared(again)]
+
+
+def _probe_row(name: str, evidence: Evidence, arm: str, kind: str = "encoder") -> dict[str, str]:
+    figures, found = evidence.probe(arm, kind), evidence.probe_interval(arm, kind)
+    dice = plain(found) if found else f"{100 * figures['dice']:.1f}"
+    return {"features": name, "Dice": dice, "kNN": f"{100 * figures['knn']:.1f}"}
+
+
+def _compared(again: Sequence[tuple[str, float]]) -> list[str]:
+    """What came out of pre-trainings that two studies define alike: arm, and difference of the probe's Dice."""
+    if not again:
+        return []
+    names = ", ".join(f"`{arm}`" for arm in dict.fromkeys(arm for arm, _ in again))
+    most = max(abs(points) for _, points in again)
+    came = "the same Dice" if most == 0 else f"Dice that differs by at most {100 * most:.1f} points"
+    return [f"An earlier round has run the same pre-training, by its digest, of {names}: {came}."]
+
+
+def ablations(evidence: Evidence) -> list[str]:
+    """Rows of the paper beside our differences, with the verdict of the declared rule."""
+    settings = evidence.study.content["report"].get("ablations")
+    if not settings:
+        return []
+    against, labels = settings["against"], settings["labels"]
+    rows, missing = [], []
+    for row in settings["rows"]:
+        tuned = evidence.difference(row["arm"], against, labels)
+        if tuned or (evidence.probe(row["arm"]) and evidence.probe(against)):
+            rows.append(_ablation_row(evidence, row, against, tuned))
+        else:
+            missing.append(f"`{row['arm']}`")
+    if not rows:
+        return []
+    text = (
+        f"Each arm minus `{against}`, in points of Dice: the probe, paired by scan, and fine-tunings with {labels} "
+        "labelled patients, paired by scan and seed. Ours has a direction where the 95 % interval excludes 0: it "
+        f"agrees or disagrees with the paper's; else it cannot tell ({plan_link(evidence)}). An interval of the probe "
+        "is one over scans, not over pre-trainings, of which there is one per arm. The paper's figures are Dice in % "
+        "of the arm and of MiM, fine-tuned on all labelled scans."
+    )
+    parts = ["### Ablations of the paper", text, markdown_table(rows)]
+    parts += [f"{NOT_RUN.capitalize()}: {', '.join(missing)}."] if missing else []
+    return [*parts, f"No arm of the study stands for {settings['without']}."]
+
+
+def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, tuned: Interval | None) -> dict[str, str]:
+    arm, published = row["arm"], row["direction"]
+    figures = [f"{name} {ours:.2f} / {mim:.2f}" for name, (ours, mim) in row.get("figures", {}).items()]
+    probed, shown = evidence.probe_difference(arm, against), NOT_RUN
+    if probed:
+        shown = signed(probed)
+    elif evidence.probe(arm) and evidence.probe(against):
+        shown = f"{100 * (evidence.probe(arm)['dice'] - evidence.probe(against)['dice']):+.1f}, no interval"
+    return {
+        "arm": f"`{arm}`",
+        "what differs": row["change"],
+        "the paper's row": row["where"],
+        "its Dice": ", ".join(figures),
+        "its direction": published or "",
+        "probe": shown,
+        "verdict": "" if shown == NOT_RUN else verdict(probed, published),
+        "fine-tuning": signed(tuned),
+        "verdict ": verdict(tuned, published) if tuned else "",
+    }
+
+
+def cost(evidence: Evidence) -> list[str]:
+    """CPU hours, steps and network volumes of the arms that have results."""
+    rows = []
+    for arm in evidence.arms:
+        pretraining = evidence.lines(arm, None)
+        tuning = [line for labels in evidence.labels for line in evidence.lines(arm, labels)]
+        if pretraining or tuning:
+            rows.append(
+                {
+                    "arm": f"`{arm}`",
+                    "pre-training: CPU hours": _hours(pretraining),
+                    "steps": _number(pretraining, "steps"),
+                    "network volumes": _number(pretraining, "network_volumes"),
+                    "fine-tuning and evaluation: CPU hours": _hours(tuning),
+                    "steps ": _number(tuning, "steps"),
+                }
+            )
+    total = sum(line["cpu_seconds"] for line in evidence.done) / 3600
+    text = (
+        f"Means per cell; {total:.1f} CPU hours in all. A network volume is one input of the network in the "
+        "pre-training, whatever its level."
+    )
+    return ["### Cost", text, markdown_table(rows)] if rows else []
+
+
+def cells(evidence: Evidence) -> list[str]:
+    """How many cells of every arm are done, and why others failed."""
+    columns = {"pre-training": None, **{f"{labels} patients": labels for labels in evidence.labels}}
+    rows = [
+        {"arm": f"`{arm}`", **{name: _count(*evidence.counts(arm, labels)) for name, labels in columns.items()}}
+        for arm in evidence.arms
+    ]
+    failed = [line for line in evidence.results.values() if line["state"] == FAILED]
+    causes = "\n".join(f"- `{line['cell']}` failed: {line['cause']}" for line in failed)
+    text = f"Done of planned; an empty field was not planned, '{NOT_RUN}' has no result."
+    return ["### Cells", text, markdown_table(rows), *([causes] if causes else [])]
+
+
+def _count(planned: int, done: int, failed: int) -> str:
+    if not planned:
+        return ""
+    if not done and not failed:
+        return NOT_RUN if planned == 1 else f"{NOT_RUN} ({planned})"
+    return f"{done} of {planned}" + (f", {failed} failed" if failed else "")
+
+
+def made_by(evidence: Evidence) -> str:
+    """Commits and versions of what was run."""
+    if not evidence.done:
+        return "Nothing was run yet."
+    commits = sorted({line["commit"][:10] for line in evidence.done})
+    versions = sorted({f"{name} {number}" for line in evidence.done for name, number in line["versions"].items()})
+    lost = sum(line["attempts_lost"] for line in evidence.done)
+    text = f"Commits: {', '.join(commits)}. Versions: {', '.join(versions)}."
+    return text + (f" The cost lacks {lost} attempts whose end nobody saw." if lost else "")
+
+
+def plan_link(evidence: Evidence) -> str:
+    """Link to the plan of a study, from a page in `docs`."""
+    name = evidence.study.plan.name
+    return f"[{name}](../studies/{name})"
+
+
+def plain(found: Interval | None) -> str:
+    """A mean with its interval, in percent.
+
+    Example:
+        >>> plain(Interval(0.5, 0.25, 0.625)), plain(None)
+        ('50.0 [25.0, 62.5]', 'not run')
+    """
+    return NOT_RUN if found is None else f"{100 * found.mean:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def signed(found: Interval | None) -> str:
+    """A difference with its interval, in points.
+
+    Example:
+        >>> signed(Interval(0.02, -0.01, 0.05))
+        '+2.0 [-1.0, +5.0]'
+    """
+    return NOT_RUN if found is None else f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def _hours(lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"{statistics.mean(line['cpu_seconds'] for line in lines) / 3600:.2f}" if lines else ""
+
+
+def _number(lines: Iterable[Mapping[str, Any]], key: str) -> str:
+    return ", ".join(f"{value:,}" for value in sorted({line[key] for line in lines}))

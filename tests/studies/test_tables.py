@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from studies import tables
+from studies.definition import ROOT, Study
+from studies.evidence import Evidence
+from studies.results import DONE
+from tests.studies.lines import pretrained, tuned
+
+Write = Callable[[dict[str, Any]], Path]
+
+
+def with_ablations(study: dict[str, Any]) -> dict[str, Any]:
+    """Three more arms, and rows of a paper for them, all of which say worse."""
+    names = ["lower", "higher", "same"]
+    study["arms"] |= {name: {"pretraining": {"seed": number}, "like": "mim"} for number, name in enumerate(names, 1)}
+    study["order"].append({"arms": [*names, "mim"], "labels": [1]})
+    rows = [{"arm": name, "change": "c", "where": "Table 1", "direction": "worse"} for name in names]
+    rows[0]["figures"] = {"D": [80.5, 82.0]}
+    study["report"]["ablations"] = {"against": "mim", "labels": 1, "rows": rows, "without": "Table 2"}
+    return study
+
+
+def test_a_direction_needs_an_interval_without_0(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(with_ablations(small)))
+    lines = [
+        pretrained(study, "mim", 0.5, 0.25),
+        pretrained(study, "lower", 0.25, 0.125),  # -0.25, -0.125: every draw is below 0
+        pretrained(study, "higher", 0.625, 0.375),
+        pretrained(study, "same", 0.625, 0.125),  # +0.125, -0.125
+        tuned(study, study.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]),
+        tuned(study, study.cells["lower/1/seed0"], [0.75, 0.75], [0.5, 0.5]),
+    ]
+    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
+    assert text[2].splitlines()[2:] == [
+        "| `lower` | c | Table 1 | D 80.50 / 82.00 | worse | -18.8 [-25.0, -12.5] | agrees "
+        "| +12.5 [+12.5, +12.5] | disagrees |",
+        "| `higher` | c | Table 1 |  | worse | +12.5 [+12.5, +12.5] | disagrees | not run |  |",
+        "| `same` | c | Table 1 |  | worse | +0.0 [-12.5, +12.5] | cannot tell | not run |  |",
+    ]
+    assert text[3:] == ["No arm of the study stands for Table 2."]
+
+
+def test_a_probe_without_scores_of_scans_has_no_direction(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(with_ablations(small)))
+    lines = [pretrained(study, "mim", 0.5), pretrained(study, "lower", 0.25)]
+    del lines[1]["probe"]["encoder"]["scans"]
+    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
+    assert "| worse | -25.0, no interval | cannot tell | not run |  |" in text[2]
+    assert text[3] == "Not run: `higher`, `same`."
+    assert tables.ablations(Evidence(study, {})) == []
+
+
+def test_counts_of_cells(small: dict[str, Any], write: Write) -> None:
+    small["seeds"] = [0, 1]
+    small["pretraining_seed"] = 0
+    study = Study(write(small))
+    done = tuned(study, study.cells["scratch/1/seed0"], [0.5, 0.5], [0.5, 0.5])
+    failed = {**pretrained(study, "mim", 0.5), "state": "failed", "cause": "train: exit status 1"}
+    text = tables.cells(Evidence(study, {line["cell"]: line for line in (done, failed)}))
+    assert text[2].splitlines()[2:] == ["| `scratch` |  | 1 of 2 |", "| `mim` | 0 of 1, 1 failed | not run (2) |"]
+    assert text[3] == "- `mim/pretraining/seed0` failed: train: exit status 1"
+    assert done["state"] == DONE
+
+
+def test_directions_of_the_paper_are_those_of_its_figures() -> None:
+    study = Study(ROOT / "studies" / "openkbp_2.json")
+    settings = study.content["report"]["ablations"]
+    assert settings["against"] in study.arms
+    for row in settings["rows"]:
+        assert f"{row['arm']}/pretraining/seed0" in study.cells
+        for arm, reference in row.get("figures", {}).values():
+            assert row["direction"] == ("worse" if arm < reference else "better")
