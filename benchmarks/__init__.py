@@ -1,1 +1,1 @@
-"""Measurements that are run by hand; none is needed to use the software."""
+"""Measurements to run by hand; none is needed to use the software."""

@@ -1,11 +1,11 @@
 """All benchmarks in one call: `python -m benchmarks [--only encoder,step] [--output FOLDER]`.
 
-Every part runs in a process of its own, so that the peak of one does not count for another, one after the other.
-Numbers go to `benchmarks.json`, tables to `benchmarks.md`, both in `--output`. A part that fails is named in both and
-at the end, the others still run, and the exit status is 1.
+Parts run one after the other, each in its own process, so that the peak memory of one does not count for another.
+Numbers go to `benchmarks.json`, tables to `benchmarks.md`, both in `--output`. A failed part is named in both and
+at the end; the others still run, and the exit status is 1.
 
-`--device cpu` (default) runs all parts but those of the GPU, `--device cuda` runs those alone. `--quick` runs each part
-in its smallest size and once: it shows that the command works, its numbers say nothing.
+`--device cpu` (default) runs all parts except those for a GPU; `--device cuda` runs only those. `--quick` runs each
+part once at its smallest size: it shows that the command works; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.report import ROOT, command, describe, environment, markdown_table, write_json
 
-# threads that spin while they wait take the few cores from each other
+# threads that spin while they wait take cores from the others
 THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
@@ -90,7 +90,7 @@ PARTS = {
 
 
 def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run a part; what its file holds, with `seconds`, or with `failed` instead of tables."""
+    """Run a part; return the content of its file plus `seconds`, and `failed` if it failed."""
     part = PARTS[name]
     words = (part.quick if options.quick else part.full).split()
     module = name.partition("_")[0] if is_gpu(name) else name
@@ -107,7 +107,7 @@ def run_part(name: str, options: argparse.Namespace) -> dict[str, Any]:
             )  # fmt: skip
             failed = f"exit status {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired:
-            failed = f"no end after {options.limit} s (--limit)"
+            failed = f"not finished after {options.limit} s (--limit)"
         ended = {"seconds": perf_counter() - start}
         if failed:
             done_so_far = json.loads(path.read_text()) if path.is_file() else {}
@@ -140,7 +140,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
     """Names of the parts to run.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: a part does not exist.
     """
     if options.only is None:
         return [name for name in PARTS if is_gpu(name) == (options.device == "cuda")]
@@ -152,12 +152,12 @@ def chosen(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts; 0 when all of them did."""
+    """Run the parts; return 0 if all ran."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}")
+    parser.add_argument("--only", help=f"comma-separated parts: {', '.join(PARTS)}")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--limit", type=float, default=7200, help="seconds after which a part is ended")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds after which a part is stopped")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, once")
     parser.add_argument("--output", type=Path, default=Path("benchmark_results"), help="folder for the two files")
     options = parser.parse_args(arguments)
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content: dict[str, Any] = {"command": command(), "environment": environment(), "parts": {}}
     for name in names:
         content["parts"][name] = run_part(name, options)
-        write_json(options.output / "benchmarks.json", content)  # what is done is not lost when the next one hangs
+        write_json(options.output / "benchmarks.json", content)  # not lost if the next part hangs
         (options.output / "benchmarks.md").write_text(document(content), encoding="utf-8")
     failed = [name for name, part in content["parts"].items() if "failed" in part]
     print(f"\n{len(names) - len(failed)} of {len(names)} parts ran: {options.output / 'benchmarks.md'}")

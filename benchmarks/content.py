@@ -1,9 +1,9 @@
 """Children without content, before and after `child_content="prefer"`: `python -m benchmarks.content [FOLDER ...]`.
 
-A table of the share of children whose parent token spans 50 HU or less. Two kinds of synthetic CT are always in it:
-thin slices, and few thick ones; a folder of real CT adds two rows, with the level sizes of the default and with small
-ones (level 1 of 96^3 at 48^3, tokens of 16^3) that fit in small scans. `--draws` samples of each kind are drawn from
-its scans in turn, with seeds 0, 1, 2 ...; both ways get the same seeds, so that their level 1 and all masks are equal.
+A table of the share of children whose parent token spans 50 HU or less. It always has two kinds of synthetic CT:
+many thin slices, and few thick ones; a folder of real CT adds two rows, with the default level sizes and with small
+ones (level 1 of 96^3 at 48^3, tokens of 16^3) that fit small scans. `--draws` samples of each kind are drawn from
+its scans in turn, with seeds 0, 1, 2 ...; both settings use the same seeds, so that level 1 and all masks are equal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mim_components.transforms.resize import resize_volumes
 from mim_tools.synthetic import synthetic_ct
 
 WINDOW = (-1000, 1000)
-PERSONS = 4  # synthetic ones
+PERSONS = 4  # synthetic
 
 
 class Levels(NamedTuple):
@@ -44,7 +44,7 @@ SIZES = {"thin slices": (512, 512, 300), "slices of 5 mm": (512, 512, 65)}
 
 
 def synthetic_scan(size: Sequence[int], spacing: Sequence[float], seed: int) -> Tensor:
-    """A synthetic CT int16 `(1, H, W, D)` with noise of 12 HU: made on a coarser grid, brought up."""
+    """A synthetic CT, int16 `(1, H, W, D)`, with noise of 12 HU: generated on a coarser grid, then upsampled."""
     factor = [4, 4, 4 if spacing[2] < 2 else 1]
     small = [max(n // f, 16) for n, f in zip(size, factor, strict=True)]
     coarse = synthetic_ct(seed, small, [s * n / m for s, n, m in zip(spacing, size, small, strict=True)])
@@ -54,11 +54,11 @@ def synthetic_scan(size: Sequence[int], spacing: Sequence[float], seed: int) -> 
 
 
 def count_empty(scans: Sequence[Callable[[], Tensor]], draws: int, levels: Levels) -> dict[str, Any]:
-    """Shares of empty children at levels 2 and 3, in percent, for both ways.
+    """Percentages of empty children at levels 2 and 3, for both settings.
 
     Args:
-        scans: read one each.
-        draws: samples of all scans together.
+        scans: functions that read one scan each.
+        draws: number of samples from all scans together.
         levels: how a sample is cut.
     """
     counts = {name: torch.zeros(3, 2) for name in CHILD_CONTENT}  # level 2, level 3, and level 3 below a filled level 2
@@ -84,7 +84,7 @@ def real_scans(folder: Path, patterns: Sequence[str]) -> list[Callable[[], Tenso
     """Readers of the CT volumes of a folder whose file names match a pattern, with the project's checks.
 
     Raises:
-        ValueError: none matches.
+        ValueError: no file matches.
     """
     sources = [
         source
@@ -118,13 +118,13 @@ def content_table(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Children without content, before and after.")
-    parser.add_argument("folders", type=Path, nargs="*", help="of real CT")
+    parser.add_argument("folders", type=Path, nargs="*", help="folders of real CT")
     parser.add_argument("--match", nargs="+", default=["*"], help="file names in the folders, such as *_ct.nii.gz")
-    parser.add_argument("--draws", type=int, default=200, help="samples of each row")
+    parser.add_argument("--draws", type=int, default=200, help="samples per row")
     parser.add_argument("--thin", type=size_option, default=SIZES["thin slices"], help="synthetic size: 512,512,300")
     parser.add_argument("--thick", type=size_option, default=SIZES["slices of 5 mm"], help="synthetic size: 512,512,65")
-    parser.add_argument("--levels", type=size_option, nargs=3, default=DEFAULT.level_sizes, help="instead of default")
-    parser.add_argument("--input_size", type=size_option, default=DEFAULT.input_size, help="of a volume, voxels")
+    parser.add_argument("--levels", type=size_option, nargs=3, default=DEFAULT.level_sizes, help="level sizes, voxels")
+    parser.add_argument("--input_size", type=size_option, default=DEFAULT.input_size, help="network input, voxels")
     add_report_options(parser)
     options = parser.parse_args(arguments)
     sizes = {"thin slices": options.thin, "slices of 5 mm": options.thick}

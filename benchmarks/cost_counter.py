@@ -1,8 +1,8 @@
-"""Count what operators cost, without running them on the device that is meant: launches, bytes, FLOPs, and waits.
+"""Count the cost of operators without the target device: launches, bytes, FLOPs and waits.
 
-Bytes are what an operator must read and write once, caches aside; views cost nothing. FLOPs are those of matrix
-products, convolutions and attention. A launch is a kernel; how many of them an operator has is known of few, and 1 for
-all others: an estimate. A wait is a copy to the host, or a value that is read.
+Bytes are those that an operator must read and write once, ignoring caches; views cost nothing. FLOPs are those of
+matrix products, convolutions and attention. A launch is one kernel; the number per operator is known for few and taken
+as 1 for the others: an estimate. A wait is a copy to the host or reading a value there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ VIEWS = set(
 FILLS = set("zeros zeros_like full new_zeros ones full_like fill_ zero_ new_full ones_like arange".split())
 SEVERAL = {"sort": 8, "argsort": 8, "native_layer_norm_backward": 3, "_scaled_dot_product_flash_attention_backward": 3}
 WAITS = {"_local_scalar_dense", "nonzero", "equal"}
-TENSORS_OF_A_LAUNCH = 60  # of an operator on a list of tensors
+TENSORS_OF_A_LAUNCH = 60  # for an operator on a list of tensors
 OTHER = "the rest: masks, stage outputs, gradients, clipping"
 
 
 @dataclass
 class Cost:
-    """Of some operators."""
+    """Cost of some operators."""
 
     launches: int = 0
     bytes: int = 0
@@ -43,15 +43,15 @@ class Cost:
     waits: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Of both."""
+        """Sum of two costs."""
         return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 class CostCounter(TorchDispatchMode):
-    """Costs of all operators within, by part; those of a backward pass count for the part that they differentiate.
+    """Costs of all operators within, by part; those of a backward pass count for the part they differentiate.
 
     Args:
-        device: operators that write somewhere else do not count. None = all count.
+        device: operators that write elsewhere do not count. None = all count.
 
     Attributes:
         parts: costs by the name of the part.
@@ -66,14 +66,14 @@ class CostCounter(TorchDispatchMode):
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens within belongs to a part."""
+        """Operators within count for this part."""
         before = self._part
         self._enter(name)
         yield
         self._enter(before)
 
     def watch(self, name: str, module: nn.Module) -> None:
-        """Make the forward pass of a module, and what becomes of it in the backward pass, a part."""
+        """Make the forward pass of a module and its backward pass a part."""
         forward = module.forward
 
         def watched(*args: Any, **named: Any) -> Any:
@@ -100,7 +100,7 @@ class CostCounter(TorchDispatchMode):
         return out
 
     def cost(self, func: Any, args: Any, kwargs: Any, out: Any) -> Cost:
-        """Of one call."""
+        """Cost of one call."""
         name = func.overloadpacket.__name__
         inputs = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         outputs = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
@@ -123,7 +123,7 @@ class CostCounter(TorchDispatchMode):
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes; those of an expanded tensor lie there once."""
+    """Bytes in memory; an expanded tensor is stored once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -137,7 +137,7 @@ def _bytes_of(name: str, args: Any, inputs: dict[int, Tensor], outputs: list[Ten
     if name.startswith("_foreach") and name.endswith("_"):
         written = args[0]
     if name.startswith("_fused_adam"):
-        written = [*args[0], *args[2], *args[3]]  # weights and both moments; the gradients are read only
+        written = [*args[0], *args[2], *args[3]]  # weights and both moments; gradients are only read
     return sum(map(_size, inputs.values())) + sum(map(_size, new)) + sum(map(_size, written))
 
 

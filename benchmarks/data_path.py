@@ -1,16 +1,16 @@
 """From .nii.gz to a sample, as tables: `python -m benchmarks.data_path [--data CT.nii.gz ...]`.
 
-1. Decoding: a file read, checked and turned to RAS, with every decoder that is installed.
-2. Caches: time of opening a volume (an item of MONAI's dataset), of a copy of a level-1 crop, of a level-1 volume
-   (resized, scaled) and of a whole sample of 1 + 4 + 16 volumes; bytes read for the last two; disk. Files are in the
-   page cache, as in every epoch but the first of a set that fits in memory; "cold" is a level-1 volume after the kernel
+1. Decoding: a file read, checked and reoriented to RAS, with every installed decoder.
+2. Caches: time to open a volume (an item of MONAI's dataset), to copy a level-1 crop, and to make a level-1 volume
+   (resized, scaled) and a whole sample of 1 + 4 + 16 volumes; bytes read for the last two; disk space. Files are in the
+   page cache, as in every epoch after the first if the data fit in memory; "cold" is a level-1 volume after the kernel
    was asked to drop the files.
-3. Parts of a sample, and how long the same takes with MONAI and PyTorch alone.
+3. Parts of a sample, and the time the same takes with MONAI and PyTorch alone.
 
-Everything runs in one process with `--threads` threads, as in a loader's worker; cases that are compared run in turn.
-Caches are compared by milliseconds of the CPU, which count reading from the page cache, but not what else the machine
-does; decoders and "cold" by the clock.
-Packages: isal, deflate (libdeflate, whole files in memory, for comparison only) and blosc2 are used where installed.
+Everything runs in one process with `--threads` threads, as in a worker of the loader; compared cases run in turn.
+Caches are compared by CPU time, which includes reading from the page cache but not the machine's other
+work; decoders and "cold" by wall-clock time.
+Packages: isal, deflate (libdeflate, whole files in memory, for comparison only) and blosc2 are used if installed.
 """
 
 from __future__ import annotations
@@ -45,37 +45,37 @@ MIB = 2**20
 
 
 def cut(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:
-    """A box `(H, W, D)`, shorter where the array ends; a view where the array is in memory or mapped."""
+    """A box `(H, W, D)`, shorter where the array ends; a view if the array is in memory or mapped."""
     return torch.from_numpy(
         np.asarray(array[tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))])
     )
 
 
 def padded(volume: Tensor, size: Sequence[int], window: Sequence[float] | None) -> Tensor:
-    """`(H, W, D)` filled up with air to `size`."""
+    """`(H, W, D)` padded with air to `size`."""
     missing = [want - have for want, have in zip(size, volume.shape, strict=True)]
     air = window[0] if window else 0.0
     return F.pad(volume, (0, missing[2], 0, missing[1], 0, missing[0]), value=air) if any(missing) else volume
 
 
 def factor(levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> tuple[int, ...]:
-    """By how much level 1 is down-sampled."""
+    """Factor by which level 1 is downsampled, per axis."""
     return tuple(max(n // m, 1) for n, m in zip(levels[0], input_size, strict=True))
 
 
 class Sampler:
-    """Samples of one volume by the geometry of a crop; every call draws anew.
+    """Samples of one volume, with the geometry of the crop transform; every call draws new boxes.
 
     Args:
-        shape: of the volume.
-        levels: native sizes.
-        input_size: of a volume.
+        shape: shape of the volume.
+        levels: native sizes of the levels.
+        input_size: size of a network input.
     """
 
     def __init__(self, shape: Sequence[int], levels: Sequence[Sequence[int]], input_size: Sequence[int]) -> None:
         self.levels, self.input_size = levels, tuple(input_size)
         self.size = tuple(max(n, m) for n, m in zip(shape, levels[0], strict=True))
-        # stores of other voxels are compared: all get the same boxes
+        # stores with other voxels are compared: all get the same boxes
         self.crop = MultiLevelCropMask(levels, input_size, child_content="any").set_random_state(0)
         self.geometry: list[LevelGeometry] = []
         self.factor = factor(levels, input_size)
@@ -86,7 +86,7 @@ class Sampler:
         return self.geometry[0].start[0]
 
     def native(self, store: Store) -> Tensor:
-        """A copy of a level-1 crop as it is stored."""
+        """A copy of a level-1 crop as stored."""
         return cut(store.open()[0], self.draw(), self.levels[0]).clone(memory_format=torch.contiguous_format)
 
     def level1(self, store: Store) -> Tensor:
@@ -111,7 +111,7 @@ class Sampler:
 
     def _levels(self, store: Store, full: Any, start: np.ndarray, count: int) -> list[Tensor]:
         image = cut(full, start, self.levels[0])
-        image = image if store.window else padded(image, self.levels[0], None)  # what is scaled must be padded before
+        image = image if store.window else padded(image, self.levels[0], None)  # scaled voxels must be padded first
         crop = MultiLevelCropMask(self.levels[:count], self.input_size, window=store.window, child_content="any")
         out = crop.set_random_state(state=self.crop.R)(image[None])
         return [out[f"image_level{level}"] for level in range(1, count + 1)]
@@ -124,7 +124,7 @@ class Sampler:
         return resize_volumes(torch.stack(list(crops))[:, None], self.input_size, window=store.window)
 
     def bytes_read(self, store: Store, shape: Sequence[int]) -> tuple[int, int]:
-        """Of a level-1 volume and of a sample, for one draw."""
+        """Bytes read for a level-1 volume and for a sample, for one draw."""
         start = self.draw()
 
         def touched(which: str, first: Sequence[int], size: Sequence[int], limit: Sequence[int]) -> int:
@@ -142,7 +142,7 @@ class Sampler:
 
 
 def drop_files(folder: Path) -> Callable[[], None]:
-    """Ask the kernel to forget what it keeps of the files in a folder."""
+    """A function that asks the kernel to drop the files of a folder from the page cache."""
 
     def drop() -> None:
         for path in folder.rglob("*"):
@@ -168,7 +168,7 @@ def cache_table(
             for make, source in _makers(path, volume)
             for low in (False, True)
         ]
-        os.sync()  # only what is written can be dropped
+        os.sync()  # only written pages can be dropped
         sampler = Sampler(volume.shape, levels, input_size)
         warm = [
             measure({store.name: (lambda f=f, s=store: f(s)) for store in stores}, repetitions)
@@ -198,7 +198,7 @@ def _makers(path: Path, volume: Any) -> list[tuple[Callable[..., Store], Any]]:
     try:
         import blosc2  # noqa: F401
     except ImportError:
-        print("blosc2 is not installed: its rows are left out.")
+        print("blosc2 is not installed: rows left out.")
         return makers
     return [*makers, (blosc_store, volume)]
 
@@ -224,7 +224,7 @@ def decoding_table(path: Path, repetitions: int) -> list[dict[str, Any]]:
 
         alone["libdeflate, in memory, no sha256"] = lambda: deflate.gzip_decompress(path.read_bytes(), size)
     except ImportError:
-        print("deflate is not installed: the row of libdeflate is left out.")
+        print("deflate is not installed: libdeflate row left out.")
     streams, volumes = measure(alone, repetitions), measure(whole, repetitions)
     stream.DECODER = stream.installed_decoders()[0]
     return [
@@ -277,10 +277,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="From .nii.gz to a sample: decoders, caches, parts.")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="CT files, besides the synthetic one")
-    parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 300), help="of the synthetic CT, voxels")
+    parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 300), help="size of the synthetic CT, voxels")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--levels", type=size_option, nargs="+", default=LEVELS, help="native sizes, voxels: 96,96,96")
-    parser.add_argument("--input_size", type=size_option, default=INPUT, help="of a volume, voxels: 96,96,96")
+    parser.add_argument("--input_size", type=size_option, default=INPUT, help="network input, voxels: 96,96,96")
     add_report_options(parser)
     options = parser.parse_args(arguments)
     levels, input_size = options.levels, options.input_size

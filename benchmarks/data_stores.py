@@ -1,7 +1,7 @@
-"""Ways to keep a prepared CT on disk, for `benchmarks.data_path`: what is opened for one sample, and what it costs.
+"""Ways to store a prepared CT on disk, for `benchmarks.data_path`: what is opened for one sample, and its cost.
 
 Arrays are (H, W, D). A low-resolution level is the volume clipped to the window and averaged by the factor by which
-level 1 is down-sampled, so that level 1 is read from it as it is.
+level 1 is downsampled, so that level 1 is read from it unchanged.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ CHUNK = (64, 64, 64)
 
 
 class Store(NamedTuple):
-    """One way to keep a volume.
+    """One way to store a volume.
 
     Attributes:
-        name: for the table.
-        open: the volume and its low-resolution level, None where there is none; called for every sample.
-        window: HU that are still to become 0 and 1; None = they are.
+        name: name in the table.
+        open: returns the volume and its low-resolution level (None if there is none); called for every sample.
+        window: HU that become 0 and 1; None = already scaled.
         disk: bytes of its files.
-        touched: bytes of the file of the volume ("full") or of the level ("low") that a box reads.
-        needs: packages that the project does not need otherwise.
+        touched: bytes that a box reads of the file of the volume ("full") or of the level ("low").
+        needs: packages not needed otherwise.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Store(NamedTuple):
 
 
 def low_level(voxels: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """int16 mean of clipped voxels over blocks of `factor`; rests at the ends are left out."""
+    """int16 mean of clipped voxels over blocks of `factor`; incomplete blocks at the ends are left out."""
     size = [n // f for n, f in zip(voxels.shape, factor, strict=True)]
     whole = voxels[tuple(slice(n * f) for n, f in zip(size, factor, strict=True))]
     mean = resize_volumes(torch.from_numpy(np.clip(whole, *map(int, WINDOW)))[None, None], size)
@@ -94,7 +94,7 @@ def monai_store(path: Path, folder: Path, factor: Sequence[int], low: bool) -> S
 
 
 def map_store(volume: PreparedVolume, folder: Path, factor: Sequence[int], low: bool) -> Store:
-    """The cache of the project: int16 `.npy`, mapped into memory."""
+    """The project's cache: int16 `.npy`, memory-mapped."""
     small = low_level(open_cached(volume), factor)
     np.save(folder / "low.npy", small)
 
@@ -139,7 +139,7 @@ def _name(name: str, low: bool) -> str:
 
 
 def noisy_ct(path: Path, size: Sequence[int], seed: int = 0) -> Path:
-    """Write a synthetic CT of any size with noise of 12 HU: smooth anatomy at a quarter of the size, brought up."""
+    """Write a synthetic CT of any size with noise of 12 HU: smooth anatomy at a quarter of the size, upsampled."""
     from mim_tools.synthetic import write_synthetic_dataset
 
     small = [max(n // 4, 16) for n in size]

@@ -1,8 +1,8 @@
 """Hybrid encoder on masked volumes, whole grid against visible tokens only: `python -m benchmarks.encoder`.
 
-Both forms have the same weights and give the same tokens. Time is that of a forward and a backward pass from the sum of
-squares of the tokens. "kept" is what the forward pass keeps for the backward: tensors that share a storage count once,
-parameters do not count.
+Both forms have the same weights and give the same tokens. Time is that of a forward pass and a backward pass from the
+sum of squared tokens. "kept" is what the forward pass keeps for the backward pass: tensors that share a storage count
+once, parameters do not count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def masked_volumes(batch: int, size: int, patch_size: int, mask_ratio: float) ->
 
 
 def kept_bytes(forward: Callable[[], Tensor], network: torch.nn.Module) -> int:
-    """Bytes that a forward pass keeps for the backward pass, parameters aside."""
+    """Bytes that a forward pass keeps for the backward pass, without parameters."""
     storages = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
@@ -50,11 +50,11 @@ def compare(preset: str, batch: int, mask_ratio: float, size: int, repetitions: 
     """One row per form: milliseconds, GiB kept, and ratios to the whole grid.
 
     Args:
-        preset: name of the sizes.
-        batch: volumes.
+        preset: name of the preset.
+        batch: number of volumes.
         mask_ratio: share of masked tokens.
         size: edge of a volume, voxels.
-        repetitions: rounds that are timed.
+        repetitions: timed rounds.
     """
     network = HybridEncoder(1, preset)
     image, masked, visible = masked_volumes(batch, size, network.patch_size, mask_ratio)

@@ -1,7 +1,7 @@
-"""CUDA without a GPU: tensors that say they are on CUDA, with its autocast rules, and neither memory nor values.
+"""CUDA without a GPU: tensors that claim to be on CUDA, with its autocast rules, but without memory or values.
 
-`python -m benchmarks.fake_cuda MODULE ARGUMENTS` runs a module that way. What PyTorch is told cannot be taken back, and
-must be told before it is imported: a process does nothing else after it.
+`python -m benchmarks.fake_cuda MODULE ARGUMENTS` runs a module that way. The change to PyTorch cannot be undone and
+must precede its import: the process does nothing else afterwards.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ BUILD = Path(__file__).resolve().parents[1] / "tests" / "cuda" / "build.py"
 
 
 def extension() -> str:
-    """The library that tells PyTorch of CUDA; built once, with a C++ compiler and ninja."""
+    """The library that makes PyTorch see CUDA; built once, with a C++ compiler and ninja."""
     done = subprocess.run([sys.executable, str(BUILD)], stdout=subprocess.PIPE, text=True, check=True)
     return str(json.loads(done.stdout.splitlines()[-1])["guard"])
 
 
 def begin(library: str) -> None:
-    """Make this process one of fake CUDA; tensors are fake within `torch._subclasses.FakeTensorMode`.
+    """Give this process a fake CUDA; tensors are fake within `torch._subclasses.FakeTensorMode`.
 
     Args:
-        library: see `extension`.
+        library: path from `extension`.
     """
     assert "torch" not in sys.modules, "PyTorch asks for CUDA's hooks when it is imported"
     spec = importlib.util.find_spec("torch")
@@ -43,7 +43,7 @@ def begin(library: str) -> None:
     torch.cuda.is_bf16_supported = lambda *a, **k: True  # type: ignore[assignment]
 
     def move(self: nn.Module, device: Any = None, *args: Any, memory_format: Any = None, **options: Any) -> nn.Module:
-        """`nn.Module.to` with new parameters: those of a fake network cannot be swapped for others."""
+        """`nn.Module.to` with new parameters: those of a fake network cannot be swapped."""
         memo: dict[int, nn.Parameter] = {}
 
         def moved(value: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """Segmentation networks, ours against MONAI's, one training step each: `python -m benchmarks.fine_tuning`.
 
-A step is forward and backward pass of one random volume of 96^3 (fp32, 14 classes) through the loss of
-`bundles/mim_btcv_segmentation`. MONAI's networks have its default sizes, which are those of our preset `base`; our
-`unetr` is MONAI's class. Networks run in turn, round after round. On a machine that others use, too, CPU seconds of all
-threads (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better than those of the clock.
+A step is a forward and backward pass of one random volume of 96^3 (fp32, 14 classes) through the loss of
+`bundles/mim_btcv_segmentation`. MONAI's networks have their default sizes, which are those of our preset `base`; our
+`unetr` is MONAI's class. Networks run in turn, round after round. On a shared machine, CPU seconds of all
+threads (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better than wall-clock time.
 
-For its peak every network has a process of its own, with two steps; the peak is that of the whole process, with Python,
-PyTorch, weights and gradients in it (`ru_maxrss`). There our network also runs with an allocator that keeps what it
-gets: the C library of Linux gives arrays of more than 32 MiB back at once, and the system hands them out anew page by
+For its peak, every network runs two steps in its own process; the peak is that of the whole process, with Python,
+PyTorch, weights and gradients (`ru_maxrss`). There our network also runs with an allocator that keeps its
+memory: glibc returns arrays of more than 32 MiB at once, and the system provides them again page by
 page.
 """
 
@@ -30,7 +30,7 @@ from mim_components.networks import get_preset, segmentation_network
 CLASSES = 14
 OURS = "hybrid_swin_unetr"
 NETWORKS = (OURS, "unetr", "MONAI SwinUNETR", "MONAI UNETR")
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # of glibc
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # for glibc
 
 
 def make_network(name: str, preset: str, size: Sequence[int]) -> nn.Module:
@@ -81,7 +81,7 @@ def compare(preset: str, size: Sequence[int], repetitions: int) -> list[dict[str
 
 
 def run_case(name: str, preset: str, size: Sequence[int]) -> dict[str, float]:
-    """Seconds of the second of two steps, by the clock and of all threads, and peak of this process in GiB."""
+    """Wall-clock and CPU seconds of the second of two steps, and peak memory of this process in GiB."""
     step = make_step(make_network(name, preset, size), size)
     step()
     seconds, cpu = timed(step)
@@ -89,7 +89,7 @@ def run_case(name: str, preset: str, size: Sequence[int]) -> dict[str, float]:
 
 
 def in_process(name: str, keep_memory: bool, options: argparse.Namespace) -> dict[str, float]:
-    """`run_case` in a process of its own."""
+    """`run_case` in its own process."""
     words = ["--case", name, "--preset", options.preset, "--size", ",".join(map(str, options.size))]
     return numbers_of("benchmarks.fine_tuning", words, name, KEEP_MEMORY if keep_memory else None)
 
@@ -113,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="Training steps of segmentation networks, ours against MONAI's.")
     parser.add_argument("--preset", default="base")
-    parser.add_argument("--size", type=size_option, default=(96, 96, 96), help="of the volume, voxels")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers say nothing")
+    parser.add_argument("--size", type=size_option, default=(96, 96, 96), help="size of the volume, voxels")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers mean nothing")
     parser.add_argument("--case", choices=NETWORKS, help="this network only, as JSON")
     add_report_options(parser, repetitions=2)
     options = parser.parse_args(arguments)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.case:
         print(json.dumps(run_case(options.case, options.preset, options.size)))
         return
-    # first: a process that is started has at least the size of the one that starts it
+    # first: a child process is at least as large as the process that starts it
     tables = {"Peak of a process": peaks(options)}
     tables["One step"] = compare(options.preset, options.size, options.repetitions)
     settings = {name: getattr(options, name) for name in ("preset", "size", "repetitions")}

@@ -1,23 +1,24 @@
-"""Everything that a first run on a GPU should tell, in the order of the questions: `python -m benchmarks.gpu`.
+"""Everything that a first run on a GPU should answer, in the order of the questions: `python -m benchmarks.gpu`.
 
-`base`, three levels, bfloat16 autocast, AdamW, as in a training; `--device cpu` goes the same way with what a CPU has.
-`--part` runs one of the parts:
+`base`, three levels, bfloat16 autocast and AdamW, as in training; `--device cpu` does the same on a CPU, as far as
+possible. `--part` runs one of the parts:
 
-1. `depthwise`: weight gradient of the depth-wise convolutions of visible tokens, with one group per channel, as off the
-   CPU, against one group per channel and block, as on it; and the peaks of the card: a large bfloat16 matrix product
-   and a large copy.
-2. `compile`: steps of one sample, dense, sparse and compiled, on random voxels that are on the device. FLOPs are those
-   of `benchmarks.network_cost` for the form that runs, three times a forward pass; bytes, of the eager forms, those of
-   `benchmarks.cost_counter`.
-3. `batch`: steps of more samples, and with the two settings that need less memory: samples/s, peak memory, and hours of
+1. `depthwise`: weight gradient of the depth-wise convolutions of visible tokens, with one group per channel, as on
+other
+   devices, against one group per channel and block, as on the CPU; and the peaks of the card: a large bfloat16 matrix
+   product and a large copy.
+2. `compile`: steps of one sample, dense, sparse and compiled, on random voxels on the device. FLOPs are those
+   of `benchmarks.network_cost` for the form that runs, three times a forward pass; bytes (eager forms only) are those
+   of `benchmarks.cost_counter`.
+3. `batch`: steps of several samples, and with the two settings that save memory: samples/s, peak memory, and hours of
    the paper's schedule, 45,000 steps of 12 samples, on one such card.
 4. `training`: from the cache of a synthetic CT, as `bundles/mim_pretrain/configs/train.json` reads it; the ten
    kernels that take the most time of a sparse step.
 5. `networks`: a fine-tuning step and windows of inference, ours against MONAI's networks.
 
-Every part says what failed in it, whatever that was, and the file of `--json` is written after each row. After a fault
-of CUDA nothing works in the same process: `python -m benchmarks --device cuda` gives each part one of its own. Cases
-run one after the other, not in turn: two networks would share the memory that is measured.
+Every part reports its failures, and the file of `--json` is written after each row. After a CUDA error
+nothing works in the same process: `python -m benchmarks --device cuda` runs each part in its own. Cases
+run one after the other, not in turn: two networks would share the measured memory.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from mim_components.networks.hybrid import KERNEL_SIZE, neighbour_rows
 from mim_components.tokens import num_visible_tokens
 
 GIB = 2**30
-BACKWARD = 2  # forward passes that a backward pass costs
-PRODUCTS = 10  # matrix products that are timed together
+BACKWARD = 2  # cost of a backward pass in forward passes
+PRODUCTS = 10  # matrix products timed together
 LAST = ", channels last"
 STEPS, SAMPLES = 45_000, 12  # the paper's schedule
 
@@ -60,7 +61,7 @@ Tables = dict[str, Rows]
 
 
 def matmul_peak(device: str, size: int, repetitions: int) -> float:
-    """FLOP/s of a square bfloat16 matrix product, of the fastest repetition."""
+    """FLOP/s of a square bfloat16 matrix product, fastest repetition."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def products() -> None:
@@ -71,7 +72,7 @@ def matmul_peak(device: str, size: int, repetitions: int) -> float:
 
 
 def copy_peak(device: str, size: int, repetitions: int) -> float:
-    """Bytes/s that a copy of `size`^2 numbers of 4 bytes reads and writes, of the fastest repetition."""
+    """Bytes/s that a copy of `size`^2 4-byte numbers reads and writes, fastest repetition."""
     source = torch.zeros(size, size, device=device)
     target = torch.empty_like(source)
     low = measure({"copy": lambda: target.copy_(source)}, repetitions)["copy"].low
@@ -79,23 +80,23 @@ def copy_peak(device: str, size: int, repetitions: int) -> float:
 
 
 def failure(error: Exception) -> str:
-    """An error in a cell of a table."""
+    """An error as text for a table cell."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:120]}".replace("|", "/")
 
 
 def attempt(make: Callable[[], dict[str, Any]], **case: Any) -> dict[str, Any]:
-    """A row, or what failed in it."""
+    """A row, or its failure."""
     try:
         row = {**case, **make(), "failed": ""}
-    except Exception as error:  # the others can still be measured
+    except Exception as error:  # the other rows can still be measured
         row = {**case, "failed": failure(error)}
     print(row, file=sys.stderr, flush=True)
     return row
 
 
 def same_columns(rows: Rows) -> Rows:
-    """Rows with empty cells for what failed; the failures stand last."""
+    """Rows with empty cells for failures, which are the last column."""
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "failed"]
     return [{**{name: row.get(name) for name in columns}, "failed": row["failed"]} for row in rows]
 
@@ -115,7 +116,7 @@ def depthwise_row(settings: Settings, stage: int, repetitions: int) -> dict[str,
     weight = torch.randn(channels, 1, *(KERNEL_SIZE,) * 3, device=settings.device)
     forms = {"C groups": depthwise._weight_gradient, "C groups per block": depthwise._products_of_blocks}
     row: dict[str, Any] = {"groups per block": volumes * visible * channels}
-    with patch.object(depthwise, "_CPU_BLOCKS", len(rows)):  # one convolution, as it was on every device
+    with patch.object(depthwise, "_CPU_BLOCKS", len(rows)):  # one convolution, as formerly on every device
         for name, form in forms.items():
             try:
                 timing = measure({name: lambda f=form: f(x, grad, weight, rows)}, repetitions)  # type: ignore[misc]
@@ -126,14 +127,14 @@ def depthwise_row(settings: Settings, stage: int, repetitions: int) -> dict[str,
 
 
 def step_flops(settings: Settings) -> float:
-    """FLOPs of forward and backward pass, of the form that runs."""
+    """FLOPs of a forward and backward pass of the form that runs."""
     size = (settings.size,) * 3
     network = MiM(1, size, settings.preset, num_levels=settings.levels, sparse=settings.form == "sparse").to("meta")
     return (1 + BACKWARD) * FLOPS_PER_MAC * count_macs(network, settings.volumes, size, settings.mask_ratio)
 
 
 def free(device: str) -> None:
-    """Drop what a case before has left, and its peak."""
+    """Free the memory of the previous case and reset the peak."""
     gc.collect()
     torch.compiler.reset()
     if device == "cuda":
@@ -142,7 +143,7 @@ def free(device: str) -> None:
 
 
 def step_bytes(training: Training, settings: Settings) -> float:
-    """Bytes that the operators of a step read and write, see `benchmarks.cost_counter`; NaN where it is compiled."""
+    """Bytes that the operators of a step read and write, see `benchmarks.cost_counter`; NaN if it is compiled."""
     if settings.compile:
         return math.nan
     with CostCounter(settings.device) as counter:
@@ -157,12 +158,12 @@ def peaks(options: argparse.Namespace, settings: Settings) -> tuple[float, float
 
 
 def step_row(settings: Settings, peak: tuple[float, float], repetitions: int) -> dict[str, Any]:
-    """One row.
+    """One row of a table of steps.
 
     Args:
-        settings: of the step.
+        settings: settings of the step.
         peak: FLOP/s and bytes/s of the device.
-        repetitions: steps that are timed.
+        repetitions: timed steps.
     """
 
     def timed() -> dict[str, Any]:
@@ -187,13 +188,13 @@ def step_row(settings: Settings, peak: tuple[float, float], repetitions: int) ->
 
 
 def compile_cases(settings: Settings, compiled: bool) -> list[Settings]:
-    """Forms of one sample, and the sparse one compiled."""
+    """The forms with one sample, and the sparse one compiled."""
     small = replace(settings, samples=1)
     return [*(replace(small, form=form) for form in FORMS), *([replace(small, compile=True)] if compiled else [])]
 
 
 def batch_cases(settings: Settings, batches: Sequence[int]) -> list[Settings]:
-    """Sparse steps of every batch, then what needs less memory: for the first one, and a sample at a time."""
+    """Sparse steps of every batch size; then those that save memory: of the first size, and one sample at a time."""
     cases = [replace(settings, samples=samples) for samples in batches]
     one, last = cases[0], cases[-1]
     whole = sum(one.volumes) // one.samples
@@ -202,7 +203,7 @@ def batch_cases(settings: Settings, batches: Sequence[int]) -> list[Settings]:
 
 
 def top_kernels(settings: Settings, number: int = 10) -> Rows:
-    """The kernels with the most time of their own in one step; on CPU the operators."""
+    """The kernels (on CPU, the operators) with the most self time in one step."""
     free(settings.device)
     training, on_cuda = Training(settings), settings.device == "cuda"
     for _ in range(2):
@@ -229,7 +230,7 @@ def top_kernels(settings: Settings, number: int = 10) -> Rows:
 def loader_row(
     folder: Path, levels: Sequence[Sequence[int]], settings: Settings, workers: int, steps: int
 ) -> dict[str, Any]:
-    """Training from the cache; the first steps, in which workers start, do not count."""
+    """Training from the cache; the first steps, while workers start, do not count."""
     free(settings.device)
     training, first = Training(settings), 3
     config = pretrain_config(
@@ -286,7 +287,7 @@ def network_row(name: str, settings: Settings, repetitions: int) -> dict[str, An
 
 
 def one_by_one(title: str, rows: Iterable[dict[str, Any]], options: argparse.Namespace) -> Tables:
-    """A table whose rows are kept as they come: a case may end the process."""
+    """A table whose rows are saved as they come, since a case may end the process."""
     done: Rows = []
     for each in rows:
         done.append(each)
@@ -342,21 +343,21 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="What a first run on a GPU should tell.")
-    parser.add_argument("--part", choices=list(PARTS), help="this one only")
+    parser.add_argument("--part", choices=list(PARTS), help="run only this part")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--preset", default="base")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 12], help="samples")
     parser.add_argument("--levels", type=size_option, nargs="+", default=LEVELS, help="native sizes, voxels: 96,96,96")
-    parser.add_argument("--eager", action="store_true", help="leave out compiled networks")
+    parser.add_argument("--eager", action="store_true", help="skip compiled networks")
     parser.add_argument("--matmul", type=int, default=8192, help="edge of the matrices")
-    parser.add_argument("--ct_size", type=int, nargs=3, default=(512, 512, 300), help="of the synthetic CT, voxels")
-    parser.add_argument("--workers", type=int, default=8, help="of the data loader")
-    parser.add_argument("--steps", type=int, default=40, help="from the cache, that are timed")
+    parser.add_argument("--ct_size", type=int, nargs=3, default=(512, 512, 300), help="synthetic CT, voxels")
+    parser.add_argument("--workers", type=int, default=8, help="workers of the data loader")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps from the cache")
     add_report_options(parser, repetitions=10)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is available; --device cpu goes the same way on the CPU.")
+        parser.error("no CUDA device is available; --device cpu does the same on the CPU.")
     settings = Settings(options.preset, options.size, len(options.levels), device=options.device, amp=True)
     words: dict[str, Any] = dict(vars(options))
     tables: Tables = {}
@@ -369,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in [options.part] if options.part else PARTS:
         try:
             tables |= PARTS[name](options, settings)
-        except Exception as error:  # a card that is broken, say; what was measured before is kept
+        except Exception as error:  # such as a broken card; earlier measurements are kept
             tables[f"Part {name}"] = [{"failed": failure(error)}]
         report(tables, options.json, settings=words)
 

@@ -1,13 +1,13 @@
 """A whole volume in windows, ours against MONAI's `SlidingWindowInferer`: `python -m benchmarks.inference`.
 
 Both give a class number per voxel, MONAI's by `argmax` of its logits, with the same network, windows, overlap of 0.5
-and Gaussian weights. That their class maps are equal is checked; a voxel may differ where two classes are equal but
-for rounding. The volume is noise in an ellipsoid, with nothing around it. The network is our `hybrid_swin_unetr`, and,
-on a larger volume, a convolution with 14 classes: it costs so little that the inferers' own time and memory are seen.
+and Gaussian weights. Their class maps are checked to be equal; a voxel may differ if two classes are equal except
+for rounding. The volume is noise in an ellipsoid with nothing around it. The network is our `hybrid_swin_unetr` and,
+on a larger volume, a convolution with 14 classes, so cheap that the inferers' own time and memory show.
 
-Cases run in turn, each in a process of its own; the peak is that of the whole process, with Python, PyTorch and weights
-in it (`ru_maxrss`). On a machine that others use, too, CPU seconds of all threads (with OMP_WAIT_POLICY=passive,
-GOMP_SPINCOUNT=0) compare better than those of the clock.
+Cases run in turn, each in its own process; the peak is that of the whole process, with Python, PyTorch and weights
+(`ru_maxrss`). On a shared machine, CPU seconds of all threads (with OMP_WAIT_POLICY=passive,
+GOMP_SPINCOUNT=0) compare better than wall-clock time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAY_DIFFER = 1e-4  # share of voxels
 
 
 def make_volume(size: Sequence[int]) -> Tensor:
-    """Noise inside an ellipsoid that reaches over 0.8 of every side, and nothing around it: `(1, 1, H, W, D)`."""
+    """Noise inside an ellipsoid that spans 0.8 of every side, and nothing around it: `(1, 1, H, W, D)`."""
     volume = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
     axes = [torch.linspace(-1, 1, side).square() for side in size]
     distance = axes[0][:, None, None] + axes[1][:, None] + axes[2]
@@ -53,7 +53,7 @@ def make_network(name: str, preset: str, roi: Sequence[int]) -> nn.Module:
 
 
 def make_inferer(name: str, roi: Sequence[int]) -> Callable[[Tensor, nn.Module], Tensor]:
-    """From a volume and a network to uint8 classes `(1, 1, H, W, D)`."""
+    """A function from a volume and a network to uint8 classes `(1, 1, H, W, D)`."""
     if name == MONAI:
         monai = SlidingWindowInferer(roi, WINDOWS_TOGETHER, overlap=0.5, mode="gaussian")
 
@@ -67,7 +67,7 @@ def make_inferer(name: str, roi: Sequence[int]) -> Callable[[Tensor, nn.Module],
 
 
 def run_case(inferer: str, network: str, options: argparse.Namespace, path: Path) -> dict[str, float]:
-    """Seconds by the clock and of all threads, and peak of this process in GiB; the class map goes to `path`."""
+    """Wall-clock and CPU seconds, and peak memory of this process in GiB; the class map goes to `path`."""
     size = options.size if network == NETWORKS[0] else options.large_size
     volume, model = make_volume(size), make_network(network, options.preset, options.roi)
     predict = make_inferer(inferer, options.roi)
@@ -80,7 +80,7 @@ def run_case(inferer: str, network: str, options: argparse.Namespace, path: Path
 
 
 def in_process(inferer: str, network: str, options: argparse.Namespace, path: Path) -> dict[str, float]:
-    """`run_case` in a process of its own."""
+    """`run_case` in its own process."""
     words = ["--case", inferer, network, str(path)]
     for name in ("size", "large_size", "roi"):
         words += [f"--{name}", ",".join(map(str, getattr(options, name)))]
@@ -89,10 +89,10 @@ def in_process(inferer: str, network: str, options: argparse.Namespace, path: Pa
 
 
 def share_of_differences(paths: Sequence[Path]) -> list[float]:
-    """Share of the voxels of class maps that differ from those of the last one.
+    """For each class map, the share of voxels that differ from those of the last map.
 
     Raises:
-        RuntimeError: more than rounding explains.
+        RuntimeError: they differ by more than rounding explains.
     """
     maps = [torch.load(path, weights_only=True) for path in paths]
     shares = [float((each != maps[-1]).float().mean()) for each in maps]
@@ -122,11 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="A whole volume in windows, ours against MONAI's inferer.")
     parser.add_argument("--preset", default="base")
-    parser.add_argument("--size", type=size_option, default=(160, 144, 128), help="of the volume, voxels")
-    parser.add_argument("--large_size", type=size_option, default=(512, 512, 300), help="for the convolution")
+    parser.add_argument("--size", type=size_option, default=(160, 144, 128), help="size of the volume, voxels")
+    parser.add_argument("--large_size", type=size_option, default=(512, 512, 300), help="for the convolution, voxels")
     parser.add_argument("--roi", type=size_option, default=(96, 96, 96), help="window, voxels")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers say nothing")
-    parser.add_argument("--case", nargs=3, metavar=("INFERER", "NETWORK", "FILE"), help="this one only, as JSON")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, once: the numbers mean nothing")
+    parser.add_argument("--case", nargs=3, metavar=("INFERER", "NETWORK", "FILE"), help="only this case, as JSON")
     add_report_options(parser, repetitions=1)
     options = parser.parse_args(arguments)
     if options.quick:

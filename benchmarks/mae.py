@@ -1,8 +1,8 @@
-"""A step of pre-training with one level against one of MONAI's `MaskedAutoEncoderViT`; part of `benchmarks.step`.
+"""A pre-training step with one level against one of MONAI's `MaskedAutoEncoderViT`; part of `benchmarks.step`.
 
-Both have the same volumes, patch, widths, depths, mask ratio, optimizer and clipping. MONAI's predicts all tokens and
-computes attention without PyTorch's fused kernel. Its loss is that of the auto-encoder: mean squared error over masked
-tokens.
+Both have the same volumes, patch size, widths, depths, mask ratio, optimizer and clipping. MONAI's predicts all tokens
+and computes attention without PyTorch's fused kernel. Its loss is that of the masked autoencoder: mean squared error
+over masked tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mim_components.tokens import patchify
 
 
 def monai_autoencoder(settings: Settings) -> MaskedAutoEncoderViT:
-    """MONAI's class in the sizes of a preset."""
+    """MONAI's class with the sizes of a preset."""
     sizes = get_preset(settings.preset)
     vit, decoder = sizes.vit, sizes.decoder
     torch.manual_seed(0)

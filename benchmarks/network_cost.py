@@ -2,11 +2,11 @@
 
 The cost is what `torch.utils.flop_counter.FlopCounterMode` counts: the multiply-accumulates of convolutions, linear
 layers and attention, 1 MAC = 2 FLOPs. It leaves out biases, norms, softmax, GELU, positions and the loss. A convolution
-counts its padding; a grouped one counts its own group only. Attention is counted through its two matrix products, for
-which it runs in PyTorch's plain form: the counter does not know the fused one of the CPU. Everything happens on the
-"meta" device, which has shapes and no numbers, so that `base` takes seconds.
+counts its padding; a grouped one only its own group. Attention is counted by its two matrix products, for
+which it runs in PyTorch's plain form: the counter does not know the fused CPU kernel. Everything runs on the
+"meta" device, which has shapes but no values, so that `base` takes seconds.
 
-Two costs stand side by side: one 96^3 volume at mask ratio 0.6 (encoder, decoder and prediction head), and one whole
+Two costs are given: one 96^3 volume at mask ratio 0.6 (encoder, decoder and prediction head), and one whole
 sample of 1 + 4 + 16 = 21 volumes, which adds the alignment heads. The convolutional stages of the hybrid encoder are
 counted on the whole grid, where their cost does not depend on the mask ratio; with `--sparse` on visible tokens only,
 as training computes them by default.
@@ -39,7 +39,7 @@ class NetworkCost(NamedTuple):
 
     Attributes:
         encoder_parameters: encoder without its stage outputs.
-        stage_output_parameters: convolutions that bring the stages to the token grid; 0 for the ViT.
+        stage_output_parameters: convolutions from the stages to the token grid; 0 for the ViT.
         decoder_parameters: decoder with its mask token.
         prediction_parameters: prediction head.
         alignment_parameters: alignment heads of all pairs of levels.
@@ -86,7 +86,7 @@ def measure(
     """Count parameters and multiply-accumulates of one preset.
 
     Args:
-        preset: name of the sizes.
+        preset: name of the preset.
         encoder: "hybrid" or "vit".
         input_size: size of every volume, voxels.
         mask_ratio: share of masked tokens.

@@ -1,4 +1,4 @@
-"""Cases of a benchmark in processes of their own, because the peak of a process never goes down."""
+"""Cases of a benchmark in their own processes, because a process's peak memory never decreases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GIB = 2**30
 
 
 def timed(case: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of a case, by the clock and of all threads."""
+    """Wall-clock seconds of a case, and CPU seconds of all threads."""
     start, cpu_start = perf_counter(), process_time()
     case()
     return perf_counter() - start, process_time() - cpu_start
 
 
 def peak() -> float:
-    """Peak of this process so far, GiB."""
+    """Peak memory of this process so far, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
@@ -33,10 +33,10 @@ def numbers_of(
     """Run a benchmark for one case, which it prints as JSON in its last line.
 
     Args:
-        module: of the benchmark.
+        module: module of the benchmark.
         words: its arguments.
-        case: names the case in messages.
-        environment: variables beside those of this process.
+        case: name of the case in messages.
+        environment: variables in addition to those of this process.
 
     Raises:
         RuntimeError: the process failed.

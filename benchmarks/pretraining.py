@@ -1,6 +1,6 @@
-"""One optimizer step of the pre-training on random voxels and masks, as the other benchmarks run it.
+"""One optimizer step of pre-training on random voxels and masks, as the other benchmarks run it.
 
-The step is that of a training, with AdamW and clipping; no data path is involved.
+The step is that of real training, with AdamW and clipping, but without a data path.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FORMS = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a step is made of.
+    """Settings of a step.
 
     Attributes:
         preset: sizes of the network.
@@ -38,11 +38,11 @@ class Settings:
         mask_ratio: share of masked tokens.
         encoder: "hybrid" or "vit".
         form: "sparse", or "dense" for the hybrid encoder on the whole grid.
-        limit: `max_volumes_per_pass`, 0 = no limit.
+        limit: `max_volumes_per_pass`; 0 = no limit.
         checkpoint: `checkpoint_activations`.
-        compile: compile the network.
-        device: of network and volumes.
-        amp: run the network in bfloat16 autocast.
+        compile: whether to compile the network.
+        device: device of network and volumes.
+        amp: whether to run the network in bfloat16 autocast.
     """
 
     preset: str = "base"
@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def volumes(self) -> list[int]:
-        """Volumes of every level."""
+        """Number of volumes per level."""
         return [self.samples * CHILDREN**level for level in range(self.levels)]
 
 
@@ -69,7 +69,7 @@ class Training:
 
     Attributes:
         network: the network itself, before DDP.
-        engine: what a step takes from MONAI's trainer; `wrap` may put another network there.
+        engine: attributes of MONAI's trainer that a step uses; `wrap` may replace its network.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -89,11 +89,11 @@ class Training:
         self.step = PretrainStep(levels, loader, visible, max_norm=1.0, amp=settings.amp, max_volumes_per_pass=limit)
 
     def wrap(self, network: nn.Module) -> None:
-        """Train through another module, DDP."""
+        """Train through another module, such as DDP."""
         self.engine.network = network
 
     def __call__(self, batch: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One step, on a batch of a loader or on the random one."""
+        """One step, on a batch of a loader or on the random batch."""
         return self.step(self.engine, [self.batch if batch is None else batch])
 
 
@@ -112,7 +112,7 @@ def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def make_batch(settings: Settings, tokens: int, visible: int) -> dict[str, Any]:
-    """A batch as the data loader collates it, on the device."""
+    """A batch on the device, as the data loader collates it."""
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(settings.device)

@@ -2,8 +2,8 @@
 
 The global batch is the same: two samples of 1 + 4 volumes of 96^3, random voxels, one volume at a time, fp32, AdamW.
 Two processes have one sample and one thread each; one process has both samples, with two threads and with one. Every
-case is started by torchrun. Cases run in turn, `--repetitions` rounds of one step after a first one; the time of a step
-is that of the slower process.
+case is started by torchrun. Cases run in turn, `--repetitions` rounds of one step after a warm-up step; a step takes
+as long as in the slower process.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ CASES = [Case(1, 2), Case(1, 1), Case(2, 1)]
 
 
 def run_process(preset: str, size: int, levels: int) -> float:
-    """Seconds of a step after a first one, in one of the processes that torchrun started; the longest of all."""
+    """Seconds of a step after a warm-up step, in a process started by torchrun; the longest of all processes."""
     start_processes("gloo")
     seconds = _timed_step(preset, size, levels)
-    # DDP goes before the group does: when it holds the last reference to it, PyTorch 2.13 may wait for itself for ever
+    # delete DDP before the group: if it holds the last reference, PyTorch 2.13 may deadlock
     gc.collect()
     stop_processes()
     return seconds
@@ -62,14 +62,14 @@ def _timed_step(preset: str, size: int, levels: int) -> float:
 
 
 def start(case: Case, arguments: argparse.Namespace) -> float:
-    """Seconds of a step of a case, in processes of its own."""
+    """Seconds of a step of a case, in its own processes."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.processes}"]
     words += ["-m", "benchmarks.processes", "--inside", "--preset", arguments.preset]
     words += ["--size", str(arguments.size), "--levels", str(arguments.levels)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{case} ended with {done.returncode}; what it said stands above.")
+        raise RuntimeError(f"{case} ended with {done.returncode}; see its output above.")
     seconds: float = json.loads(done.stdout.splitlines()[-1])
     return seconds
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="base")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     parser.add_argument("--levels", type=int, default=2)
-    parser.add_argument("--inside", action="store_true", help="a process of torchrun's, which prints its seconds")
+    parser.add_argument("--inside", action="store_true", help="run as a process of torchrun and print its seconds")
     add_report_options(parser, repetitions=3)
     options = parser.parse_args(arguments)
     if options.inside:

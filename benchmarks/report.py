@@ -1,6 +1,6 @@
-"""What the benchmarks share: interleaved repetitions, tables in Markdown, and JSON that says how it was made.
+"""Shared by the benchmarks: interleaved repetitions, Markdown tables, and JSON with the conditions of the run.
 
-Cases that are compared run in turn, round after round, so that a slow minute of the machine hits all of them alike;
+Compared cases run in turn, round after round, so that a slow minute of the machine affects all of them alike;
 ratios are taken between medians of one run.
 """
 
@@ -26,9 +26,9 @@ PACKAGES = ("torch", "monai", "numpy", "nibabel")
 
 
 class Timing(NamedTuple):
-    """Seconds of every repetition of one case: by the clock, and of all threads of the process on the CPU.
+    """Seconds of every repetition of one case: wall-clock time, and CPU time of all threads of the process.
 
-    On a machine that others use, too, those of the CPU (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better.
+    On a shared machine, CPU time (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compares better.
     """
 
     seconds: tuple[float, ...]
@@ -59,13 +59,13 @@ def measure(
     cases: Mapping[str, Callable[[], object]], repetitions: int = 5, warmup: int = 1,
     before: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:  # fmt: skip
-    """Time cases in turn, each once a round.
+    """Time cases in turn, each once per round.
 
     Args:
-        cases: by name; what they return is dropped before the clock of the next one starts.
-        repetitions: rounds that count.
-        warmup: rounds before them that do not.
-        before: called before every case, outside its time.
+        cases: functions by name; their results are freed before the next one is timed.
+        repetitions: timed rounds.
+        warmup: untimed rounds before them.
+        before: called before every case, untimed.
     """
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     for round_ in range(-warmup, repetitions):
@@ -82,13 +82,13 @@ def measure(
 
 
 def synchronize() -> None:
-    """Wait for what CUDA has in its queue, where it is used."""
+    """Wait for queued CUDA work, if CUDA is used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as Markdown; the columns are those of the first row, numbers get three digits and stand right."""
+    """Rows as a Markdown table with the columns of the first row; numbers have three digits and are right-aligned."""
     columns = list(rows[0])
     number = [all(isinstance(row[column], (int, float, type(None))) for row in rows) for column in columns]
     lines = [columns, ["---:" if each else "---" for each in number]]
@@ -105,10 +105,10 @@ def _cell(value: object) -> str:
 
 
 def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Machine, versions and commit; neither names nor paths of the machine.
+    """Machine, versions and commit, without host name or paths.
 
     Args:
-        packages: more packages whose version matters; None stands for one that is not installed.
+        packages: more packages whose version matters; None if not installed.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -139,7 +139,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of the commit, with "+changes" where tracked code differs from it; "unknown" outside git."""
+    """Short hash of the commit, with "+changes" if tracked code differs from it; "unknown" outside git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
@@ -161,21 +161,21 @@ def commit() -> str:
 
 
 def command() -> str:
-    """The call that is running, with paths shortened to their last part."""
+    """The running command, with paths shortened to their last part."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
     return " ".join(["python -m", module, *(Path(each).name if os.sep in each else each for each in sys.argv[1:])])
 
 
 def size_option(text: str) -> tuple[int, ...]:
-    """`96,96,96` on the command line."""
+    """Parse a size such as `96,96,96` on the command line."""
     return tuple(int(side) for side in text.split(","))
 
 
 def add_report_options(parser: argparse.ArgumentParser, repetitions: int = 5) -> None:
-    """Options that all benchmarks have: `--repetitions` and `--json`."""
-    parser.add_argument("--repetitions", type=int, default=repetitions, help="rounds that are timed")
-    parser.add_argument("--json", type=Path, default=None, help="write the numbers to this file, too")
+    """Add the options of all benchmarks: `--repetitions` and `--json`."""
+    parser.add_argument("--repetitions", type=int, default=repetitions, help="timed rounds")
+    parser.add_argument("--json", type=Path, default=None, help="also write the numbers to this file")
 
 
 def describe(where: Mapping[str, Any]) -> str:
@@ -188,7 +188,7 @@ def describe(where: Mapping[str, Any]) -> str:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """What a benchmark's file holds, for people."""
+    """Content of a benchmark's file as readable text."""
     parts = [f"`{content['command']}`", describe(content["environment"])]
     for title, rows in content["tables"].items():
         parts += [title, markdown_table(rows)]
@@ -199,13 +199,13 @@ def report(
     tables: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | None = None, packages: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Print tables with what they were made on; write all of it to a JSON file where a path is given.
+    """Print tables and the environment; also write them to a JSON file if a path is given.
 
     Args:
         tables: rows by title.
         path: JSON file.
         packages: see `environment`.
-        settings: what was measured, for the file.
+        settings: settings of the measurement, for the file.
     """
     content = content_of(tables, packages, settings)
     print(markdown(content))
@@ -217,7 +217,7 @@ def content_of(
     tables: Mapping[str, Sequence[Mapping[str, Any]]], packages: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a benchmark's file holds, see `report`."""
+    """Content of a benchmark's file, see `report`."""
     return {
         "command": command(), "environment": environment(packages), "settings": dict(settings or {}),
         "tables": dict(tables),

@@ -1,7 +1,7 @@
-"""How a pre-training step grows: with the batch, the mask ratio and the levels: `python -m benchmarks.scaling`.
+"""How a pre-training step scales with batch, mask ratio and levels: `python -m benchmarks.scaling`.
 
 fp32, AdamW, random voxels of 96^3, sparse form. Batch and mask ratio are measured with one level, all volumes in one
-pass, which is what a step of three levels repeats. The levels, 1 to 4 with 4 children a volume, are measured one volume
+pass, which a step of three levels repeats. The levels, 1 to 4 with 4 children per volume, are measured one volume
 at a time, and with a smaller preset: the 85 volumes of four levels take minutes with `base`.
 """
 
@@ -24,9 +24,9 @@ def table(name: str, cases: Mapping[float, Settings], repetitions: int) -> list[
     """One row per case: milliseconds, and ratios to the first.
 
     Args:
-        name: of what changes.
-        cases: by its value.
-        repetitions: rounds that are timed.
+        name: name of the varied quantity.
+        cases: steps by its value.
+        repetitions: timed rounds.
     """
     trainings = {str(value): Training(settings) for value, settings in cases.items()}
     times = measure(trainings, repetitions)
@@ -47,8 +47,8 @@ def table(name: str, cases: Mapping[float, Settings], repetitions: int) -> list[
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="A pre-training step against batch, mask ratio and levels.")
-    parser.add_argument("--preset", default="base", help="of batch and mask ratio")
-    parser.add_argument("--levels_preset", default="small", help="of the levels")
+    parser.add_argument("--preset", default="base", help="preset for batch and mask ratio")
+    parser.add_argument("--levels_preset", default="small", help="preset for the levels")
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="numbers of levels")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     add_report_options(parser, repetitions=3)

@@ -1,12 +1,12 @@
 """The whole pre-training step per sample: `python -m benchmarks.step`.
 
 1. Dense against sparse: one sample of 1 + 4 + 16 volumes of 96^3 with random voxels, fp32, AdamW. Each form has the
-   layout and the `max_volumes_per_pass` that are best for it on CPU: channels last, the project's backward pass of the
-   depth-wise convolution, one volume at a time (`benchmarks.step_memory` has the others). Each form has a process of
-   its own with its own peak (`ru_maxrss`: Python, PyTorch, weights and AdamW's state are in it); the processes step in
-   turn, one waits while the other computes.
+   layout and `max_volumes_per_pass` that suit it best on CPU: channels last, the project's backward pass of the
+   depth-wise convolution, one volume at a time (`benchmarks.step_memory` has the others). Each form has its own
+   process and peak (`ru_maxrss`, with Python, PyTorch, weights and AdamW's state); the processes step in
+   turn: one waits while the other computes.
 2. Where the time of a sparse step goes, see `benchmarks.step_parts`.
-3. One level against MONAI's masked auto-encoder, see `benchmarks.mae`.
+3. One level against MONAI's masked autoencoder, see `benchmarks.mae`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.step_parts import LEVELS, parts_table, write_ct
 
 
 class StepProcess:
-    """A training in a process of its own; a call is one step there."""
+    """A training in its own process; a call is one step there."""
 
     def __init__(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
@@ -41,10 +41,10 @@ class StepProcess:
         theirs.close()
 
     def __call__(self) -> tuple[float, float, float]:
-        """Seconds by the clock, seconds of all threads, and the peak of the process so far in GiB.
+        """Wall-clock seconds, CPU seconds of all threads, and the peak memory of the process so far in GiB.
 
         Raises:
-            EOFError: the process has ended, mostly because the machine has too little memory.
+            EOFError: the process has ended, usually because the machine has too little memory.
         """
         self.pipe.send("step")
         numbers: tuple[float, float, float] = self.pipe.recv()
@@ -69,11 +69,11 @@ def forms_table(preset: str, size: int, levels: int, limits: Sequence[int], repe
     """One row per form; the first step of each does not count.
 
     Args:
-        preset: name of the sizes.
+        preset: name of the preset.
         size: edge of a volume, voxels.
-        levels: of a sample.
-        limits: `max_volumes_per_pass` of the dense and of the sparse form, 0 = no limit.
-        repetitions: rounds that are timed.
+        levels: number of levels of a sample.
+        limits: `max_volumes_per_pass` of the dense and the sparse form; 0 = no limit.
+        repetitions: timed rounds.
     """
     cases = [Case(form, limit, False) for form, limit in zip(FORMS, limits, strict=True)]
     processes = [StepProcess(settings_of(case, preset, size, levels)) for case in cases]
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     parser.add_argument("--limits", type=int, nargs=2, default=(1, 1), metavar=("DENSE", "SPARSE"),
                         help="max_volumes_per_pass of each form, 0 = no limit")  # fmt: skip
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="volumes, against MONAI's auto-encoder")
-    parser.add_argument("--ct_size", type=int, nargs=3, default=(512, 512, 300), help="of the synthetic CT, voxels")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="volumes, against MONAI's autoencoder")
+    parser.add_argument("--ct_size", type=int, nargs=3, default=(512, 512, 300), help="synthetic CT, voxels")
     parser.add_argument("--levels", type=size_option, nargs="+", default=LEVELS, help="native sizes, voxels: 96,96,96")
     add_report_options(parser, repetitions=3)
     options = parser.parse_args(arguments)

@@ -1,11 +1,11 @@
 """Launches, bytes, FLOPs and waits of a step on CUDA, by part, counted without a GPU: `python -m benchmarks.step_cost`.
 
-The whole step of a pre-training on one sample (bfloat16 autocast, AdamW, clipping) and that of a fine-tuning on one
-crop go through fake CUDA tensors, which have shapes and no values (`benchmarks.fake_cuda`; a C++ compiler and ninja are
-needed). See `benchmarks.cost_counter` for what is counted.
+A whole pre-training step on one sample (bfloat16 autocast, AdamW, clipping) and a fine-tuning step on one
+crop run on fake CUDA tensors, which have shapes but no values (`benchmarks.fake_cuda`; a C++ compiler and ninja are
+required). See `benchmarks.cost_counter` for what is counted.
 
 "As it was" is the step before two changes: one convolution with a group for every channel of every block in the weight
-gradient of the depth-wise convolutions, and AdamW that is not fused. Attention goes through the flash kernel, heads
+gradient of the depth-wise convolutions, and unfused AdamW. Attention uses the flash kernel with heads
 padded to a multiple of 8, as on CUDA.
 """
 
@@ -102,7 +102,7 @@ def count_pretraining(settings: Settings, as_it_was: bool = False) -> dict[str, 
         patch.object(NonFiniteGuard, "all_finite", staticmethod(finite)),
         patch.object(depthwise, "_weight_gradient", whole_product if as_it_was else depthwise._weight_gradient),
     ):
-        training()  # AdamW makes its state
+        training()  # AdamW creates its state
         counter.parts.clear()
         with counter:
             training()
@@ -110,18 +110,18 @@ def count_pretraining(settings: Settings, as_it_was: bool = False) -> dict[str, 
 
 
 def whole_product(x: Tensor, grad: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """The weight gradient as it was: one convolution with a group for every channel of every block."""
+    """The former weight gradient: one convolution with a group for every channel of every block."""
     with patch.object(depthwise, "_CPU_BLOCKS", len(rows)):
         return depthwise._products_of_blocks(x, grad, weight, rows)
 
 
 def count_fine_tuning(preset: str, size: int, last: bool) -> tuple[Cost, Cost]:
-    """Cost of forward and backward pass of one crop, and of the copies in it that only change layout or type.
+    """Cost of a forward and backward pass of one crop, and of its copies that only change layout or type.
 
     Args:
-        preset: of the network.
+        preset: preset of the network.
         size: edge of the crop, voxels.
-        last: weights and crop in channels-last layout.
+        last: whether weights and crop are in channels-last layout.
     """
     counter, copies = CostCounter("cuda"), Copies("cuda")
     layout = torch.channels_last_3d if last else torch.contiguous_format
@@ -146,10 +146,10 @@ def count_fine_tuning(preset: str, size: int, last: bool) -> tuple[Cost, Cost]:
 
 
 class Copies(CostCounter):
-    """Of the copies alone."""
+    """Cost of the copies alone."""
 
     def cost(self, func: Any, args: Any, kwargs: Any, out: Any) -> Cost:
-        """Of one call."""
+        """Cost of one call."""
         is_copy = func.overloadpacket.__name__ in ("clone", "_to_copy", "copy_", "contiguous")
         return super().cost(func, args, kwargs, out) if is_copy else Cost()
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if torch.cuda.amp.common.amp_definitely_not_available():  # this process is not one of fake CUDA
+    if torch.cuda.amp.common.amp_definitely_not_available():  # this process has no fake CUDA
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fake_cuda", "benchmarks.step_cost", *sys.argv[1:]]
         sys.exit(subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode)
     main()

@@ -1,14 +1,14 @@
-"""Memory and time of one pre-training step, for what can be set to need less: `python -m benchmarks.step_memory`.
+"""Memory and time of one pre-training step with settings that save memory: `python -m benchmarks.step_memory`.
 
-A step is one sample of the default levels (1 + 4 + 16 volumes of 96^3), random voxels and masks, in fp32 with AdamW: no
-data path is involved. Every case has a process of its own, as the peak of a process never goes down. It takes
-`--repetitions` steps after a first one, at which AdamW makes its state; the peak is that of the whole process, with
-Python, PyTorch, weights, gradients and AdamW's state in it, read from the system (`ru_maxrss`). Cases run one after
-the other: all in turn and round after round would not fit a machine with little memory. On a machine that others use,
-too, CPU seconds of all threads (with OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT=0) compare better than those of the clock.
+A step is one sample of the default levels (1 + 4 + 16 volumes of 96^3), random voxels and masks, in fp32 with AdamW,
+without a data path. Every case has its own process, as a process's peak never decreases. It takes `--repetitions` steps
+after a first one, in which AdamW creates its state; the peak is that of the whole process, with Python, PyTorch,
+weights, gradients and AdamW's state (`ru_maxrss`). Cases run one after the other, since all of them at once would not
+fit a machine with little memory. On a shared machine, CPU seconds of all threads (with OMP_WAIT_POLICY=passive,
+GOMP_SPINCOUNT=0) compare better than wall-clock time.
 
-What a pass keeps for the backward pass is counted as well, by hooks on autograd's saved tensors, for one volume: the
-dense form of all 21 volumes at once does not fit every machine, and is its multiple.
+What a pass keeps for the backward pass is also counted, by hooks on autograd's saved tensors, for one volume: the
+dense form of all 21 volumes at once does not fit every machine, and is a multiple of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mim_components.tokens import num_visible_tokens
 
 
 class Case(NamedTuple):
-    """One row: form of the encoder, volumes per pass (0 = all at once), activations recomputed."""
+    """One row: form of the encoder, volumes per pass (0 = all at once), whether activations are recomputed."""
 
     form: str
     limit: int
@@ -54,7 +54,7 @@ def settings_of(case: Case, preset: str, size: int, levels: int) -> Settings:
 
 
 def run_case(case: Case, preset: str, size: int, levels: int, steps: int) -> dict[str, float]:
-    """Seconds of a step, by the clock and of all threads, medians, and peak of this process in GiB."""
+    """Median wall-clock and CPU seconds of a step, and peak memory of this process in GiB."""
     training = Training(settings_of(case, preset, size, levels))
     training()
     seconds, cpu_seconds = zip(*(timed(training) for _ in range(steps)), strict=True)
@@ -73,7 +73,7 @@ def kept_by_volume(form: str, checkpoint: bool, preset: str, size: int) -> int:
 
 
 def in_process(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run a case in a process of its own."""
+    """Run a case in its own process."""
     options: list[object] = ["--preset", arguments.preset, "--size", arguments.size, "--levels", arguments.levels]
     options += ["--repetitions", arguments.repetitions, "--case", case.form, case.limit, int(case.checkpoint)]
     return numbers_of("benchmarks.step_memory", options, case)
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="base")
     parser.add_argument("--size", type=int, default=96, help="edge of a volume, voxels")
     parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--case", nargs=3, metavar=("FORM", "LIMIT", "CHECKPOINT"), help="this one only, as JSON")
+    parser.add_argument("--case", nargs=3, metavar=("FORM", "LIMIT", "CHECKPOINT"), help="only this case, as JSON")
     add_report_options(parser, repetitions=1)
     options = parser.parse_args(arguments)
     if options.case:

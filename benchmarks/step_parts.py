@@ -1,7 +1,7 @@
-"""Where the time of a pre-training step goes, from the cached volume to the new weights; part of `benchmarks.step`.
+"""Time of the parts of a pre-training step, from the cached volume to the new weights; part of `benchmarks.step`.
 
-The data path is that of `bundles/mim_pretrain/configs/train.json`, on a synthetic CT with noise, and runs in the same
-process, before the step: in a training, workers do it meanwhile.
+The data path is that of `bundles/mim_pretrain/configs/train.json`, on a noisy synthetic CT, and runs in the same
+process before the step; in real training, workers run it in parallel.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_ct(folder: Path, size: Sequence[int]) -> None:
 
 
 def pretrain_config(folder: Path, levels: Sequence[Sequence[int]], settings: Settings, **options: Any) -> ConfigParser:
-    """The configuration of `mim_pretrain` for the CT in `folder`; its cache lies beside it.
+    """The configuration of `mim_pretrain` for the CT in `folder`; its cache is next to it.
 
     Args:
         folder: see `write_ct`.
@@ -58,7 +58,7 @@ def pretrain_config(folder: Path, levels: Sequence[Sequence[int]], settings: Set
 
 
 class Clock:
-    """Seconds that named parts take, summed over their calls; a part may hold another."""
+    """Seconds of named parts, summed over their calls; a part may contain another."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -72,7 +72,7 @@ class Clock:
         self.seconds[name] += perf_counter()
 
     def watch(self, name: str, module: nn.Module) -> None:
-        """Count the forward calls of a module."""
+        """Time the forward calls of a module."""
         module.register_forward_pre_hook(lambda *_: self.start(name))
         module.register_forward_hook(lambda *_: self.stop(name))
 
@@ -80,13 +80,13 @@ class Clock:
 def parts_table(
     folder: Path, levels: Sequence[Sequence[int]], settings: Settings, repetitions: int
 ) -> list[dict[str, Any]]:
-    """Rows of the parts, medians over steps after a first one.
+    """Rows of the parts: medians over steps after a warm-up step.
 
     Args:
         folder: see `write_ct`.
         levels: native sizes, voxels.
-        settings: of the step; the number of levels is that of `levels`.
-        repetitions: steps.
+        settings: settings of the step; the number of levels is that of `levels`.
+        repetitions: number of timed steps.
     """
     settings = replace(settings, levels=len(levels))
     dataset = pretrain_config(folder, levels, settings).get_parsed_content("train::dataset")

@@ -1,4 +1,4 @@
-"""What `monai.data` lacks, in the order in which a scan passes: find, read, check, cache, prepare, load."""
+"""What `monai.data` lacks, in the order in which a scan passes through it: find, read, check, cache, prepare, load."""
 
 from mim_components.data.cache.transforms import TransformCache
 from mim_components.data.cache.volumes import open_cached

@@ -1,4 +1,4 @@
-"""What the search for a labelled dataset hands on: cases, and what is to be said about them."""
+"""Results of the search for a labelled dataset: cases, and remarks about them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mim_components.data.names import FILE, PATIENT, counted, digest_name, path_name
+from mim_components.data.names import FILE, PATIENT, digest_name, notes_summary, path_name
 
 
 @dataclass(frozen=True)
 class Case:
     """One scan and its label.
 
-    Args:
-        name: no two cases of a dataset have the same, such as "0035" or "liver_0".
+    Attributes:
+        name: unique within a dataset, such as "0035" or "liver_0".
         image: one file, or one per channel in the order of the network's channels, or one folder of slices.
         label: file of the label map, class of the whole scan, or None.
-        group: patient, whose scans must not be divided between training and validation; the name when empty.
-        fold: fold that the case validates in, where the user's list says so.
-        section: "training" or "validation", where the user's list says so.
-        aliases: what its files are called everywhere where their paths must not be named, in the order of `files`.
+        group: patient, whose scans must not be split between training and validation; the name if empty.
+        fold: fold in which the case validates, if the user's list says so.
+        section: "training" or "validation", if the user's list says so.
+        aliases: names that replace its files' paths if these must not be shown, in the order of `files`.
     """
 
     name: str
@@ -37,29 +37,29 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files and folders of the case: the image, then the label where it is a file."""
+        """Files and folders of the case: the image, then the label if it is a file."""
         return (*self.image, self.label) if isinstance(self.label, Path) else self.image
 
     @property
     def title(self) -> str:
-        """What logs, reports and files call it: its name, or the alias of its first file."""
+        """Its name in logs, reports and files: the name, or the alias of its first file."""
         return self.aliases[0] if self.aliases else self.name
 
     @property
     def source(self) -> str:
-        """Where logs, reports and files say that it lies: the path of its first file, or its alias."""
+        """Its path in logs, reports and files: that of its first file, or its alias."""
         return self.aliases[0] if self.aliases else str(self.image[0])
 
     @property
     def patient(self) -> str:
-        """What logs, reports and files call its patient: the group, or a digest of it."""
+        """Its patient in logs, reports and files: the group, or a digest of it."""
         if not self.aliases:
             return self.group
         return self.title if self.group == self.name else digest_name(self.group, PATIENT)
 
     @property
     def hidden(self) -> dict[Path, str]:
-        """What stands for its files, also those in folders of slices, where they must not be named."""
+        """Aliases by path, including files in folders of slices, if paths must not be shown."""
         names = dict(zip(self.files, self.aliases, strict=False))
         for folder, alias in list(names.items()):
             if folder.is_dir():
@@ -67,21 +67,21 @@ class Case:
         return names
 
 
-NO_DATA = "none"  # layout where neither a folder nor a list was given
+NO_DATA = "none"  # layout if neither a folder nor a list was given
 
 
 @dataclass
 class FoundCases:
     """Cases of a dataset in a fixed order.
 
-    Args:
+    Attributes:
         root: folder that all paths are named relative to.
         layout: name of the layout, or "datalist".
         cases: labelled cases.
         unlabelled: scans without a label, such as a challenge's test set.
         notes: lines for log and report, such as an image whose label is missing.
-        label_set: name of the label set that the files of this layout need; None = the default.
-        num_cases: labelled cases of the complete dataset where this layout's differ; None = as the bundle says.
+        label_set: name of the label set for the files of this layout; None = the default.
+        num_cases: number of labelled cases in the complete dataset, if it differs for this layout; None = the bundle's.
     """
 
     root: Path
@@ -96,7 +96,7 @@ class FoundCases:
         return len(self.cases)
 
     def named_by_digests(self) -> FoundCases:
-        """The same cases with aliases; of the notes, which name files, only their number is left."""
+        """The same cases with aliases; notes, which name files, are reduced to their number."""
 
         def named(case: Case) -> Case:
             first, *others = case.files
@@ -104,17 +104,17 @@ class FoundCases:
             return replace(case, aliases=names)
 
         cases, unlabelled = [named(case) for case in self.cases], [named(case) for case in self.unlabelled]
-        return replace(self, cases=cases, unlabelled=unlabelled, notes=counted(self.notes))
+        return replace(self, cases=cases, unlabelled=unlabelled, notes=notes_summary(self.notes))
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found out about a case that is fit.
+    """Result of a check that a case has passed.
 
-    Args:
+    Attributes:
         digest: sha256 of the bytes of all its files.
-        notes: what is odd about the case without making it unfit.
-        content: equal for cases with equal images, whatever their labels and file formats; the digest when empty.
+        notes: oddities that do not make the case unfit.
+        content: equal for cases with equal images, whatever their labels and file formats; the digest if empty.
     """
 
     digest: str
@@ -122,6 +122,6 @@ class CheckResult:
     content: str = ""
 
 
-# Reads all of a case and raises `VolumeError` with the cause when it is unfit. It is sent to other processes, and its
-# `repr` must state all its settings (as a dataclass's does): a remembered result counts only for an equal one.
+# Reads all of a case and raises `VolumeError` with the cause if it is unfit. It is sent to other processes, and its
+# `repr` must include all its settings (as a dataclass's does): a cached result is valid only for an equal one.
 CaseChecker = Callable[[Case], CheckResult]

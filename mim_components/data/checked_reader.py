@@ -1,4 +1,4 @@
-"""MONAI's interface to the project's own reading of files: what was checked is what is trained on and predicted.
+"""MONAI reader on the project's own reading of files: checks, training and inference read the same voxels.
 
 Axes: scan (C, H, W, D), in the order of the file.
 """
@@ -24,17 +24,17 @@ from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError,
 
 
 class CheckedReader(ImageReader):
-    """Reads a scan to its last byte, verifies its checksums, and places it as the checks do; for `LoadImaged`.
+    """Reads a scan to its last byte, verifies its checksums, and uses the affine of the checks; for `LoadImaged`.
 
     Formats: NIfTI, MetaImage, NRRD, and folders of one DICOM series. Several files are the channels of one scan, on one
-    grid; a fourth axis of NIfTI becomes channels. Voxels are float32 `(C, H, W, D)`, scaled as their file says, and the
-    affine leads from voxel index to RAS world in mm.
+    grid; a fourth axis of NIfTI becomes channels. Voxels are float32 `(C, H, W, D)`, scaled as stated in their file,
+    and the affine maps voxel indices to RAS world in mm.
 
     Args:
         max_voxels: larger headers are refused.
 
     Raises:
-        BadVolumesError: when a scan is loaded that cannot be read; names the file and the cause.
+        BadVolumesError: when a scan that cannot be read is loaded; names the file and the cause.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -46,11 +46,11 @@ class CheckedReader(ImageReader):
         self.max_voxels = max_voxels
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """True: what a file holds is decided by its content."""
+        """True: the content of a file decides, not its name."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[PathLike, ...]:
-        """The paths; files are opened in `get_data`, since after an error in here `LoadImage` tries other readers."""
+        """The paths; files are opened in `get_data`, because after an error here `LoadImage` tries other readers."""
         return (data,) if isinstance(data, str) or not isinstance(data, Sequence) else tuple(data)
 
     def get_data(self, img: Sequence[PathLike]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -78,8 +78,8 @@ def read_channels(
 
     Args:
         parts: the files: one, or one per channel.
-        headers: theirs, already checked.
-        check: called with the stored voxels `(H, W, D)` of every channel, and their scale.
+        headers: their headers, already checked.
+        check: called with the stored voxels `(H, W, D)` and scale of every channel.
 
     Raises:
         VolumeError: damaged, refused by `check`, or the files do not lie on one grid; names the file after the first.
@@ -107,7 +107,7 @@ def read_channels(
 
 
 def metadata(voxels: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
-    """What MONAI keeps with voxels `(C, H, W, D)` that lie by a 4x4 affine."""
+    """MONAI's metadata for voxels `(C, H, W, D)` with a 4x4 affine."""
     return {
         MetaKeys.AFFINE: affine,
         MetaKeys.ORIGINAL_AFFINE: affine.copy(),

@@ -1,4 +1,4 @@
-"""Whether two files lie on one grid: the same shape, and the same place in space."""
+"""Check whether two files lie on one grid: the same shape at the same position."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from itertools import product
 import nibabel as nib
 import numpy as np
 
-# of the smallest edge of a voxel; rounding in headers is far below, one voxel's shift or a mirrored axis far above
+# of a voxel's shortest edge; rounding in headers is far below, a shift by one voxel or a mirrored axis far above
 TOLERANCE = 0.05
 
 
 def grid_fault(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) -> str:
-    """How the second grid differs from the first, as seen at the corners of the volume; "" where it does not.
+    """How the second grid differs from the first at the corners of the volume; "" if it does not.
 
     Args:
-        shape: (H, W, D) of both.
-        affine: 4x4, voxel index to world in mm, of the first.
-        other: of the second.
+        shape: shape (H, W, D) of both.
+        affine: affine of the first, 4x4, voxel index to world in mm.
+        other: affine of the second.
 
     Example:
         >>> moved = np.eye(4)

@@ -1,4 +1,4 @@
-"""The scans that an inference works on, the names under which it writes, and a dataset that survives a bad one."""
+"""The scans of an inference, the names of its output files, and a dataset that survives bad scans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mim_components.data.names import unique_names
 from mim_components.data.prepare.quarantine import ON_BAD
 from mim_components.data.read.volume import cause_of
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, NoVolumesError, VolumeSource
-from mim_components.utils.text import root_cause
+from mim_components.utils.text import counted, root_cause
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +28,18 @@ def scan_items(
     """Find the scans and check them all before the first is read.
 
     Args:
-        dataset_dir: folder that is searched to any depth, or one scan.
+        dataset_dir: folder to search recursively, or one scan.
         scans: what a scan is, see `CheckedLoadImaged`.
-        output_dir: folder of the results; scans in it are results of an earlier run and skipped.
-        on_bad: "stop" raises when scans are bad, naming all; "exclude" leaves them out; "report" hands them on with
+        output_dir: folder of the results; scans in it are results of an earlier run and are skipped.
+        on_bad: "stop" raises if scans are bad, naming all; "exclude" leaves them out; "report" passes them on with
             their cause.
 
     Returns:
-        Per scan `image` (a `VolumeSource`), `source` (its path, as text), `name` (for files, no two alike) and `cause`
+        Per scan `image` (a `VolumeSource`), `source` (its path, as text), `name` (for files, unique) and `cause`
         (why it is bad, else "").
 
     Raises:
-        DataError: nothing is given, no scan was found, or scans are bad.
+        DataError: no folder is given, no scan was found, or scans are bad.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -78,9 +78,9 @@ def _without_results(found: Sequence[VolumeSource], root: Path, output_dir: str 
     results = Path(output_dir).resolve()
     kept = [source for source in found if results not in source.path.resolve().parents]
     if passed := len(found) - len(kept):
-        logger.info("%d volumes in %s are results of an earlier run and are skipped.", passed, results)
+        logger.info("%s in %s skipped: results of an earlier run.", counted(passed, "volume"), results)
     if not kept:
-        raise NoVolumesError(f"{root}: holds no volumes but the results in {results}.")
+        raise NoVolumesError(f"{root}: holds no volumes except the results in {results}.")
     return kept
 
 
@@ -94,13 +94,13 @@ def _cause(source: VolumeSource, scans: Scans) -> str:
 
 
 class ScanDataset(Dataset):
-    """MONAI's `Dataset` of scans, which a scan that cannot be read, or not resampled, does not end.
+    """MONAI's `Dataset` of scans that tolerates scans that cannot be read or resampled.
 
-    Its item goes through the transform again with `cause`, for which `CheckedLoadImaged` gives one voxel.
+    Such an item goes through the transform again with `cause`, for which `CheckedLoadImaged` returns one voxel.
 
     Args:
         data: items of `scan_items`.
-        transform: begins with `CheckedLoadImaged`.
+        transform: transform that begins with `CheckedLoadImaged`.
         on_bad: "stop" raises instead.
 
     Example:
@@ -117,12 +117,12 @@ class ScanDataset(Dataset):
     def _transform(self, index: int) -> Any:
         try:
             return super()._transform(index)
-        except Exception as error:  # whatever a file brings about: memory, a transform of MONAI, a library
+        except Exception as error:  # a bad file may cause any: out of memory, errors of MONAI or a library
             if self.on_bad == "stop":
                 raise
             logger.debug("%s", self.data[index]["source"], exc_info=error)
             cause = root_cause(error)
-        # the list of bad volumes has one entry, and its heading and advice are for a run that stops
+        # only the single entry of the list: its heading and advice are for runs that stop
         text = cause.bad[0].cause if isinstance(cause, BadVolumesError) else cause_of(cause)
         assert self.transform is not None
         return self.transform({**self.data[index], "cause": text})

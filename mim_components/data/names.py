@@ -1,9 +1,9 @@
 """Names of scans in logs, reports and files: their paths or, with `anonymous_paths`, digests of them.
 
-A digest is computed from the path below the data folder. It is written nowhere beside the path; who has the data finds
-the path again by `python -m mim_tools.prepare DIR --name_of scan-...`.
+A digest is computed from the path below the data folder. It is never written beside the path; whoever has the data
+finds the path with `python -m mim_tools.prepare DIR --name_of scan-...`.
 
-Also the order of names that hold numbers, and names of files that do not repeat.
+Also natural sorting of names with numbers, and unique file names.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from typing import Any
 
 from mim_components.data.volumes import DataError, FoundVolumes, VolumeSource, suffix_of
 from mim_components.utils.files import shorten_name
+from mim_components.utils.text import counted
 
 SCAN, FILE, PATIENT = "scan-", "file-", "patient-"
 _DIGITS = 12
-# what a message quotes comes out of a file or a list, and may be anything
+# quoted parts of a message come from a file or a list, and may be anything
 _QUOTED = re.compile(r"b?'[^']*'|b?\"[^\"]*\"")
 
 
 def is_anonymous(anonymous_paths: object) -> bool:
-    """The option, checked: a text such as "no" would count as true.
+    """The checked option: a string such as "no" would count as true.
 
     Raises:
         DataError: neither true nor false.
@@ -38,7 +39,7 @@ def is_anonymous(anonymous_paths: object) -> bool:
 
 
 def digest_name(text: str, prefix: str = SCAN) -> str:
-    """A prefix and the first 12 hexadecimal digits of a text's sha256.
+    """A prefix and the first 12 hexadecimal digits of the sha256 of a text.
 
     Example:
         >>> digest_name("MUELLER_ANNA_1961.nii.gz")
@@ -48,31 +49,31 @@ def digest_name(text: str, prefix: str = SCAN) -> str:
 
 
 def path_name(path: Path, root: Path, prefix: str = SCAN, series_uid: str | None = None) -> str:
-    """The digest of a path below a folder, links not followed, and of the DICOM series in it."""
+    """The digest of a path below a folder, without following links, and of the DICOM series in it."""
     below = Path(os.path.relpath(path, root)).as_posix()
     return digest_name(below if series_uid is None else f"{below} [{series_uid}]", prefix)
 
 
 def name_sources(found: FoundVolumes) -> FoundVolumes:
-    """The same volumes, named by digests; of the notes, which name files, only their number is left."""
+    """The same volumes, named by digests; notes, which name files, are reduced to their number."""
     sources = [replace(s, alias=path_name(s.path, found.root, SCAN, s.series_uid)) for s in found.sources]
-    return FoundVolumes(sources, counted(found.notes), found.root)
+    return FoundVolumes(sources, notes_summary(found.notes), found.root)
 
 
-def counted(notes: list[str]) -> list[str]:
-    """What is said of notes on a search where names are hidden."""
+def notes_summary(notes: list[str]) -> list[str]:
+    """What remains of notes on a search if names are hidden: their number."""
     if not notes:
         return []
-    return [f"{len(notes)} remarks on the search name files and are hidden; they are shown without anonymous_paths"]
+    return [f"{counted(len(notes), 'remark')} on the search hidden, as they name files; shown without anonymous_paths"]
 
 
 def names_of_source(source: VolumeSource) -> dict[Path, str]:
-    """What `hide` puts in the place of the files of a volume; empty where they may be named."""
+    """Replacements by `hide` for the files of a volume; empty if they may be named."""
     return dict.fromkeys((source.path, *source.files), source.alias) if source.alias else {}
 
 
 def names_of_item(item: Mapping[str, Any]) -> dict[Path, str]:
-    """The same for an item of prepared cases, of which `source` is the first image's path unless that is hidden."""
+    """The same for an item of prepared cases; its `source` is the path of its first image unless that is hidden."""
     image = item.get("image")
     files = [*(image if isinstance(image, list) else [image]), item.get("label")]
     paths = [Path(file) for file in files if isinstance(file, str)]
@@ -81,11 +82,11 @@ def names_of_item(item: Mapping[str, Any]) -> dict[Path, str]:
 
 
 def hide(text: str, names: Mapping[Path, str]) -> str:
-    """A message without the paths and file names, or whatever it quotes.
+    """Redact paths, file names and all quoted parts of a message.
 
     Args:
-        text: of the message.
-        names: what stands for every file or folder; empty = the message stays as it is.
+        text: text of the message.
+        names: replacement for every file or folder; empty = the message stays unchanged.
     """
     if not names:
         return text
@@ -95,20 +96,20 @@ def hide(text: str, names: Mapping[Path, str]) -> str:
 
 
 def _forms(names: Mapping[Path, str]) -> Iterable[tuple[str, str]]:
-    """The ways in which messages name a file, and what stands for it."""
+    """The forms in which messages name a file, and their replacement."""
     for path, name in names.items():
         stem = path.name[: -len(suffix_of(path))] if suffix_of(path) else path.stem
         for form in {str(path), os.path.abspath(path), f"{path.parent.name}/{path.name}", path.name, stem}:
-            # a bare number or a few letters would be found everywhere
+            # a bare number or a few letters would match everywhere
             if len(form) > 3 and re.search(r"[^\W\d_]", form):
                 yield form, name
 
 
 def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
-    """A file name for every volume, no two alike, also where upper and lower case are one.
+    """A unique file name for every volume, also on case-insensitive file systems.
 
-    It is the volume's own name; where that occurs more than once, the folders below `root` come before it, and where
-    that does not help either, a number follows.
+    It is the volume's own name; if that occurs more than once, the folders below `root` are prefixed, and if
+    that does not help, a number is appended.
 
     Example:
         >>> paths = [Path("in/a/ct.nii.gz"), Path("in/b/ct.nii.gz"), Path("in/b/ct.mha"), Path("in/x.nii")]
@@ -117,8 +118,8 @@ def unique_names(sources: Sequence[VolumeSource], root: Path) -> list[str]:
     """
     short = [_as_file_name(source.name) for source in sources]
     counts = Counter(name.casefold() for name in short)
-    taken = set(counts)  # also a name that only one has: it is not given to another
-    numbers: defaultdict[str, int] = defaultdict(lambda: 1)  # the last that was tried
+    taken = set(counts)  # includes names that occur once: they are not given to others
+    numbers: defaultdict[str, int] = defaultdict(lambda: 1)  # the last number tried
     names: list[str] = []
     for source, name in zip(sources, short, strict=True):
         if counts[name.casefold()] > 1:
@@ -141,16 +142,16 @@ def _folders(source: VolumeSource, root: Path) -> tuple[str, ...]:
 
 
 def _as_file_name(text: str) -> str:
-    # a SeriesInstanceUID is whatever the file says, and may hold "../"
+    # a SeriesInstanceUID can be anything, including "../"
     return shorten_name(re.sub(r"[^\w .+-]", "_", text).lstrip(". ")) or "volume"
 
 
 def natural_key(name: str) -> list[str | int]:
-    """Sort key by which numbers count as numbers.
+    """Sort key that compares numbers by value.
 
     Example:
         >>> sorted(["spleen_10", "spleen_9", "A-0047_1", "A-0047"], key=natural_key)
         ['A-0047', 'A-0047_1', 'spleen_9', 'spleen_10']
     """
-    # text and numbers take turns, so that keys compare position by position
+    # text and numbers alternate, so that keys compare position by position
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

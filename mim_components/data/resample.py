@@ -1,8 +1,8 @@
 """Resample a volume to another spacing without aliasing.
 
-MONAI's `Spacing` and `ResampleToMatch` interpolate at points: with voxels four times as long they read one or two of
-four and leave out the others. Here every axis that shrinks is averaged by area, and every axis that grows is
-interpolated. Edges of the first and last voxels stay where they are, so the field of view does.
+MONAI's `Spacing` and `ResampleToMatch` interpolate at points: for voxels four times as long they read one or two of
+four and ignore the others. Here every axis that shrinks is averaged by area, and every axis that grows is
+interpolated. The outer edges, and with them the field of view, stay.
 
 Axes: (H, W, D) = (R, A, S). Spacing is mm.
 """
@@ -22,11 +22,11 @@ from mim_components.transforms.resize import weighted_means
 Spacing = tuple[float, float, float]
 Weights = list[list[tuple[int, float]]]
 
-_SLAB = 2**24  # voxels in work at once, as float32
+_SLAB = 2**24  # voxels processed at once, as float32
 
 
 def as_spacing(spacing: object) -> Spacing | None:
-    """Three positive numbers as floats; None = native voxels.
+    """Convert to three positive floats; None = native voxels.
 
     Raises:
         DataError: anything else.
@@ -49,17 +49,17 @@ def _is_length(value: object) -> bool:
 def resampled_shape(
     shape: Sequence[int], affine: np.ndarray, spacing: Spacing, max_voxels: int
 ) -> tuple[int, int, int]:  # fmt: skip
-    """Voxels (H, W, D) in RAS of a volume after resampling: n * old / new along each axis, half a voxel rounds up.
+    """Shape (H, W, D) in RAS of a volume after resampling: n * old / new voxels along each axis, halves round up.
 
     Args:
-        shape: of the volume as it is stored.
-        affine: 4x4, its voxel index to RAS world in mm; oblique axes count as the nearest of R, A and S.
-        spacing: wanted.
+        shape: shape of the volume as stored.
+        affine: 4x4, voxel index to RAS world in mm; oblique axes count as the nearest of R, A and S.
+        spacing: target spacing, mm.
         max_voxels: largest number of voxels accepted.
 
     Raises:
-        DataError: less than half a voxel along an axis, or too many voxels. It is no `VolumeError`: the volume is fit,
-            with another spacing.
+        DataError: less than half a voxel along an axis, or too many voxels. It is not a `VolumeError`: the volume is
+            fit for another spacing.
     """
     order = np.argsort(nib.io_orientation(affine)[:, 0])
     have = [int(shape[axis]) for axis in order]
@@ -81,15 +81,15 @@ def resampled_shape(
 def resample(
     voxels: np.ndarray, affine: np.ndarray, spacing: Spacing, max_voxels: int
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Resample to the whole number of voxels that comes nearest to a spacing.
+    """Resample to the whole number of voxels nearest to a spacing.
 
-    A new voxel is the mean of the old ones that it covers, by the share that it covers of each, where it is longer; and
-    linear between the centres of its neighbours where it is shorter. Direction and field of view stay.
+    A longer new voxel is the mean of the old ones that it covers, weighted by the share that it covers of each; a
+    shorter one is interpolated linearly between their centres. Direction and field of view stay.
 
     Args:
         voxels: int16 (H, W, D), RAS.
         affine: 4x4, voxel index to RAS world in mm.
-        spacing: wanted, mm along the axes of the volume.
+        spacing: target spacing, mm along the axes of the volume.
         max_voxels: largest number of voxels accepted.
 
     Returns:
@@ -115,7 +115,7 @@ def resample(
 
 
 def _resize(voxels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resize in slabs along H: the volume is never in memory as floats."""
+    """Resize in slabs along H, so that the volume is never in memory as floats."""
     have = voxels.shape
     weights = [axis_weights(old, new) for old, new in zip(have, shape, strict=True)]
     shrinking = [axis for axis in range(3) if shape[axis] < have[axis]]
@@ -135,7 +135,7 @@ def _resize(voxels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def axis_weights(have: int, wanted: int) -> Weights:
-    """For each of `wanted` voxels along an axis the old voxels that it is a mean of, and their weights.
+    """For each of `wanted` new voxels along an axis, the old voxels that it averages, and their weights.
 
     Example:
         >>> axis_weights(3, 2)  # each covers one and a half

@@ -1,4 +1,4 @@
-"""What the data path hands on: sources found, volumes prepared, and the errors that name what was bad.
+"""Objects of the data path: sources found, volumes prepared, and errors that name bad volumes.
 
 Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is mm, intensities are HU.
 """
@@ -14,37 +14,37 @@ from typing import Any
 
 import numpy as np
 
-from mim_components.utils.text import printable
+from mim_components.utils.text import counted, printable
 
 GIB = 2**30
 
 
 class DataError(ValueError):
-    """Something about the data is wrong before training; the message names the file or folder and the cause."""
+    """Something about the data is wrong; the message names the file or folder and the cause."""
 
 
 class NoVolumesError(DataError):
-    """A folder, list or collection in which no volume was found."""
+    """No volume was found in a folder, list or collection."""
 
 
 class CacheError(DataError):
-    """The cache folder cannot be used: not writable, or too little space."""
+    """The cache folder cannot be used: it is not writable, or too little space is left."""
 
 
 class VolumeError(DataError):
-    """One volume is not fit for training; the message is the cause without the file."""
+    """A volume is not fit for training; the message is the cause, without the file."""
 
 
 @dataclass(frozen=True)
 class BadVolume:
     """A volume that failed a check.
 
-    Args:
-        path: the file, or `folder [SeriesInstanceUID]` of a DICOM series; a digest where paths are hidden.
+    Attributes:
+        path: the file, or `folder [SeriesInstanceUID]` of a DICOM series; a digest if paths are hidden.
         cause: what was found and, where it helps, what was expected.
-        digest: sha256 of the bytes of all its files, one after the other; None where they cannot be read.
-        state: number, bytes and time of the files when they were read; None where one is missing.
-        permanent: the bytes alone decide: it is bad until a file changes.
+        digest: sha256 of the concatenated bytes of all its files; None if they cannot be read.
+        state: number, bytes and time of the files when they were read; None if one is missing.
+        permanent: the cause lies in the bytes alone: it is bad until a file changes.
     """
 
     path: str
@@ -58,12 +58,12 @@ class BadVolume:
 
 
 class BadVolumesError(DataError):
-    """All volumes that failed, listed at once.
+    """Some volumes failed; lists all of them.
 
     Args:
-        bad: the volumes and their causes.
-        total: number of volumes looked at.
-        max_bad_fraction: share of them that may be left out, where that is why they are listed.
+        bad: bad volumes and their causes.
+        total: number of volumes checked.
+        max_bad_fraction: share of them that may be left out, if exceeding it is the reason for the error.
     """
 
     def __init__(self, bad: Sequence[BadVolume], total: int, max_bad_fraction: float | None = None) -> None:
@@ -74,7 +74,7 @@ class BadVolumesError(DataError):
         advice, limit = "Repair or remove them, or leave them out with on_bad='exclude'.", ""
         if max_bad_fraction is not None:
             allowed = int(max_bad_fraction * total + 1e-9)
-            limit = f"; max_bad_fraction={max_bad_fraction:g} allows to leave out {allowed}"
+            limit = f"; max_bad_fraction={max_bad_fraction:g} allows leaving out {allowed}"
             advice = "Repair or remove them, or raise --prepared::max_bad_fraction."
         super().__init__(f"{len(self.bad)} of {total} volumes cannot be used{limit}:\n{lines}\n{advice}")
 
@@ -84,13 +84,13 @@ class BadVolumesError(DataError):
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """Where one volume lies.
+    """Location of a volume.
 
-    Args:
+    Attributes:
         path: the file, or the folder of a DICOM series.
-        files: the files to read; for DICOM the slices in order of position, otherwise the file itself.
+        files: files to read; for DICOM the slices in order of position, otherwise the file itself.
         series_uid: SeriesInstanceUID of a DICOM series, else None.
-        alias: what it is called everywhere where its path must not be named, see `naming`.
+        alias: name that replaces its path if this must not be shown, see `mim_components.data.names`.
     """
 
     path: Path
@@ -117,16 +117,16 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 def suffix_of(path: Path) -> str:
-    """Volume extension at the end of a file name as it is written there, or "" where there is none."""
+    """Volume extension of a file name as written there, or "" if there is none."""
     lower = path.name.lower()
     return next((path.name[-len(suffix) :] for suffix in VOLUME_SUFFIXES if lower.endswith(suffix)), "")
 
 
 @dataclass
 class FoundVolumes:
-    """Volumes found, in a fixed order, and what is to be said about the search.
+    """Volumes found, in a fixed order, and remarks on the search.
 
-    Args:
+    Attributes:
         sources: the volumes.
         notes: lines for the log, such as a series that is not a CT volume.
         root: the data folder.
@@ -145,11 +145,11 @@ class FoundVolumes:
 
 @dataclass(frozen=True, eq=False)
 class PreparedVolume:
-    """One volume of the cache.
+    """A volume in the cache.
 
-    Args:
+    Attributes:
         name: short name of the source.
-        source: the source as it was given.
+        source: source as given.
         cache_file: int16 `.npy` file (H, W, D), RAS, in HU.
         shape: (H, W, D) in voxels.
         spacing: mm per axis.
@@ -157,10 +157,10 @@ class PreparedVolume:
         digest: sha256 of the bytes of the source.
         source_bytes: size of the source in bytes.
         intensity_range: lowest and highest HU.
-        notes: what is odd about the volume without making it unfit.
-        content: equal for volumes with equal voxels, whatever file format they came in.
+        notes: oddities that do not make the volume unfit.
+        content: equal for volumes with equal voxels, whatever their file format.
         origin: source from which the cache file can be regenerated.
-        resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
+        resampled_to: requested spacing, of which `spacing` is the result; None = native voxels.
     """
 
     name: str
@@ -182,8 +182,8 @@ class PreparedVolume:
 class PreparedDataset:
     """Everything training needs to know about its volumes.
 
-    Args:
-        volumes: the volumes in the order of their sources.
+    Attributes:
+        volumes: volumes in the order of their sources.
         bad: what was left out.
         notes: warnings and remarks.
     """
@@ -202,12 +202,12 @@ class PreparedDataset:
 
     @property
     def digest(self) -> str:
-        """One sha256 over the sorted digests of the volumes: the same data in another place give the same digest."""
+        """The sha256 over the sorted digests of the volumes: equal for the same data in another place."""
         return hashlib.sha256("\n".join(sorted(volume.digest for volume in self.volumes)).encode()).hexdigest()
 
     @property
     def contents(self) -> dict[str, str]:
-        """Digest of every volume by its name, as `digest` counts them."""
+        """Digest of every volume by name, which `digest` covers."""
         return {volume.source: volume.digest for volume in self.volumes}
 
     def count_smaller_than(self, size: Sequence[int]) -> int:
@@ -215,8 +215,9 @@ class PreparedDataset:
         return sum(any(have < want for have, want in zip(v.shape, size, strict=True)) for v in self.volumes)
 
     def summary(self) -> str:
-        """Text of a few lines: number of volumes, bytes, median and range of size and spacing, what was left out."""
-        lines = [f"{len(self.volumes)} volumes, {sum(v.source_bytes for v in self.volumes) / GIB:.2f} GiB of files"]
+        """A few lines: number of volumes, bytes, median and range of size and spacing, and what was left out."""
+        gib = sum(v.source_bytes for v in self.volumes) / GIB
+        lines = [f"{counted(len(self.volumes), 'volume')}, {gib:.2f} GiB of files"]
         if self.volumes:
             cached = sum(2 * int(np.prod(v.shape)) for v in self.volumes)
             lines[0] += f", {cached / GIB:.2f} GiB of cache"
@@ -231,7 +232,7 @@ class PreparedDataset:
 
 
 def per_axis(values: Sequence[float]) -> str:
-    """As `1.5 x 1.5 x 2`."""
+    """Format as `1.5 x 1.5 x 2`."""
     return " x ".join(f"{value:.6g}" for value in values)
 
 
@@ -248,12 +249,12 @@ def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
 
 @dataclass(frozen=True)
 class SourceState:
-    """Cheap signs that a source has changed.
+    """Cheap indicators of a change in a source.
 
-    Args:
+    Attributes:
         files: number of files.
         size: bytes of all files.
-        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time moves even when a
+        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time changes even if a
             copy keeps the old modification time.
     """
 

@@ -47,7 +47,7 @@ class RunFolder:
         output_dir: path of the folder.
         resume: "auto" continues the run in `output_dir`, or starts one if there is none; "never" starts in a new
             folder `output_dir/run_002`, `run_003`, ... and overwrites nothing.
-        on_full_disk: "stop" ends the run when something finds no room; "continue" goes on without it.
+        on_full_disk: "stop" ends the run when a file does not fit on the disk; "continue" leaves it out.
 
     Attributes:
         path: the folder of this run.

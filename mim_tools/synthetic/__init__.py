@@ -1,4 +1,4 @@
-"""Synthetic CT of a trunk and MRI of a brain, with labels, for demos and tests; not a patient, and they say so."""
+"""Synthetic CT of a trunk and MRI of a brain, with labels, for demos and tests; marked as synthetic, no patients."""
 
 from mim_tools.synthetic.dataset import write_synthetic_dataset
 from mim_tools.synthetic.generate import DESCRIPTION, SYNTHETIC_VERSION, SyntheticCT, synthetic_ct

@@ -1,4 +1,4 @@
-"""Command: write synthetic CTs to a folder, or a synthetic set in the layout of a public dataset."""
+"""Command: write synthetic CTs to a folder, or a synthetic dataset in the layout of a public one."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from mim_tools.synthetic.layouts import LAYOUTS, write_synthetic_layout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line and write the data set.
+    """Read the command line and write the dataset.
 
     Args:
         arguments: words of the command line; None takes those of the process.
 
     Returns:
-        Exit status, 0 on success; 1 when an argument or the disk is at fault, with the cause on stderr.
+        Exit status: 0 on success, 1 if an argument or the disk is at fault, with the cause on stderr.
     """
     parser = argparse.ArgumentParser(prog="python -m mim_tools.synthetic", description=f"Write CTs: {DESCRIPTION}.")
     parser.add_argument("output_dir", help="folder to write to")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="write a dataset as it comes from its archive")
-    parser.add_argument("--num_volumes", type=int, default=4, help="how many volumes; labelled cases of a layout")
-    parser.add_argument("--spatial_size", type=int, nargs=3, help="H W D in voxels (128 128 96; of a layout 96 80 72)")
-    parser.add_argument("--spacing", type=float, nargs=3, help="voxel size in mm (3 3 4; a layout's fits its region)")
+    parser.add_argument(
+        "--num_volumes", type=int, default=4, help="number of volumes, or of labelled cases of a layout"
+    )
+    parser.add_argument(
+        "--spatial_size", type=int, nargs=3, help="H W D in voxels (128 128 96; with --layout 96 80 72)"
+    )
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, help="voxel size in mm (3 3 4; with --layout it fits the region)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same volumes")
-    parser.add_argument("--vary", action="store_true", help="change size and spacing a little from volume to volume")
+    parser.add_argument("--vary", action="store_true", help="vary size and spacing a little between volumes")
     parser.add_argument("--no_labels", action="store_true", help="write images only")
     args = parser.parse_args(arguments)
     if args.layout and (args.vary or args.no_labels):
-        parser.error("--vary and --no_labels do not go with --layout")
+        parser.error("--vary and --no_labels cannot be combined with --layout")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         print(_write_layout(args) if args.layout else _write_dataset(args))

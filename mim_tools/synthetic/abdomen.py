@@ -83,7 +83,7 @@ def _portal_vein(portal: np.ndarray) -> list[Part]:
 
 
 def _liver_vessels(seed: int, trunk: Trunk, shape: Piece, portal: np.ndarray, cava: np.ndarray) -> list[Part]:
-    """Branches of the portal vein and the hepatic veins; they are part of the liver and differ in HU only."""
+    """Branches of the portal vein and the hepatic veins; they are part of the liver and differ only in HU."""
     rng = stream(seed, "liver vessels")
     targets = points_inside(rng, trunk, shape.distance, shape.bounds, 60, 8.0)
     parts = []
@@ -122,7 +122,7 @@ def _kidney_vessels(seed: int) -> list[Part]:
 
 
 def stomach(seed: int) -> list[Part]:
-    """Stomach with a level of gas over fluid, and the duodenum that goes on from it."""
+    """Stomach with gas above fluid, and the duodenum that continues from it."""
     rng = stream(seed, "stomach")
     axis = path(rng, _STOMACH, 3.0)
     axis[:, 3] *= rng.uniform(0.75, 1.05)
@@ -138,7 +138,7 @@ def stomach(seed: int) -> list[Part]:
 
 
 def _gas(axis: NDArray[np.float64], level: float) -> tuple[Piece, ...]:
-    """Gas that collects at the front of a tube lying on its back, above a level given in radii from its middle."""
+    """Gas that collects at the front of a tube in a supine body, above a level given in radii from its middle."""
     height = float(axis[:, 1].mean() + level * axis[:, 3].mean())
 
     def bubble(shape: Piece) -> Piece:
@@ -158,7 +158,7 @@ def colon_line(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def colon(seed: int) -> list[Part]:
-    """Colon from caecum to rectum: haustra swell and narrow it, stretches of it hold gas."""
+    """Colon from caecum to rectum, widened and narrowed by haustra, with gas in some stretches."""
     rng = stream(seed, "colon")
     line = colon_line(rng)
     line[:, 3] *= 1 + 0.13 * np.cos(np.arange(len(line)) * 2.1) + 0.04 * rng.standard_normal(len(line))
@@ -176,7 +176,7 @@ def colon(seed: int) -> list[Part]:
 
 
 def small_bowel(seed: int) -> list[Part]:
-    """Coils of small bowel: a wandering tube that stays in the middle of the belly, painted loop over loop."""
+    """Coils of small bowel: a wandering tube that stays in the middle of the abdomen, painted loop over loop."""
     rng = stream(seed, "small bowel")
     center, reach = np.array((-2, 32, -130)), np.array((92, 50, 88))
     position, heading = center + np.array((-40.0, 0, 40)), np.array((1.0, 0, 0))
@@ -197,7 +197,7 @@ def small_bowel(seed: int) -> list[Part]:
 
 
 def bladder(seed: int) -> Part:
-    """Bladder, more or less full."""
+    """Bladder, filled to a random degree."""
     rng = stream(seed, "bladder")
     fill = rng.uniform(0.65, 1.15)
     shape = ellipsoid(moved(rng, (0, 30, -246), 3), np.array((42, 32, 34)) * fill, (-12, 0, 0))

@@ -18,7 +18,7 @@ from mim_tools.synthetic.trunk import Trunk
 _EVERYWHERE = np.array([[-400.0, -400, -2000], [400, 400, 2000]])
 
 
-@lru_cache(maxsize=4)  # many crops of one person are a common use; nothing changes what is returned
+@lru_cache(maxsize=4)  # many crops of one person are a common use; the result is never modified
 def build_anatomy(seed: int, findings: tuple[str, ...] | None = None) -> tuple[Trunk, tuple[Part, ...]]:
     """Build one person.
 

@@ -33,7 +33,7 @@ _CORTEX = 5.0  # thickness in mm of the grey matter at the surface
 class SyntheticBrain:
     """A synthetic brain, not a patient.
 
-    Args:
+    Attributes:
         image: int16 `(H, W, D, 4)` in the order of `CHANNELS`, 0 outside the brain; the axes point to the patient's
             right, front and head.
         label: numbers of `BRAIN_LABELS`, uint8 `(H, W, D)`.
@@ -107,7 +107,7 @@ def _anatomy(rng: np.random.Generator, points: Points, noise: Array) -> tuple[Ar
 def _tumour(
     rng: np.random.Generator, points: Points, noise: Array, brain: Array, tissue: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Put a core in a rim in an edema into the white matter of one side; `tissue` changes in place."""
+    """Put a core within a rim within an edema into the white matter of one side; changes `tissue` in place."""
     side = rng.choice([1, -1])
     center = moved(rng, (side * 36, rng.uniform(-38, 38), rng.uniform(12, 34)), 3.0)
     core, rim, edema = rng.uniform(8, 13), rng.uniform(5, 8), rng.uniform(9, 17)

@@ -24,7 +24,7 @@ _MOST = 2742  # patients
 _CLASSES = {"CP": (1070, "CP", ("pneumonia",)), "NCP": (12, "COVID19", ("covid",)), "Normal": (1690, "Normal", ())}
 _SCENES = {name: Scene(CHEST, {0: ()}, "none", findings) for name, (_, _, findings) in _CLASSES.items()}
 _WINDOW = (-1350.0, 150.0)  # HU that are black and white
-_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # Pillow does not miss them
+_ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # Pillow accepts files without them
 _SHORT = 9  # slices of a scan that is too short to be used
 
 
@@ -32,12 +32,12 @@ _SHORT = 9  # slices of a scan that is too short to be used
 class Scan:
     """One scan of the layout.
 
-    Args:
+    Attributes:
         label: CP, NCP or Normal.
         patient: id of the patient.
         scan: id of the scan.
         index: number of the patient in the set.
-        short: it has a few slices only.
+        short: whether it has only a few slices.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Scan:
 
     @property
     def folder(self) -> str:
-        """Folder below the root, which is also the name of the case."""
+        """Folder below the root; also the name of the case."""
         return f"{self.label}/{self.patient}/{self.scan}"
 
     def file_name(self, number: int) -> str:
@@ -62,7 +62,7 @@ class Scan:
 
 
 def scans(num_patients: int) -> Iterator[Scan]:
-    """List the scans of so many patients, whose class goes round; of five, one has a second scan, one a short one."""
+    """List the scans of so many patients, classes in turn; of five, one has a second scan, and one a short one."""
     number = 3000
     for index in range(num_patients):
         label = tuple(_CLASSES)[index % 3]
@@ -88,7 +88,7 @@ def write_ccccii(writer: CaseWriter, output_dir: Path, num_cases: int) -> Path:
 
 
 def _write_scan(writer: CaseWriter, root: Path, scan: Scan) -> tuple[int, list[int]]:
-    """Write the slices that are missing; return their number and those with lesions."""
+    """Write the missing slices; return their number and the slices with lesions."""
     folder = root / scan.folder
     facts = writer.ct_facts(_SCENES[scan.label], scan.folder, scan.index)
     count = min(_SHORT, facts["spatial_size"][2]) if scan.short else facts["spatial_size"][2]
@@ -105,7 +105,7 @@ def _write_scan(writer: CaseWriter, root: Path, scan: Scan) -> tuple[int, list[i
 
 
 def _draw(writer: CaseWriter, scan: Scan, count: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return slices `(count, rows, columns)` from the head down, as a radiologist looks at them, and the ill ones."""
+    """Return slices `(count, rows, columns)` from the head down, in radiological view, and those with lesions."""
     ct = writer.draw_ct(_SCENES[scan.label], scan.folder, scan.index)
     low, high = _WINDOW
     grey = np.rint(np.clip((ct.image - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
@@ -135,7 +135,7 @@ def _write_slice(path: Path, pixels: NDArray[np.uint8], comment: str) -> None:
 
 
 def _lesions_if_complete(paths: list[Path], facts: dict[str, Any]) -> list[int] | None:
-    """Return the slices with lesions if all slices are there, whole and made from these facts; else None."""
+    """Return the slices with lesions if all slices exist, complete and made from these facts; else None."""
     ill: list[int] = []
     for number, path in enumerate(paths):
         try:

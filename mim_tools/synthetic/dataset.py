@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What decides a volume; it stands in the file, so that a later run knows what the file is."""
+    """What determines a volume; stored in the file, so that a later run recognises it."""
 
     seed: int
     spatial_size: tuple[int, int, int]
@@ -53,17 +53,17 @@ def write_synthetic_dataset(
     """Write synthetic CTs, their labels and a list of both.
 
     Images go to `images/synthetic_ct_0000.nii.gz`, labels to `labels/synthetic_ct_0000_label.nii.gz`, the list to
-    `dataset.json`. A file that is whole and was made by the same recipe (seed, size, spacing, version) is kept; any
-    other is written beside and renamed, so that a stopped run leaves no half file under these names.
+    `dataset.json`. A complete file made by the same recipe (seed, size, spacing, version) is kept; any
+    other is written under another name and then renamed, so that a stopped run leaves no incomplete files.
 
     Args:
-        output_dir: folder to write to; made if missing.
-        num_volumes: how many, 1 or more.
-        seed: decides all volumes; volume i is the same however many are asked for.
+        output_dir: folder to write to; created if missing.
+        num_volumes: number of volumes, 1 or more.
+        seed: determines all volumes; volume i does not depend on `num_volumes`.
         spatial_size: (H, W, D) in voxels.
         spacing: voxel size in mm.
-        with_labels: write label maps too; without, the list names images only.
-        vary: change size by up to 10 % and spacing by up to 20 % from volume to volume.
+        with_labels: also write label maps; otherwise the list names only images.
+        vary: vary size by up to 10 % and spacing by up to 20 % between volumes.
         progress: log one line per volume at level INFO.
 
     Returns:
@@ -136,7 +136,7 @@ def _recipe(
 
 
 def _write_volume(recipe: _Recipe, image: Path, label: Path | None) -> bool:
-    """Write what is missing of one volume; False if nothing was."""
+    """Write the missing files of one volume; False if none was missing."""
     wanted = {"image": image} if label is None else {"image": image, "label": label}
     missing = {kind: path for kind, path in wanted.items() if not is_complete(path, recipe.text(kind))}
     if not missing:

@@ -15,7 +15,7 @@ from mim_tools.synthetic.generate import DESCRIPTION
 from mim_tools.synthetic.scenes import ABDOMEN, BELLY, CHEST, LIVER, PANCREAS, Scene, check_count, numbers, unused
 from mim_tools.synthetic.writer import CaseWriter
 
-# what macOS leaves beside a file when it packs an archive: magic number, version, filler, no entries
+# file that macOS adds next to each file in an archive: magic number, version, filler, no entries
 _APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X".ljust(16) + bytes(2)
 
 
@@ -23,15 +23,15 @@ _APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X".ljust(16) + byte
 class Task:
     """One task of the Decathlon.
 
-    Args:
-        folder: of the task, such as Task09_Spleen.
-        prefix: of the file names.
-        first: the first numbers of the labelled cases.
+    Attributes:
+        folder: name of the task's folder, such as Task09_Spleen.
+        prefix: prefix of the file names.
+        first: first numbers of the labelled cases.
         count: number of labelled cases of the whole task.
-        labels: name by value, as `dataset.json` has them.
+        labels: name by value, as in `dataset.json`.
         scene: what the CTs show; None for the brain.
-        digits: least number of digits in a file name.
-        modality: by channel.
+        digits: minimum number of digits in a file name.
+        modality: modality by channel.
     """
 
     folder: str

@@ -1,4 +1,4 @@
-"""Findings: tumours and infections that a person can be given, and the small lesions that are drawn by seed."""
+"""Findings: tumours and infections that a person can be given, and small lesions drawn by seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_LESIONS = 4  # per kind
 
 
 def draw_findings(seed: int, trunk: Trunk, names: Sequence[str]) -> list[Part]:
-    """Draw the findings of these names, each at least once; each has a random stream of its own."""
+    """Draw the findings of these names, each at least once and from its own random stream."""
     return [part for name in names for part in FINDINGS[name](stream(seed, name), seed, trunk)]
 
 
@@ -28,7 +28,7 @@ def _mass(rng: np.random.Generator, center: np.ndarray, radius: float) -> Piece:
 
 
 def _place(rng: np.random.Generator, trunk: Trunk, organ: Piece, depth: float) -> np.ndarray:
-    """Return a point `(3,)` at least `depth` mm inside an organ, or as deep as the organ has one."""
+    """Return a point `(3,)` at least `depth` mm inside an organ, or as deep as possible."""
     while True:
         found = points_inside(rng, trunk, organ.distance, organ.bounds, 1, depth)
         if len(found):
@@ -83,7 +83,7 @@ def _colon_tumour(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Par
 
 
 def _patch(label: str, shape: Piece, layers: tuple[tuple[float, str], ...]) -> list[Part]:
-    """Paint an infiltrate between the vessels of the lung; the label takes the vessels in."""
+    """Paint an infiltrate between the vessels of the lung; its label includes the vessels."""
     return [
         Part(label, (shape,), layers, LUNGS, roughness=6.0),
         Part(label, (shape,), (), ("lung_vessels", "airways"), roughness=6.0),
@@ -98,7 +98,7 @@ def _covid(rng: np.random.Generator, seed: int, trunk: Trunk) -> list[Part]:
         outline = lung(1 if number % 2 else -1, heart)
 
         def rim(points: Points, outline: Piece = outline) -> Array:
-            """Distance to the outer 22 mm of the lower, hinder part of a lung."""
+            """Distance to the outer 22 mm of the lower posterior part of a lung."""
             distance = outline.distance(points)
             below = np.maximum(points.z - 190, points.y - 40)
             return np.maximum(np.maximum(distance, -distance - 22), below)
@@ -144,7 +144,7 @@ def _lesion(rng: np.random.Generator, trunk: Trunk, organ: Piece, radius: float,
     place = points_inside(rng, trunk, organ.distance, organ.bounds, 1, depth * radius + 1)
     stretch: NDArray[np.float64] = rng.uniform(0.8, 1.2, 3)
     angles = rng.uniform(-45, 45, 3)
-    # a lesion as large as this may have no place in the organ
+    # a lesion this large may not fit the organ
     return [ellipsoid(place[0], radius * stretch, angles.tolist())] if len(place) else []
 
 

@@ -19,7 +19,7 @@ from mim_tools.synthetic.tissue import PHASES, TO_COARSE, gravity_table, texture
 
 SYNTHETIC_VERSION = 1
 DESCRIPTION = "synthetic CT, not a patient"
-_BLOCK_VOXELS = 4_000_000  # voxels that are in memory as floats at one time
+_BLOCK_VOXELS = 4_000_000  # voxels in memory as floats at one time
 _REACH = np.array([[-150.0, -105, -300], [150, 105, 320]])  # what a field of view should lie in, in mm
 
 
@@ -27,9 +27,9 @@ _REACH = np.array([[-150.0, -105, -300], [150, 105, 320]])  # what a field of vi
 class SyntheticCT:
     """A synthetic CT, not a patient.
 
-    Args:
+    Attributes:
         image: HU, int16 `(H, W, D)`; the axes point to the patient's right, front and head.
-        label: numbers of `SYNTHETIC_LABELS`, or of `FINE_LABELS` where they were asked for, uint8 `(H, W, D)`.
+        label: numbers of `SYNTHETIC_LABELS`, or of `FINE_LABELS` if requested, uint8 `(H, W, D)`.
         affine: `(4, 4)` from voxel indices to RAS coordinates in mm.
         spacing: voxel size in mm.
         seed: the person.
@@ -55,7 +55,7 @@ def synthetic_ct(
     findings: Sequence[str] | None = None,
     fine_labels: bool = False,
 ) -> SyntheticCT:
-    """Make a CT of a trunk that no patient ever had, with labels.
+    """Generate a CT of the trunk of no real patient, with labels.
 
     The anatomy is a set of smooth shapes in mm; labels are read at the voxel centres, so that one seed is one person on
     every grid. The same arguments give the same arrays, bit by bit.
@@ -65,17 +65,17 @@ def synthetic_ct(
         spatial_size: (H, W, D) in voxels.
         spacing: voxel size in mm.
         center: middle of the field of view in RAS mm, where (0, 0, 0) is about the middle of the upper abdomen; None
-            draws one by seed, such that the field of view lies in the trunk where it fits.
+            draws one by seed, such that the field of view lies in the trunk if it fits.
         phase: contrast phase, one of none, arterial, portal, delayed; None draws one by seed.
         findings: names of `FINDINGS`, each of which the person has at least once; none of them for a healthy person;
             None draws small lesions by seed.
         fine_labels: number the voxels by `FINE_LABELS`, which tell parts of organs apart.
 
     Returns:
-        Image, label and what is known of them.
+        Image, label and their metadata.
 
     Raises:
-        ValueError: `seed`, `spatial_size`, `spacing`, `center`, `phase` or `findings` is not as above.
+        ValueError: `seed`, `spatial_size`, `spacing`, `center`, `phase` or `findings` is invalid.
 
     Example:
         >>> ct = synthetic_ct(0, spatial_size=(33, 40, 21), spacing=(8.0, 8.0, 10.0))
@@ -90,7 +90,7 @@ def synthetic_ct(
     if phase is not None and phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES} or None, got {phase=}.")
     if unknown := sorted(set(findings or ()) - set(FINDINGS)):
-        raise ValueError(f"findings must be of {tuple(FINDINGS)}, got {unknown}.")
+        raise ValueError(f"findings must be among {tuple(FINDINGS)}, got {unknown}.")
     rng = stream(seed, "study")
     drawn_phase, drawn_center = PHASES[rng.integers(len(PHASES))], _draw_center(rng, size, steps)
     middle = drawn_center if center is None else np.asarray(center, dtype=float)
@@ -106,7 +106,7 @@ def synthetic_ct(
 def check_grid(
     spatial_size: Sequence[int], spacing: Sequence[float]
 ) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Return size and spacing as tuples, or say what is wrong with them.
+    """Check size and spacing and return them as tuples.
 
     Args:
         spatial_size: (H, W, D) in voxels, whole numbers of 1 or more.
@@ -116,7 +116,7 @@ def check_grid(
         Both as tuples of three.
 
     Raises:
-        ValueError: they are not as above.
+        ValueError: one of them is invalid.
     """
     if len(spatial_size) != 3 or any(int(side) != side or side < 1 for side in spatial_size):
         raise ValueError(f"spatial_size must be three whole numbers of 1 or more, got {spatial_size=}.")
@@ -127,14 +127,14 @@ def check_grid(
 
 
 def _draw_center(rng: np.random.Generator, size: Sequence[int], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Draw the middle of the field of view: anywhere where it lies in the trunk, near the trunk's middle if larger."""
+    """Draw the middle of the field of view: anywhere within the trunk, or near its middle if it does not fit."""
     half = np.array(size) * np.array(spacing) / 2
     room = np.maximum(np.ptp(_REACH, axis=0) / 2 - half, np.array([4.0, 4.0, 4.0]))
     return _REACH.mean(0) + rng.uniform(-1, 1, 3) * room
 
 
 class _Study:
-    """All that is needed to render the volume block by block along its first axis."""
+    """Everything needed to render the volume block by block along its first axis."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _Study:
 def _voxel_boxes(
     parts: Sequence[Part], pose: Pose, origin: NDArray, spacing: NDArray, edge: float, size: tuple[int, int, int]
 ) -> list[list[Box]]:
-    """Return for every piece of every part the voxels where it can be; nothing for a part outside the volume."""
+    """Return for every piece of every part the voxels that it can cover; nothing for a part outside the volume."""
     bounds = np.stack([piece.bounds for part in parts for piece in part.pieces])
     rough = np.concatenate([[2.0 * part.roughness] * len(part.pieces) for part in parts])
     bounds = bounds + np.array([-1.0, 1.0])[None, :, None] * rough[:, None, None]

@@ -14,14 +14,14 @@ Vector = NDArray[np.float64]
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """Return a random generator of its own for a named part, so that a change in one part moves no other."""
+    """Return a separate random generator for a named part, so that a change in one part affects no other."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))
 
 
 class RandomField:
-    """Smooth random functions of position in mm: a cubic B-spline on a lattice that repeats itself.
+    """Smooth random functions of position in mm: cubic B-splines on a periodic lattice.
 
-    The values depend on the place alone, so that every grid sees the same function.
+    The values depend only on the position, so that every grid samples the same function.
 
     Args:
         rng: source of the lattice values.
@@ -32,7 +32,7 @@ class RandomField:
 
     def __init__(self, rng: np.random.Generator, pitch: float, count: int, channels: int = 1) -> None:
         self.pitch, self.count = pitch, count
-        # 0.479 is the root of the mean sum of squared weights of a cubic B-spline: three axes bring it back to 1
+        # 0.479 is the root of the mean sum of squared weights of a cubic B-spline: over three axes the scale is 1
         self.values = rng.standard_normal((channels, count, count, count), dtype=np.float32) / np.float32(0.479**1.5)
 
     def weights(self, coordinates: Vector) -> Array:
@@ -60,7 +60,7 @@ class RandomField:
         return np.matmul(y, along_x)
 
     def at(self, places: Vector) -> Vector:
-        """Return the functions at scattered places `(N, 3)` in mm: `(N, channels)`."""
+        """Return the functions at scattered positions `(N, 3)` in mm: `(N, channels)`."""
         (i, x), (j, y), (k, z) = (self._taps(places[:, axis]) for axis in range(3))
         near = self.values[:, i[:, :, None, None], j[:, None, :, None], k[:, None, None, :]]  # (channels, N, 4, 4, 4)
         weights = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
@@ -68,7 +68,7 @@ class RandomField:
 
 
 class Pose:
-    """Where a person lies and how the person is bent: maps scanner coordinates to the body frame.
+    """Position and posture of a person: maps scanner coordinates to the body frame.
 
     Body coordinates are ``matrix @ (world - shift) + deformation(world)``, all in mm.
 
@@ -100,17 +100,17 @@ class Pose:
         return out[0], out[1], out[2]
 
     def world_boxes(self, bounds: Vector, margin: float) -> Vector:
-        """Return boxes `(N, 2, 3)` in scanner coordinates that hold the boxes `(N, 2, 3)` of the body frame.
+        """Return boxes `(N, 2, 3)` in scanner coordinates that contain the boxes `(N, 2, 3)` in the body frame.
 
         Args:
             bounds: lower and upper corners in mm.
-            margin: further room in mm on every side.
+            margin: extra space in mm on every side.
         """
         center, half = bounds.mean(1), np.ptp(bounds, axis=1) / 2
         world = center @ self.inverse.T + self.shift
         for _ in range(4):  # the deformation is given in scanner coordinates, so its inverse is a fixed point
             world = (center - self.amplitude * self.field.at(world)) @ self.inverse.T + self.shift
-        # the deformation changes by at most a fifth of the distance, and by no more than its range
+        # the deformation changes by at most a fifth of the distance, and at most by its range
         bend = np.minimum(0.22 * np.linalg.norm(half, axis=1), 7 * self.amplitude)[:, None]
         room = half @ np.abs(self.inverse).T + bend + margin
         return np.stack([world - room, world + room], axis=1)

@@ -1,6 +1,6 @@
-"""Synthetic sets in the folder layout, names, label values and modality of the datasets that bundles are made for.
+"""Synthetic datasets with the folder layout, names, label values and modality of the bundles' datasets.
 
-Most datasets are a row of `TABLE`. Those with lists of their own have a function: AMOS22 here, the Decathlon and
+Most datasets are a row of `TABLE`. Those with their own lists have a function: AMOS22 here, the Decathlon and
 CC-CCII in their modules.
 """
 
@@ -91,10 +91,10 @@ class Layout:
     """How one dataset names and places its files.
 
     Attributes:
-        folder: the dataset's own.
+        folder: the dataset's folder.
         scene: what the CTs show; None for the brain.
         training: ids that train, in order.
-        validation: ids that validate, in order; none where the dataset lists no split.
+        validation: ids that validate, in order; none if the dataset lists no split.
         files: path below `folder` by kind, with the id as `{id}`.
         unlabelled: first id without a label and the path of its image; one such case for five labelled ones.
     """
@@ -200,10 +200,10 @@ def _write_mr(writer: CaseWriter, name: str, index: int, image: Path, label: Pat
 
 
 def as_mr(ct: SyntheticCT) -> NDArray[np.int16]:
-    """Return an image `(H, W, D)` with the look of an MR: every label has a grey value of its own, none is below 0.
+    """Return an image `(H, W, D)` that looks like MR: every label has its own grey value, none below 0.
 
     Args:
-        ct: with fine labels.
+        ct: CT with fine labels.
     """
     rng = stream(ct.seed, "mr")
     table = rng.uniform(150, 700, len(FINE_LABELS))
@@ -249,17 +249,17 @@ def write_synthetic_layout(
     spacing: Sequence[float] | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write a small synthetic dataset as one of the public datasets comes from its archive.
+    """Write a small synthetic dataset in the form in which a public dataset is distributed.
 
-    The ids are the first of the dataset on both sides of the usual split, so that 5 cases or more have one for
-    validation at least. Images without labels, and files that do not belong to the task, are there as in the dataset.
-    A file that is whole and was made by the same recipe is kept.
+    The ids are the first of the dataset on both sides of the usual split, so that of 5 or more cases at least one is
+    for validation. Images without labels, and files that do not belong to the task, are included as in the dataset. A
+    complete file made by the same recipe is kept.
 
     Args:
-        output_dir: folder to write to, made if missing; the dataset's own folder goes below.
+        output_dir: folder to write to, created if missing; it will contain the dataset's folder.
         layout: one of `LAYOUTS`.
         num_cases: labelled cases, 2 or more; patients for ccccii, CT for amos22.
-        seed: decides all cases; a case is the same however many are asked for.
+        seed: determines all cases; a case does not depend on `num_cases`.
         spatial_size: (H, W, D) in voxels, before the axes are turned; orientations vary from case to case.
         spacing: voxel size in mm; None spreads the voxels over the part of the body that the dataset shows.
         progress: log one line per case at level INFO.
@@ -268,7 +268,7 @@ def write_synthetic_layout(
         The dataset's folder, below `output_dir`.
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is invalid.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(sorted(LAYOUTS))}, got {layout=}.")

@@ -35,7 +35,7 @@ _PANCREAS = [
 
 
 def liver(seed: int) -> Piece:
-    """Right lobe under the right dome, left lobe that tapers over the midline, oblique lower surface."""
+    """Liver: right lobe under the right dome, left lobe tapering across the midline, oblique lower surface."""
     rng = stream(seed, "liver")
     size = rng.uniform(0.9, 1.08)
     right = ellipsoid(moved(rng, (66, 0, 42), 3), np.array((78, 90, 95)) * size, (0, 0, 10))
@@ -57,7 +57,7 @@ def liver(seed: int) -> Piece:
 
 
 def spleen(seed: int) -> Piece:
-    """Crescent on the left, between the ribs behind and the stomach in front."""
+    """Spleen: a crescent on the left, between the ribs behind and the stomach in front."""
     rng = stream(seed, "spleen")
     size = rng.uniform(0.85, 1.12)
     center = moved(rng, (-94, -30, 50), 3)
@@ -103,7 +103,7 @@ def kidney(seed: int, side: int) -> tuple[Piece, Piece, list[Piece]]:
 
 
 def kidneys(seed: int) -> list[Part]:
-    """Both kidneys in their fat; they share size and tissue, so only the place tells left from right."""
+    """Both kidneys in their fat; they share size and tissue, so that only position distinguishes left from right."""
     parts = []
     for side, name in ((1, "right_kidney"), (-1, "left_kidney")):
         outline, sinus, pyramids = kidney(seed, side)
@@ -119,7 +119,7 @@ def kidneys(seed: int) -> list[Part]:
 
 
 def adrenals(seed: int) -> list[Part]:
-    """Three limbs that meet above and in front of the upper pole of each kidney."""
+    """Adrenal glands: three limbs that meet above and in front of the upper pole of each kidney."""
     parts = []
     for side, name, center in ((1, "right_adrenal", (33, -20, 36)), (-1, "left_adrenal", (34, -14, 34))):
         own = stream(seed, name)
@@ -136,13 +136,13 @@ def pancreas_axis(seed: int) -> NDArray[np.float64]:
 
 
 def pancreas(seed: int) -> Part:
-    """Head in the loop of the duodenum, body over the spine, tail towards the spleen; lobulated."""
+    """Pancreas: head in the loop of the duodenum, body over the spine, tail towards the spleen; lobulated."""
     axis = pancreas_axis(seed)
     return Part("pancreas", tube(axis, 10.0), ((0.0, "pancreas"),), ("body", "bowel", "stomach"), roughness=3.5)
 
 
 def gallbladder(seed: int) -> Part:
-    """A pear under the right lobe of the liver."""
+    """Gallbladder: a pear under the right lobe of the liver."""
     rng = stream(seed, "gallbladder")
     axis = path(rng, [(54, 34, -2, 5), (60, 46, -16, 10), (66, 54, -34, 13)], 3.0)
     axis[:, 3] *= rng.uniform(0.8, 1.25)
@@ -152,7 +152,7 @@ def gallbladder(seed: int) -> Part:
 
 @dataclass(frozen=True)
 class Branch:
-    """A straight stretch of a vessel: ends and radii in mm."""
+    """A straight segment of a vessel: ends and radii in mm."""
 
     start: NDArray[np.float64]
     end: NDArray[np.float64]
@@ -160,7 +160,7 @@ class Branch:
     end_radius: float
 
     def piece(self, wall: float = 0.0) -> Piece:
-        """Return the stretch as a shape, `wall` mm thicker."""
+        """Return the segment as a shape, `wall` mm thicker."""
         return capsule(self.start, self.end, self.start_radius + wall, self.end_radius + wall)
 
 

@@ -1,4 +1,4 @@
-"""Parts of the body, and the painter that puts them into a block of voxels."""
+"""Parts of the body, and the painter that draws them into a block of voxels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Box = tuple[slice, ...]
 class Part:
     """One thing to paint; later parts cover earlier ones.
 
-    Args:
+    Attributes:
         label: name of its label.
         pieces: shapes whose union it is.
         layers: (depth in mm, tissue) from the outside in: a bone is cortical from 0 and trabecular from 2 mm on; none
             for a part that names what others painted.
-        within: names of the labels that it may cover, with the finer labels that belong to them; None for all.
+        within: names of the labels that it may cover, including their finer labels; None for all.
         roughness: height in mm of random bumps on its surface.
         contrast: radius in mm of a vessel that may be thinner than a voxel and is then fainter; 0 for other parts.
     """
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass
 class Block:
-    """Voxels that are painted together: coordinates in the body frame, HU and labels, all `(X, Y, Z)`."""
+    """Voxels painted together: coordinates in the body frame, HU and labels, all `(X, Y, Z)`."""
 
     points: Points
     image: Array
@@ -47,10 +47,10 @@ class Block:
 
 
 class Painter:
-    """Paints with soft edges: a voxel takes a part's HU as far as the part covers it; its label goes by its centre.
+    """Paints with soft edges: a voxel takes a part's HU in proportion to coverage, and the label at its centre.
 
     Args:
-        parts: what to paint, in order.
+        parts: parts to paint, in order.
         tissues: HU by tissue.
         edge: width in mm over which an edge is soft, about a voxel.
     """
@@ -63,9 +63,9 @@ class Painter:
         """Paint one part.
 
         Args:
-            block: where to paint; changed in place.
+            block: voxels to paint; changed in place.
             index: number of the part.
-            boxes: for each piece of the part, the voxels of the block where it can be.
+            boxes: for each piece of the part, the voxels of the block that it can cover.
         """
         part, allowed = self.parts[index], self._allowed[index]
         filled = [(piece, box) for piece, box in zip(part.pieces, boxes, strict=True) if not _empty(box)]

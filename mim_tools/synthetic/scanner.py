@@ -1,4 +1,4 @@
-"""What the scanner adds: table, blur, noise, rounding."""
+"""Effects of the scanner: table, blur, noise, rounding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Scanner:
     """One scanner and its settings.
 
     Args:
-        seed: decides sharpness, noise, table, the value of air and whether the corners outside the circle of
+        seed: determines sharpness, noise, table, the value of air and whether the corners outside the circle of
             reconstruction are filled.
         spacing: voxel size in mm.
         table_height: y in mm (scanner coordinates) on which the patient lies.
@@ -71,13 +71,13 @@ class Scanner:
         return sigma**2 / self.passes / 2
 
     def blur(self, image: Array) -> None:
-        """Blur along all axes, in place; the outermost `passes` planes are valid at the volume's own border only."""
+        """Blur along all axes, in place; the outermost `passes` planes are valid only at the border of the volume."""
         for _ in range(self.passes):
             for axis, sigma in enumerate(self.sigmas):
                 blur_axis(np.moveaxis(image, axis, 0), np.float32(self._side(sigma)))
 
     def digitise(self, image: Array, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int16]:
-        """Round to int16 HU within the scanner's range; fill what lies outside the circle of reconstruction."""
+        """Round to int16 HU within the scanner's range; fill the area outside the circle of reconstruction."""
         out = np.clip(np.rint(image), LOWEST_HU, HIGHEST_HU).astype(np.int16)
         if self.circle is not None:
             out[(x * x)[:, None] + (y * y)[None, :] > self.circle**2] = LOWEST_HU

@@ -1,4 +1,4 @@
-"""What the cases of a dataset show and which ids they have: views, classes, groups of labels."""
+"""Content and ids of the cases of a dataset: views, classes, groups of labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mim_tools.synthetic.tissue import FINE_LABELS, LABEL_NUMBERS
 class View:
     """Where a scanner looks.
 
-    Args:
-        field: (H, W, D) in mm that a volume shows where no spacing is asked for.
-        centers: middles of the field of view in RAS mm; the cases take them in turn.
+    Attributes:
+        field: (H, W, D) of a volume in mm if no spacing is given.
+        centers: centres of the field of view in RAS mm; the cases use them in turn.
     """
 
     field: tuple[float, float, float]
@@ -26,13 +26,13 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the CTs of a dataset show.
+    """Content of the CTs of a dataset.
 
-    Args:
+    Attributes:
         view: where the scanner looks.
-        classes: value of the label files to the names of `FINE_LABELS` that it stands for.
+        classes: names of `FINE_LABELS` by the value that stands for them in the label files.
         phase: contrast phase; None draws one per case.
-        findings: of every case; None draws small lesions per case.
+        findings: findings of every case; None draws small lesions per case.
     """
 
     view: View
@@ -41,7 +41,7 @@ class Scene:
     findings: tuple[str, ...] | None = None
 
     def label(self, fine: NDArray[np.uint8]) -> NDArray:
-        """Return the values of the label file for numbers of `FINE_LABELS`: uint8 where they fit, else int16."""
+        """Return the values of the label file for numbers of `FINE_LABELS`: uint8 if they fit, else int16."""
         table = np.zeros(len(FINE_LABELS), dtype=np.uint8 if max(self.classes) < 256 else np.int16)
         for value, names in self.classes.items():
             table[[LABEL_NUMBERS[name] for name in names]] = value
@@ -61,18 +61,18 @@ AORTA = ("aorta", "ascending_aorta")
 
 
 def numbers(first: Sequence[int], count: int) -> list[int]:
-    """Return `count` numbers: the first ones with gaps as the dataset has them, then consecutive ones."""
+    """Return `count` numbers: first those of the dataset, with its gaps, then consecutive ones."""
     return [*first, *range(first[-1] + 1, first[-1] + 1 + count - len(first))][:count]
 
 
 def unused(taken: Sequence[int], count: int) -> list[int]:
-    """Return the smallest numbers from the first one taken that are not taken: ids without labels."""
+    """Return the smallest unused numbers above the first used one: ids without labels."""
     free = (number for number in range(taken[0], taken[-1] + count + 1) if number not in taken)
     return [number for number, _ in zip(free, range(count), strict=False)]
 
 
 def check_count(num_cases: int, most: int, layout: str) -> None:
-    """Raise ValueError unless a dataset can have so many labelled cases, one of them for validation."""
+    """Raise ValueError unless a dataset can have this many labelled cases, one of them for validation."""
     if not 2 <= num_cases <= most:
         raise ValueError(f"num_cases must be 2 to {most} for layout {layout!r}, got {num_cases=}.")
 

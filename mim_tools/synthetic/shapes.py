@@ -22,9 +22,9 @@ class Points:
     """Coordinates in mm in the body frame, with the fields that many organs share.
 
     Args:
-        x, y, z: coordinates, arrays of one shape.
-        functions: by name, how a shared field is computed from points.
-        known: fields that are already computed, arrays of the same shape.
+        x, y, z: coordinates, arrays of equal shape.
+        functions: functions that compute a shared field from points, by name.
+        known: fields already computed, arrays of the same shape.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ def rotation(angles: Sequence[float]) -> NDArray[np.float64]:
 
 
 def ellipsoid(center: ArrayLike, radii: ArrayLike, angles: Sequence[float] = (0.0, 0.0, 0.0)) -> Piece:
-    """Ellipsoid with radii in mm along its own axes, which are turned by `angles` in degrees.
+    """Ellipsoid with radii in mm along its own axes, which are rotated by `angles` in degrees.
 
     Args:
         center: centre in mm.
@@ -131,7 +131,7 @@ def ellipsoid(center: ArrayLike, radii: ArrayLike, angles: Sequence[float] = (0.
 def capsule(
     start: Sequence[float] | NDArray, end: Sequence[float] | NDArray, start_radius: float, end_radius: float
 ) -> Piece:
-    """Straight tube with round ends whose radius goes linearly from one end to the other, all in mm."""
+    """Straight tube with round ends whose radius changes linearly between the ends, all in mm."""
     # plain numbers: a body has thousands of these, and arrays of three are slow
     sx, sy, sz = map(float, start)
     ex, ey, ez = map(float, end)
@@ -158,11 +158,11 @@ def curve(points: ArrayLike, step: float = 12.0) -> NDArray[np.float64]:
     """Smooth curve through points (Catmull-Rom), sampled about every `step` mm.
 
     Args:
-        points: `(N, M)`; the first three columns are a position in mm, further columns (a radius) go along.
+        points: `(N, M)`; the first three columns are a position in mm, further columns (a radius) are interpolated too.
         step: distance in mm between the points returned.
 
     Returns:
-        Points on the curve, `(K, M)`, the first and last as given.
+        Points on the curve, `(K, M)`; the first and last are those given.
     """
     knots = np.asarray(points, dtype=float)
     padded = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
@@ -196,7 +196,7 @@ def moved(rng: np.random.Generator, point: Sequence[float], sigma: float) -> NDA
 
 
 def path(rng: np.random.Generator, points: Sequence[Sequence[float]], sigma: float) -> NDArray[np.float64]:
-    """Return a tube's points `(N, 4)` with positions shifted together and singly, and radii scaled together."""
+    """Return a tube's points `(N, 4)` with positions shifted jointly and individually, and radii scaled jointly."""
     out = np.array(points, dtype=float)
     out[:, :3] += sigma * np.clip(rng.standard_normal(3), -2, 2)
     out[:, :3] += 0.5 * sigma * np.clip(rng.standard_normal((len(out), 3)), -2, 2)
@@ -205,14 +205,14 @@ def path(rng: np.random.Generator, points: Sequence[Sequence[float]], sigma: flo
 
 
 def mirrored(points: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Return points given for the patient's right side (`side` 1) on the wanted side (-1 for left)."""
+    """Return points given for the patient's right side (`side` 1) on the requested side (-1 for left)."""
     out = np.array(points, dtype=float)
     out[..., 0] *= side
     return out
 
 
 def confined(piece: Piece, wall: float, diaphragm: float) -> Piece:
-    """Keep a piece inside the abdominal cavity, `wall` mm off the wall and `diaphragm` mm below the diaphragm."""
+    """Keep a piece inside the abdominal cavity, `wall` mm from the wall and `diaphragm` mm below the diaphragm."""
 
     def distance(points: Points) -> Array:
         inside = smooth_max(piece.distance(points), points.field("cavity") + wall, 6.0)

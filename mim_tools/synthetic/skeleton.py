@@ -78,7 +78,7 @@ def _body(z: float, width: float, depth: float, height: float) -> Piece:
 
 
 def _arch(trunk: Trunk, index: int) -> list[Piece]:
-    """Pedicles and lamina as a ring round the canal, spinous and transverse processes, joints."""
+    """Pedicles and lamina as a ring around the canal, spinous and transverse processes, joints."""
     z, width, depth, height = _VERTEBRAE[index]
     lumbar, thoracic = index >= _FIRST_LUMBAR, _FIRST_THORACIC <= index < _FIRST_LUMBAR
     center = float(np.interp(z, np.arange(-700, 700.5, 0.5), trunk.spine_y))
@@ -141,7 +141,7 @@ def _rib_field(points: Points, trunk: Trunk, cartilage: bool) -> Array:
 
 
 def _rib_fall(angle: Array, z: Array) -> Array:
-    """How far in mm a rib has come down at an angle from the back; the lower ribs fall more and rise at the front."""
+    """Descent of a rib in mm at an angle from the back; the lower ribs descend more and rise at the front."""
     shape = np.interp(angle, np.radians([0, 10, 40, 80, 120, 145, 180]), [0, 0, 0.22, 0.7, 1.0, 0.95, 0.78])
     size = np.interp(z + 60 * shape, [0, 60, 130, 200, 260, 310], [70, 84, 92, 82, 62, 42])
     return (shape * size).astype(np.float32)

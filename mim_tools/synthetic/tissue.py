@@ -48,10 +48,10 @@ _NAMES = (
     "kidney_lesion",
 )
 
-# "body" is what is inside the muscle wall and is no named organ: fat between the organs, small vessels, soft tissue.
+# "body" is everything inside the muscle wall that is not a named organ: fat, small vessels, soft tissue.
 SYNTHETIC_LABELS: dict[int, str] = dict(enumerate(_NAMES))
 
-# Parts of the labels above that some segmentations tell apart: finer label -> the label that it belongs to.
+# Parts of the labels above that some segmentations distinguish: finer label -> the label it belongs to.
 PARENTS: dict[str, str] = {
     "prostate": "body",
     "left_ventricle": "heart",
@@ -121,7 +121,7 @@ _MEANS: dict[str, tuple[float, float, float, float]] = {
     "kidney_lesion": (10, 14, 16, 16),
 }
 
-# tissues of findings: what they differ from, and by how many HU
+# tissues of findings: reference tissue, and difference from it in HU
 _RELATIVE: dict[str, tuple[str, float]] = {
     "liver_tumour": ("liver", -48),
     "pancreas_tumour": ("pancreas", -45),
@@ -142,8 +142,9 @@ _TEXTURE: dict[str, float] = {
 def tissue_values(seed: int, phase: str) -> dict[str, float]:
     """Mean HU of every tissue for one person.
 
-    Enhancement over the unenhanced value is scaled by one factor (dose and timing), every tissue has a little spread of
-    its own, and the liver may be fatty. Paired organs share one tissue, so left and right cannot be told by intensity.
+    Enhancement over the unenhanced value is scaled by one factor (dose and timing), every tissue has a small spread of
+    its own, and the liver may be fatty. Paired organs share one tissue, so that intensity does not tell left from
+    right.
 
     Args:
         seed: the person.

@@ -46,7 +46,7 @@ _SPINE_Y = [
 
 
 def heights() -> NDArray[np.float64]:
-    """Heights z in mm at which the tables of the trunk are stored."""
+    """Heights z in mm at which the tables of the trunk are sampled."""
     return np.arange(_LOWEST, _HIGHEST + _STEP / 2, _STEP)
 
 
@@ -65,7 +65,7 @@ class Trunk:
     """Surfaces of one person's trunk, as fields over points in the body frame.
 
     Args:
-        seed: decides the amount of fat, the girth and the height of the diaphragm.
+        seed: determines the amount of fat, the girth and the height of the diaphragm.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Draws one synthetic case and writes its files, whole or not at all, each with the recipe that made it."""
+"""Draws one synthetic case and writes its files atomically, each with the recipe that made it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class CaseWriter:
 
     Args:
         layout: name of the layout.
-        seed: decides all cases; a case is the same however many are asked for.
+        seed: determines all cases; a case does not depend on their number.
         spatial_size: (H, W, D) in voxels, before the axes are turned.
-        spacing: voxel size in mm; None spreads the voxels over the field that the layout shows.
+        spacing: voxel size in mm; None spreads the voxels over the field of view of the layout.
         progress: log one line per case at level INFO.
     """
 
@@ -58,9 +58,9 @@ class CaseWriter:
         """Write one CT and its label.
 
         Args:
-            scene: what it shows.
+            scene: content of the CT.
             name: of the case; decides the person and the orientation.
-            index: place of the case in the dataset; decides which centre is taken.
+            index: index of the case in the dataset; determines the centre.
             image: file to write.
             label: file to write; None for a case without label.
         """
@@ -73,7 +73,7 @@ class CaseWriter:
         self.write({"image": image} if label is None else {"image": image, "label": label}, facts, DESCRIPTION, draw)
 
     def draw_ct(self, scene: Scene, name: str, index: int) -> SyntheticCT:
-        """Return the CT of a case, its axes not yet turned, with fine labels."""
+        """Return the CT of a case with fine labels, before its axes are reoriented."""
         center = scene.view.centers[index % len(scene.view.centers)]
         return synthetic_ct(
             self.case_seed(name), self.size, self._spacing(scene.view.field), center, scene.phase, scene.findings, True
@@ -87,7 +87,7 @@ class CaseWriter:
         Args:
             name: of the case; decides the person and the orientation.
             files: file to write by kind.
-            arrays: what each kind of file holds.
+            arrays: content of each kind of file.
         """
 
         def draw() -> tuple[dict[str, NDArray], NDArray]:
@@ -103,13 +103,13 @@ class CaseWriter:
         description: str,
         draw: Callable[[], tuple[dict[str, NDArray], NDArray]],
     ) -> None:
-        """Write the files of a case that are not there yet, in the orientation that `facts` names.
+        """Write the missing files of a case, in the orientation that `facts` names.
 
         Args:
             files: path by kind.
-            facts: what decides the case.
-            description: for the header.
-            draw: returns the arrays by kind, axes in RAS order, and their affine.
+            facts: what determines the case.
+            description: text for the header.
+            draw: function that returns the arrays by kind, axes in RAS order, and their affine.
         """
         recipes = {kind: json.dumps({**facts, "kind": kind}, sort_keys=True) for kind in files}
         missing = [kind for kind, path in files.items() if not is_complete(path, recipes[kind])]
@@ -121,12 +121,12 @@ class CaseWriter:
         self.tell(next(iter(files.values())), bool(missing))
 
     def tell(self, path: Path, made: bool) -> None:
-        """Say what became of a case."""
+        """Log the outcome of a case."""
         if self.progress:
             logger.info("%s %s", "wrote" if made else "kept", path)
 
     def ct_facts(self, scene: Scene, name: str, index: int) -> dict[str, Any]:
-        """Return what decides a CT; it stands in its files, so that a later run knows them."""
+        """Return what determines a CT; stored in its files, so that a later run recognises them."""
         center = scene.view.centers[index % len(scene.view.centers)]
         own = {"center": center, "phase": scene.phase, "findings": scene.findings}
         return self._facts(name, scene.view.field) | own
@@ -156,7 +156,7 @@ class CaseWriter:
 
 
 def turn(array: NDArray, affine: NDArray, orientation: str) -> tuple[NDArray, NDArray]:
-    """Reorder and flip the first three axes of a RAS array; every voxel stays where it is in space.
+    """Reorder and flip the first three axes of a RAS array; every voxel keeps its position in space.
 
     Args:
         array: `(H, W, D)` or `(H, W, D, C)`, axes to the right, front and head.
@@ -171,7 +171,7 @@ def turn(array: NDArray, affine: NDArray, orientation: str) -> tuple[NDArray, ND
 
 
 def is_complete(path: Path, recipe: str) -> bool:
-    """Whether a file was made by this recipe and decodes to its end, checksum included."""
+    """Whether a file was made by this recipe and can be decoded to its end, checksum included."""
     try:
         image = nib.Nifti1Image.from_filename(path)
         stored = [extension.text for extension in image.header.extensions if extension.get_code() == _COMMENT]

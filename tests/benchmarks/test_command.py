@@ -86,7 +86,7 @@ def test_a_part_that_fails_is_named_and_the_others_run(
     assert ran == ["benchmarks.step", "benchmarks.step_memory", "benchmarks.scaling"]
     out = capsys.readouterr().out
     assert "1 of 3 parts ran" in out and "failed: step, exit status 3" in out
-    assert "failed: step_memory, no end after 7200 s (--limit)" in out
+    assert "failed: step_memory, not finished after 7200 s (--limit)" in out
     text = (tmp_path / "benchmarks.md").read_text()
     assert "Failed: exit status 3." in text and "| a | 1.50 |" in text
 

@@ -163,4 +163,4 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main([])
-    assert "no CUDA device is available; --device cpu goes the same way" in capsys.readouterr().err
+    assert "no CUDA device is available; --device cpu does the same" in capsys.readouterr().err

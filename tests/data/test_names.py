@@ -25,7 +25,7 @@ def test_sources_and_notes(tmp_path):
     found = name_sources(FoundVolumes(sources, [f"{NAME}: odd"], tmp_path))
     assert [str(source) for source in found] == [source.name for source in found]
     assert str(found.sources[0]) == digest_name(f"{NAME}.nii") and NAME not in str(found.sources[1])
-    assert found.notes == ["1 remarks on the search name files and are hidden; they are shown without anonymous_paths"]
+    assert found.notes == ["1 remark on the search hidden, as they name files; shown without anonymous_paths"]
     assert name_sources(FoundVolumes(sources, root=tmp_path)).notes == []
 
 

@@ -271,7 +271,7 @@ def test_items_need_volumes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="on_bad must be one of report, stop, exclude, got 'skip'"):
         scan_items(tmp_path, CTScans(), out, on_bad="skip")
     write_scan(out / "scan_masked.nii.gz")
-    with pytest.raises(NoVolumesError, match="no volumes but the results"):
+    with pytest.raises(NoVolumesError, match="no volumes except the results"):
         scan_items(tmp_path, CTScans(), out)
 
 

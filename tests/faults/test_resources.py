@@ -244,7 +244,7 @@ def test_cache_disk_full_in_fine_tuning(
     mounts.tmpfs(tmp_path / "cache", 2**14)
     options = {**labelled, "cache_dir": str(tmp_path / "cache"), "forked_by": mounts.server}
     run = finish(start(SEGMENTATION, tmp_path / "run", **options))
-    assert f"cannot write {tmp_path / 'cache'}" in run.text and "goes on without writing to the cache" in run.text
+    assert f"cannot write {tmp_path / 'cache'}" in run.text and "continues without writing to the cache" in run.text
     assert_same(run.output, reference(SEGMENTATION))
 
 

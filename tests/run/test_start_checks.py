@@ -254,7 +254,7 @@ def test_bytes_of_nested_tensors() -> None:
         ("DataLoader timed out after 60 seconds", r"hangs: no batch for 60 s \(worker_timeout\). It was loading: a, b"),
         (
             "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that",
-            "no room in shared memory .*cut short",
+            "ran out of shared memory .*truncated",
         ),
         ("unable to write to file </torch_7_1_0>: No space left on device (28)", "shared memory .*shm-size"),
         ("Too many open files. Communication with the workers", "ulimit -n"),

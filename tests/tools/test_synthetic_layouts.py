@@ -389,4 +389,4 @@ def test_command(tmp_path, capsys, quick):
     assert len(list((tmp_path / "FLARE22Train" / "images").iterdir())) == 2
     with pytest.raises(SystemExit):
         main([*arguments, "--vary"])
-    assert "do not go with --layout" in capsys.readouterr().err
+    assert "cannot be combined with --layout" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""What was prepared, memory-mapped and never stale."""
+"""Caches of prepared volumes and transformed scans, never stale."""

@@ -1,4 +1,4 @@
-"""Cache of what the deterministic transforms make of a scan: MONAI's, with files that are whole and never stale."""
+"""Cache of the results of deterministic transforms: MONAI's, with intact files that are never stale."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class TransformCache(PersistentDataset):
-    """`PersistentDataset` that checks what it reads and writes beside and renames.
+    """`PersistentDataset` that checks what it reads and writes atomically.
 
-    A file belongs to the content of a scan (`digest` of its item; else size and time of its files) and to the
-    transforms: when either changes, it is regenerated. A damaged or missing file is regenerated, as long as the scan is
-    what it was when it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
-    back as plain tensors without meta data.
+    A file belongs to the content of a scan (`digest` of its item; else size and times of its files) and to the
+    transforms: if either changes, it is regenerated. A damaged or missing file is regenerated as long as the scan is
+    unchanged since it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
+    back as plain tensors without metadata.
 
     Args:
         data: items; `source` names them in messages.
@@ -38,7 +38,7 @@ class TransformCache(PersistentDataset):
         cache_dir: folder of the cache; None = no cache.
 
     Raises:
-        ItemError: when read, an item that the transforms cannot make, or whose scan has changed; names the scan, the
+        ItemError: when read, the transforms fail on an item, or its scan has changed; names the scan, the
             cause and the file of the cache.
 
     Example:
@@ -66,15 +66,15 @@ class TransformCache(PersistentDataset):
         return made
 
     def _make(self, item: Mapping[str, Any], found: str) -> Any:
-        """What the transforms make of an item; `found` says why it does not come from the cache."""
+        """Transform an item; `found` says why it does not come from the cache."""
         name = item.get("source", item.get("name", "an item"))
         try:
             made = self._pre_transform(deepcopy({key: value for key, value in item.items() if key != STATE}))
-        except Exception as error:  # a worker hands on the text only: it must name the scan and the cause
+        except Exception as error:  # a worker passes on only the text, which must name the scan and the cause
             hidden = names_of_item(item)
             cause = hide(str(root_cause(error)), hidden)
             raise ItemError(f"{name}: {cause}{_cache_file(found)}") from (None if hidden else error)
-        if not is_unchanged(item):  # after it was read, so that a change meanwhile counts
+        if not is_unchanged(item):  # after reading, to notice a change meanwhile
             raise ItemError(
                 f"{name}: its files have changed since they were checked.{_cache_file(found)} Restore them; the same "
                 "command then continues."
@@ -92,7 +92,7 @@ class TransformCache(PersistentDataset):
             write_safely(path, lambda partial: save_to(partial, made))
         except OSError as error:
             self._writable = False
-            logger.warning("%s; the run goes on without writing to the cache.", error)
+            logger.warning("%s; the run continues without writing to the cache.", error)
 
 
 def _cache_file(found: str) -> str:
@@ -100,7 +100,7 @@ def _cache_file(found: str) -> str:
 
 
 def _item_hash(item: Mapping[str, Any]) -> bytes:
-    """Of the content where it is known, and of all values of the item."""
+    """Hash of the content, if known, and of all values of the item."""
     values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
     if "digest" not in item:
         values += [_state(path) for name in ("image", "label") for path in _paths(item.get(name))]

@@ -1,11 +1,10 @@
 """Cache of prepared volumes: one memory-mappable int16 file and one small JSON beside it per volume.
 
-A volume counts as cached only when its JSON is there, undamaged and fits both the source and the voxel file. The JSON
-is written last and files appear by renaming, so a run that is killed leaves nothing that looks complete.
+A volume counts as cached only if its JSON exists, is undamaged and matches both the source and the voxel file. The JSON
+is written last and files appear by renaming, so a killed run leaves nothing that looks complete.
 
-A cache file that goes bad in the middle of a run is regenerated from its volume. One that is cut short
-while a crop is being read from it cannot be caught: the system ends the process (SIGBUS). The next start finds the file
-by its size.
+A cache file that is damaged during a run is regenerated from its volume. One that is truncated while a crop is being
+read from it cannot be caught: the system ends the process (SIGBUS). The next start detects the file by its size.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from mim_components.utils.files import PARTIAL, as_size, sha256, write_safely
 
 logger = logging.getLogger(__name__)
 
-# Part of the key: raise it when the content of a cache file changes its meaning.
+# Part of the key; raise it when the meaning of a cache file's content changes.
 FORMAT = 2
 VERIFY = ("auto", "full", "quick")
 _DTYPE = np.dtype("<i2")
@@ -48,8 +47,8 @@ class VolumeCache:
     """Folder of prepared volumes; several processes may use it at once.
 
     Args:
-        folder: where the cache lies; made when missing.
-        spacing: that its volumes were resampled to, mm; None = native voxels. Both may lie in one folder.
+        folder: folder of the cache; created if missing.
+        spacing: spacing that its volumes were resampled to, mm; None = native voxels. Both may share a folder.
     """
 
     def __init__(self, folder: str | Path, spacing: Spacing | None = None) -> None:
@@ -57,10 +56,10 @@ class VolumeCache:
         self.spacing = spacing
 
     def check_usable(self) -> None:
-        """Make the folder, try to write to it, and remove what killed runs left there more than a day ago.
+        """Create the folder, try to write to it, and remove what killed runs left there more than a day ago.
 
         Raises:
-            CacheError: the folder cannot be made or written to.
+            CacheError: the folder cannot be created or written to.
         """
         probe = self.folder / f".{uuid.uuid4().hex}{PARTIAL}"
         try:
@@ -71,10 +70,10 @@ class VolumeCache:
                 if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
                     path.unlink(missing_ok=True)
         except FileNotFoundError:
-            pass  # another process tidied up at the same moment
+            pass  # another process cleaned up at the same time
         except OSError as error:
             raise CacheError(
-                f"{self.folder}: the cache folder cannot be written to: {error.strerror}. Set --cache_dir; where the "
+                f"{self.folder}: the cache folder cannot be written to: {error.strerror}. Set --cache_dir; if the "
                 "bundle's folder is read-only, --cache_dir and --output_dir."
             ) from error
 
@@ -92,7 +91,7 @@ class VolumeCache:
             )
 
     def voxel_file(self, source: VolumeSource) -> Path:
-        """Where the voxels of a source are kept; the same source at the same spacing always has the same place."""
+        """Cache file of a source; the same source at the same spacing always has the same file."""
         identity = f"{FORMAT}\n{os.path.abspath(source.path)}\n{source.series_uid or ''}"
         if self.spacing is not None:
             identity += f"\n{self.spacing}"
@@ -105,10 +104,10 @@ class VolumeCache:
         Args:
             source: the volume.
             header: its header.
-            verify: "full" compares the checksum of the voxels, and notes that it did; "quick" only the sizes.
+            verify: "full" compares the checksum of the voxels, and records that; "quick" compares only sizes.
 
         Returns:
-            The volume, or None when it must be prepared: not there, damaged, or its source has changed.
+            The volume, or None if it must be prepared: it is missing or damaged, or its source has changed.
         """
         path = self.voxel_file(source)
         record, signs = _read_record(path.with_suffix(".json")), _signs(path)
@@ -127,7 +126,7 @@ class VolumeCache:
         return _as_volume(source, path, record)
 
     def was_verified(self, source: VolumeSource) -> bool:
-        """Whether the file of a source is one whose checksum `read` once compared, untouched since."""
+        """Whether `read` has compared the checksum of a source's file, and it has not been touched since."""
         path = self.voxel_file(source)
         record = _read_record(path.with_suffix(".json"))
         return record is not None and record.get("verified", "never") == _signs(path)
@@ -140,11 +139,11 @@ class VolumeCache:
         Args:
             source: the volume.
             header: its header.
-            state: state of the source before it was read, so that a change while reading is noticed later.
+            state: state of the source before it was read, so that a change during reading is noticed later.
             decoded: the voxels, at the spacing of this cache.
 
         Raises:
-            CacheError: the disk is full or refuses to be written to.
+            CacheError: the disk is full or not writable.
         """
         path = self.voxel_file(source)
         voxels = decoded.voxels
@@ -162,7 +161,7 @@ class VolumeCache:
             "notes": list(decoded.notes),
             **({} if self.spacing is None else {"resampled_to": self.spacing}),
         }
-        # voxels of a changed source must never stand beside the JSON of the old one
+        # voxels of a changed source must never lie beside the JSON of the old one
         path.with_suffix(".json").unlink(missing_ok=True)
         self._write(path, lambda file: _write_voxels(file, voxels))
         self._write(path.with_suffix(".json"), _record_writer(record))
@@ -181,7 +180,7 @@ class VolumeCache:
 
 
 def cache_bytes(shape: Sequence[int]) -> int:
-    """Bytes a volume takes in the cache: two per voxel and one block for each of its two files."""
+    """Bytes that a volume takes in the cache: two per voxel and one block for each of its two files."""
     return int(np.prod(shape, dtype=object)) * _DTYPE.itemsize + 2 * 4096
 
 
@@ -202,7 +201,7 @@ def _is_whole(path: Path, record: dict[str, Any], verify: str) -> bool:
 
 
 def _signs(path: Path) -> list[int] | None:
-    """Size and times of a file, which change with whatever touches it, also with a copy of the whole folder."""
+    """Size and times of a file, which change with any write to it, and when the folder is copied."""
     try:
         info = path.stat()
     except OSError:
@@ -267,13 +266,13 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
 
 
 def open_cached(volume: PreparedVolume) -> np.memmap:
-    """Map the voxels of a prepared volume into memory; only what is indexed is read.
+    """Memory-map the voxels of a prepared volume; only what is indexed is read.
 
     Args:
         volume: the volume.
 
     Returns:
-        int16 (H, W, D), copy-on-write: writing to it changes neither the file nor other processes.
+        int16 `(H, W, D)`, copy-on-write: writing to it affects neither the file nor other processes.
 
     Raises:
         CacheError: the cache file is missing or damaged.
@@ -291,7 +290,7 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
 
 
 def open_or_remake(volume: PreparedVolume) -> np.memmap:
-    """`open_cached`; where that fails, the volume is prepared again, as long as its source is what it was.
+    """`open_cached`; if that fails, the cache file is regenerated as long as the source is unchanged.
 
     Several processes may do so at once: each writes a file of its own and renames it, and all have the same content.
 
@@ -302,8 +301,8 @@ def open_or_remake(volume: PreparedVolume) -> np.memmap:
         int16 (H, W, D), copy-on-write.
 
     Raises:
-        CacheError: the cache file cannot be read, and not be made either: the source is gone, cannot be read or has
-            changed, or there is no room. Names both files.
+        CacheError: the cache file can be neither read nor regenerated: the source is missing, unreadable or has
+            changed, or the disk is full. Names both files.
     """
     try:
         return open_cached(volume)

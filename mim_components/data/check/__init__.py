@@ -1,1 +1,1 @@
-"""Whether a scan is fit for training."""
+"""Checks whether scans are fit for training."""

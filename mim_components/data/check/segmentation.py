@@ -1,4 +1,4 @@
-"""Decide whether a scan and its label map are fit for training; every file is read once, to its last byte."""
+"""Check whether a scan and its label map are fit for training; every file is read once, to its last byte."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.volume import cause_of, read_stored, to_int16
 from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.labels import LabelSet
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 MODALITIES = ("CT", "MR")
 
 
 @dataclass
 class _Image:
-    """What was seen of an image: 4x4 affine, identity of the voxels, notes, and whether it holds labels only."""
+    """Findings in an image: 4x4 affine, hash of the voxels, notes, and whether it holds only label values."""
 
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     content: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -39,13 +39,13 @@ class _Image:
 class SegmentationChecker:
     """Checks an image and its label map: file, header, checksum, intensities, grid, label values.
 
-    Args:
-        labels: which values a label file may hold.
-        in_channels: channels of the image: one 4D file of so many, or one file per channel.
-        modality: "CT" expects HU; "MR" anything finite that is not constant.
+    Attributes:
+        labels: labels, which define the values that a label file may hold.
+        in_channels: channels of the image, in one 4D file or one file per channel.
+        modality: "CT" expects HU; "MR" any finite intensities that are not constant.
 
     Raises:
-        ValueError: the modality is another one.
+        ValueError: unknown `modality`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -70,7 +70,7 @@ class SegmentationChecker:
         """Read the whole case.
 
         Raises:
-            VolumeError: the case is unfit; names the file where it is not the image, what was found and expected.
+            VolumeError: the case is unfit; names the file if it is not the image, what was found and expected.
         """
         headers = self._headers(case)
         digest = hashlib.sha256()
@@ -97,13 +97,13 @@ class SegmentationChecker:
         return CheckResult(digest.hexdigest(), tuple(notes), image.content.hexdigest())
 
     def datalist_facts(self) -> dict[str, Any]:
-        """What a Decathlon style list says of modality and labels."""
+        """Modality and labels in the form of a Decathlon list."""
         classes = self.labels.values or dict(enumerate(range(len(self.labels.names))))
         names = {str(raw): self.labels.names[number] for raw, number in sorted({0: 0, **classes}.items())}
         return {"modality": {"0": self.modality}, "labels": names, "tensorImageSize": "3D"}
 
     def _headers(self, case: Case) -> list[VolumeHeader]:
-        """Headers of image and label, checked; all faults that they show together."""
+        """Checked headers of image and label; reports all their faults together."""
         if len(case.image) not in (1, self.in_channels):
             raise VolumeError(
                 f"{len(case.image)} image files, expected 1 or one for each of {self.in_channels} channels"
@@ -152,7 +152,7 @@ class SegmentationChecker:
         return image
 
     def _read_channel(self, raw: np.ndarray, scale: tuple[float, float], image: _Image, where: str) -> bool:
-        """Check the intensities of a channel and note what is odd; True where all are 0."""
+        """Check the intensities of a channel and note oddities; returns True if all are 0."""
         if self.modality == "CT":
             voxels, notes = to_int16(raw, scale)
             image.content.update(repr(voxels.shape).encode())
@@ -171,17 +171,16 @@ class SegmentationChecker:
 
     def _label_fault(self, values: LabelValues) -> str:
         if values.unfit:
-            return f"{values.unfit:,} voxels are NaN or infinite"
+            return f"NaN or infinite values in {counted(values.unfit, 'voxel')}"
         if values.fractions:
-            return (
-                f"label values must be whole numbers, {values.fractions:,} voxels are not, such as {values.example:.7g}"
-            )
+            voxels = counted(values.fractions, "voxel")
+            return f"label values must be whole numbers, but not whole in {voxels}, such as {values.example:.7g}"
         unknown = {
             value: count for value, count in sorted(values.counts.items()) if value not in self.labels.raw_values
         }
         if not unknown:
             return ""
-        shown = shorten(f"{value} ({count:,} voxels)" for value, count in unknown.items())
+        shown = shorten(f"{value} ({counted(count, 'voxel')})" for value, count in unknown.items())
         return f"label values {shown} are unknown; known: {self._known()}"
 
     def _known(self) -> str:

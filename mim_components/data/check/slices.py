@@ -1,4 +1,4 @@
-"""Decide whether a scan is fit: every slice is decoded to its end."""
+"""Check whether a scan of slices is fit for training: every slice is decoded completely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mim_components.data.find.sources import as_source
 from mim_components.data.read.slices import HU_ADVICE, decode_slice, holds_slices, read_bytes, slice_files, slice_number
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.volumes import VolumeError
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 SHOWN = 3
 
@@ -23,12 +23,12 @@ SHOWN = 3
 class SliceFolderChecker:
     """Check of one scan, see `CaseChecker`: a folder of slices or, with `hu_window`, a CT volume.
 
-    A slice that cannot be decoded makes the scan unfit, as do fewer slices than two and a scan of one grey. Slices of
-    different sizes, with equal numbers or equal pictures are notes.
+    A scan is unfit if a slice cannot be decoded, it has fewer than two, or all pixels are equal. Slices of
+    different sizes, with equal numbers or equal pictures give notes.
 
-    Args:
-        class_names: labels are the positions in it; empty = labels are not checked.
-        hu_window: HU that become black and white; None = folders of slices only.
+    Attributes:
+        class_names: labels are indices into it; empty = labels are not checked.
+        hu_window: HU that become black and white; None = only folders of slices are accepted.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -38,21 +38,21 @@ class SliceFolderChecker:
         ...     for number in range(3):
         ...         Image.linear_gradient("L").save(Path(folder, f"{number}.png"))
         ...     checker(Case("1", (Path(folder),), label=1)).notes
-        ('2 slices are copies of another slice of the scan',)
+        ('2 slices repeat another slice of the scan',)
     """
 
     class_names: Sequence[str] = ()
     hu_window: Sequence[float] | None = None
 
     def datalist_facts(self) -> dict[str, Any]:
-        """Modality and classes, as a datalist names them."""
+        """Modality and classes in the form of a datalist."""
         return {"modality": {"0": "CT"}, "labels": {str(number): name for number, name in enumerate(self.class_names)}}
 
     def __call__(self, case: Case) -> CheckResult:
         """Check one scan.
 
         Raises:
-            VolumeError: the scan is unfit; the message is the cause and names the slices.
+            VolumeError: the scan is unfit; gives the cause and names the slices.
         """
         if len(case.image) != 1:
             raise VolumeError(f"{len(case.image)} images, expected one folder of slices")
@@ -70,7 +70,7 @@ class SliceFolderChecker:
 
 
 def _check_slices(files: Sequence[Path]) -> CheckResult:
-    """Decode all slices; only sizes, hashes and the range of grey values are kept."""
+    """Decode all slices, keeping only sizes, hashes and the range of grey values."""
     digests: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
     low, high = 255, 0
@@ -106,13 +106,13 @@ def _note_order(files: Sequence[Path]) -> list[str]:
     numbers = Counter(slice_number(path) for path in files)
     notes = []
     if without := numbers.pop(None, 0):
-        notes.append(f"{without} slices without a number in their name come last")
+        notes.append(f"{counted(without, 'slice')} without a number in the name placed last")
     if repeated := [number for number, count in numbers.items() if count > 1]:
         shown = ", ".join(map(str, repeated[:SHOWN]))
-        notes.append(f"{len(repeated)} slice numbers occur more than once ({shown}): ordered by name")
+        notes.append(f"{counted(len(repeated), 'slice number')} used more than once ({shown}): ordered by name")
     return notes
 
 
 def _note_repeats(digests: Sequence[str]) -> list[str]:
     repeats = len(digests) - len(set(digests))
-    return [f"{repeats} slices are copies of another slice of the scan"] if repeats else []
+    return [f"{counted(repeats, 'slice')} identical to another slice of the scan"] if repeats else []

@@ -1,7 +1,7 @@
-"""Decide whether a volume is fit for training: first by its header, then by its voxels.
+"""Check whether a volume is fit for training: first by its header, then by its voxels.
 
-A check refuses only what cannot be a CT in HU. What is merely unusual is a note, so that crops of CT, small volumes and
-odd spacings get through.
+A check refuses only what cannot be a CT in HU. Anything merely unusual gives a note, so that crops of CT, small volumes
+and odd spacings pass.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ import numpy as np
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.stream import check_claimed_size
 from mim_components.data.volumes import VolumeError
+from mim_components.utils.text import counted
 
 MAX_VOXELS = 2**31
 
 # HU of air is -1000: a volume whose brightest voxel is below this contains no tissue.
 AIR_ONLY = -500
-# A CT clipped to 12 bits ends here; metal goes higher, half of a body does not.
+# A CT clipped to 12 bits ends here; metal is brighter, but not half of a volume.
 _BONE_AND_METAL = 3071
-# More voxels than this share beyond the range of int16 are no HU.
+# A larger share of voxels beyond the range of int16 means that they are not HU.
 _CLIPPED_SHARE = 0.01
-# Label maps hold a few whole numbers from 0; CT noise alone makes more.
+# Label maps hold a few whole numbers from 0; CT noise alone has more values.
 _LABEL_VALUES = 64
 _LABEL_MAX = 255
 _ODD_SPACING = (0.05, 20.0)
-# Beyond this no scanner's numbers lie, damaged floats do; sums of squares in float32 overflow soon after.
+# No scanner's values exceed this, but damaged floats do; sums of squares in float32 overflow soon after.
 LARGEST = 1e12
-# So many voxels of 1 mm, as many as a volume may have at all.
+# mm^3, as many voxels of 1 mm as a volume may have.
 _MAX_MM3 = 2**31
-# mm; lengths in metres that a header calls mm are below
+# mm; lengths in metres in a header that says mm are below this
 _FINEST = 0.01
-# No room is so large, in mm; float32 no longer tells voxels apart from here on.
+# mm, larger than any room; from here on float32 no longer distinguishes voxels.
 _FARTHEST = 1e6
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a path is a regular file with something in it, without opening it.
+    """Make sure that a path is a non-empty regular file, without opening it.
 
     Raises:
         VolumeError: missing, dangling or circular link, folder, FIFO or other special file, 0 bytes, or a folder that
-            cannot be looked into.
+            cannot be listed.
     """
     try:
         info = path.stat()
@@ -65,15 +66,15 @@ def check_file(path: Path) -> None:
 
 
 def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS, channels: int = 1) -> None:
-    """Refuse by the header alone: axes, type, size and affine.
+    """Check the header alone: axes, type, size and affine.
 
     Args:
         header: the header of the volume.
         max_voxels: largest number of voxels accepted.
-        channels: length of the fourth axis; 1 = there is none.
+        channels: length of the fourth axis; 1 = no such axis.
 
     Raises:
-        VolumeError: says what was found and what was expected.
+        VolumeError: the volume is refused; says what was found and expected.
     """
     shape, dtype = header.shape, header.dtype
     if dtype.names or dtype.kind == "V":
@@ -100,7 +101,7 @@ def check_header(header: VolumeHeader, max_voxels: int = MAX_VOXELS, channels: i
 
 
 def check_placed(header: VolumeHeader) -> None:
-    """Refuse to learn from a volume that may be mirrored.
+    """Refuse a volume that may be mirrored.
 
     Raises:
         VolumeError: the file does not say where its voxels lie.
@@ -113,12 +114,12 @@ def check_affine(affine: np.ndarray) -> None:
     """Refuse a 4x4 affine that does not map voxels to distinct places in space.
 
     Raises:
-        VolumeError: NaN, infinite, not invertible, or so far away that rounding moves voxels.
+        VolumeError: NaN, infinite, singular, or so far away that rounding moves voxels.
     """
     if not np.isfinite(affine).all():
         raise VolumeError(f"the affine is not finite: {affine[:3].tolist()}")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    # the determinant is compared with that of orthogonal axes, so that the unit of length does not matter
+    # the determinant is relative to that of orthogonal axes, so the unit of length does not matter
     if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise VolumeError(f"the affine is singular (axes in one plane or of length 0): {affine[:3].tolist()}")
     if np.abs(affine[:3, 3]).max() > _FARTHEST:
@@ -126,14 +127,14 @@ def check_affine(affine: np.ndarray) -> None:
 
 
 def check_extent(shape: tuple[int, ...], affine: np.ndarray) -> None:
-    """Refuse a volume that resampling to mm would make too large for any memory, or shrink to nothing.
+    """Refuse a volume that resampling to mm would make too large for memory, or shrink to nothing.
 
     Args:
         shape: (H, W, D, ...) in voxels.
         affine: 4x4, voxel index to world in mm.
 
     Raises:
-        VolumeError: the volume is larger than 2 cubic metres, or no edge of its voxels is as long as 0.01 mm.
+        VolumeError: the volume is larger than 2 cubic metres, or its voxels are shorter than 0.01 mm along all axes.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     edges = np.array(shape[:3]) * spacing
@@ -155,13 +156,13 @@ def check_range(low: float, high: float) -> None:
 
 
 def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: int) -> list[str]:
-    """Judge whether the intensities can be HU.
+    """Check whether intensities can be HU.
 
     Args:
         histogram: number of voxels of each int16 value, from -32768.
         low: lowest intensity before rounding.
         high: highest intensity before rounding.
-        clipped: number of voxels that were beyond the range of int16.
+        clipped: number of voxels beyond the range of int16.
 
     Returns:
         Notes about what is unusual.
@@ -185,7 +186,7 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
     darkest, middle = (_percentile(histogram, share) for share in (0.005, 0.5))
     if middle > _BONE_AND_METAL:
         raise VolumeError(f"not HU: half of the voxels are above {middle}, bone ends near {_BONE_AND_METAL}")
-    notes = [f"{clipped} voxels beyond int16 were clipped (values {low:g} to {high:g})"] if clipped else []
+    notes = [f"{counted(clipped, 'voxel')} beyond int16 clipped (values {low:g} to {high:g})"] if clipped else []
     if darkest > -30:
         notes.append(f"neither air nor fat: values from {low:g} to {high:g}; is this CT in HU?")
     return notes

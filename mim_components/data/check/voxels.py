@@ -1,4 +1,4 @@
-"""What the voxels of an image or a label map hold, counted a few slices at a time."""
+"""Voxel values of an image or a label map, examined a few slices at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mim_components.data.read.volume import scaled_parts
 from mim_components.data.volumes import VolumeError
 
 _OFFSET = 2**15
-# a label map holds fewer different values than this, an image more
+# a label map has fewer distinct values than this, an image more
 MANY_VALUES = 64
 
 
@@ -21,11 +21,11 @@ MANY_VALUES = 64
 class LabelValues:
     """Values of a label map.
 
-    Args:
-        counts: voxels of every whole number.
-        fractions: voxels that hold no whole number.
-        example: one value that is not whole.
-        unfit: voxels that are NaN or infinite.
+    Attributes:
+        counts: number of voxels of every whole number.
+        fractions: number of voxels with values that are not whole.
+        example: one such value.
+        unfit: number of voxels that are NaN or infinite.
     """
 
     counts: Counter[int] = field(default_factory=Counter)
@@ -35,18 +35,18 @@ class LabelValues:
 
     @property
     def like_image(self) -> bool:
-        """Whether there are so many values that this is an image."""
+        """Whether there are as many values as in an image."""
         return len(self.counts) > MANY_VALUES or self.fractions > sum(self.counts.values())
 
 
 def count_labels(raw: np.ndarray, scale: tuple[float, float]) -> LabelValues:
-    """Count the values of a label map (H, W, D) as they are read in float32."""
+    """Count the values of a label map `(H, W, D)`, read as float32."""
     values = LabelValues()
     for _, part in scaled_parts(raw, scale):
         whole = part.ravel("K")
         if whole.dtype.kind == "f":
             whole = _whole_numbers(whole.astype(np.float32), values)
-        # by far the most maps fit into 16 bits, where counting is quick
+        # most maps fit into 16 bits, where counting is fast
         small = (whole >= -_OFFSET) & (whole < _OFFSET)
         if not small.all():
             values.counts.update(dict(zip(*_unique(whole[~small]), strict=True)))
@@ -57,7 +57,7 @@ def count_labels(raw: np.ndarray, scale: tuple[float, float]) -> LabelValues:
 
 
 def check_channel(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, float]:
-    """Lowest and highest intensity of a channel (H, W, D).
+    """Lowest and highest intensity of a channel `(H, W, D)`.
 
     Raises:
         VolumeError: NaN or infinite voxels, or intensities that only a damaged file holds.
@@ -68,16 +68,16 @@ def check_channel(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, f
             unfit += part.size - int(np.count_nonzero(np.isfinite(part)))
         low, high = min(low, float(part.min())), max(high, float(part.max()))
     if unfit:
-        raise VolumeError(f"{unfit:,} of {raw.size:,} voxels are NaN or infinite")
+        raise VolumeError(f"NaN or infinite values in {unfit:,} of {raw.size:,} voxels")
     check_range(low, high)
     return low, high
 
 
 def holds_only(raw: np.ndarray, scale: tuple[float, float], values: Collection[int]) -> bool:
-    """Whether all voxels (H, W, D) are among some values."""
+    """Whether all voxels `(H, W, D)` are among the given values."""
     wanted = np.array(sorted(values))
     for _, part in scaled_parts(raw, scale):
-        # an image has voxels beyond the values of any label map: two comparisons tell
+        # images usually exceed the range of label values, so two comparisons suffice
         if not (part.min() >= wanted[0] and part.max() <= wanted[-1] and np.isin(part, wanted).all()):
             return False
     return True

@@ -1,1 +1,1 @@
-"""Which files are scans, and of whom."""
+"""Finding scans: folders, lists, collections, and layouts of datasets."""

@@ -1,4 +1,4 @@
-"""The paper's pre-training sets (Table 1), found as their archives unpack, below any top folder."""
+"""The paper's pre-training sets (Table 1), found as unpacked from their archives, below any top folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mim_components.data.find.walk import describe_files, is_regular, walk
 from mim_components.data.read.dicom import find_series, is_dicom
 from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 
-# The authors' list of DICOM volumes is not explained; 32 slices leave scouts and short series out.
+# The authors do not explain their list of DICOM volumes; 32 slices leave out scouts and short series.
 MIN_DICOM_SLICES = 32
 
 
 @dataclass(frozen=True)
 class PaperSet:
-    """One set of Table 1.
+    """A set of Table 1.
 
-    Args:
+    Attributes:
         name: as in the paper.
-        expected: volumes of the paper.
-        pattern: what a path below the data root must match, ignoring case; its groups name one volume.
+        expected: number of volumes in the paper.
+        pattern: pattern of paths below the data root, ignoring case; its groups identify a volume.
         looks_like: the pattern in words.
-        excluded: paths that match this as well are no volumes of the set.
-        remark: what explains a different count.
-        dicom: a set of DICOM series.
+        excluded: pattern of paths that are not volumes of the set.
+        remark: explanation of a different count.
+        dicom: whether the set consists of DICOM series.
     """
 
     name: str
@@ -37,7 +37,7 @@ class PaperSet:
     dicom: bool = False
 
     def matches(self, relative: str) -> tuple[str, ...] | None:
-        """What names the volume in a path below the data root, None when it is not of this set."""
+        """Identifiers of the volume at a path below the data root; None if it is not in this set."""
         if self.excluded and re.search(self.excluded, relative, re.IGNORECASE):
             return None
         match = re.search(self.pattern, relative, re.IGNORECASE)
@@ -107,14 +107,14 @@ COLLECTIONS = {"1k": SETS[:2], "10k": SETS}
 class CollectionVolumes(FoundVolumes):
     """Volumes of a collection.
 
-    Args:
+    Attributes:
         rows: (set, number found) in the order of the paper.
     """
 
     rows: list[tuple[PaperSet, int]] = field(default_factory=list)
 
     def table(self) -> str:
-        """Table of found against expected counts, one line per set."""
+        """Table of found and expected counts, one line per set."""
         lines = [f"{'set':<17} {'found':>6} {'expected':>9}  remark"]
         lines += [f"{each.name:<17} {count:>6} {each.expected:>9}  {each.remark}".rstrip() for each, count in self.rows]
         total, expected = sum(count for _, count in self.rows), sum(each.expected for each, _ in self.rows)
@@ -125,7 +125,7 @@ class CollectionVolumes(FoundVolumes):
 
 
 def list_collection(name: str, data_root: str | Path) -> CollectionVolumes:
-    """List the volumes of the paper's collection that are there.
+    """List the existing volumes of a collection of the paper.
 
     Args:
         name: "1k" (BTCV and TCIA Covid19) or "10k" (all eight sets).
@@ -136,7 +136,7 @@ def list_collection(name: str, data_root: str | Path) -> CollectionVolumes:
 
     Raises:
         DataError: unknown collection.
-        NoVolumesError: nothing was found; names what was looked for.
+        NoVolumesError: nothing was found; says what was looked for.
     """
     if name not in COLLECTIONS:
         raise DataError(f"collection must be one of {sorted(COLLECTIONS)}, got {name!r}.")

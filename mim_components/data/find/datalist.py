@@ -1,6 +1,6 @@
-"""MONAI/Decathlon style JSON lists of volumes and of labelled cases: read a user's, write the one that a run used.
+"""MONAI/Decathlon-style JSON lists of volumes and labelled cases: read a user's list, write the one that a run used.
 
-Every fault of a list is named by list, section, item and key, all at once.
+All faults of a list are reported together, each with section, item and key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.splits import Division
 from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 KEY = "image"
 T = TypeVar("T")
@@ -33,15 +33,15 @@ def load_datalist(
     Args:
         path: JSON file such as `{"training": [{"image": "a.nii.gz"}, ...]}`.
         dataset_dir: folder the paths are relative to and must lie in; the folder of the list when None.
-        key: section; `test` may hold plain paths, as in the Decathlon's lists.
+        key: section to read; `test` may hold plain paths, as in the Decathlon's lists.
         allow_outside: accept paths that lead out of the folder.
 
     Returns:
-        The volumes in the order of the list. Missing files are handed on, for the checks to name with the rest.
+        The volumes in the order of the list. Missing files are included, so that the checks report them with the rest.
 
     Raises:
-        DataError: the list or items of it are damaged; names all of them. Or a volume or patient (`group`) is in
-            sections `training` and `validation` both.
+        DataError: the list or some items are wrong; names all of them. Or a volume or patient (`group`) is in
+            both sections `training` and `validation`.
         NoVolumesError: the section is empty.
     """
     listed = _List(path, dataset_dir, key, allow_outside)
@@ -60,16 +60,16 @@ def load_datalist(
 
 
 class _List:
-    """A list that is being read: its sections, the folder of its paths, and all that is wrong with its items.
+    """A list being read: its sections, the folder of its paths, and the faults of its items.
 
     Args:
         path: JSON file.
-        dataset_dir: folder the paths are relative to; the folder of the list when None.
-        key: a section that is expected, for messages.
+        dataset_dir: folder that the paths are relative to; None = the folder of the list.
+        key: expected section, for messages.
         allow_outside: accept paths that lead out of the folder.
 
     Raises:
-        DataError: no file, no JSON, no object at the top level, or no folder.
+        DataError: the file or folder is missing, or it is not a JSON object.
     """
 
     def __init__(self, path: str | Path, dataset_dir: str | Path | None, key: str, allow_outside: bool) -> None:
@@ -100,26 +100,27 @@ class _List:
         return items
 
     def read(self, key: str, read: Callable[[Any], T]) -> list[tuple[str, T]]:
-        """Where each item of a section stands, and what `read` makes of it; its errors are kept for `refuse`."""
+        """Place of each item of a section, and the result of `read`; its errors are collected for `refuse`."""
         done, items = [], self.section(key)
         self._items += len(items)
         for index, item in enumerate(items):
             place = f"{key} item {index}"
             try:
                 done.append((place, read(item)))
-            except ValueError as error:  # DataError, or a path that no system takes
+            except ValueError as error:  # DataError, or a path that the system rejects
                 self.faults.append(f"  {place}: {error}")
         return done
 
     def refuse(self) -> None:
-        """Name everything that is wrong.
+        """Report all collected faults.
 
         Raises:
-            DataError: something is.
+            DataError: there are faults.
         """
         if self.faults:
             lines = "\n".join(self.faults)
-            raise DataError(f"{self.path}: {len(self.faults)} faults in {self._items} items:\n{lines}")
+            faults, items = counted(len(self.faults), "fault"), counted(self._items, "item")
+            raise DataError(f"{self.path}: {faults} in {items}:\n{lines}")
 
 
 def _read_list(path: Path, key: str) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def _read_list(path: Path, key: str) -> dict[str, Any]:
     if path.suffix.lower() in (".csv", ".tsv"):
         raise DataError(f"{path}: is a table that begins with {_beginning(data)}, expected a JSON list, {expected}")
     try:
-        content = json.loads(data)  # of bytes: JSON tells the encoding, a byte order mark included
+        content = json.loads(data)  # bytes: JSON detects the encoding, including a byte order mark
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: the list is not readable JSON: {error}; it begins with {_beginning(data)}, expected {expected}"
@@ -150,10 +151,10 @@ def _beginning(data: bytes) -> str:
 
 
 def _object(item: Any, keys: Sequence[str], section: str | None) -> dict[str, Any]:
-    """An item that has its keys; in section `test` an image alone will do, as in the Decathlon's lists.
+    """An item with its required keys; in section `test` a plain image is enough, as in the Decathlon's lists.
 
     Raises:
-        DataError: says what the item is, or which key is missing.
+        DataError: it is not an object, or a key is missing.
     """
     if section == "test" and isinstance(item, (str, list)):
         item = {KEY: item}
@@ -166,7 +167,7 @@ def _object(item: Any, keys: Sequence[str], section: str | None) -> dict[str, An
 
 
 class DataFolder:
-    """The folder that the paths of a list are relative to; what is found out about a folder in it holds for its files.
+    """The folder that the paths of a list are relative to; each folder in it is resolved only once.
 
     Args:
         root: the folder.
@@ -175,7 +176,7 @@ class DataFolder:
 
     def __init__(self, root: Path, allow_outside: bool = False) -> None:
         self.root = root
-        # a command line's "false" is a text, and true
+        # "false" from a command line is a string, and true
         self._allow_outside = allow_outside is True
         self._within = os.path.realpath(root).rstrip("/") + "/"
         self._real_folders: dict[str, str] = {}
@@ -185,21 +186,21 @@ class DataFolder:
 
         Args:
             text: path relative to the folder.
-            key: of the item, for the message.
+            key: key of the item, for the message.
 
         Raises:
-            DataError: it leads out of the folder, links followed.
+            DataError: it leads out of the folder after following links.
         """
         path = self.root / text
         if not self._allow_outside and not f"{self.real(path)}/".startswith(self._within):
             raise DataError(
-                f"key '{key}': {text!r} leads out of {self.root}; give the folder of the data as dataset_dir, or, for "
+                f"key '{key}': {text!r} leads out of {self.root}; give the data folder as dataset_dir, or, for "
                 "a list that you trust, --found::allow_outside True (--allow_outside of mim_tools.prepare)"
             )
         return path
 
     def real(self, path: Path) -> str:
-        """`os.path.realpath`, which looks at every folder on the way, but at each of them once."""
+        """`os.path.realpath` that examines every folder on the way only once."""
         return self._real(os.path.join(os.getcwd(), path))
 
     def _real(self, path: str) -> str:
@@ -212,7 +213,7 @@ class DataFolder:
 
 
 def _refuse_shared(listed: _List) -> None:
-    """Refuse a list whose sections share a file or a patient; whatever else is wrong with the other section."""
+    """Refuse a list whose sections share a file or a patient, whatever else is wrong with the other section."""
     folder = listed.folder
     sections = [listed.content.get(section) for section in ("training", "validation")]
     parts = [[each for each in items if isinstance(each, dict)] for items in sections if isinstance(items, list)]
@@ -253,9 +254,9 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
         allow_outside: accept paths that lead out of the folder.
 
     Raises:
-        DataError: the list or items of it are wrong, or a file is listed twice; names all of them.
+        DataError: the list or some items are wrong, or a file is listed twice; names all of them.
     """
-    # absolute: the list that a run writes names files outside the folder by it
+    # absolute, since the list that a run writes names files outside the folder by it
     root = (Path(path).parent if dataset_dir is None else Path(dataset_dir)).absolute()
     listed = _List(path, root, "training", allow_outside)
     sections = ["training", *(section for section in ("validation", "test") if listed.content.get(section))]
@@ -274,12 +275,12 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
 
 
 def datalist_of(found: FoundCases, division: Division, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a list that, given back, divides the same cases in the same way.
+    """The content of a list that reproduces the same division of the same cases.
 
     Args:
-        found: where the cases lie, and those without label.
+        found: location of the cases, and those without labels.
         division: the cases and their folds.
-        facts: what else the list says, such as name, modality and labels.
+        facts: further entries of the list, such as name, modality and labels.
     """
     by_fold = division.folds is not None
     cases = [*division.training, *division.validation] if by_fold else division.training
@@ -345,14 +346,14 @@ def _fold_of(item: dict[str, Any]) -> int | None:
 
 def _text_of(item: dict[str, Any], key: str) -> str:
     text = item.get(key, "")
-    # the name of a case becomes the name of files
+    # the name of a case becomes part of file names
     if not isinstance(text, str) or "/" in text or "\0" in text or text in (".", ".."):
         raise DataError(f"key '{key}' is {shown(text)}, expected a text without '/'")
     return text
 
 
 def _named(placed: list[tuple[str, Case]], root: Path) -> list[tuple[str, Case]]:
-    """Every case without a name gets that of its first file."""
+    """Give every case without a name that of its first file."""
     derived = unique_names([VolumeSource(case.image[0], case.image[:1]) for _, case in placed], root)
     return [
         (place, case if case.name else replace(case, name=name, group=case.group or name))
@@ -361,16 +362,16 @@ def _named(placed: list[tuple[str, Case]], root: Path) -> list[tuple[str, Case]]
 
 
 def _repeats(placed: list[tuple[str, Case]], folder: DataFolder) -> Iterator[str]:
-    """Names and images that stand twice."""
+    """Names and images that occur twice."""
     names: dict[str, str] = {}
     files: dict[str, str] = {}
     for place, case in placed:
         if (first := names.setdefault(case.name, place)) != place:
-            yield f"  {place}: name {shown(case.name)} is that of {first} as well"
+            yield f"  {place}: name {shown(case.name)} is also that of {first}"
         own = set()
         for image in case.image:
             real = folder.real(image)
             if real in own or (first := files.setdefault(real, place)) != place:
                 other = place if real in own else first
-                yield f"  {place}: image {shown(str(image.name))} is that of {other} as well"
+                yield f"  {place}: image {shown(str(image.name))} is also that of {other}"
             own.add(real)

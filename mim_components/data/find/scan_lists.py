@@ -19,8 +19,8 @@ class ListedScan:
         label: name of the class.
         patient: id of the patient, as the folder is named.
         scan: id of the scan, as the folder is named.
-        num_slices: number of slices, where the list says so.
-        target: number of the class, where the list says so.
+        num_slices: number of slices, if listed.
+        target: class number, if listed.
     """
 
     label: str
@@ -31,7 +31,7 @@ class ListedScan:
 
 
 def read_scan_list(path: str | Path) -> list[ListedScan]:
-    """Read a list with the columns label, patient_id and scan_id, and where present n_slice and target.
+    """Read a list with the columns label, patient_id and scan_id, and optionally n_slice and target.
 
     Raises:
         DataError: missing, not CSV, or without these columns; names the file, the line and what is wrong.

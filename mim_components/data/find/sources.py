@@ -1,4 +1,4 @@
-"""All ways to give data: folders, lists and collections of volumes, labelled cases, labelled scans."""
+"""All ways to specify data: folders, lists and collections of volumes, labelled cases, labelled scans."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mim_components.data.volumes import (
     NoVolumesError,
     VolumeSource,
 )
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 logger = logging.getLogger(__name__)
 
-# what an entry of a bundle's metadata says beside the arguments of the layout
+# keys of an entry in a bundle's metadata besides the arguments of the layout
 _OWN_KEYS = ("name", "label_set", "num_cases")
 
 
@@ -37,16 +37,16 @@ def find_cases(
     layouts: Sequence[Mapping[str, Any]] = (),
     allow_outside: bool = False,
 ) -> FoundCases:
-    """Find the cases of a dataset; opens no images. None where neither folder nor list is given.
+    """Find the cases of a dataset; opens no images. Without folder and list there are none.
 
     Args:
         dataset_dir: folder of the dataset, or one up to two levels above it; with `datalist` the folder its paths are
             relative to.
         datalist: JSON list in the Decathlon's form, which is used instead of a layout.
         layouts: section `dataset.layouts` of a bundle's metadata: `name` of a layout, options of it, and optionally
-            `label_set`, the label set that its files need, and `num_cases`, how many it has when it is complete. The
+            `label_set`, the label set of its files, and `num_cases`, its number of cases when complete. The
             first that recognises the folder is used.
-        allow_outside: accept paths of the list that lead out of the folder.
+        allow_outside: accept paths in the list that lead out of the folder.
 
     Raises:
         DataError: the list is wrong, or no layout recognises the folder; says what was expected and
@@ -64,7 +64,7 @@ def find_cases(
     """
     if datalist:
         return load_cases(datalist, dataset_dir or None, allow_outside)
-    if not dataset_dir:  # a workflow is built without data; who needs the cases says that they are missing
+    if not dataset_dir:  # a workflow can be built without data; whatever needs the cases reports that
         return FoundCases(Path(), NO_DATA, [])
     path = Path(dataset_dir).absolute()
     made = [(entry, _make(entry)) for entry in layouts]
@@ -100,11 +100,11 @@ def _what_is(folder: Folder) -> str:
 
 
 def path_of_name(name: str, root: str | Path) -> str:
-    """The path, or folder and series, that a digest stands for.
+    """The path, or folder and series, that a digest represents.
 
     Args:
         name: `scan-`, `file-` or `patient-` and 12 digits.
-        root: the data folder of the run.
+        root: data folder of the run.
 
     Raises:
         NoVolumesError: the folder is missing, or nothing in it has this digest.
@@ -128,7 +128,7 @@ WAYS = """\
   --datalist list.json                     {"training": [{"image": "a.nii.gz"}, ...]}; paths are relative to the list,
                                            or to --dataset_dir
   --collection 1k --data_root /path        the paper's sets BTCV and TCIA Covid19; 10k for all eight
-To see it work without data, in two minutes, in the folder of the bundle:
+To try it without data, in two minutes, in the folder of the bundle:
   python -m monai.bundle run --config_file "['configs/train.json','configs/demo.json']\""""
 
 
@@ -140,18 +140,18 @@ def find_sources(
     datalist_key: str = "training",
     allow_outside: bool = False,
 ) -> FoundVolumes:
-    """Find the volumes by the one way that is given.
+    """Find the volumes in the one way that is given.
 
     Args:
-        dataset_dir: folder to search; together with `datalist` the folder its paths are relative to.
+        dataset_dir: folder to search; with `datalist` the folder that its paths are relative to.
         datalist: JSON list of volumes.
         collection: "1k" or "10k", the paper's sets.
-        data_root: folder that holds the sets of the collection.
+        data_root: folder with the sets of the collection.
         datalist_key: section of the list.
-        allow_outside: accept paths of the list that lead out of its folder.
+        allow_outside: accept paths in the list that lead out of its folder.
 
     Raises:
-        DataError: none or more than one way is given, or nothing was found.
+        DataError: no way or more than one is given, or nothing was found.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -176,7 +176,7 @@ def find_sources(
 
 
 def as_source(source: VolumeSource | str | Path) -> VolumeSource:
-    """Turn a path into a source; a folder must hold exactly one DICOM series of CT."""
+    """Convert a path to a source; a folder must hold exactly one DICOM series of CT."""
     if isinstance(source, VolumeSource):
         return source
     path = Path(source)
@@ -201,18 +201,18 @@ def find_validation(
     data_root: str | Path | None = None,
     allow_outside: bool = False,
 ) -> FoundVolumes:
-    """Find the validation volumes, or the training's where neither folder nor list of validation volumes is given.
+    """Find the validation volumes, or those of the training if neither folder nor list of validation volumes is given.
 
     Args:
         validation_dir: folder to search; with `validation_datalist` the folder its paths are relative to.
         validation_datalist: JSON list of volumes.
         validation_key: section of that list.
-        dataset_dir: of the training, as the rest, see `mim_components.data.find_sources`.
-        datalist: of the training.
-        datalist_key: of the training.
-        collection: of the training.
-        data_root: of the training.
-        allow_outside: accept paths of a list that lead out of its folder.
+        dataset_dir: this and the following are those of the training, see `mim_components.data.find_sources`.
+        datalist: list of the training.
+        datalist_key: section of that list.
+        collection: collection of the training.
+        data_root: folder of the collection.
+        allow_outside: accept paths in a list that lead out of its folder.
 
     Raises:
         DataError: nothing was found, or nothing is given.
@@ -255,15 +255,15 @@ def find_scans(
         dataset_dir: folder of the dataset; with `datalist` the folder its paths are relative to.
         datalist: JSON list in the Decathlon's form, which is used instead of a layout.
         layouts: section `dataset.layouts` of a bundle's metadata.
-        class_names: the label of a scan is the position of its class here.
+        class_names: the label of a scan is the index of its class here.
         min_slices: scans with fewer slices are left out.
         train_csv: list of the training scans, with columns label, patient_id and scan_id, and optionally target.
         valid_csv: list of the validation scans.
-        allow_outside: accept paths of the `datalist` that lead out of the folder.
+        allow_outside: accept paths in the `datalist` that lead out of the folder.
 
     Raises:
-        DataError: nothing is given or found; a list is wrong, or names no scan that is there; only one list is given,
-            or lists together with a `datalist`; a patient is in both lists.
+        DataError: nothing is given or found; a list is wrong, or names no existing scan; only one CSV list is given,
+            or they are given with a `datalist`; a patient is in both lists.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -273,7 +273,7 @@ def find_scans(
         ...         Path(folder, path).touch()
         ...     found = find_scans(folder, layouts=[{"name": "ccccii"}], class_names=["Normal", "NCP"], min_slices=2)
         >>> [(case.name, case.label, case.group) for case in found.cases], found.notes
-        ([('NCP_7_1', 1, '7')], ['1 scans with fewer than 2 slices are left out'])
+        ([('NCP_7_1', 1, '7')], ['1 scan with fewer than 2 slices left out'])
     """
     if bool(train_csv) != bool(valid_csv) or (train_csv and datalist):
         raise DataError(
@@ -288,7 +288,7 @@ def find_scans(
 
 
 def _take_sections(found: FoundCases, paths: Mapping[str, Path], class_names: Sequence[str]) -> None:
-    """Keep what the lists name, and say what is missing."""
+    """Keep the scans that the lists name, and note those missing."""
     lists = {section: read_scan_list(path) for section, path in paths.items()}
     both = {each.patient for each in lists["training"]} & {each.patient for each in lists["validation"]}
     if both:
@@ -306,16 +306,16 @@ def _take_sections(found: FoundCases, paths: Mapping[str, Path], class_names: Se
             )
         if absent:
             found.notes.append(
-                f"{paths[section]}: {len(absent)} scans are not in {found.root}: {shorten(sorted(absent))}"
+                f"{paths[section]}: {counted(len(absent), 'scan')} not in {found.root}: {shorten(sorted(absent))}"
             )
         kept += [replace(case, section=section) for case in there]
     if unlisted := len(found.cases) - len(kept):
-        found.notes.append(f"{unlisted} scans are in neither list and are left out")
+        found.notes.append(f"{counted(unlisted, 'scan')} in neither list left out")
     found.cases = kept
 
 
 def _key(case: Case) -> tuple[str, str]:
-    """Patient and scan of a case of the layout."""
+    """Patient and scan of a case found by the layout."""
     return case.group, case.image[0].name
 
 

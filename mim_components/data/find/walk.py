@@ -1,7 +1,7 @@
-"""Find CT volumes below a folder: NIfTI, MetaImage and NRRD by extension, DICOM by what the file begins with.
+"""Find CT volumes below a folder: NIfTI, MetaImage and NRRD by extension, DICOM by the first bytes.
 
-What only looks like a volume (a folder called `x.nii`, a dangling link, a FIFO) is handed on as well: the checks refuse
-it together with everything else that is bad, so that one run names all of it.
+What only looks like a volume (a folder called `x.nii`, a dangling link, a FIFO) is included: the checks refuse
+it together with everything else that is bad, so that one run reports all of it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from pathlib import Path
 
 from mim_components.data.read.dicom import MIN_SLICES, find_series, is_dicom
 from mim_components.data.volumes import FoundVolumes, NoVolumesError, VolumeSource, suffix_of
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
-# written beside the real files by macOS when it packs an archive, and by the file system
+# written beside the real files by macOS when packing an archive, and by the file system
 HIDDEN_FOLDERS = ("__MACOSX", "lost+found")
-# what a scan may be in that is not read; also what a broken download leaves
+# other formats of scans, which are not read, and remains of broken downloads
 _OTHER_FORMATS = (".hdr", ".img", ".mgh", ".mgz", ".mnc", ".bz2", ".xz", ".zst", ".part", ".crdownload")
 _DICOM_SUFFIXES = (".dcm", ".ima")
 
 
 @dataclass
 class Tree:
-    """What a walk through a folder saw, in a fixed order.
+    """Content of a folder tree, in a fixed order.
 
-    Args:
+    Attributes:
         root: the folder.
-        files: everything that is not a folder, links and special files included.
+        files: everything that is not a folder, including links and special files.
         named_folders: folders that carry the extension of a volume.
         hidden: number of hidden files and folders skipped.
         locked: folders that could not be read.
@@ -45,16 +46,16 @@ class Tree:
 
     @property
     def notes(self) -> list[str]:
-        """A line for every folder that could not be read."""
+        """One line per folder that could not be read."""
         return [f"{folder}: folder cannot be read" for folder in self.locked]
 
 
 def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
-    """Walk through a folder and follow its links, each folder once.
+    """Walk through a folder, following links, and visit each folder once.
 
     Args:
-        directory: folder to begin with.
-        max_depth: levels of folders below it that are looked into; None = all.
+        directory: folder to start from.
+        max_depth: levels of folders below it to visit; None = all.
 
     Returns:
         The tree, sorted by name within each folder.
@@ -69,7 +70,7 @@ def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
         raise NoVolumesError(f"{directory}: is a file, expected a folder with CT volumes (or a list as `datalist`).")
     tree = Tree(directory)
     _walk_into(directory, tree, set(), max_depth)
-    logger.debug("%s: %d files, %d hidden ones skipped", directory, len(tree.files), tree.hidden)
+    logger.debug("%s: %s, %d hidden skipped", directory, counted(len(tree.files), "file"), tree.hidden)
     return tree
 
 
@@ -77,13 +78,13 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
     """Find every volume below a folder.
 
     Args:
-        directory: folder, searched to any depth.
+        directory: folder to search recursively.
 
     Returns:
         The volumes sorted by path; the notes name DICOM series that are not CT volumes, with the reason.
 
     Raises:
-        NoVolumesError: the folder is missing, empty, or without volumes; says which files were seen.
+        NoVolumesError: the folder is missing, empty or without volumes; says which files were found.
     """
     tree = walk(directory)
     found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], root=tree.root)
@@ -97,7 +98,7 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
     if passed := [path for path in others if path.suffix.lower() in _OTHER_FORMATS]:
         found.notes.append(f"{directory}: unsupported formats are skipped: {describe_files(passed)}")
     parents = {parent for source in found.sources for parent in source.files[0].parents}
-    # a folder called x.nii is an ordinary folder when volumes lie in it, else it is a damaged copy of a file
+    # a folder called x.nii is an ordinary folder if volumes lie in it, else a damaged copy of a file
     odd = [path for path in tree.named_folders if path not in parents]
     found.sources.extend(VolumeSource(path, (path,)) for path in dict.fromkeys([*odd, *tree.locked]))
     if not found.sources:
@@ -111,7 +112,7 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
 
 
 def is_regular(path: Path) -> bool:
-    """True for a file that can be opened without waiting: no folder, FIFO, device or dangling link."""
+    """Whether a file can be opened without blocking: not a folder, FIFO, device or dangling link."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
@@ -128,7 +129,8 @@ def describe_files(files: list[Path]) -> str:
     if not files:
         return "0 files: the folder is empty"
     counts = Counter((suffix_of(path) or path.suffix).lower() or "without extension" for path in files)
-    return f"{len(files)} files: " + ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
+    return f"{counted(len(files), 'file')}: {kinds}"
 
 
 def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]], levels: int | None) -> None:
@@ -138,7 +140,7 @@ def _walk_into(folder: Path, tree: Tree, seen: set[tuple[int, int]], levels: int
     except OSError:
         tree.locked.append(folder)
         return
-    # device and inode, not the name: a link to a folder above would lead round for ever
+    # device and inode, not the name: a link to a parent folder would loop forever
     if (info.st_dev, info.st_ino) in seen:
         return
     seen.add((info.st_dev, info.st_ino))

@@ -1,6 +1,6 @@
-"""Open prepared volumes and draw crops with keyed randomness, for a training and for an evaluation.
+"""Open prepared volumes and draw crops with keyed randomness, for training and evaluation.
 
-A training draws without end, an evaluation a fixed number of reproducible crops of each volume.
+Training draws endlessly, evaluation a fixed number of reproducible crops of each volume.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mim_components.utils.text import root_cause
 class OpenPreparedd(MapTransform):
     """Replace a `PreparedVolume` by its voxels: a MetaTensor `(1, H, W, D)` int16 HU, RAS, mapped from the cache.
 
-    Nothing is read until a crop touches it. A cache file that is missing or damaged is made again.
+    Voxels are read only when a crop touches them. A missing or damaged cache file is regenerated.
 
     Args:
         keys: items that are prepared volumes.
-        allow_missing_keys: do not raise when a key is missing.
+        allow_missing_keys: do not raise if a key is missing.
 
     Example:
         >>> from pathlib import Path
@@ -55,7 +55,7 @@ class OpenPreparedd(MapTransform):
 
 
 class ItemError(RuntimeError):
-    """An item that could not be made; names the volume and the cause."""
+    """An item cannot be made; names the volume and the cause."""
 
 
 class KeyedDataset(Dataset):
@@ -89,21 +89,21 @@ class KeyedDataset(Dataset):
             self.transform.set_random_state(seed=keyed_seed(self.seed, "crop", epoch, index))
         try:
             return self.transform(item)
-        except Exception as error:  # a worker hands on the text only: it must name the volume and the cause
+        except Exception as error:  # a worker passes on only the text, which must name the volume and the cause
             name = item.get("name", f"item {index}") if isinstance(item, Mapping) else f"item {index}"
             raise ItemError(f"{name}: {root_cause(error)}") from error
 
 
 class EvaluationCrops(Dataset):
-    """`num_crops` crops of every volume, whose randomness is keyed by (seed, voxels of the volume, number of the crop).
+    """`num_crops` crops of every volume, with randomness keyed by (seed, voxels of the volume, number of the crop).
 
-    So a crop depends neither on workers, batches and order, nor on which other volumes there are.
+    So a crop depends neither on workers, batches or order, nor on the other volumes.
 
     Args:
         data: items of prepared volumes, see `PreparedDataset.items`.
         transform: MONAI `Compose` that ends in `MultiLevelCropMaskd`.
-        num_crops: crops of each volume.
-        seed: of the crops.
+        num_crops: crops per volume.
+        seed: seed of the crops.
 
     Raises:
         ValueError: `num_crops` is below 1.
@@ -123,7 +123,7 @@ class EvaluationCrops(Dataset):
         self.seed = seed
 
     def __len__(self) -> int:
-        """Crops of all volumes."""
+        """Number of crops of all volumes."""
         return len(self.data) * self.num_crops
 
     def _transform(self, index: int) -> dict[str, Any]:

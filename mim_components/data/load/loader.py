@@ -1,7 +1,7 @@
-"""Load the samples of a step: processes, micro-batches, and what is said when a worker is lost.
+"""Load the samples of a step: worker processes, micro-batches, and actionable messages for worker failures.
 
-Processes that load data leave SIGINT and SIGTERM to the main process, from their first instant to their last. A
-workload manager sends signals to all processes of a job, and the main one finishes its step first.
+Processes that load data leave SIGINT and SIGTERM to the main process for their whole lifetime. A
+workload manager signals all processes of a job, and the main one finishes its step first.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class SteadyDataLoader(DataLoader):
     """MONAI's `DataLoader`, whose workers leave signals to the main process.
 
-    They begin with the signals blocked, and `init_worker` ignores them. PyTorch's own handler, which ends a worker at
+    They start with the signals blocked, and `init_worker` ignores them. PyTorch's own handler, which ends a worker on
     SIGTERM, never sees one.
 
     Args:
-        dataset: to load from.
-        num_workers: processes that load; 0 = this one.
+        dataset: dataset to load from.
+        num_workers: number of loading processes; 0 = this one.
         worker_timeout: seconds after which a worker that delivers nothing ends the run.
-        device: that the batches go to; memory is pinned for CUDA.
+        device: device of the batches; memory is pinned for CUDA.
         **options: see `torch.utils.data.DataLoader`.
 
     Example:
@@ -57,7 +57,7 @@ class SteadyDataLoader(DataLoader):
         super().__init__(dataset, num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Start the workers; signals that this thread gets meanwhile reach it after that."""
+        """Start the workers; signals that arrive meanwhile are delivered to this thread afterwards."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return super().__iter__()
@@ -66,36 +66,36 @@ class SteadyDataLoader(DataLoader):
 
 
 def init_worker(worker_id: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: ignore the signals, those that came before included."""
+    """For `DataLoader(worker_init_fn=...)`: ignore the signals, including pending ones."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 class StepLoader:
-    """Load the samples of optimizer steps; measures how long a step waits for data.
+    """Loads the samples of optimizer steps, and measures how long steps wait for data.
 
-    Iterating yields, for every optimizer step, an iterator over its micro-batches; the workers fill the next ones
+    Iterating yields, for every optimizer step, an iterator over its micro-batches; workers prepare the next ones
     meanwhile. So a trainer's iteration is an optimizer step, and schedules, logs and checkpoints count steps.
 
     Args:
-        dataset: takes keys `(epoch, index)`.
+        dataset: dataset with keys `(epoch, index)`.
         num_steps: optimizer steps of the whole run.
         global_batch_size: samples per optimizer step, over all processes and micro-batches.
         batch_size: samples per process and micro-batch; "auto" is 1, until `set_batch_size`.
-        num_workers: processes that load; 0 = this one.
+        num_workers: number of loading processes; 0 = this one.
         worker_timeout: seconds after which a worker that delivers nothing ends the run.
-        device: that the batches go to; memory is pinned for CUDA.
-        seed: of the order of the samples.
+        device: device of the batches; memory is pinned for CUDA.
+        seed: seed of the order of the samples.
 
     Raises:
-        ValueError: workers without a time-out; or the batch sizes do not divide.
+        ValueError: workers without a timeout, or batch sizes that do not divide.
 
     Attributes:
-        batch_size: as it was given.
-        sampler: says which samples make up a step.
+        batch_size: as given.
+        sampler: defines the samples of each step.
         waited: seconds spent waiting for data since the last `reset_clock`.
-        awaited: (epoch, index) of the samples of the micro-batch that is waited for.
+        awaited: (epoch, index) of the samples of the awaited micro-batch.
 
     Example:
         >>> class Keys:  # an item is its key
@@ -135,7 +135,7 @@ class StepLoader:
         """Change the size of a micro-batch before the first one is loaded; steps keep their samples.
 
         Raises:
-            ValueError: it does not divide the global batch.
+            ValueError: `batch_size` does not divide the global batch.
         """
         self.sampler.set_batch_size(batch_size)
         self.data_loader = self._loader_of(self.data_loader.dataset)
@@ -145,7 +145,7 @@ class StepLoader:
         return SteadyDataLoader(dataset, self.num_workers, self.worker_timeout, self.device, **how)
 
     def __len__(self) -> int:
-        """Optimizer steps that are left."""
+        """Number of optimizer steps left."""
         return self.sampler.num_steps - self.sampler.start_step
 
     def __iter__(self) -> Iterator[Iterator[Any]]:
@@ -157,7 +157,7 @@ class StepLoader:
             yield islice(batches, self.sampler.accumulation)
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The micro-batches of all steps."""
+        """Yield the micro-batches of all steps, timing the wait."""
         for step in range(self.sampler.start_step, self.sampler.num_steps):
             for samples in self.sampler.samples_of(step):
                 start = perf_counter()
@@ -168,24 +168,24 @@ class StepLoader:
                 yield batch
 
     def awaited_names(self) -> list[str]:
-        """Names of the volumes in the micro-batch that is waited for; none while a step computes."""
+        """Names of the volumes in the awaited micro-batch; none while a step computes."""
         items: Any = self.data_loader.dataset
-        while hasattr(items, "data"):  # datasets around datasets; their items would be loaded
+        while hasattr(items, "data"):  # unwrap nested datasets, whose items would be loaded
             items = items.data
         return list(dict.fromkeys(str(items[index].get("name", index)) for _, index in self.awaited))
 
     def reset_clock(self) -> float:
-        """Seconds waited since the last call."""
+        """Return the seconds waited since the last call."""
         waited, self.waited = self.waited, 0.0
         return waited
 
 
 def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Batches on a CUDA device, each copied there while the step before it computes.
+    """Batches on a CUDA device, each copied there while the preceding step computes.
 
     Args:
         batches: dictionaries with tensors in pinned memory.
-        device: to copy to; the copies have a stream of their own.
+        device: target device; copies have a stream of their own.
     """
     stream, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
 
@@ -201,7 +201,7 @@ def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
         computing.wait_stream(stream)
         for each in batch.values():
             if isinstance(each, torch.Tensor):
-                each.record_stream(computing)  # its memory belongs to the other stream
+                each.record_stream(computing)  # its memory was allocated on the other stream
         following = next(ahead, None)
         yield batch
 
@@ -211,15 +211,15 @@ AGAIN = "The same command continues from the last checkpoint."
 
 
 class WorkerError(RuntimeError):
-    """A process that loads data was killed, hangs, or has no memory; says what to lower."""
+    """A process that loads data was killed, hangs, or is out of memory; says what to lower."""
 
 
 def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> WorkerError | None:
-    """The error in words that help, where it is one of a worker; else None.
+    """An actionable message for a worker failure; None for other errors.
 
     Args:
-        error: as PyTorch's DataLoader raised it.
-        awaited: names of the volumes of the batch that was waited for.
+        error: error raised by PyTorch's DataLoader.
+        awaited: names of the volumes in the awaited batch.
     """
     text = str(error)
     lost = isinstance(error, (ConnectionError, EOFError)) and _is_of_loader(error)
@@ -227,9 +227,9 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
         return None
     names = f" It was loading: {', '.join(awaited)}." if awaited else ""
     if "shared memory" in text or "Bus error" in text or ("unable to" in text and "/torch_" in text):
-        cut = " Or a file of the cache was cut short while it was read: the next start finds and remakes it."
+        cut = " Or a cache file was truncated while it was read: the next start detects and regenerates it."
         return WorkerError(
-            f"a data worker found no room in shared memory (/dev/shm).{names} {LOWER}, or raise the limit "
+            f"a data worker ran out of shared memory (/dev/shm).{names} {LOWER}, or raise the limit "
             f"(docker run --shm-size).{cut if 'Bus error' in text else ''} {AGAIN}"
         )
     if "Too many open files" in text or "received 0 items of ancdata" in text:
@@ -247,16 +247,16 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
 
 
 def _is_of_loader(error: BaseException) -> bool:
-    """Whether PyTorch's loader met it: a batch that a worker had ready went with the worker."""
+    """Whether the error arose in PyTorch's loader: a finished batch was lost with its worker."""
     return any(
         frame.f_globals.get("__name__") == TorchDataLoader.__module__ for frame, _ in walk_tb(error.__traceback__)
     )
 
 
 def kill_workers() -> None:
-    """End all child processes: a worker that hangs, and ignores SIGTERM, would be waited for at exit.
+    """Kill all child processes: the exit would wait for a hanging worker, which ignores SIGTERM.
 
-    PyTorch's handler would report their end as an error of its own, in the place of the one that is known.
+    PyTorch's handler, which would report their end as another error, is suspended.
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None

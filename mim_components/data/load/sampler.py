@@ -1,4 +1,4 @@
-"""Which sample goes into which optimizer step, on which device.
+"""Assignment of samples to optimizer steps and devices.
 
 All samples of a run form one stream: sample k belongs to epoch k // n (one pass over n volumes, in an order of its own)
 and to step k // global_batch_size. The stream does not depend on how a step is divided into devices and micro-batches.
@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from mim_components.randomness import keyed_seed
 
-MOST_DEVICES = 64  # that a message names
+MOST_DEVICES = 64  # listed in a message
 
 
 def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int | None = None) -> int:
@@ -23,10 +23,10 @@ def accumulation_steps(global_batch_size: int, batch_size: int, num_devices: int
     Args:
         global_batch_size: samples (level-1 volumes) per optimizer step.
         batch_size: samples per device and micro-batch.
-        num_devices: processes of the run; None = of this run.
+        num_devices: number of processes; None = those of this run.
 
     Raises:
-        ValueError: it does not divide; names the nearest valid values, and the numbers of devices that do.
+        ValueError: it does not divide; names the nearest valid values, and numbers of devices that divide it.
     """
     num_devices = idist.get_world_size() if num_devices is None else num_devices
     if batch_size < 1:
@@ -53,12 +53,12 @@ class StepSampler(Sampler[tuple[int, int]]):
         num_steps: optimizer steps of the whole run.
         global_batch_size: samples per optimizer step, over all processes and micro-batches.
         batch_size: samples per process and micro-batch.
-        seed: of the order.
-        rank: number of this process; None = as this run says.
-        num_devices: number of processes; None = as this run says.
+        seed: seed of the order.
+        rank: rank of this process; None = that of this run.
+        num_devices: number of processes; None = those of this run.
 
     Attributes:
-        start_step: first step to yield, set it to continue a run.
+        start_step: first step to yield; set it to continue a run.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class StepSampler(Sampler[tuple[int, int]]):
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Divide every step into other micro-batches.
+        """Change the size of the micro-batches; steps keep their samples.
 
         Raises:
-            ValueError: it does not divide.
+            ValueError: `batch_size` does not divide the global batch.
         """
         self.accumulation = accumulation_steps(self.global_batch_size, batch_size, self.num_devices)
         self.batch_size = batch_size
 
     @property
     def epochs(self) -> float:
-        """Passes over the items that all steps make."""
+        """Number of passes over the items in all steps."""
         return self.num_steps * self.global_batch_size / self.num_items
 
     def __len__(self) -> int:
-        """Samples that are left for this process."""
+        """Number of samples left for this process."""
         return (self.num_steps - self.start_step) * self.accumulation * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""What an inference takes for a scan: how scans are found, checked by their headers, and read.
+"""Input scans of an inference: how they are found, checked by their headers, and read.
 
-One class for each task's input, and one transform, `CheckedLoadImaged`, for all of them.
+There is one class for each kind of input, and one transform, `CheckedLoadImaged`, for all of them.
 Axes: scan (C, H, W, D).
 """
 
@@ -39,20 +39,21 @@ from mim_components.data.volumes import (
     VolumeSource,
     suffix_of,
 )
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
-# Metadata of a scan: its (first) file. With MONAI's `filename_or_obj` Spacingd of MONAI 1.6 takes every item of a name
-# `image_...` for metadata, and MONAI Label's `image_path` is a text.
+# Metadata of a scan: its (first) file. With MONAI's `filename_or_obj`, Spacingd of MONAI 1.6 takes every item named
+# `image_...` for metadata, and MONAI Label's `image_path` is a string.
 SCAN_FILE = "scan_file"
-WRITTEN_BY = "mim_components label map"  # `descrip` in the header of what SaveSegmentation writes
+WRITTEN_BY = "mim_components label map"  # `descrip` in the header of files written by SaveSegmentation
 
 
 class Scans(Protocol):
-    """What a task takes for a scan."""
+    """The kind of scan that a task takes."""
 
     def find(self, root: Path) -> list[VolumeSource]:
-        """Scans in a folder, or the one that a path names.
+        """Scans in a folder, or the one at a path.
 
         Raises:
             NoVolumesError: a folder holds none.
@@ -75,20 +76,20 @@ class Scans(Protocol):
         """
 
     def empty(self) -> Tensor:
-        """One voxel, in the place of a scan that cannot be read."""
+        """One voxel, in place of a scan that cannot be read."""
 
 
 class CheckedLoadImaged(LoadImaged):
-    """Read scans, as `LoadImaged` does, whose name and class tell MONAI Label and MONAI Deploy that it reads.
+    """Read scans, as a subclass of `LoadImaged` that MONAI Label and MONAI Deploy recognise as the loader.
 
-    An item that has a `cause` is known to be bad, and becomes one voxel. An image in memory stays what it is.
+    An item with a `cause` is known to be bad, and becomes one voxel. An image in memory stays unchanged.
 
     Args:
         keys: items that are a `VolumeSource` or a path, or an image as tensor or array.
-        scans: what a scan is: `CTScans`, `NativeScans` or `SliceScans`.
+        scans: kind of scan: `CTScans`, `NativeScans` or `SliceScans`.
 
     Raises:
-        BadVolumesError: names the scan and the cause.
+        BadVolumesError: a scan cannot be read; names it and the cause.
 
     Example:
         >>> load = CheckedLoadImaged("image", NativeScans(in_channels=4))
@@ -101,7 +102,7 @@ class CheckedLoadImaged(LoadImaged):
         self.scans = scans
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        """Read the scans; `reader` is MONAI's, and not used."""
+        """Read the scans; MONAI's `reader` is not used."""
         out = dict(data)
         for key in self.key_iterator(out):
             if out.get("cause"):
@@ -118,15 +119,14 @@ class CheckedLoadImaged(LoadImaged):
 
 
 class CTScans:
-    """CT in HU with its axes turned to RAS: a MetaTensor `(1, H, W, D)` int16 with its affine in mm.
+    """CT in HU with axes reoriented to RAS: a MetaTensor `(1, H, W, D)` int16 with its affine in mm.
 
     Args:
         max_voxels: larger headers are refused, and volumes that would be larger after resampling.
-        spacing: that volumes are resampled to, mm along R, A and S; None = native voxels. The affine says where the
-            new voxels lie.
+        spacing: target spacing, mm along R, A and S; None = native voxels. The affine is that of the new voxels.
 
     Raises:
-        DataError: `spacing` is none.
+        DataError: `spacing` is invalid.
 
     Example:
         >>> CTScans(spacing=(1.5, 1.5, 2)).spacing
@@ -138,7 +138,7 @@ class CTScans:
         self.spacing = as_spacing(spacing)
 
     def find(self, root: Path) -> list[VolumeSource]:
-        """Volumes at any depth."""
+        """Find volumes at any depth."""
         return _volumes_of(root)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
@@ -147,7 +147,7 @@ class CTScans:
         return ()
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
-        """Read a volume to its end."""
+        """Read a volume completely."""
         voxels, affine = load_volume(source, self.max_voxels, self.spacing)
         return MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
 
@@ -159,18 +159,18 @@ class CTScans:
 class NativeScans:
     """Scans on the grid of their file: a float32 MetaTensor `(C, H, W, D)` with its affine to RAS world in mm.
 
-    As `LoadImaged` with `CheckedReader` reads them, and the voxels are judged too: CT without tissue is read with a
+    Read as by `LoadImaged` with `CheckedReader`, with checks of the voxels: CT without tissue is read with a
     warning, a constant scan is refused. `EnsureChannelFirstd` may follow and changes nothing.
 
     Args:
-        in_channels: of the network.
-        channels: endings of the file names of a scan that has one file per channel, `<case>_<channel>`, in the order of
-            the network's channels; `<case>_seg` is its label map and skipped. Empty = all channels are in one file.
-        modality: "CT" expects HU; "MR" anything finite.
+        in_channels: input channels of the network.
+        channels: endings of the file names of a scan with one file per channel, `<case>_<channel>`, in the order of
+            the network's channels; `<case>_seg` is its label map and is skipped. Empty = all channels are in one file.
+        modality: "CT" expects HU; "MR" any finite intensities.
         max_voxels: larger headers are refused.
 
     Raises:
-        ValueError: there are channels, but not as many as the network has.
+        ValueError: the number of `channels` is not that of the network.
 
     Example:
         >>> scans = NativeScans(in_channels=2, channels=("t1", "t2"), modality="MR")
@@ -195,15 +195,15 @@ class NativeScans:
         self.max_voxels = max_voxels
 
     def find(self, root: Path) -> list[VolumeSource]:
-        """Volumes at any depth but label maps that were saved by an earlier run; files of one scan are joined."""
+        """Find volumes at any depth, except label maps saved by an earlier run; files of one scan are joined."""
         found = _volumes_of(root)
         sources = [source for source in found if not is_label_map(source)]
         if passed := len(found) - len(sources):
-            logger.info("%d label maps that an earlier run saved are skipped.", passed)
+            logger.info("%s saved by an earlier run skipped.", counted(passed, "label map"))
         return self.join(sources) if self.channels else sources
 
     def join(self, sources: Sequence[VolumeSource]) -> list[VolumeSource]:
-        """Make one source of the files of a case, in the order of the channels; files of other names stay."""
+        """Join the files of a case to one source, in the order of the channels; files with other names stay."""
         names = "|".join(map(re.escape, self.channels))
         form = re.compile(rf"(?P<case>.+)_(?P<channel>{names}|seg)", re.IGNORECASE)
         cases: dict[Path, dict[str, VolumeSource]] = {}
@@ -217,7 +217,7 @@ class NativeScans:
         joined = []
         for path, parts in cases.items():
             if set(parts) == {"seg"}:
-                others.append(parts["seg"])  # of no case: the check of its header says what is wrong with it
+                others.append(parts["seg"])  # without a case: the check of its header reports it
                 continue
             files = tuple(parts[name].path for name in map(str.lower, self.channels) if name in parts)
             joined.append(VolumeSource(path, files))
@@ -229,7 +229,7 @@ class NativeScans:
         return ()
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
-        """Read all files to their end."""
+        """Read all files completely."""
         source = as_source(source)
         headers = self._headers(source)
         parts = [VolumeSource(path, (path,)) for path in source.files] if len(headers) > 1 else [source]
@@ -238,11 +238,11 @@ class NativeScans:
         return MetaTensor(torch.from_numpy(voxels), meta=meta)
 
     def empty(self) -> MetaTensor:
-        """One voxel in each channel."""
+        """One voxel per channel."""
         return MetaTensor(torch.zeros(self.in_channels, 1, 1, 1), meta=metadata(np.zeros((1, 1, 1, 1)), np.eye(4)))
 
     def _headers(self, source: VolumeSource) -> list[VolumeHeader]:
-        """Headers of the files of a scan, checked: one, or one per channel."""
+        """Checked headers of the files of a scan: one, or one per channel."""
         if source.series_uid is None and source.files != (source.path,):
             return self._headers_of_channels(source)
         for path in source.files:
@@ -277,16 +277,16 @@ class NativeScans:
         if low == high and self.in_channels == 1:
             raise VolumeError(f"constant: every voxel is {low:g}")
         if low == high or (self.modality == "CT" and high < AIR_ONLY):
-            logger.warning("%s: values from %g to %g only, nothing to be seen there", source, low, high)
+            logger.warning("%s: only values from %g to %g, nothing to see", source, low, high)
         elif self.modality == "CT":
-            to_int16(channel, scale)  # says so when these are no HU
+            to_int16(channel, scale)  # raises if these are not HU
 
 
 class SliceScans:
-    """Folders of slices, and with `hu_window` CT volumes: uint8 `(1, H, W, D)`, axes as in `data.read.slices`.
+    """Folders of slices and, with `hu_window`, CT volumes: uint8 `(1, H, W, D)`, axes as in `data.read.slices`.
 
     Args:
-        hu_window: HU that become 0 and 255; None = folders of slices only.
+        hu_window: HU that become 0 and 255; None = only folders of slices.
 
     Example:
         >>> SliceScans(hu_window=(-1000, 400)).empty().shape
@@ -297,16 +297,17 @@ class SliceScans:
         self.hu_window = hu_window
 
     def find(self, root: Path) -> list[VolumeSource]:
-        """Folders in which slices lie, and CT volumes, in natural order of their paths."""
+        """Find folders with slices, and CT volumes, in natural order of their paths."""
         if not root.is_dir():
-            return [VolumeSource(root, (root,))]  # the check says what is wrong with it
+            return [VolumeSource(root, (root,))]  # the check reports what is wrong
         tree = walk(root)
         found = {path.parent for path in tree.files if is_slice(path.name)}
         volumes = [path for path in tree.files if suffix_of(path)]
         if self.hu_window is not None:
             found |= _paths_of_volumes(root)
         elif volumes and not found:
-            raise NoVolumesError(f"{root}: holds {len(volumes)} CT volumes, expected folders of slices; {HU_ADVICE}.")
+            found_ct = counted(len(volumes), "CT volume")
+            raise NoVolumesError(f"{root}: holds {found_ct}, expected folders of slices; {HU_ADVICE}.")
         if not found:
             raise NoVolumesError(f"{root}: no slices (.png, .jpg) found in {describe_files(tree.files)}.")
         return [VolumeSource(path, (path,)) for path in sorted(found, key=lambda path: natural_key(str(path)))]
@@ -339,7 +340,7 @@ def is_label_map(source: VolumeSource) -> bool:
         check_file(source.path)
         return WRITTEN_BY.encode() in first_bytes(source.path)[0]
     except (VolumeError, OSError):
-        return False  # the check of the headers says what is wrong with it
+        return False  # the check of the headers reports what is wrong
 
 
 def _volumes_of(root: Path) -> list[VolumeSource]:

@@ -1,4 +1,4 @@
-"""The phase before fine-tuning: check every case, list everything that is bad at once, split, and write it down."""
+"""The phase before fine-tuning: check every case, list all bad ones together, split, and write list and report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from mim_components.data.prepare.splits import Division, divide, take_share
 from mim_components.data.prepare.team import Team
 from mim_components.data.volumes import BadVolume, DataError
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +35,25 @@ NO_DATASET = """\
 Give the dataset in one way:
   --dataset_dir /path/to/dataset    the folder that its archive unpacks to; docs/README.md of the bundle has its layout
   --datalist list.json              {"training": [{"image": "a.nii.gz", "label": "a_label.nii.gz"}, ...]}; paths are
-                                    relative to the list; of a classification, "label" is the number of a class
-To see it work without data, write a synthetic dataset: python -m mim_tools.synthetic --help"""
-# Headers whose voxels lie in another file, which may be repaired while the header stays.
+                                    relative to the list; for a classification, "label" is the number of a class
+To try it without data, write a synthetic dataset: python -m mim_tools.synthetic --help"""
+# Headers with their voxels in another file, which may be repaired while the header stays the same.
 _DETACHED = (".mhd", ".nhdr")
 
 
 @dataclass
 class PreparedCases:
-    """Cases that are fit, divided.
+    """Usable cases, divided into training and validation.
 
-    Args:
+    Attributes:
         training: items `image` (path, or a list of one per channel), `label` (path or class), `name`, `group`
-            (patient), `source` (path for messages), `digest` (sha256 of the files) and `state` (signs by which
-            `TransformCache` notices that a file has changed since).
+            (patient), `source` (path for messages), `digest` (sha256 of the files) and `state` (by which
+            `TransformCache` notices that a file has changed).
         validation: the same.
-        unlabelled: items without `label`, `digest` and `state`; they are not checked.
+        unlabelled: items without `label`, `digest` and `state`, which are not checked.
         bad: what was left out.
         notes: lines for log and report.
-        digest: one sha256 over the content of all cases used and the split.
+        digest: sha256 over the content of all cases used and the split.
         counts: rows of the report's table.
     """
 
@@ -69,19 +70,19 @@ class PreparedCases:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Part and digest of every case by its name, as `digest` counts them."""
+        """Part and digest of every case by name, which `digest` covers."""
         parts = {"training": self.training, "validation": self.validation}
         return {item["name"]: f"{part} {item['digest']}" for part, items in parts.items() for item in items}
 
     def summary(self) -> str:
-        """Text of a few lines: number of cases of each part, what was left out."""
+        """Text of a few lines: number of cases in each part, and what was left out."""
         lines = [", ".join(f"{row}: {count}" for row, count in self.counts)]
         return "\n".join([*lines, *(f"left out: {item}" for item in self.bad)])
 
 
 @dataclass
 class _Checked:
-    """Facts of the cases that are fit, by name, with the state of their files before they were read; and the others."""
+    """Results of the usable cases by name, the state of their files before they were read, and the bad cases."""
 
     facts: dict[str, CheckResult] = field(default_factory=dict)
     states: dict[str, dict[str, int] | None] = field(default_factory=dict)
@@ -106,28 +107,28 @@ def prepare_cases(
 ) -> PreparedCases:
     """Check every labelled case, divide them, and write `datalist.json`, `data_report.md` and `quarantine.jsonl`.
 
-    The split is made of all cases found, so that one that is left out moves no other. The processes of a run divide the
-    checks, and the first writes.
+    The split is made of all cases found, so that leaving one out moves no other. The processes of a run share the
+    checks, and the first writes the files.
 
     Args:
         found: the cases.
-        checker: check of one case.
+        checker: check of a case.
         split: section `dataset.split` of a bundle's metadata.
         fold: the fold that validates.
-        label_ratio: share of the training cases that is used, in (0, 1].
-        num_cases: labelled cases of the complete dataset, for the report; what the layout says goes first.
-        cache_dir: folder in which results of checks are kept.
-        on_bad: "stop" raises when a case is bad, after all were checked; "exclude" leaves it out.
-        max_bad_fraction: share of the labelled cases that "exclude" may leave out.
-        num_workers: processes that check, of every process of the run.
-        output_dir: where the files are written; None = nowhere.
-        name: dataset name, for list and report.
+        label_ratio: share of the training cases to use, in (0, 1].
+        num_cases: number of labelled cases in the complete dataset, for the report; the layout's takes precedence.
+        cache_dir: folder that caches results of checks.
+        on_bad: "stop" raises if a case is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: largest share of the labelled cases that "exclude" may leave out.
+        num_workers: number of checking processes, for each process of the run.
+        output_dir: folder for the files; None = not written.
+        name: name of the dataset, for list and report.
         anonymous_paths: name cases by digests, see `mim_components.data.names`; `datalist.json`, which is made of
             paths, is not written.
 
     Raises:
-        BadVolumesError: cases are bad and `on_bad` is "stop", or more are than may be left out.
-        DataError: no data was given; there is no such fold or share, or a part is empty; in all processes alike.
+        BadVolumesError: cases are bad and `on_bad` is "stop", or more than may be left out.
+        DataError: no data is given, there is no such fold or share, or a part is empty; in all processes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -146,7 +147,7 @@ def prepare_cases(
         raise DataError(NO_DATASET)
     if is_anonymous(anonymous_paths):
         found = found.named_by_digests()
-    # whatever is wrong with the settings shows before hours of checks
+    # wrong settings fail here, before hours of checks
     planned = divide(found, split, fold)
     take_share(planned.training, split, fold, label_ratio)
     expected = num_cases if found.num_cases is None else found.num_cases
@@ -185,7 +186,7 @@ def _write(
 
 
 def _team(cases: Sequence[Case]) -> Team:
-    """Processes that see the same files: copies on the disks of several machines have other times."""
+    """Processes that see the same files: copies on the disks of other machines have other times."""
     if idist.get_world_size() == 1:
         return Team()
     return Team("\n".join(f"{case.name} {case.label!r} {state_text(state_of(case.files))}" for case in cases))
@@ -196,7 +197,8 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
     share = team.share(cases)
     known = [memory.recall(repr(case.label), case.source, case.files) for case in share]
     to_check = sum(team.exchange(lambda: sum(each is None for each in known)))
-    logger.info("%d cases: %d to check, %d checked before", len(cases), to_check, len(cases) - to_check)
+    number = counted(len(cases), "case")
+    logger.info("%s: %d to check, %d checked before", number, to_check, len(cases) - to_check)
 
     def check(share: Sequence[Case]) -> list[tuple[dict[str, int] | None, CheckResult | BadVolume]]:
         tasks = [case for case, result in zip(share, known, strict=True) if result is None]
@@ -221,7 +223,7 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
         if isinstance(outcome, BadVolume):
             checked.bad.append(outcome)
         else:
-            # facts may have been kept by a run that names files
+            # cached results may come from a run that names files
             checked.facts[case.name] = replace(outcome, notes=tuple(hide(note, case.hidden) for note in outcome.notes))
     return checked
 
@@ -236,7 +238,7 @@ def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None,
 
 
 def _find_copies(checked: _Checked, division: Division) -> None:
-    """A training case with the image of a validation case is bad: the score would tell nothing."""
+    """Mark training cases with the image of a validation case as bad: the score would be meaningless."""
     contents = {
         _content(checked.facts[case.name]): case.title for case in division.validation if case.name in checked.facts
     }
@@ -254,7 +256,7 @@ def _without_bad(planned: Division, checked: _Checked) -> Division:
     for part, cases in (("training", training), ("validation", validation)):
         if not cases:
             left_out = "\n".join(f"  {item}" for item in checked.bad)
-            raise DataError(f"no fit case is left for {part}; left out:\n{left_out}")
+            raise DataError(f"no usable case is left for {part}; left out:\n{left_out}")
     return replace(planned, training=training, validation=validation)
 
 

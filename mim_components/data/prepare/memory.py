@@ -1,7 +1,7 @@
-"""Cached results of checks: a file that has not changed is not decoded again, fit or unfit.
+"""Cached results of checks: an unchanged file is not decoded again, whether fit or unfit.
 
-Every line of a file of records begins with its checksum: damaged lines are skipped. The last line of a key counts.
-Lines are added as they come up, so that a run that is killed loses nothing.
+Every line of a record file begins with its checksum: damaged lines are skipped. The last line of a key counts.
+Lines are appended as results arrive, so that a killed run loses nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def bad_volume(
     """The entry of a volume in lists of bad ones, whatever was raised while it was read.
 
     Args:
-        name: what messages call the volume.
+        name: name of the volume in messages.
         error: exception that its check raised.
         files: files of the volume, for digest and state.
         hidden: files that must not be named, see `hide`.
     """
     cause = cause_of(error)
     if not isinstance(error, DataError | OSError):
-        # a kind of damage that no check foresaw must not hide the other bad files; its traceback goes to the log
+        # damage that no check foresaw must not hide the other bad files; its traceback goes to the log
         logger.debug("%s", name, exc_info=None if hidden else error)
         cause = f"cannot be read: {type(error).__name__}: {cause}"
     state = state_of(files)
@@ -52,7 +52,7 @@ def bad_volume(
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether a refusal came of the system: a network, a right, or memory may be back at the next start."""
+    """Whether a refusal was caused by the system: network, permissions or memory may be back at the next start."""
     while error is not None:
         if isinstance(error, OSError | MemoryError) and not isinstance(error, gzip.BadGzipFile):
             return True
@@ -61,7 +61,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def digest_of_files(files: Iterable[Path]) -> str | None:
-    """sha256 of the bytes of files, one after the other; None where one cannot be read, or there is none."""
+    """sha256 of the concatenated bytes of files; None if there are none or one cannot be read."""
     files = list(files)
     try:
         return sha256(*files) if files and all(map(is_regular, files)) else None
@@ -70,15 +70,15 @@ def digest_of_files(files: Iterable[Path]) -> str | None:
 
 
 def state_of(paths: Iterable[Path]) -> dict[str, int] | None:
-    """Number, size and time of files, folders of slices opened; None where one is missing, or there is none."""
+    """Number, size and time of files, including those in slice folders; None if there are none or one is missing."""
     try:
         return dict(vars(SourceState.of(tuple(files_in(paths)))))
-    except (OSError, RuntimeError, ValueError):  # a circular link; no file
+    except (OSError, RuntimeError, ValueError):  # a circular link, or no files
         return None
 
 
 def files_in(paths: Iterable[Path]) -> list[Path]:
-    """Files, and those in folders of slices by name.
+    """The given files, and those in the given folders, by name.
 
     Raises:
         OSError: a folder cannot be read.
@@ -93,12 +93,12 @@ STATE = "state"
 
 
 def state_text(state: Mapping[str, int] | None) -> str:
-    """State of files as a text; empty where one is missing."""
+    """State of files as text; empty if one is missing."""
     return "" if state is None else " ".join(f"{name}={value}" for name, value in state.items())
 
 
 def is_unchanged(item: Mapping[str, Any]) -> bool:
-    """Whether the files of an item are those that were checked; true of an item that was not."""
+    """Whether the files of an item are unchanged since they were checked; True for an unchecked item."""
     return STATE not in item or state_text(state_of(_paths_of(item))) == item[STATE]
 
 
@@ -112,13 +112,13 @@ def _paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
 
 
 class CheckMemory:
-    """Results of checks, in a file of the cache folder that all checks share.
+    """Results of checks, in a file of the cache folder shared by all checks.
 
-    Kept is what the bytes of the files decide, not what the system refused.
+    Only results that follow from the bytes of the files are kept, not failures of the system.
 
     Args:
         folder: cache folder.
-        check: results count only for a check with the same `repr`.
+        check: the check; results are valid only for the same `repr`.
     """
 
     def __init__(self, folder: str | Path, check: object) -> None:
@@ -126,12 +126,12 @@ class CheckMemory:
         self._lines = RecordLines(Path(folder) / MEMORY)
 
     def recall(self, part: str, name: str, paths: Sequence[Path]) -> CheckResult | BadVolume | None:
-        """What a check found out; None where it must check again: new, changed, or not readable.
+        """The cached result of a check; None if it must be repeated: the volume is new, changed or unreadable.
 
         Args:
-            part: what is checked apart from the rest of the same files, such as "header".
-            name: what messages call the volume or case.
-            paths: files and folders of slices that are read.
+            part: part of the files that is checked separately, such as "header".
+            name: name of the volume or case in messages.
+            paths: files and folders of slices that were read.
         """
         for key in (self._key(part, paths), self._key(part, paths, name)):
             record = self._lines.get(key)
@@ -150,14 +150,14 @@ class CheckMemory:
         state: Mapping[str, int] | None,
         result: CheckResult | BadVolume,
     ) -> None:
-        """Keep a result, unless something else than the bytes of the files decided it.
+        """Keep a result, unless something other than the bytes of the files determined it.
 
         Args:
             part: see `recall`.
             name: see `recall`.
             paths: see `recall`.
-            state: signs of the files before they were read, see `state_of`.
-            result: what the check found out.
+            state: state of the files before they were read, see `state_of`.
+            result: result of the check.
         """
         if state is None:
             return
@@ -168,16 +168,16 @@ class CheckMemory:
             self._lines.keep(self._key(part, paths, name), record)
 
     def _key(self, part: str, paths: Sequence[Path], name: str = "") -> str:
-        # a cause may name files, by paths or by digests: it counts only where the volume has the same name
+        # a cause may name files, by paths or digests: it is valid only for a volume of the same name
         text = "\n".join([self._check, part, name, *(os.path.abspath(path) for path in paths)])
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class RecordLines:
-    """Records by key in a file that several may share.
+    """Records by key in a file that several processes may share.
 
     Args:
-        path: the file; it need not be there.
+        path: path of the file, which need not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,15 +186,15 @@ class RecordLines:
         self._writable = True
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The last record that was kept under a key."""
+        """The last record kept under a key."""
         return self._records.get(key)
 
     def keep(self, key: str, record: dict[str, Any]) -> None:
-        """Add a record; a file that cannot be written costs the next start its time, not this one its success.
+        """Add a record; if the file cannot be written, only the next start takes longer.
 
         Args:
-            key: of the record.
-            record: what JSON can hold.
+            key: key of the record.
+            record: record that JSON can hold.
         """
         self._records[key] = record
         if not self._writable:
@@ -203,7 +203,7 @@ class RecordLines:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                # the newline goes first: the line before may have been cut off
+                # the newline comes first: the previous line may be truncated
                 file.write(f"\n{zlib.crc32(text.encode()):08x} {text}")
         except OSError as error:
             self._writable = False

@@ -1,4 +1,4 @@
-"""Prepare volumes in a run of several processes, each its share, with the same result or the same error in all."""
+"""Prepare volumes in a run of several processes, each its share, with the same result or error in all."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def prepare_on_nodes(
     anonymous_paths: bool = False,
     spacing: Sequence[float] | None = None,
 ) -> PreparedDataset:
-    """`prepare_volumes`, whose work the processes of a run divide.
+    """`prepare_volumes`, with its work divided among the processes of a run.
 
-    All of them do where they share a cache; where every machine has a cache of its own, those of each machine.
+    All processes share the work if they share a cache; with a cache per machine, those of each machine do.
 
     Args:
-        found: the volumes; the same in all processes.
+        found: volumes, the same in all processes.
         cache_dir: cache folder, on this machine or shared.
         on_bad: "stop" or "exclude".
-        max_bad_fraction: share of the volumes that "exclude" may leave out.
-        num_workers: processes that decode, of every process of the run.
+        max_bad_fraction: largest share of the volumes that "exclude" may leave out.
+        num_workers: number of decoding processes, for each process of the run.
         max_voxels: larger headers are refused.
         verify: see `prepare_volumes`.
-        output_dir: where the first process of all lists bad volumes, see `write_quarantine`.
+        output_dir: folder in which the first process lists bad volumes, see `write_quarantine`.
         anonymous_paths: name volumes by digests, see `mim_components.data.names`.
-        spacing: that every volume is resampled to, mm along R, A and S; None = native voxels.
+        spacing: spacing that volumes are resampled to, mm along R, A and S; None = native voxels.
 
     Raises:
-        DataError: in all processes alike, when one failed or they found different volumes.
+        DataError: one failed, or they found different volumes; in all processes.
 
     Example:
         >>> from tempfile import TemporaryDirectory

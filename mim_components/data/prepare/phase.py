@@ -1,4 +1,4 @@
-"""What the phases before pre-training and before fine-tuning share: settings, worker processes, copies."""
+"""Shared parts of the phases before pre-training and fine-tuning: settings, worker processes, copies."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run_each(
     """Results of `function` in the order of the tasks.
 
     Args:
-        function: sent to other processes, as its results are; it catches what a bad file may raise.
-        tasks: its arguments.
-        num_workers: processes; 0 works in this one.
+        function: function to call, sent to other processes like its results; it must catch errors of bad files.
+        tasks: its arguments, one per call.
+        num_workers: number of processes; 0 = this one.
         phase: name of the phase, for the progress bar.
-        unit: what a task is, such as "volume".
+        unit: unit of a task, such as "volume".
         progress: show a progress bar.
 
     Raises:
@@ -58,7 +58,7 @@ def _results(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, u
         return
     # spawn: a fork would copy the threads' locks of torch and ITK in an unknown state
     pool = ProcessPoolExecutor(min(num_workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
-    # workers inherit the mask: Ctrl-C reaches them too, also while they import, and this process alone answers it
+    # workers inherit the mask: Ctrl-C reaches them too, even while they import, but only this process handles it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         try:
@@ -67,7 +67,7 @@ def _results(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, u
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield from results
     except KeyboardInterrupt:
-        for worker in list(pool._processes.values()):  # what they have finished is in the cache
+        for worker in list(pool._processes.values()):  # their finished work is in the cache
             worker.terminate()
         raise
     except BrokenProcessPool as error:
@@ -77,11 +77,11 @@ def _results(function: Callable[[T], R], tasks: Sequence[T], num_workers: int, u
 
 
 def note_copies(contents: Iterable[tuple[str, str]], what: str) -> Iterator[str]:
-    """A note for everything that was there before.
+    """A note for every scan whose content occurred before.
 
     Args:
-        contents: what messages call a scan, and its content, which is equal for copies.
-        what: what is equal, such as "voxels".
+        contents: names of scans in messages, and their contents, which are equal for copies.
+        what: kind of content, such as "voxels".
 
     Example:
         >>> list(note_copies([("a", "1"), ("b", "2"), ("c", "1")], "voxels"))

@@ -1,4 +1,4 @@
-"""What becomes of bad volumes: how many may be left out, and the file that lists those of a run."""
+"""Handling of bad volumes: how many may be left out, and the file that lists those of a run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +32,20 @@ def check_on_bad(on_bad: str, max_bad_fraction: float) -> None:
 
 
 def refuse_bad(bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fraction: float) -> None:
-    """Stop because of bad volumes, unless they are to be left out and are few.
+    """Stop because of bad volumes, unless they are to be left out and are few enough.
 
     Args:
-        bad: all of them.
+        bad: all bad volumes.
         total: number of volumes found.
         on_bad: "stop" or "exclude".
-        max_bad_fraction: share of the volumes found that may be left out.
+        max_bad_fraction: largest share of the volumes found that may be left out.
 
     Raises:
         BadVolumesError: lists all.
     """
     if bad and on_bad == "stop":
         raise BadVolumesError(bad, total)
-    # a share such as 0.05 is not exact: 1 of 20 is allowed
+    # 0.05 is not exact in floats: 1 of 20 is allowed
     if len(bad) > max_bad_fraction * total + 1e-9:
         raise BadVolumesError(bad, total, max_bad_fraction)
 
@@ -52,13 +53,13 @@ def refuse_bad(bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fracti
 def settle_bad(
     bad: Sequence[BadVolume], total: int, on_bad: str, max_bad_fraction: float, folder: str | Path | None
 ) -> None:
-    """List the bad volumes of a run, then stop because of them unless they are few; see `refuse_bad`.
+    """List the bad volumes of a run, then stop if `refuse_bad` does.
 
     Args:
-        bad: all of them.
+        bad: all bad volumes.
         total: number of volumes found.
         on_bad: "stop" or "exclude".
-        max_bad_fraction: share of the volumes found that may be left out.
+        max_bad_fraction: largest share of the volumes found that may be left out.
         folder: folder of the list; None = no list.
     """
     if folder is not None:
@@ -67,22 +68,22 @@ def settle_bad(
 
 
 def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
-    """List the bad volumes of a run in `quarantine.jsonl`, one JSON object per line; none are bad: there is no file.
+    """List the bad volumes of a run in `quarantine.jsonl`, one JSON object per line; no file if there are none.
 
-    An object holds `path`, `digest` (sha256 of the files one after the other, null where they cannot be read), `state`
-    (number, bytes and time of the files, null where one is missing) and `reason`. A folder that cannot be written is
-    a warning: the log has the list as well.
+    An object holds `path`, `digest` (sha256 of the concatenated files, null if they cannot be read), `state`
+    (number, bytes and time of the files, null if one is missing) and `reason`. A folder that cannot be written is
+    only a warning, since the log has the list too.
 
     Args:
         folder: run folder.
-        bad: the volumes.
+        bad: all bad volumes.
     """
     path = Path(folder) / QUARANTINE
     rows = [{"path": item.path, "digest": item.digest, "state": item.state, "reason": item.cause} for item in bad]
     try:
         if rows:
             write_text_safely(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-            logger.info("%d bad volumes are listed in %s", len(rows), path)
+            logger.info("%s listed in %s", counted(len(rows), "bad volume"), path)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:

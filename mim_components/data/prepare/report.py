@@ -1,4 +1,4 @@
-"""What a run writes down about its data: the report."""
+"""Data report of a run."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def data_report(
     bad: Sequence[BadVolume],
     notes: Sequence[str],
 ) -> str:
-    """Markdown: counts, notes, what was left out, and the names of both parts.
+    """Data report in Markdown: counts, notes, what was left out, and the names in both parts.
 
     Args:
-        name: dataset name.
-        found: where the cases lie.
-        division: the split.
-        training: the training cases that the label ratio leaves.
+        name: name of the dataset.
+        found: all cases found.
+        division: split of the usable cases.
+        training: training cases that the label ratio leaves.
         counts: rows of the table.
-        bad: cases that are unfit.
-        notes: what is odd.
+        bad: cases that failed their check.
+        notes: oddities.
     """
     lines = [f"# Data of {name}", "", f"Layout `{found.layout}`, divided by {division.how}.", ""]
     lines.append(markdown_table(["cases", "number"], counts))
@@ -54,11 +54,11 @@ def count_rows(
     """Rows of the report's table.
 
     Args:
-        found: all cases.
-        division: those that are fit, divided.
-        training: what the label ratio leaves.
+        found: all cases found.
+        division: split of the usable cases.
+        training: training cases that the label ratio leaves.
         bad: number of cases left out.
-        expected: labelled cases of the complete dataset.
+        expected: number of labelled cases in the complete dataset.
     """
     if expected is not None:
         yield "labelled in the complete dataset", expected

@@ -1,10 +1,10 @@
-"""Which cases validate and which train: by the user's list, or by the rule that a dataset's published split follows.
+"""Split into training and validation cases, by the user's list or by the rule of a dataset's published split.
 
-A share of the training cases (`label_ratio`) is taken after that; it never touches the validation cases.
+A share of the training cases (`label_ratio`) is taken afterwards; it never affects the validation cases.
 
-Splits by patient: all scans of a patient stay together, and every class is shared out alike. Patients are ordered by a
+Splits by patient keep all scans of a patient together and are stratified by class. Patients are ordered by a
 hash of their id, so that the result depends neither on a library's random numbers nor on the order in which folders are
-found, and a patient who is added moves no other but the one at the border.
+found, and adding a patient moves at most the one at the border.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import numpy as np
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 NUM_FOLDS = 5
-# scikit-learn's KFold(5, shuffle=True, random_state=12345), which nnU-Net made a convention
+# scikit-learn's KFold(5, shuffle=True, random_state=12345), nnU-Net's convention
 _SHUFFLE_SEED = 12345
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How a dataset is divided where no list says so.
+    """How a dataset is divided without a list.
 
-    Args:
-        folds: names that validate in each fold, from the labelled cases and section `dataset.split` of the metadata.
-        share: the training cases that a share of them, in (0, 1], leaves.
+    Attributes:
+        folds: gives the names of the validation cases of each fold, from the labelled cases and `dataset.split`.
+        share: gives the training cases left by a share of them, in (0, 1].
     """
 
     folds: Callable[[Sequence[Case], Mapping[str, Any]], list[list[str]]]
@@ -43,13 +43,13 @@ class SplitRule:
 
 @dataclass
 class Division:
-    """Cases divided.
+    """Division of cases into training and validation.
 
-    Args:
+    Attributes:
         training: cases in natural order of their names.
         validation: the same.
-        how: what decided, for the report.
-        folds: fold that a case validates in; None where validation sets of folds overlap or a list has sections.
+        how: basis of the division, for the report.
+        folds: validation fold of each case; None if validation sets of folds overlap or a list has sections.
         notes: lines for log and report.
     """
 
@@ -66,7 +66,7 @@ def fifths(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
 
 
 def shuffled_fifths(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
-    """The same of the shuffled names; for AMOS's 300 CT these are the published folds."""
+    """The same with shuffled names; for AMOS's 300 CTs these are the published folds."""
     names = _names(cases)
     order = np.arange(len(names))
     np.random.RandomState(_SHUFFLE_SEED).shuffle(order)  # noqa: NPY002  # its numbers are part of the rule
@@ -74,7 +74,7 @@ def shuffled_fifths(cases: Sequence[Case], split: Mapping[str, Any]) -> list[lis
 
 
 def listed(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
-    """The names that the metadata lists, as far as they are there."""
+    """The names that the metadata lists, as far as they exist."""
     there = {case.name for case in cases}
     return [[name for name in fold if name in there] for fold in split["folds"]]
 
@@ -99,14 +99,14 @@ NUM_DRAWS = 5
 
 
 def grouped_stratified(cases: Sequence[Case], split: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the cases that validate, for each of five independent draws (`fold` 0 to 4).
+    """Names of the validation cases, for each of five independent draws (`fold` 0 to 4).
 
     Of n patients of a class, `round(validation_share * n)` validate. A patient whose scans have several labels counts
-    for the smallest. The validation sets of two draws share patients: this is no partition.
+    for the smallest. The validation sets of two draws share patients: this is not a partition.
 
     Args:
         cases: with a class number as label.
-        split: `validation_share` of the patients of each class, in (0, 1), and `seed`.
+        split: `validation_share`, share of the patients of each class, in (0, 1), and `seed`.
 
     Raises:
         ValueError: `validation_share` is out of range, or a label is no class number.
@@ -119,12 +119,12 @@ def grouped_stratified(cases: Sequence[Case], split: Mapping[str, Any]) -> list[
 
 
 def share_of_patients(cases: Sequence[Case], ratio: float, seed: int = 0) -> list[Case]:
-    """The cases of a share of the patients of every class, in the order of `cases`; a larger share holds a smaller.
+    """The cases of a share of the patients of every class, in the order of `cases`; a larger share includes a smaller.
 
     Args:
         cases: with a class number as label.
-        ratio: in (0, 1]; of n patients of a class `round(ratio * n)` remain.
-        seed: of the draw.
+        ratio: share in (0, 1]; of n patients of a class, `round(ratio * n)` remain.
+        seed: seed of the draw.
 
     Raises:
         ValueError: `ratio` is out of range, or a label is no class number.
@@ -136,7 +136,7 @@ def share_of_patients(cases: Sequence[Case], ratio: float, seed: int = 0) -> lis
 
 
 def first_patients(cases: Sequence[Case], share: float, key: str) -> set[str]:
-    """Of every class a share of the patients: the first in the order of their hashes with `key`."""
+    """A share of the patients of every class: the first in the order of their hashes with `key`."""
     classes: dict[int, list[str]] = defaultdict(list)
     for group, label in label_of_patients(cases).items():
         classes[label].append(group)
@@ -148,7 +148,7 @@ def first_patients(cases: Sequence[Case], share: float, key: str) -> set[str]:
 
 
 def label_of_patients(cases: Sequence[Case]) -> dict[str, int]:
-    """Class of every patient; the smallest of those of the patient's scans.
+    """Class of every patient: the smallest class of the patient's scans.
 
     Raises:
         ValueError: a label is no class number; names the case.
@@ -161,7 +161,7 @@ def label_of_patients(cases: Sequence[Case]) -> dict[str, int]:
     return labels
 
 
-# Name in a bundle's metadata to the rule.
+# Rule by name in a bundle's metadata.
 RULES: dict[str, SplitRule] = {
     "listed": SplitRule(listed, first_share),
     "fifths": SplitRule(fifths, first_share),
@@ -173,8 +173,8 @@ RULES: dict[str, SplitRule] = {
 def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Division:
     """Divide cases into training and validation.
 
-    A section or fold of the user's list goes first; a list without either is divided by the rule "fifths", or by
-    patient where the dataset's own rule is by patient. Without a list the rule of the dataset decides.
+    A section or fold of the user's list takes precedence; a list without either is divided by the rule "fifths", or by
+    patient if the dataset's own rule is by patient. Without a list, the rule of the dataset applies.
 
     Args:
         found: the cases.
@@ -194,7 +194,7 @@ def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Divisi
     else:
         rule = str(split["rule"])
         if found.layout == "datalist":
-            # the other rules are of the names of one dataset
+            # the other rules are for the names of one dataset
             rule = rule if rule == "grouped_stratified" else "fifths"
         chosen, division = _by_rule(cases, split, rule, fold)
         if found.layout == "datalist":
@@ -208,14 +208,14 @@ def divide(found: FoundCases, split: Mapping[str, Any], fold: int = 0) -> Divisi
 def take_share(training: Sequence[Case], split: Mapping[str, Any], fold: int, ratio: float) -> list[Case]:
     """The part of the training cases that a label ratio leaves.
 
-    The metadata's list or count (`label_ratios`) is of the complete fold 0. It is used where all listed cases are
-    there, or where the count is this share of the cases up to one case. Else it is the share that the rule takes.
+    The metadata's list or count (`label_ratios`) is for the complete fold 0. It is used if all listed cases
+    exist, or if the count is this share of the cases to within one case. Otherwise the rule takes the share.
 
     Args:
         training: cases in natural order of their names.
         split: section `dataset.split` of a bundle's metadata.
         fold: the fold that validates.
-        ratio: in (0, 1].
+        ratio: share in (0, 1].
 
     Raises:
         DataError: `ratio` is out of range or leaves no case.
@@ -242,7 +242,7 @@ def _by_listed_fold(cases: Sequence[Case], fold: int) -> tuple[set[str], Divisio
         raise DataError(f"fold must be one of the list's, {', '.join(map(str, known))}; got {fold!r}.")
     division = Division([], [], f"fold {fold} of the list", folds)
     if always := len(cases) - len(folds):
-        division.notes.append(f"{always} cases of the list have no fold and train in every one")
+        division.notes.append(f"{counted(always, 'case')} of the list without a fold used for training in every fold")
     return {name for name, of_case in folds.items() if of_case == fold}, division
 
 
@@ -255,7 +255,7 @@ def _by_rule(cases: Sequence[Case], split: Mapping[str, Any], rule: str, fold: i
     if not folds[fold]:
         wanted = f", expected {shorten(split['folds'][fold], 10)}" if rule == "listed" else ""
         raise DataError(
-            f"no case of validation fold {fold} is there{wanted}; found {len(cases)}: "
+            f"no case of validation fold {fold} exists{wanted}; found {len(cases)}: "
             f"{shorten((case.title for case in cases), 10)}. Choose another fold or give a datalist."
         )
     names = [name for part in folds for name in part]

@@ -1,4 +1,4 @@
-"""Divide what is to be prepared among the processes of a run, with the same errors in all of them."""
+"""Divide the preparation among the processes of a run, with the same errors in all of them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ R = TypeVar("R")
 
 
 class Team:
-    """Processes of a run that divide tasks, because each can use what the others have done.
+    """Processes of a run that divide tasks, because each can use the results of the others.
 
-    Those with equal keys are a team. All processes of a run make their teams, and call every method, together.
+    Those with equal keys form a team. All processes of a run create their teams and call every method together.
 
     Args:
-        key: of this process: what it works on, and what it can use.
-        folder: that results are written to; only processes that see the same one are a team. None = results are not
+        key: key of this process: its tasks, and the files that it can use.
+        folder: folder for results; only processes that see the same one form a team. None = results are not
             in files.
 
     Attributes:
-        size: processes of this team; 1 in a run of one process.
-        place: of this process among them.
+        size: number of processes in this team; 1 in a run of one process.
+        place: index of this process among them.
     """
 
     def __init__(self, key: str = "", folder: Path | None = None) -> None:
@@ -53,10 +53,10 @@ class Team:
         return tasks[self.place :: self.size]
 
     def exchange(self, make: Callable[[], R]) -> list[R]:
-        """What `make` returns in every process of the team.
+        """Results of `make` in all processes of the team.
 
         Raises:
-            DataError: in all processes alike, when `make` raised it, or an OSError, in one.
+            DataError: `make` raised it, or an OSError, in one; raised in all processes.
         """
         made: list[R] = []
         error: Exception | None = None
@@ -73,7 +73,7 @@ class Team:
         return [everywhere[rank][1][0] for rank in self._members]
 
     def divide(self, work: Callable[[Sequence[T]], Sequence[R]], tasks: Sequence[T]) -> list[R]:
-        """Results of all tasks in their order, of which `work` makes those of a share.
+        """Results of all tasks in order; `work` computes those of a share.
 
         Raises:
             DataError: see `exchange`.
@@ -84,7 +84,7 @@ class Team:
         return results
 
     def check_same(self, digest: str, contents: Mapping[str, str]) -> None:
-        """Raise DataError in all processes of the run when their digests differ; names what two of them have."""
+        """Raise DataError in all processes of the run if their digests differ; names the differences."""
         digests = self._gather(digest)
         if len(set(digests)) > 1:
             found, other = self._gather(contents), next(n for n, each in enumerate(digests) if each != digests[0])
@@ -92,12 +92,12 @@ class Team:
             raise DataError(f"processes of this run found different volumes; {other} against 0: {lines}")
 
     def _who_sees(self, folder: Path) -> str:
-        """Processes whose mark in its folder this process sees in its own."""
+        """Processes whose mark this process sees in its folder."""
         mark = folder / f".{uuid.uuid4().hex}{PARTIAL}"
-        with suppress(OSError):  # a folder that cannot be written is for the preparation to say
+        with suppress(OSError):  # the preparation reports a folder that cannot be written
             folder.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        marks = self._gather(mark.name)  # nobody has asked for one of these names before: no file system remembers it
+        marks = self._gather(mark.name)  # new names, so that no file system has cached their absence
         seen = [rank for rank, name in enumerate(marks) if (folder / name).exists()]
         self._gather(None)
         with suppress(OSError):

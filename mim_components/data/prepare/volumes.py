@@ -1,6 +1,6 @@
-"""The phase before training: check every volume, list everything that is bad at once, and fill the cache.
+"""The phase before pre-training: check every volume, list all bad ones together, and fill the cache.
 
-The result depends on the files alone, not on the number of workers or on which process asks, so every rank of a
+The result depends only on the files, not on the number of workers or the process, so every rank of a
 distributed run has the same volumes, whichever of them prepared one.
 """
 
@@ -36,6 +36,7 @@ from mim_components.data.volumes import (
     SourceState,
     VolumeSource,
 )
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ class _How:
 
 @dataclass(frozen=True)
 class _Task:
-    """A volume that is to be read: from the cache, whole, or from its source.
+    """A volume to read: in full from the cache, or from its source.
 
     Attributes:
-        missing: bytes it takes in the cache; 0 = it is there.
+        missing: bytes that it will take in the cache; 0 = it is cached.
     """
 
     source: VolumeSource
@@ -79,27 +80,27 @@ def prepare_volumes(
     spacing: Sequence[float] | None = None,
     team: Team | None = None,
 ) -> PreparedDataset:
-    """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
+    """Check every volume and write it to the cache, unless it is cached or known to be bad.
 
     Args:
         found: the volumes.
         cache_dir: folder of the cache.
-        on_bad: "stop" raises when a volume is bad, after all were checked; "exclude" leaves it out.
-        max_bad_fraction: share of the volumes that "exclude" may leave out.
-        num_workers: processes that decode; 0 decodes in this one.
+        on_bad: "stop" raises if a volume is bad, after all were checked; "exclude" leaves it out.
+        max_bad_fraction: largest share of the volumes that "exclude" may leave out.
+        num_workers: number of decoding processes; 0 = this one.
         progress: show a progress bar.
-        max_voxels: refuse headers that claim more, and volumes that would have more after resampling.
+        max_voxels: headers that claim more are refused, as are volumes with more after resampling.
         verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files; "auto" compares
-            the checksum once, and again only of a file that was touched since.
-        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
-        spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
-        team: processes that divide the work; None = this one does everything.
+            the checksum once, and again only for files touched since.
+        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = not written.
+        spacing: spacing that volumes are resampled to, mm along R, A and S; None = native voxels.
+        team: processes that divide the work; None = only this one.
 
     Returns:
         The volumes in the order of `found`.
 
     Raises:
-        BadVolumesError: volumes are bad and `on_bad` is "stop", more are than may be left out, or none is left.
+        BadVolumesError: volumes are bad and `on_bad` is "stop", more than may be left out, or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
         DataError: a setting is wrong.
     """
@@ -141,7 +142,7 @@ def prepare_volumes(
 
 
 def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVolume | BadVolume | _Task:
-    """The task for a volume, unless it is bad by its header or known to be bad, or the cache has all of it."""
+    """The task for a volume, unless its header is bad, it is known to be bad, or it is fully cached."""
     try:
         header = inspect_source(source, how.max_voxels)
         check_placed(header)
@@ -149,7 +150,7 @@ def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVo
     except Exception as error:
         before = memory.recall("header", str(source), source.files)
         bad = _bad(source, source.files if before is None else (), error)
-        # a header costs nothing to read again, and settings may judge it: only its digest is taken over
+        # headers are cheap to read again and depend on settings, so only the digest is reused
         if isinstance(before, BadVolume):
             return replace(before, cause=bad.cause)
         memory.keep("header", str(source), source.files, bad.state, bad)
@@ -166,7 +167,7 @@ def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVo
 
 
 def _count(outcomes: Iterable[PreparedVolume | BadVolume | _Task]) -> Counter[str]:
-    """Volumes to prepare and bytes they take, volumes that are cached, and those of them to verify."""
+    """Number of volumes to prepare and their bytes, of cached volumes, and of those to verify."""
     count: Counter[str] = Counter()
     for item in outcomes:
         if isinstance(item, _Task) and item.missing:
@@ -177,15 +178,15 @@ def _count(outcomes: Iterable[PreparedVolume | BadVolume | _Task]) -> Counter[st
 
 
 def _log_plan(number: int, total: Counter[str], seconds: float) -> None:
-    verified = f", {total['verify']} of them to read whole (verify)" if total["verify"] else ""
-    plan = f"{number} volumes: {total['prepare']} to prepare, {total['cached']} cached{verified}"
+    verified = f", {total['verify']} of them to read in full (verify)" if total["verify"] else ""
+    plan = f"{counted(number, 'volume')}: {total['prepare']} to prepare, {total['cached']} cached{verified}"
     logger.info("%s; headers took %.1f s", plan, seconds)
 
 
 def _finish(
     outcomes: Sequence[PreparedVolume | BadVolume | _Task], cache: VolumeCache, num_workers: int, progress: bool
 ) -> list[PreparedVolume | BadVolume]:
-    """Do the tasks among the outcomes; the others stay."""
+    """Replace the tasks among the outcomes by their results."""
     tasks = [item for item in outcomes if isinstance(item, _Task)]
     memory = CheckMemory(cache.folder, "volumes")
     done = iter([*_prepare_each(tasks, memory, num_workers, progress)])
@@ -193,7 +194,7 @@ def _finish(
 
 
 def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
-    """Voxels in the cache; native ones where only ITK knows the spacing, when it reads the volume."""
+    """Shape in the cache; the native one if the spacing is only known once ITK reads the volume."""
     if how.spacing is None or header.affine is None:
         return header.shape
     return resampled_shape(header.shape, header.affine, how.spacing, how.max_voxels)

@@ -1,9 +1,9 @@
 """Sort DICOM files into series and tell which of them are CT volumes.
 
-Only the tags named here are parsed: names, dates and other personal data of a header are never read. Of these one is an
-identifier, SeriesInstanceUID: it names a series in logs and files, and tells series in one folder apart. The pixels are
-read later by ITK, slice by slice in the order found here. ITK puts slices at equal distances along their normal, so a
-series whose slices lie elsewhere is refused.
+Only the tags named here are parsed: names, dates and other personal data are never read. One of the tags is an
+identifier, SeriesInstanceUID: it names a series in logs and files and tells series in one folder apart. The pixels are
+read later by ITK, slice by slice, in the order found here. ITK spaces slices evenly along their normal, so a
+series whose slices are spaced otherwise is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from mim_components.data.read.stream import Payload, check_claimed_size
 from mim_components.data.volumes import DataError, FoundVolumes, VolumeError, VolumeSource
+from mim_components.utils.text import counted
 
 MIN_SLICES = 3
 _BLOCK = 1024  # bytes; the first elements of a file are short
@@ -43,12 +44,12 @@ _TAGS = (
     "RescaleIntercept",
 )
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # its whole data set is inflated to read one tag
-# transfer syntaxes that store pixels as they are
+# transfer syntaxes that store uncompressed pixels
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
-# of a voxel, that a slice may lie off the straight and even grid; a missing slice is off by up to 1
+# fraction of a voxel that a slice may lie off the straight, even grid; a missing slice causes up to 1
 _GRID_TOLERANCE = 0.25
 _STRAIGHTEN = "convert the series with dcm2niix, which resamples it to a straight, even grid"
-# Cosines of the slice axes that differ by less are equal.
+# Cosines of the slice axes that differ by less count as equal.
 _DIRECTION_TOLERANCE = 1e-3
 
 
@@ -56,9 +57,9 @@ _DIRECTION_TOLERANCE = 1e-3
 class Slice:
     """Geometry of one DICOM file; lengths in mm, LPS axes.
 
-    Args:
+    Attributes:
         path: the file.
-        series_uid: SeriesInstanceUID, or a digest where it is none by its form.
+        series_uid: SeriesInstanceUID, or a digest of it if it is not a valid UID.
         modality: such as CT.
         image_type: values of ImageType.
         size: (columns, rows) in voxels.
@@ -67,12 +68,12 @@ class Slice:
         pixel_spacing: mm between rows and between columns.
         orientation: cosines of the row and the column axis, 6 numbers.
         position: centre of the first pixel.
-        inverted: MONOCHROME1: low values are to be shown bright; their HU are not turned round.
-        bits: used per pixel.
-        signed: whether pixels have a sign.
+        inverted: MONOCHROME1: low values are displayed bright; the HU are not inverted.
+        bits: bits used per pixel.
+        signed: whether pixel values are signed.
         scale: slope and intercept from stored value to HU.
-        pixel_bytes: of one pixel as it is stored.
-        compressed: pixels are compressed.
+        pixel_bytes: bytes per stored pixel.
+        compressed: whether pixels are compressed.
     """
 
     path: Path
@@ -93,7 +94,7 @@ class Slice:
     compressed: bool = False
 
     def check_claimed_size(self, path: Path) -> None:
-        """Compare the claimed size with that of the file of a slice like this, before ITK allocates it.
+        """Compare the claimed size with that of a file whose slice is like this one, before ITK allocates memory.
 
         Raises:
             VolumeError: the file is too small for the claim.
@@ -105,8 +106,8 @@ class Slice:
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its first bytes; the extension says nothing.
 
-    That is, the letters DICM follow the first 128 bytes, or these are missing, as the standard before 1993 and many
-    archives have it: the file begins with two elements of groups 2 or 8, in order.
+    That is, the letters DICM follow the first 128 bytes, or both are missing, as before the 1993 standard and in
+    many archives: then the file begins with two elements of groups 2 or 8, in order.
     """
     try:
         with open(path, "rb") as file:
@@ -125,7 +126,7 @@ def _begins_with_elements(block: bytes) -> bool:
 
 
 def _element(block: bytes, start: int) -> tuple[tuple[int, int], int] | None:
-    """Group and number of the element at `start`, little endian, and where the next one begins; None = no element."""
+    """Group and number of the little-endian element at `start`, and the start of the next; None: no element."""
     head = block[start : start + 12]
     if len(head) < 12:
         return None
@@ -134,7 +135,7 @@ def _element(block: bytes, start: int) -> tuple[tuple[int, int], int] | None:
         size, length = 12, struct.unpack("<I", head[8:])[0]
     elif head[4:6].isalpha() and head[4:6].isupper():
         size, length = 8, struct.unpack("<H", head[6:8])[0]
-    else:  # the kind of value is implicit
+    else:  # implicit value representation
         size, length = 8, struct.unpack("<I", head[4:8])[0]
     return ((group, number), start + size + length) if length < _BLOCK else None
 
@@ -149,10 +150,10 @@ def read_slice(path: Path) -> Slice:
 
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            # pydicom warns of values that break the standard, and logs them; what matters here is checked below
+            # pydicom warns about values that violate the standard, and logs them; what matters is checked below
             warnings.simplefilter("ignore")
             syntax = _transfer_syntax(path)
-            # force: a file may begin without the letters DICM
+            # force: the letters DICM may be missing
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=is_dicom(path))
             return Slice(
                 path=path,
@@ -172,15 +173,15 @@ def read_slice(path: Path) -> Slice:
                 pixel_bytes=int(tags.get("BitsAllocated") or 16) // 8,
                 compressed=syntax not in _NATIVE,
             )
-    except Exception as error:  # pydicom raises many kinds on damaged files
+    except Exception as error:  # pydicom raises many types on damaged files
         raise DataError(f"{path}: the DICOM header cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _transfer_syntax(path: Path) -> str:
-    """How the data set is encoded; the plainest way where the file does not say.
+    """Transfer syntax UID; the default one if the file does not name any.
 
     Raises:
-        VolumeError: deflated as a whole.
+        VolumeError: the data set is deflated as a whole.
     """
     import pydicom
 
@@ -189,12 +190,12 @@ def _transfer_syntax(path: Path) -> str:
     except pydicom.errors.InvalidDicomError:  # without the first 128 bytes
         syntax = _NATIVE[0]
     if syntax == _DEFLATED:
-        raise VolumeError("the data set is deflated as a whole, which is not read; convert it with dcmconv or gdcmconv")
+        raise VolumeError("the data set is deflated as a whole (unsupported); convert it with dcmconv or gdcmconv")
     return syntax
 
 
 def _uid(text: str) -> str:
-    """A UID as the standard has it; of any other text, which may say anything, a digest."""
+    """The text if it is a valid UID, else a digest of it, since it may contain anything."""
     if not text or re.fullmatch(r"[0-9.]{1,64}", text):
         return text
     return "uid_" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -208,11 +209,11 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
         min_slices: series with fewer slices are left out.
 
     Returns:
-        The CT volumes, with slices in order of position. The notes name every other series and why it is none. Files
-        with an unreadable header are handed on as volumes of their own, for the checks to refuse.
+        The CT volumes, slices in order of position. The notes name every other series and why it is not one. Files
+        with an unreadable header are returned as volumes of their own, for the checks to refuse.
 
     Raises:
-        DataError: there are files but pydicom is not installed.
+        DataError: there are files, but pydicom is not installed.
     """
     if files and find_spec("pydicom") is None:
         raise DataError(f"{files[0]}: reading DICOM needs the package pydicom (pip install pydicom).")
@@ -235,12 +236,12 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
         else:
             found.sources.append(VolumeSource(folder, tuple(image.path for image in in_order(images)), uid))
     repeated = [uid for uid, count in Counter(uid for _, uid in series).items() if uid and count > 1]
-    found.notes.extend(f"series {uid} lies in more than one folder; each is one volume" for uid in repeated)
+    found.notes.extend(f"series {uid} lies in more than one folder; each folder is one volume" for uid in repeated)
     return found
 
 
 def why_no_volume(slices: list[Slice], min_slices: int) -> str:
-    """Say why the slices of a series do not make a CT volume; "" when they do."""
+    """Why the slices of a series do not make a CT volume; "" if they do."""
     first = slices[0]
     if any(image.modality != "CT" for image in slices):
         return f"Modality {first.modality or 'missing'}, expected CT"
@@ -251,7 +252,7 @@ def why_no_volume(slices: list[Slice], min_slices: int) -> str:
     if any(image.samples != 1 for image in slices):
         return f"colour pictures with {first.samples} values per pixel"
     if len(slices) < min_slices:
-        return f"{len(slices)} slices, expected at least {min_slices}"
+        return f"{counted(len(slices), 'slice')}, expected at least {min_slices}"
     if any((len(s.position), len(s.orientation), len(s.pixel_spacing)) != (3, 6, 2) for s in slices):
         return "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing in at least one slice"
     if len({image.size for image in slices}) > 1:
@@ -270,15 +271,15 @@ def why_no_volume(slices: list[Slice], min_slices: int) -> str:
 
 
 def in_order(slices: list[Slice]) -> list[Slice]:
-    """Slices sorted along the normal of the first one, as file names and instance numbers need not follow space."""
+    """Slices sorted along the normal of the first; file names and instance numbers need not follow positions."""
     normal = _normal(slices[0])
     return sorted(slices, key=lambda image: float(normal @ np.array(image.position)))
 
 
 def sums_of(slices: list[Slice]) -> tuple[float, ...]:
-    """For each slice of a MONOCHROME1 series, the sum of its HU and of what ITK reads; empty for other series.
+    """For each slice of a MONOCHROME1 series, the sum of its HU and the values that ITK reads; empty for other series.
 
-    ITK turns the stored value v round, to M - v with M the largest that its bits can hold, and then scales: it reads
+    ITK inverts the stored value v to M - v, with M the largest value that its bits can hold, and then scales: it reads
     slope * (M - v) + intercept, where HU = slope * v + intercept.
     """
     if not slices[0].inverted:
@@ -287,9 +288,10 @@ def sums_of(slices: list[Slice]) -> tuple[float, ...]:
 
 
 def _why_uneven(slices: list[Slice]) -> str:
-    """Why the slices do not lie where ITK puts them: from the first on, at equal distances along their normal.
+    """Why the slices do not lie where ITK puts them: evenly spaced along their normal, from the first one on.
 
-    What counts is how far a slice ends up from its place, not how one step differs from the next: small steps add up.
+    What counts is how far a slice lies from its place, not how one step differs from the next: small differences add
+    up.
     """
     first, normal = slices[0], _normal(slices[0])
     positions = np.array([image.position for image in slices])
@@ -315,7 +317,7 @@ def _why_uneven(slices: list[Slice]) -> str:
 
 
 def _normal(image: Slice) -> np.ndarray:
-    # a series without orientation is refused later, here it only needs some order
+    # a series without orientation is refused later; here it only needs some order
     cosines = np.array(image.orientation if len(image.orientation) == 6 else (1, 0, 0, 0, 1, 0), dtype=float)
     return np.cross(cosines[:3], cosines[3:])
 

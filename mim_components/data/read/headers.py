@@ -1,6 +1,6 @@
-"""Read the header of a volume without its voxels: NIfTI through nibabel, MetaImage and NRRD from their text.
+"""Read the header of a volume without its voxels: NIfTI with nibabel, MetaImage and NRRD as text.
 
-Also how large scans will be once they are resampled.
+Also computes how large scans will be after resampling.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from mim_components.data.volumes import VolumeError, VolumeSource, suffix_of
 
 _NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _GZIP_MAGIC = b"\x1f\x8b"
-# of the shortest edge of a voxel
+# fraction of a voxel's shortest edge
 _FORM_TOLERANCE = 0.05
-# mm in a unit of length, by the three lowest bits of xyzt_units; none is read as mm
+# mm per unit of length, by the three lowest bits of xyzt_units; unknown is read as mm
 _UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}
 
 
@@ -35,16 +35,16 @@ _UNITS = {1: ("metres", 1e3), 3: ("micrometres", 1e-3)}
 class VolumeHeader:
     """What is known about a volume before its voxels are read.
 
-    Args:
+    Attributes:
         shape: voxels per axis in the order of the file, without trailing axes of length 1 after the third.
         dtype: type of the stored voxels.
         files: every file that belongs to the volume.
         payload: where the voxels lie; None for DICOM.
-        affine: 4x4, voxel index to RAS world in mm; None where ITK computes it.
+        affine: 4x4, voxel index to RAS world in mm; None if ITK computes it.
         scale: slope and intercept from stored value to HU that are still to be applied.
-        notes: what is odd.
-        placed: the file says where its voxels lie; False: `affine` is a guess.
-        mirrored: for each slice of a MONOCHROME1 series, the HU from which ITK's value is to be subtracted; else empty.
+        notes: oddities.
+        placed: whether the file says where its voxels lie; otherwise `affine` is a guess.
+        mirrored: for each slice of a MONOCHROME1 series, the HU from which to subtract ITK's value; else empty.
     """
 
     shape: tuple[int, ...]
@@ -65,7 +65,7 @@ def read_header(source: VolumeSource) -> VolumeHeader:
         source: a file whose extension is one of `VOLUME_SUFFIXES`, or a DICOM series.
 
     Raises:
-        VolumeError: the header is damaged or of another format.
+        VolumeError: the header is damaged or the format is not supported.
         OSError: the file cannot be read.
     """
     if source.series_uid is not None:
@@ -80,7 +80,7 @@ def read_header(source: VolumeSource) -> VolumeHeader:
     from mim_components.data.read.dicom import is_dicom, read_slice
 
     if is_dicom(source.path):
-        read_slice(source.path)  # raises and says why the header is unreadable
+        read_slice(source.path)  # raises, and names the reason, if the header is unreadable
         raise VolumeError("a single DICOM file, expected the folder of a series")
     raise VolumeError("not a volume: expected .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or DICOM")
 
@@ -119,10 +119,10 @@ def _nifti_header(path: Path) -> VolumeHeader:
 
 
 def stored_nifti_header(path: Path) -> tuple[nib.Nifti1Header, bool]:
-    """The header of a NIfTI file as it is stored, right or wrong; and whether the file is compressed.
+    """The header of a NIfTI file as stored, valid or not, and whether the file is compressed.
 
     Raises:
-        VolumeError: truncated, or no NIfTI file.
+        VolumeError: truncated, or not a NIfTI file.
         OSError: the file cannot be read.
     """
     block, compressed = first_bytes(path)
@@ -151,9 +151,9 @@ def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool, stored: 
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     payload = Payload(path, 0, offset, size, True) if compressed else Payload(path, offset, 0, size, False)
     pixdim = tuple(stored["pixdim"][1:4].tolist())
-    # nibabel takes 1 mm for an edge of 0
+    # nibabel replaces an edge of 0 by 1 mm
     if int(header["sform_code"]) == 0 and any(n > 1 and edge == 0 for n, edge in zip(shape, pixdim, strict=False)):
-        raise VolumeError(f"the spacing is not known: pixdim {_text(pixdim)} mm, and there is no sform")
+        raise VolumeError(f"the spacing is unknown: pixdim {_text(pixdim)} mm, and there is no sform")
     affine = _place(header, shape)
     notes = _notes_on_place(header, affine)
     unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
@@ -165,7 +165,7 @@ def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool, stored: 
 
 
 def _scale(header: nib.Nifti1Header) -> tuple[float, float]:
-    """Slope and intercept: the standard has slope 0 mean that there are none; nibabel takes NaN for that, too."""
+    """Slope and intercept; by the standard, slope 0 means there are none (nibabel reads NaN the same way)."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0:
         return 1.0, 0.0
@@ -178,7 +178,7 @@ def _scale(header: nib.Nifti1Header) -> tuple[float, float]:
 def _place(header: nib.Nifti1Header, shape: tuple[int, ...]) -> np.ndarray:
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
-        return affine  # to be refused, whatever the other form says
+        return affine  # refused later, whatever the other form says
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     try:
         image = kind(np.broadcast_to(np.uint8(0), shape), affine, header)
@@ -209,7 +209,7 @@ def _text(edges: tuple[float, ...]) -> str:
 
 
 def first_bytes(path: Path) -> tuple[bytes, bool]:
-    """First 540 bytes of a file, as long as a header can be, after decompression; and whether it is compressed.
+    """First 540 bytes of a file (the longest header) after decompression, and whether it is compressed.
 
     Raises:
         VolumeError: empty, or damaged compressed data.
@@ -235,7 +235,7 @@ def _what_begins_with(block: bytes) -> str:
     if text[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
         return "it is a web page (a download that asked for a login?)"
     if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, the file itself was not fetched"
+        return "it is a Git LFS pointer; the file itself was not fetched"
     return f"it begins with {block[:16]!r}"
 
 
@@ -248,15 +248,15 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def resampled_shapes(
     items: Sequence[Mapping[str, Any]], spacing: Sequence[float], channels: int
 ) -> list[tuple[int, int]]:
-    """Channels and voxels of scans after they are resampled; at most, since the foreground may be cut out.
+    """Channels and voxels of scans after resampling; upper bounds, since the foreground may be cropped.
 
     Args:
-        items: of prepared cases; of several files of an image the first counts.
-        spacing: they are resampled to, mm.
-        channels: of image and label together.
+        items: items of prepared cases; for an image of several files the first counts.
+        spacing: target spacing, mm.
+        channels: channels of image and label together.
 
     Returns:
-        `(channels, voxels)` of every scan whose header can still be read; who loads another names it.
+        `(channels, voxels)` of every scan with a readable header; loading any other names it.
     """
     shapes = []
     for item in items:

@@ -1,8 +1,8 @@
-"""Scans that are folders of 8-bit pictures, one per axial slice: find them, order and read the slices, stack a volume.
+"""Scans that are folders of 8-bit pictures, one per axial slice: find, order, read and stack the slices.
 
 A picture shows a slice as viewers do: row 0 is anterior, column 0 is the patient's right.
-Axes of a volume: (H, W, D) as in RAS, so that axis 0 grows to the patient's right and axis 1 to anterior, given slices
-that are shown as viewers do. Axis 2 is the order of the slices: in a folder of pictures nothing says which end is up.
+Axes of a volume: (H, W, D) as in RAS, so that axis 0 grows to the patient's right and axis 1 to anterior, for slices
+shown as viewers do. Axis 2 is the order of the slices: nothing in a folder of pictures says which end is up.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ EIGHT_BIT_MODES = ("L", "LA", "P", "RGB", "RGBA")
 
 
 def is_slice(name: str) -> bool:
-    """Whether a file name is that of a slice; hidden files, such as macOS' `._0001.png`, are not."""
+    """Whether a file name is that of a slice; hidden files, such as `._0001.png` of macOS, are not."""
     return not name.startswith(".") and name.lower().endswith(SLICE_SUFFIXES)
 
 
 def slice_number(path: Path) -> int | None:
-    """The last number in a file name, or None where there is none.
+    """The last number in a file name; None if there is none.
 
     Example:
         >>> slice_number(Path("0012.png")), slice_number(Path("IM3_slice7.jpg")), slice_number(Path("a.png"))
@@ -44,7 +44,7 @@ def slice_number(path: Path) -> int | None:
 
 
 def in_slice_order(files: list[Path]) -> list[Path]:
-    """Slices by number, not by text; those without a number last, and equal numbers by name.
+    """Slices by number, not by text; slices without a number last, equal numbers by name.
 
     Example:
         >>> [path.name for path in in_slice_order([Path("10.png"), Path("9.png"), Path("010.png"), Path("a.png")])]
@@ -59,7 +59,7 @@ def in_slice_order(files: list[Path]) -> list[Path]:
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """The slices that lie in a folder itself, in order.
+    """The slices directly in a folder, in order.
 
     Raises:
         VolumeError: the folder is missing, is a file, or holds no slices.
@@ -75,10 +75,10 @@ def slice_files(folder: Path) -> list[Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Everything in a regular file.
+    """The content of a regular file.
 
     Raises:
-        VolumeError: no such file, a folder, FIFO or link that leads nowhere, 0 bytes, or not readable.
+        VolumeError: the file is missing, a folder, a FIFO, a broken link, empty, or not readable.
     """
     check_file(path)
     try:
@@ -91,13 +91,13 @@ def decode_slice(content: bytes) -> np.ndarray:
     """Decode one slice completely.
 
     Args:
-        content: of a PNG or JPEG file of 8 bits; colour becomes grey.
+        content: bytes of an 8-bit PNG or JPEG file; colour becomes grey.
 
     Returns:
         uint8 (rows, columns).
 
     Raises:
-        VolumeError: the cause, without the file's name.
+        VolumeError: damaged, too large or not 8-bit; the message does not name the file.
     """
     try:
         with Image.open(BytesIO(content)) as image:
@@ -105,13 +105,13 @@ def decode_slice(content: bytes) -> np.ndarray:
                 raise VolumeError(f"{image.width} x {image.height} pixels, larger than any CT slice")
             if image.mode not in EIGHT_BIT_MODES:
                 raise VolumeError(f"pixels of mode {image.mode!r}, expected 8-bit grey")
-            image.verify()  # the checksums of a PNG; the picture must be opened again to be decoded
+            image.verify()  # checksums of a PNG; afterwards the picture must be reopened for decoding
         with Image.open(BytesIO(content)) as image:
             return np.array(image.convert("L"))
     except VolumeError:
         raise
     except UnidentifiedImageError as error:
-        raise VolumeError(f"is no picture, it begins with {content[:16]!r}") from error
+        raise VolumeError(f"not a picture: it begins with {content[:16]!r}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VolumeError(f"damaged: {error}") from error
 
@@ -135,14 +135,14 @@ HU_ADVICE = "for CT in HU set --hu_window '[low,high]', the HU that become black
 
 
 def holds_slices(path: Path) -> bool:
-    """Whether slices lie in the folder itself."""
+    """Whether a folder directly holds slices."""
     return path.is_dir() and any(is_slice(each.name) for each in path.iterdir())
 
 
 def stack_slices(slices: Sequence[np.ndarray]) -> np.ndarray:
-    """Make a volume of pictures; those that are smaller than the largest are padded with 0 around their centre.
+    """Stack pictures into a volume; those smaller than the largest are padded with 0 on all sides.
 
-    Slices are not resized: pictures of one scan that differ in size are cut or padded copies of one matrix.
+    Slices are not resized: pictures of one scan that differ in size are cropped or padded copies of one matrix.
 
     Args:
         slices: uint8 (rows, columns) each, row 0 anterior, column 0 the patient's right.
@@ -163,7 +163,7 @@ def stack_slices(slices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def hu_to_8_bit(voxels: np.ndarray, window: Sequence[float]) -> np.ndarray:
-    """HU to 0 ... 255 through a window.
+    """Map HU to 0 ... 255 with a window.
 
     Example:
         >>> hu_to_8_bit(np.array([-2000, -1000, -500, 0, 400]), (-1000.0, 0.0)).tolist()

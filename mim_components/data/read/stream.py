@@ -1,8 +1,8 @@
-"""Read a file once, to its end: hash every byte, check the compression's own checksum, count what comes out.
+"""Read a file once, to its end: hash every byte, verify the compression's checksum, count the decompressed bytes.
 
-Memory grows with what the file really holds, never with what its header claims. Deflated data go through ISA-L where
-python-isal is installed (`pip install "mim-components[fast]"`), which is several times faster than the standard library
-and checks as much.
+Memory grows with what the file really holds, never with what its header claims. Deflated data are read with ISA-L if
+python-isal is installed (`pip install "mim-components[fast]"`): several times faster than the standard library,
+with the same checks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _CHUNK = 2**20
 # A deflate stream cannot expand by more than this factor.
 MAX_DEFLATE_RATIO = 1032
-PERIOD = 16  # bytes, after which equal voxels of any type repeat
+PERIOD = 16  # bytes after which equal voxels of any type repeat
 
 
 class Decoder(NamedTuple):
     """One implementation of the standard library's interface to deflated data.
 
     Attributes:
-        name: of the package.
-        gzip_file: as `gzip.GzipFile`.
-        decompressobj: as `zlib.decompressobj`.
-        error: as `zlib.error`.
+        name: name of the package.
+        gzip_file: like `gzip.GzipFile`.
+        decompressobj: like `zlib.decompressobj`.
+        error: like `zlib.error`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Decoder(NamedTuple):
 
 
 def installed_decoders() -> list[Decoder]:
-    """Decoders that can be imported, the fastest first; the standard library's is always there."""
+    """Importable decoders, fastest first; the standard library's is always among them."""
     standard = Decoder("zlib", gzip.GzipFile, zlib.decompressobj, zlib.error)
     try:
         from isal import igzip, isal_zlib
@@ -60,12 +60,12 @@ DECODER = installed_decoders()[0]
 class Payload:
     """Where the voxels of a volume lie.
 
-    Args:
+    Attributes:
         path: file that holds them.
         start: bytes of the file before the voxels, or before the compressed stream that contains them.
         skip: bytes of the decompressed stream before the voxels.
         size: bytes of voxels that the header claims, decompressed.
-        compressed: the stream is deflated (gzip or zlib).
+        compressed: whether the stream is deflated (gzip or zlib).
     """
 
     path: Path
@@ -76,11 +76,11 @@ class Payload:
 
 
 class HashingFile(io.RawIOBase):
-    """File that feeds every byte read from it to a sha256.
+    """File that feeds every byte read from it to a sha256 object.
 
     Args:
-        file: opened for reading bytes, without buffer.
-        digest: receives the bytes.
+        file: opened for reading bytes, unbuffered.
+        digest: object that receives the bytes.
     """
 
     def __init__(self, file: io.RawIOBase, digest: hashlib._Hash) -> None:
@@ -92,7 +92,7 @@ class HashingFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read and hash as many bytes as the buffer takes; 0 at the end of the file."""
+        """Read and hash as many bytes as the buffer holds; 0 at the end of the file."""
         count = self._file.readinto(buffer) or 0
         self._digest.update(memoryview(buffer)[:count])
         return count
@@ -117,10 +117,10 @@ def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
 
     Args:
         payload: where the voxels lie.
-        digest: receives all bytes of the file, as they are on disk.
+        digest: object that receives all bytes of the file as stored.
 
     Returns:
-        `payload.size` bytes; only the first `PERIOD` where the rest repeats them, as it does when all voxels are equal.
+        `payload.size` bytes; only the first `PERIOD` if the rest repeats them, as it does if all voxels are equal.
 
     Raises:
         VolumeError: truncated, a failed checksum, or much more data than the header claims.
@@ -128,7 +128,7 @@ def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
     kept = _Kept()
     position = 0
     end = payload.skip + payload.size
-    # some writers pad the end of a file; a whole part more means that the sizes in the header are damaged
+    # some writers pad the end of a file; much more data means that the sizes in the header are damaged
     slack = max(payload.size // 100, 4096)
     with open(payload.path, "rb", buffering=0) as raw:
         file = io.BufferedReader(HashingFile(raw, digest), _CHUNK)
@@ -136,8 +136,8 @@ def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
         for chunk in _checked_chunks(file, payload.compressed):
             part = chunk[max(payload.skip - position, 0) : max(end - position, 0)]
             position += len(chunk)
-            if position - end > slack and payload.compressed:  # it could go on for a thousand times the file's size
-                raise VolumeError(f"the header claims {end:,} bytes, but at least {position - end:,} more come out")
+            if position - end > slack and payload.compressed:  # it could expand to a thousand times the file's size
+                raise VolumeError(f"the header claims {end:,} bytes, but there are at least {position - end:,} more")
             kept.add(part)
         while file.read(_CHUNK):
             pass
@@ -149,15 +149,15 @@ def read_payload(payload: Payload, digest: hashlib._Hash) -> bytearray:
 
 
 class _Kept:
-    """Bytes that were added; only the first `PERIOD` while the others repeat these: a small file can hold gigabytes.
+    """Added bytes; only the first `PERIOD` while the others repeat them, since a small file can hold gigabytes.
 
     Attributes:
-        content: what is kept.
+        content: the bytes kept.
     """
 
     def __init__(self) -> None:
         self.content = bytearray()
-        self._repeated = 0  # bytes that are not kept
+        self._repeated = 0  # bytes not kept
 
     def add(self, part: bytes) -> None:
         """Add bytes."""
@@ -197,7 +197,7 @@ def _inflated(file: io.BufferedReader[HashingFile]) -> Iterator[bytes]:
     inflater = DECODER.decompressobj()
     while not inflater.eof:
         data = inflater.unconsumed_tail or file.read(_CHUNK)
-        # bounded output: a few bytes can expand a thousandfold
+        # bounded output, since a few bytes can expand a thousandfold
         chunk = inflater.decompress(data, _CHUNK)
         if not data and not chunk and not inflater.eof:
             raise EOFError

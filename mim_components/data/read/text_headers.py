@@ -1,7 +1,7 @@
-"""MetaImage and NRRD headers: sizes, type and where the voxels lie.
+"""MetaImage and NRRD headers: sizes, type and position of the voxels in the file.
 
-ITK computes where these volumes lie in space. Their sizes are read here, and their voxels by our own pass over the
-file, because ITK allocates what a header claims and hands out arbitrary voxels when decompression fails.
+ITK computes the affine of these volumes. Their sizes are read here, and their voxels by our own pass over the
+file, because ITK allocates what a header claims and returns arbitrary voxels if decompression fails.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from mim_components.data.volumes import VolumeError
 
-# Longer than any real header; keeps a file of another kind from being read as one endless line.
+# Longer than any real header; prevents another kind of file from being read as one endless line.
 _MAX_HEADER = 2**16
 _META_TYPES = {
     "MET_CHAR": "i1",
@@ -46,15 +46,15 @@ _NRRD_TYPES = {
 
 @dataclass(frozen=True)
 class TextHeader:
-    """Sizes and place of the voxels.
+    """Sizes and position of the voxels.
 
-    Args:
+    Attributes:
         shape: voxels per axis, fastest first.
-        dtype: type of a stored voxel, with its byte order.
+        dtype: type of a stored voxel, with byte order.
         data_file: file with the voxels.
-        start: byte at which they, or their compressed stream, begin; -1: they are the last bytes of the file.
-        compressed: the voxels are deflated.
-        notes: what is odd.
+        start: byte at which the voxels or their compressed stream begin; -1: they are the last bytes of the file.
+        compressed: whether the voxels are deflated.
+        notes: oddities.
     """
 
     shape: tuple[int, ...]
@@ -147,7 +147,7 @@ def read_nrrd(path: Path) -> TextHeader:
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    # NRRD puts an axis of channels first; a single one is dropped like a trailing axis of length 1
+    # NRRD puts a channel axis first; one of length 1 is dropped like a trailing axis of length 1
     return (*shape[1:], 1) if len(shape) == 4 and shape[0] == 1 else shape
 
 
@@ -166,13 +166,13 @@ def _lines(path: Path) -> list[tuple[str, int]]:
 
 
 def _beside(path: Path, name: str) -> Path:
-    # a header must not make us open files elsewhere; where the user's own links in the folder lead is the user's matter
+    # a header must not make us open files elsewhere; the user's own links in the folder may lead anywhere
     inside = os.path.relpath(os.path.join(path.parent, name), path.parent)
     if inside.split(os.sep)[0] == os.pardir:
         raise VolumeError(f"its data file {name!r} lies outside the folder of the header")
     target = path.parent / inside
     if not target.is_file():
-        raise VolumeError(f"its data file {name!r} is " + ("a link to no file" if target.is_symlink() else "missing"))
+        raise VolumeError(f"its data file {name!r} is " + ("a broken link" if target.is_symlink() else "missing"))
     return target
 
 

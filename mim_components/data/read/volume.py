@@ -1,7 +1,7 @@
-"""Read one volume whole, as int16 HU on a RAS grid, checked to its last byte.
+"""Read a whole volume as int16 HU on a RAS grid, checked to its last byte.
 
-Voxels come out of the same pass over the file that hashes it and verifies its checksum. nibabel or ITK tell where they
-lie in space; DICOM series are decoded by ITK through MONAI's reader.
+Voxels come from the same pass over the file that hashes it and verifies its checksum. nibabel or ITK give their
+position in space; DICOM series are decoded by ITK through MONAI's reader.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, V
 from mim_components.utils.files import hash_file
 
 _INT16 = np.iinfo(np.int16)
-_PART = 2**22  # voxels that are scaled at a time
-_BLOCK = (64, 64, 16)  # voxels that are turned at a time
+_PART = 2**22  # voxels scaled at a time
+_BLOCK = (64, 64, 16)  # voxels transposed at a time
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedVolume:
     """A volume in memory.
 
-    Args:
+    Attributes:
         voxels: int16 (H, W, D), RAS, HU, C order.
         affine: 4x4, voxel index to RAS world in mm.
         orientation: axis codes of the source, such as LPS.
         digest: sha256 of the bytes of the source.
-        notes: what is odd.
+        notes: oddities.
     """
 
     voxels: np.ndarray
@@ -54,7 +54,7 @@ class DecodedVolume:
     notes: tuple[str, ...]
 
     def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
-        """This volume at another spacing, see `resample`; None = as it is."""
+        """This volume at another spacing, see `resample`; None = unchanged."""
         if spacing is None:
             return self
         voxels, affine = resample(self.voxels, self.affine, spacing, max_voxels)
@@ -64,12 +64,12 @@ class DecodedVolume:
 def load_volume(
     source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS, spacing: Spacing | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a CT volume in HU with its axes turned to RAS.
+    """Read a CT volume in HU with axes reoriented to RAS.
 
     Args:
-        source: a volume that was found, a file, or the folder of one DICOM series.
+        source: a volume source, a file, or the folder of one DICOM series.
         max_voxels: largest number of voxels accepted.
-        spacing: to resample to, mm along R, A and S, see `resample`; None = native voxels.
+        spacing: target spacing, mm along R, A and S, see `resample`; None = native voxels.
 
     Returns:
         int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
@@ -86,7 +86,7 @@ def load_volume(
 
 
 def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:
-    """Read and check the header of a volume; opens regular files only and allocates nothing.
+    """Read and check the header of a volume; opens only regular files and allocates nothing.
 
     Args:
         source: the volume.
@@ -94,7 +94,7 @@ def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_chann
         any_channels: accept a fourth axis of any length.
 
     Raises:
-        VolumeError: the volume is refused by its header.
+        VolumeError: the volume is refused because of its header.
         OSError: a file cannot be read.
     """
     for path in source.files:
@@ -106,7 +106,7 @@ def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_chann
 
 
 def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
-    """Read a volume to its end and check its voxels.
+    """Read a volume completely and check its voxels.
 
     Args:
         source: the volume.
@@ -132,7 +132,7 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
 
 
 def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Hash) -> tuple[np.ndarray, np.ndarray]:
-    """Read a volume to its end: voxels as they are stored, and the 4x4 affine from voxel index to RAS world in mm.
+    """Read a volume completely: voxels as stored, and the 4x4 affine from voxel index to RAS world in mm.
 
     Args:
         source: the volume.
@@ -140,7 +140,7 @@ def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Has
         digest: receives all bytes of its files.
 
     Returns:
-        Voxels in the order of the file; where all of a large volume are equal, a view of one (strides 0).
+        Voxels in the order of the file; if all of a large volume are equal, a view of one (strides 0).
 
     Raises:
         VolumeError: damaged.
@@ -156,7 +156,7 @@ def read_stored(source: VolumeSource, header: VolumeHeader, digest: hashlib._Has
 
 
 def cause_of(error: BaseException) -> str:
-    """One line for a table: the cause of a refusal or of a failed read."""
+    """The cause of a refusal or a failed read, in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join((text or type(error).__name__).split())
 
@@ -175,7 +175,7 @@ def _read_file(header: VolumeHeader, payload: Payload, digest: hashlib._Hash) ->
 
 
 def _in_c_order(voxels: np.ndarray) -> np.ndarray:
-    """Copy `(H, W, D)` to C order; in blocks that fit the processor's cache, since files hold the opposite order."""
+    """Copy `(H, W, D)` to C order, in blocks that fit the processor's cache, since files use the opposite order."""
     out = np.empty(voxels.shape, dtype=voxels.dtype)
     for corner in product(*(range(0, n, step) for n, step in zip(voxels.shape, _BLOCK, strict=True))):
         block = tuple(slice(first, first + step) for first, step in zip(corner, _BLOCK, strict=True))
@@ -186,7 +186,7 @@ def _in_c_order(voxels: np.ndarray) -> np.ndarray:
 def _affine_by_itk(path: Path) -> np.ndarray:
     import itk  # takes seconds to import, and NIfTI does not need it
 
-    # the type of the voxels does not matter: only the header is read
+    # the voxel type does not matter: only the header is read
     reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=str(path))
     try:
         reader.UpdateOutputInformation()
@@ -224,7 +224,7 @@ def _last_line(error: RuntimeError) -> str:
 
 
 def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
-    """Scale to HU, check and round; returns the voxels and notes about them.
+    """Scale to HU, check and round; returns voxels int16 `(H, W, D)` and notes about them.
 
     Args:
         raw: stored voxels (H, W, D).
@@ -235,7 +235,7 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
     """
     total = raw.size
     if not any(raw.strides):
-        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`: one tells what is wrong
+        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`, so one is enough
     voxels = np.empty(raw.shape, dtype=np.int16, order="F")
     histogram = np.zeros(2**16, dtype=np.int64)
     low, high, clipped, unfit = np.inf, -np.inf, 0, 0
@@ -252,14 +252,14 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         voxels[part] = values
         histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
     if unfit:
-        raise VolumeError(f"{unfit * (total // raw.size):,} of {total:,} voxels are NaN or infinite")
+        raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
     return voxels, check_intensities(histogram, low, high, clipped)
 
 
 def scaled_parts(
     raw: np.ndarray, scale: tuple[float, float]
 ) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
-    """A few slices at a time, float64 where floats or a scale are stored: a float copy of a whole volume would not fit.
+    """A few slices at a time, float64 if floats or a scale are stored: a float copy of a whole volume would not fit.
 
     Args:
         raw: stored voxels (H, W, D).

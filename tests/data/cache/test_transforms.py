@@ -87,7 +87,7 @@ def test_full_disk_costs_the_cache_only(
     monkeypatch.setattr("mim_components.data.cache.transforms.write_safely", full)
     cache = TransformCache([{"image": str(folder / "scan.nii")}] * 2, transform(), folder / "cache")
     assert [item["image"].max() for item in cache] == [0.5, 0.5]  # type: ignore[attr-defined]
-    assert caplog.text.count("No space left on device; the run goes on without writing to the cache") == 1
+    assert caplog.text.count("No space left on device; the run continues without writing to the cache") == 1
 
 
 def test_unreadable_scan_is_named(folder: Path) -> None:

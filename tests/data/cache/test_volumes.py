@@ -97,7 +97,7 @@ def test_cache_is_verified_whole_once_and_after_it_was_touched(write_nifti, prep
         ((volume,), _) = prepare(verify=verify)
         seen.append(len(whole))
     assert seen == [0, 0, 1, 1, 2]  # made, skipped, verified, known, asked for
-    assert "1 volumes: 0 to prepare, 1 cached, 1 of them to read whole (verify); headers took 0.0 s" in caplog.text
+    assert "1 volume: 0 to prepare, 1 cached, 1 of them to read in full (verify); headers took 0.0 s" in caplog.text
     os.utime(volume.cache_file)
     assert prepare()[1] == [] and len(whole) == 3 and prepare()[1] == [] and len(whole) == 3
 

@@ -231,7 +231,9 @@ def test_voxel_that_only_a_damaged_float_holds(pair, modality):
 def test_voxel_that_is_not_finite(pair, modality, value):
     image = mr()
     image[1, 2, 3] = value
-    assert cause(pair(image=image), SegmentationChecker(LABELS, 1, modality)) == "1 of 60 voxels are NaN or infinite"
+    assert (
+        cause(pair(image=image), SegmentationChecker(LABELS, 1, modality)) == "NaN or infinite values in 1 of 60 voxels"
+    )
 
 
 def test_ct_of_raw_label_values_is_a_label_map(pair):
@@ -363,16 +365,16 @@ def with_values(*values, dtype=np.float32):
     ("label", "message"),
     [
         (with_values(7, 7), "label values 7 (2 voxels) are unknown; known: 0 to 2"),
-        (with_values(-1, 3, dtype=np.int16), "label values -1 (1 voxels), 3 (1 voxels) are unknown; known: 0 to 2"),
-        (with_values(0.5, 0.5), "label values must be whole numbers, 2 voxels are not, such as 0.5"),
-        (with_values(0.9999999), "label values must be whole numbers, 1 voxels are not, such as 0.9999999"),
-        (with_values(np.nan), "1 voxels are NaN or infinite"),
-        (with_values(np.inf, 0.5), "1 voxels are NaN or infinite"),
-        (with_values(70000, dtype=np.int32), "label values 70000 (1 voxels) are unknown; known: 0 to 2"),
-        (with_values(1e20), "label values 100000002004087734272 (1 voxels) are unknown; known: 0 to 2"),
+        (with_values(-1, 3, dtype=np.int16), "label values -1 (1 voxel), 3 (1 voxel) are unknown; known: 0 to 2"),
+        (with_values(0.5, 0.5), "label values must be whole numbers, but not whole in 2 voxels, such as 0.5"),
+        (with_values(0.9999999), "label values must be whole numbers, but not whole in 1 voxel, such as 0.9999999"),
+        (with_values(np.nan), "NaN or infinite values in 1 voxel"),
+        (with_values(np.inf, 0.5), "NaN or infinite values in 1 voxel"),
+        (with_values(70000, dtype=np.int32), "label values 70000 (1 voxel) are unknown; known: 0 to 2"),
+        (with_values(1e20), "label values 100000002004087734272 (1 voxel) are unknown; known: 0 to 2"),
         (
             with_values(*range(3, 12)),
-            "label values 3 (1 voxels), 4 (1 voxels), 5 (1 voxels), 6 (1 voxels), 7 (1 voxels) and 4 more are unknown; "
+            "label values 3 (1 voxel), 4 (1 voxel), 5 (1 voxel), 6 (1 voxel), 7 (1 voxel) and 4 more are unknown; "
             "known: 0 to 2",
         ),
     ],

@@ -277,7 +277,7 @@ def test_spacing_of_zero_needs_a_sform(write_nifti):
     zero = struct.pack("<3f", 2, 0, 4)  # pixdim
     load_volume(patch(write_nifti("a.nii"), (80, zero)))
     path = patch(write_nifti("b.nii"), (80, zero), (252, struct.pack("<2h", 1, 0)))  # qform_code, sform_code
-    assert cause(path) == "the spacing is not known: pixdim 2 x 0 x 4 mm, and there is no sform"
+    assert cause(path) == "the spacing is unknown: pixdim 2 x 0 x 4 mm, and there is no sform"
 
 
 # --- voxels
@@ -287,12 +287,12 @@ def test_spacing_of_zero_needs_a_sform(write_nifti):
 def test_one_voxel_that_is_not_finite(write_nifti, ct, value):
     array = ct.astype(np.float32)
     array[3, 4, 5] = value
-    assert cause(write_nifti("a.nii.gz", array)) == "1 of 1,680 voxels are NaN or infinite"
+    assert cause(write_nifti("a.nii.gz", array)) == "NaN or infinite values in 1 of 1,680 voxels"
 
 
 def test_all_voxels_nan(write_nifti, ct):
     array = np.full(ct.shape, np.nan, dtype=np.float32)
-    assert cause(write_nifti("a.nii.gz", array)) == "1,680 of 1,680 voxels are NaN or infinite"
+    assert cause(write_nifti("a.nii.gz", array)) == "NaN or infinite values in 1,680 of 1,680 voxels"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_notes_of_odd_but_usable_intensities():
     histogram = np.zeros(2**16, dtype=np.int64)
     histogram[32768 + 100 : 32768 + 300] = 10
     notes = check_intensities(histogram, 100, 40000, clipped=3)
-    assert notes[0] == "3 voxels beyond int16 were clipped (values 100 to 40000)"
+    assert notes[0] == "3 voxels beyond int16 clipped (values 100 to 40000)"
     assert notes[1].startswith("neither air nor fat: values from 100 to 40000")
 
 

@@ -131,7 +131,7 @@ def test_all_faults_of_all_sections_at_once(read):
 
 def test_case_in_both_parts(read):
     lines = faults(read, {"training": [item(1), item(2)], "validation": [{"image": "i/../i/2.nii.gz", "label": 0}]})
-    assert '  validation item 0: image "2.nii.gz" is that of training item 1 as well' in lines
+    assert '  validation item 0: image "2.nii.gz" is also that of training item 1' in lines
 
 
 def test_image_and_name_that_are_listed_twice(read, tmp_path):
@@ -144,9 +144,9 @@ def test_image_and_name_that_are_listed_twice(read, tmp_path):
         {"image": ["x", "x"], "label": 0},
     ]
     assert faults(read, {"training": content}) == [
-        '  training item 1: image "link.nii" is that of training item 0 as well',
-        '  training item 2: name "a" is that of training item 0 as well',
-        '  training item 3: image "x" is that of training item 3 as well',
+        '  training item 1: image "link.nii" is also that of training item 0',
+        '  training item 2: name "a" is also that of training item 0',
+        '  training item 3: image "x" is also that of training item 3',
     ]
 
 

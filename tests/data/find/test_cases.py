@@ -59,8 +59,8 @@ def test_pairs_that_are_not_complete_are_noted(touch):
     found = find_cases(touch([*files, "img/img0003.nii.gz", "img/img0002.nii.gz", "label/label0004.nii"]), None, BTCV)
     assert names(found.cases) == ["0001"] and found.unlabelled == []
     assert found.notes == [
-        "2 images without label are left out: 0002, 0003",
-        "1 labels without image are left out: 0004",
+        "2 images without label left out: 0002, 0003",
+        "1 label without image left out: 0004",
     ]
 
 
@@ -79,7 +79,7 @@ def test_no_pair_is_an_error(touch):
 def test_dataset_that_is_there_twice(touch):
     files = pairs("img/img{}.nii.gz", "label/label{}.nii.gz", ["0001"])
     root = touch([*(f"a/{file}" for file in files), *(f"b/{file}" for file in files)])
-    with pytest.raises(DataError, match="BTCV lies there 2 times: a/, b/; give one of these folders as dataset_dir"):
+    with pytest.raises(DataError, match="holds BTCV 2 times: a/, b/; give one of these folders as dataset_dir"):
         find_cases(root, None, BTCV)
     assert len(find_cases(root / "b", None, BTCV)) == 1
 
@@ -88,7 +88,7 @@ def test_file_that_is_there_packed_and_unpacked(touch):
     root = touch(["img/img0001.nii", "img/img0001.nii.gz", "label/label0001.nii.gz"])
     found = find_cases(root, None, BTCV)
     assert shown(found, found.cases[0]) == ["img/img0001.nii", "label/label0001.nii.gz"]
-    assert found.notes == ["img/img0001.nii.gz is skipped: img/img0001.nii is there as well"]
+    assert found.notes == ["img/img0001.nii.gz is skipped: img/img0001.nii exists too"]
 
 
 def test_hidden_files_are_passed_over(touch):
@@ -165,7 +165,7 @@ def test_task_is_told_by_folder_or_files_where_the_json_says_nothing(touch, cont
 
 
 def test_labels_without_any_image_are_no_task(touch):
-    with pytest.raises(NoVolumesError, match="found 1 files: 1 .nii.gz"):
+    with pytest.raises(NoVolumesError, match="found 1 file: 1 .nii.gz"):
         find_cases(touch(["labelsTr/spleen_2.nii.gz"]), None, SPLEEN)
 
 
@@ -184,7 +184,7 @@ def test_amos_pools_training_and_validation_and_leaves_mr_out(touch):
         touch([*files, *(f"amos22/imagesTs/amos_{n}.nii.gz" for n in ("0003", "0555"))]), None, [{"name": "amos22"}]
     )
     assert names(found.cases) == ["0001", "0008", "0410"] and names(found.unlabelled) == ["0003"]
-    assert found.notes == ["2 labelled MR scans (ids from 500) are left out, CT only"]
+    assert found.notes == ["2 labelled MR scans (ids from 500) left out, CT only"]
     assert shown(found, found.cases[1]) == ["amos22/imagesVa/amos_0008.nii.gz", "amos22/labelsVa/amos_0008.nii.gz"]
 
 

@@ -36,7 +36,7 @@ def test_scans_labels_and_patients(root):
         "Normal_50_60": (0, "50"),
     }
     assert found.cases[0].image == (root / "CP/30/40",)
-    assert found.notes == ["1 scans with fewer than 3 slices are left out"]
+    assert found.notes == ["1 scan with fewer than 3 slices left out"]
 
 
 def test_label_is_the_position_in_the_given_order(root):
@@ -54,7 +54,7 @@ def test_zips_that_unpack_without_a_folder_of_the_class(tmp_path):
         (tmp_path / "up" / folder / "1.png").touch()
     found = CcCcii(min_slices=1).find(Folder(tmp_path))
     assert [case.name for case in found.cases] == ["NCP_1_2", "CP_3_4", "Normal_5_6"]
-    assert found.notes[0].startswith("up/other/7/8: 1 pictures that belong to no scan")
+    assert found.notes[0].startswith("up/other/7/8: 1 picture of no scan")
 
 
 def test_recognises_only_slices_below_a_class(root, tmp_path):
@@ -74,7 +74,7 @@ def test_same_scan_in_two_folders_counts_once(root):
         (root / f"NCP/9/20/{number}.jpg").touch()
     found = CcCcii(min_slices=3).find(Folder(root))
     assert len(found.cases) == 5
-    assert "NCP/NCP-1/9/20: a scan of this class, patient and name lies elsewhere; this is left out" in found.notes
+    assert "NCP/NCP-1/9/20: a scan of this class, patient and name lies elsewhere too; left out" in found.notes
 
 
 def test_patient_of_two_classes_is_named(root):
@@ -94,9 +94,9 @@ def test_disk_is_compared_with_the_datasets_own_list(root):
     lines += ["CP-1.zip,CP,30,40,3", "CP-1.zip,CP,30,41,2", "NCP-13.zip,NCP,99,98,80"]
     (root / "unzip_filenames.csv").write_text("\n".join(lines) + "\n")
     assert CcCcii(min_slices=3).find(Folder(root)).notes[1:] == [
-        "unzip_filenames.csv: 1 scans of the list are not on the disk: 99/98",
-        "unzip_filenames.csv: 2 scans on the disk are not in the list: 11/22, 50/60",
-        "unzip_filenames.csv: 1 scans have another number of slices than the list says: 10/21 (4 instead of 7)",
+        "unzip_filenames.csv: 1 scan of the list not on the disk: 99/98",
+        "unzip_filenames.csv: 2 scans on the disk not in the list: 11/22, 50/60",
+        "unzip_filenames.csv: 1 scan with a different number of slices from the list: 10/21 (4 instead of 7)",
     ]
 
 

@@ -87,7 +87,7 @@ def test_second_copy_of_a_volume_is_left_out_and_noted(tmp_path):
 
 def test_nothing_found_names_what_was_looked_for(tmp_path):
     touch(tmp_path, "a.zip")
-    with pytest.raises(NoVolumesError, match=r"1 files: 1 \.zip. Looked for:\n  BTCV: .*img0001(.|\n)*covid19-A"):
+    with pytest.raises(NoVolumesError, match=r"1 file: 1 \.zip. Looked for:\n  BTCV: .*img0001(.|\n)*covid19-A"):
         list_collection("1k", tmp_path)
 
 

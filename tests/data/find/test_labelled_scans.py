@@ -53,8 +53,8 @@ def test_lists_of_another_work_decide_the_split(root, tmp_path):
         "NCP_10_21": "validation",
     }
     assert found.notes == [
-        f"{valid}: 1 scans are not in {root}: 31/99",
-        "2 scans are in neither list and are left out",
+        f"{valid}: 1 scan not in {root}: 31/99",
+        "2 scans in neither list left out",
     ]
     division = divide(found, {"rule": "grouped_stratified", "validation_share": 0.4, "seed": 0})
     assert [case.name for case in division.validation] == ["NCP_10_21"]
@@ -117,7 +117,7 @@ def test_bad_scans_are_listed_at_once_or_left_out(root):
 def test_ct_volumes_need_a_window(tmp_path, write_scan):
     voxels = np.random.default_rng(0).integers(-1000, 400, (6, 6, 6)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "ct.nii.gz")
-    with pytest.raises(NoVolumesError, match="holds 1 CT volumes, expected folders of slices; for CT in HU set --hu_w"):
+    with pytest.raises(NoVolumesError, match="holds 1 CT volume, expected folders of slices; for CT in HU set --hu_w"):
         items(tmp_path)
     with pytest.raises(BadVolumesError, match="ct.nii.gz: is a file, expected a folder of slices"):
         items(tmp_path / "ct.nii.gz")
@@ -141,4 +141,4 @@ def test_nothing_to_work_on(tmp_path):
 def test_notes_about_scans_are_logged(root, caplog):
     (root / "NCP/9/20/0009.png").write_bytes((root / "NCP/9/20/0001.png").read_bytes())
     items(root / "NCP/9")
-    assert "1 slices are copies of another slice of the scan" in caplog.text
+    assert "1 slice identical to another slice of the scan" in caplog.text

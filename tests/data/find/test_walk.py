@@ -25,7 +25,7 @@ def test_hidden_files_are_skipped_and_counted(tmp_path, caplog):
         (tmp_path / name).write_bytes(b"x")
     with caplog.at_level(logging.DEBUG):
         assert names(find_volumes(tmp_path)) == ["a"]
-    assert "1 files, 3 hidden ones skipped" in caplog.text
+    assert "1 file, 3 hidden skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["scan 1.nii", "Größe.nii", 'it\'s "q".nii', "two\nlines.nii"])

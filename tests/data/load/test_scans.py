@@ -157,7 +157,7 @@ def test_every_bad_slice_counts_and_the_first_are_named(write_scan: Callable[...
     with pytest.raises(VolumeError) as error:
         SliceFolderChecker()(case_of(folder))
     assert str(error.value) == (
-        "4 of 8 slices cannot be used: 0001.png: the file is empty (0 bytes); 0002.png: is no picture, it begins with "
+        "4 of 8 slices cannot be used: 0001.png: the file is empty (0 bytes); 0002.png: not a picture: it begins with "
         "b'<html>'; 0003.png: damaged: Truncated File Read and 1 more"
     )
 
@@ -169,9 +169,9 @@ def test_odd_but_usable_scans_get_notes(write_scan: Callable[..., Path]):
     Image.fromarray(np.full((10, 12), 9, np.uint8)).save(folder / "0007.png")
     assert SliceFolderChecker()(case_of(folder)).notes == (
         "slices of 2 sizes (rows x columns): 5 of 24 x 20, 1 of 10 x 12; the smaller are padded around their centre",
-        "1 slices without a number in their name come last",
-        "1 slice numbers occur more than once (0): ordered by name",
-        "1 slices are copies of another slice of the scan",
+        "1 slice without a number in the name placed last",
+        "1 slice number used more than once (0): ordered by name",
+        "1 slice identical to another slice of the scan",
     )
 
 

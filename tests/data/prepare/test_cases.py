@@ -157,7 +157,9 @@ def test_error_that_no_check_foresaw_hides_nothing(prepare):
 def test_part_that_is_empty_without_the_bad_ones(prepare, dataset):
     spoil(dataset, 1)
     spoil(dataset, 2)
-    with pytest.raises(DataError, match="no fit case is left for validation; left out:\n(.|\n)*img0002.nii.gz: trunc"):
+    with pytest.raises(
+        DataError, match="no usable case is left for validation; left out:\n(.|\n)*img0002.nii.gz: trunc"
+    ):
         prepare(**EXCLUDE)
 
 

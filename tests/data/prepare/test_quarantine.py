@@ -142,7 +142,7 @@ def test_share_that_may_be_left_out(count, total, fraction, fits):
     if fits:
         return refuse_bad(bad, total, "exclude", fraction)
     allowed = int(fraction * total + 1e-9)
-    text = f"{count} of {total} volumes cannot be used; max_bad_fraction={fraction:g} allows to leave out {allowed}:\n"
+    text = f"{count} of {total} volumes cannot be used; max_bad_fraction={fraction:g} allows leaving out {allowed}:\n"
     with pytest.raises(BadVolumesError) as raised:
         refuse_bad(bad, total, "exclude", fraction)
     message = str(raised.value)

@@ -157,7 +157,7 @@ def test_folds_that_do_not_divide_are_larger_first():
 def test_listed_fold_of_a_subset(metadata):
     split = metadata("btcv")["split"]
     assert parts(["0001", "0036", "0040"], split) == (["0001"], ["0036", "0040"])
-    with pytest.raises(DataError, match="no case of validation fold 1 is there, expected 0029, .*0034; found 3: 0001,"):
+    with pytest.raises(DataError, match="no case of validation fold 1 exists, expected 0029, .*0034; found 3: 0001,"):
         parts(["0001", "0036", "0040"], split, 1)
     # of a list that is not complete the share by number remains: half of 3, rounded up
     assert parts(["0001", "0002", "0030", "0035"], split, ratio=0.5)[0] == ["0001", "0002"]
@@ -170,7 +170,7 @@ def test_no_such_fold(fold):
 
 
 def test_too_few_cases():
-    with pytest.raises(DataError, match="no case of validation fold 3 is there; found 3: a, b, c. Choose"):
+    with pytest.raises(DataError, match="no case of validation fold 3 exists; found 3: a, b, c. Choose"):
         parts(list("abc"), {"rule": "fifths"}, 3)
     with pytest.raises(DataError, match="no case is left for training: all 1 validate in fold 0"):
         parts(["a"], {"rule": "fifths"})
@@ -217,7 +217,7 @@ def test_folds_of_a_list():
     listed = FoundCases(Path(), "datalist", cases)
     division = divide(listed, {"rule": "listed", "folds": []}, 3)
     assert names(division.validation) == ["b", "c"] and names(division.training) == ["a", "d"]
-    assert division.notes == ["1 cases of the list have no fold and train in every one"]
+    assert division.notes == ["1 case of the list without a fold used for training in every fold"]
     with pytest.raises(DataError, match="fold must be one of the list's, 0, 3; got 1"):
         divide(listed, {"rule": "listed", "folds": []}, 1)
 

@@ -195,7 +195,7 @@ def test_command_succeeds_and_prints_the_summary(tmp_path, write_nifti, capsys):
     write_nifti("data/img0001.nii.gz")
     cache = ["--cache_dir", str(tmp_path / "cache")]
     assert main([str(tmp_path / "data"), *cache]) == 0
-    assert "1 volumes, 0.00 GiB of files" in capsys.readouterr().out
+    assert "1 volume, 0.00 GiB of files" in capsys.readouterr().out
     assert main(["--collection", "1k", "--data_root", str(tmp_path / "data"), *cache]) == 0
     assert "BTCV                   1        24" in capsys.readouterr().out
 

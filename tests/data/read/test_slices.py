@@ -46,7 +46,7 @@ def test_flipped_bit_in_png_is_refused(noise):
 
 
 def test_web_page_is_no_picture():
-    with pytest.raises(VolumeError, match=r"is no picture, it begins with b'<html><body>404<'"):
+    with pytest.raises(VolumeError, match=r"not a picture: it begins with b'<html><body>404<'"):
         decode_slice(b"<html><body>404</body></html>")
 
 
@@ -79,7 +79,7 @@ def test_slices_come_in_the_order_of_their_numbers(tmp_path):
 def test_damaged_slice_is_named(write_scan: Callable[..., Path]):
     folder = write_scan("scan")
     (folder / "0002.png").write_bytes(b"<html>")
-    with pytest.raises(VolumeError, match=r"^0002\.png: is no picture"):
+    with pytest.raises(VolumeError, match=r"^0002\.png: not a picture"):
         read_slices(folder)
 
 

@@ -61,7 +61,7 @@ def test_what_follows_a_gzip_stream(tmp_path: Path, decoder: stream.Decoder) -> 
     assert read(tmp_path / "a", content + bytes(100)) == ZEROS[:16]  # padding of tapes
     with pytest.raises(VolumeError, match="damaged compressed data|truncated"):
         read(tmp_path / "a", content + b"garbage, no gzip member")
-    with pytest.raises(VolumeError, match=r"claims 5,242,880 bytes, but at least [0-9,]+ more come out"):
+    with pytest.raises(VolumeError, match=r"claims 5,242,880 bytes, but there are at least [0-9,]+ more"):
         read(tmp_path / "a", content + content)  # a second member holds more voxels
 
 
@@ -82,7 +82,7 @@ def test_standard_library_where_isal_is_missing(monkeypatch: pytest.MonkeyPatch)
 def test_more_than_the_header_claims_ends_the_decoding(tmp_path: Path, decoder: stream.Decoder, kind: str) -> None:
     content = PACK[kind](bytes(2**26))
     tracemalloc.start()
-    with pytest.raises(VolumeError, match=r"claims 1,000 bytes, but at least 1,047,576 more come out"):
+    with pytest.raises(VolumeError, match=r"claims 1,000 bytes, but there are at least 1,047,576 more"):
         read(tmp_path / "a", content, 1000)  # after the first MiB
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()

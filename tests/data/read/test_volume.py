@@ -219,7 +219,7 @@ def test_data_file_may_be_a_link_that_leads_elsewhere(tmp_path, ct, form):
             load_volume(path)
     (tmp_path / "store" / "SHA256E-1").unlink()
     path.write_text(heads[form].format("a.raw"))
-    with pytest.raises(DataError, match="its data file 'a.raw' is a link to no file"):
+    with pytest.raises(DataError, match="its data file 'a.raw' is a broken link"):
         load_volume(path)
 
 

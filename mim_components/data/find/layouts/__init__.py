@@ -1,4 +1,4 @@
-"""Layouts of the datasets, one module each."""
+"""Folder layouts of the datasets, one module each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mim_components.data.find.layouts.decathlon import TASKS, Decathlon
 from mim_components.data.find.layouts.flare22 import flare22
 from mim_components.data.find.layouts.mmwhs import mmwhs
 
-# Name in a bundle's metadata to what makes the layout; further keys of the metadata's entry are its arguments.
+# Name in a bundle's metadata to the layout's constructor; further keys of the entry are its arguments.
 LAYOUTS: dict[str, Callable[..., Layout]] = {
     "btcv": btcv,
     "mmwhs": mmwhs,
@@ -28,7 +28,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
 
 
 def all_layouts() -> Iterator[Layout]:
-    """Every layout that is known, with every task of the Decathlon."""
+    """All known layouts, including every task of the Decathlon."""
     for name, make in LAYOUTS.items():
         if name == "decathlon":
             yield from (make(task=task) for task in TASKS)

@@ -1,4 +1,4 @@
-"""AMOS 2022: training and validation part together, CT only."""
+"""AMOS 2022: training and validation parts together, CT only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from mim_components.data.cases import FoundCases
 from mim_components.data.find.layouts.base import Folder
 from mim_components.data.find.layouts.pairs import PairedFiles
+from mim_components.utils.text import counted
 
 # ids from here on are MR
 FIRST_MR = 500
@@ -14,7 +15,7 @@ FIRST_MR = 500
 
 @dataclass(frozen=True)
 class Amos22(PairedFiles):
-    """300 labelled CT of `imagesTr` and `imagesVa`, cases "0001" to "0410" with gaps."""
+    """300 labelled CTs of `imagesTr` and `imagesVa`, cases "0001" to "0410" with gaps."""
 
     dataset: str = "AMOS22"
     bundle: str = "mim_amos22_segmentation"
@@ -24,7 +25,7 @@ class Amos22(PairedFiles):
     unlabelled: str = r"imagesTs/amos_(?P<id>\d{4})"
 
     def find(self, folder: Folder) -> FoundCases:
-        """All CT; the number of MR scans left out is noted.
+        """All CTs; the number of MR scans left out is noted.
 
         Raises:
             DataError: as in `PairedFiles.find`.
@@ -35,5 +36,5 @@ class Amos22(PairedFiles):
         )
         notes = list(found.notes)
         if left_out := len(found.cases) - len(cases):
-            notes.append(f"{left_out} labelled MR scans (ids from {FIRST_MR}) are left out, CT only")
+            notes.append(f"{counted(left_out, 'labelled MR scan')} (ids from {FIRST_MR}) left out, CT only")
         return replace(found, cases=cases, unlabelled=unlabelled, notes=notes)

@@ -1,4 +1,4 @@
-"""What a layout is: the folders and file names in which one dataset unpacks from its archive."""
+"""Interface of a layout: the folders and file names of a dataset as unpacked from its archive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_DEPTH = 5
 class Folder:
     """The folder that the user gave, listed once for all layouts.
 
-    Args:
+    Attributes:
         path: the folder.
     """
 
@@ -27,14 +27,14 @@ class Folder:
 
     @cached_property
     def files(self) -> Sequence[str]:
-        """Files relative to the folder, with `/` between names; what macOS hides in archives is skipped."""
+        """Files relative to the folder, with `/` between names; hidden files of macOS archives are skipped."""
         tree = walk(self.path, max_depth=MAX_DEPTH)
-        # a folder called x.nii.gz is handed on as well, so that the check can name it
+        # includes folders called x.nii.gz, so that the check can report them
         return [path.relative_to(self.path).as_posix() for path in (*tree.files, *tree.named_folders)]
 
 
 class Layout(Protocol):
-    """Knows one dataset by its files; options of a layout are arguments of its constructor."""
+    """Recognises a dataset by its files; options of a layout are arguments of its constructor."""
 
     @property
     def dataset(self) -> str:
@@ -42,17 +42,17 @@ class Layout(Protocol):
 
     @property
     def bundle(self) -> str:
-        """Bundle for the dataset, "" where there is none."""
+        """Bundle for the dataset, "" if there is none."""
 
     @property
     def expected(self) -> str:
-        """The files that it looks for, in words."""
+        """The expected files, in words."""
 
     def recognises(self, folder: Folder) -> bool:
         """Whether the dataset lies in the folder or up to two levels below it; opens no images."""
 
     def find(self, folder: Folder) -> FoundCases:
-        """All cases of a folder that is recognised; opens no images.
+        """All cases of a recognised folder; opens no images.
 
         Raises:
             DataError: the dataset lies in the folder twice, or without any pair of image and label.

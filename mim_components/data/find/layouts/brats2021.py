@@ -12,7 +12,7 @@ _CHANNEL = rf"(?P<channel>{'|'.join(CHANNELS)})"
 
 
 def brats2021() -> PairedFiles:
-    """1251 labelled MR of four channels, cases such as "BraTS2021_00000"."""
+    """1,251 labelled MR scans of four channels, cases such as "BraTS2021_00000"."""
     return PairedFiles(
         dataset="BraTS 2021",
         bundle="mim_brats_segmentation",

@@ -6,7 +6,7 @@ from mim_components.data.find.layouts.pairs import PairedFiles
 
 
 def btcv() -> PairedFiles:
-    """30 labelled CT, cases "0001" to "0040"."""
+    """30 labelled CTs, cases "0001" to "0040"."""
     return PairedFiles(
         dataset="BTCV",
         bundle="mim_btcv_segmentation",

@@ -1,7 +1,7 @@
 """CC-CCII: one folder per class, patient and scan, `{CP,NCP,Normal}/<patient>/<scan>/0000.png`.
 
-The zips unpack with or without a folder of their own (`NCP-1`, `COVID19-1`), so the class of a scan is the last folder
-above it that is called like a class.
+The zips unpack with or without a folder of their own (`NCP-1`, `COVID19-1`), so the class of a scan is given by the
+last folder above it that is named after a class.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mim_components.data.find.scan_lists import ListedScan, read_scan_list
 from mim_components.data.names import natural_key
 from mim_components.data.read.slices import is_slice
 from mim_components.data.volumes import NoVolumesError
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 CLASS_NAMES = ("Normal", "CP", "NCP")
-OTHER_NAMES = {"covid19": "ncp", "covid-19": "ncp"}  # what the server calls the zips of NCP
+OTHER_NAMES = {"covid19": "ncp", "covid-19": "ncp"}  # the server's names for the zips of NCP
 SCAN_LIST = "unzip_filenames.csv"
 
 
@@ -30,8 +30,8 @@ SCAN_LIST = "unzip_filenames.csv"
 class CcCcii:
     """The scans of CC-CCII; see `Layout`.
 
-    Args:
-        class_names: the label of a scan is the position of its class here.
+    Attributes:
+        class_names: the label of a scan is the index of its class here.
         min_slices: scans with fewer slices are left out, as in the published list of 4,178 scans.
     """
 
@@ -43,7 +43,7 @@ class CcCcii:
     expected = "{CP,NCP,Normal}/<patient>/<scan>/*.png (or .jpg), with or without a folder per zip"
 
     def recognises(self, folder: Folder) -> bool:
-        """Whether slices lie two folders below one that is called like a class."""
+        """Whether slices lie two folders below one that is named after a class."""
         return any(self._scan_of(path) is not None for path in _slice_counts(folder))
 
     def find(self, folder: Folder) -> FoundCases:
@@ -53,16 +53,16 @@ class CcCcii:
         for path, count in sorted(_slice_counts(folder).items(), key=lambda item: natural_key(item[0])):
             scan = self._scan_of(path)
             if scan is None:
-                found.notes.append(f"{path}: {count} pictures that belong to no scan, expected {self.expected}")
+                found.notes.append(f"{path}: {counted(count, 'picture')} of no scan, expected {self.expected}")
             elif scan in scans:
-                found.notes.append(f"{path}: a scan of this class, patient and name lies elsewhere; this is left out")
+                found.notes.append(f"{path}: a scan of this class, patient and name lies elsewhere too; left out")
             else:
                 scans[scan] = count
                 if count >= self.min_slices:
                     name = f"{self.class_names[scan.label]}_{scan.patient}_{scan.name}"
                     found.cases.append(Case(name, (folder.path / path,), scan.label, group=scan.patient))
         if short := len(scans) - len(found.cases):
-            found.notes.append(f"{short} scans with fewer than {self.min_slices} slices are left out")
+            found.notes.append(f"{counted(short, 'scan')} with fewer than {self.min_slices} slices left out")
         if not found.cases:
             raise NoVolumesError(f"{folder.path}: none of {len(scans)} scans has {self.min_slices} slices or more.")
         found.notes += _patients_of_two_classes(found.cases, self.class_names)
@@ -72,7 +72,7 @@ class CcCcii:
         return found
 
     def _scan_of(self, path: str) -> Scan | None:
-        """What the folders above some slices say, or None where they do not lie two folders below a class."""
+        """The scan given by the folders above some slices; None if these are not two folders below a class."""
         folders = PurePosixPath(path).parts
         for folder in reversed(folders[:-2]):
             label = self._class_of(folder)
@@ -81,7 +81,7 @@ class CcCcii:
         return None
 
     def _class_of(self, folder: str) -> int | None:
-        """Class that a folder is called by, also with the number of a zip behind it."""
+        """The class that a folder is named after, possibly followed by the number of a zip."""
         known = {name.casefold(): number for number, name in enumerate(self.class_names)}
         for name in (folder.casefold(), re.sub(r"-\d+$", "", folder.casefold())):
             if (number := known.get(OTHER_NAMES.get(name, name))) is not None:
@@ -90,7 +90,7 @@ class CcCcii:
 
 
 class Scan(NamedTuple):
-    """What names a scan: number of its class, patient, name of its folder."""
+    """Identifiers of a scan: class number, patient, name of its folder."""
 
     label: int
     patient: str
@@ -98,7 +98,7 @@ class Scan(NamedTuple):
 
 
 def _slice_counts(folder: Folder) -> Counter[str]:
-    """Number of slices in every folder that holds some."""
+    """Number of slices in every folder with slices."""
     parts = (file.rpartition("/") for file in folder.files)
     return Counter(path for path, _, name in parts if is_slice(name))
 
@@ -116,7 +116,7 @@ def _patients_of_two_classes(cases: Sequence[Case], class_names: Sequence[str]) 
 
 
 def compare_with_list(scans: Mapping[Scan, int], listed: Sequence[ListedScan], source: str) -> list[str]:
-    """Notes about scans that the dataset's own list has and the disk has not, and about slices that are missing.
+    """Notes about differences between the dataset's own list and the disk: scans, and numbers of slices.
 
     Args:
         scans: number of slices on the disk.
@@ -133,8 +133,10 @@ def compare_with_list(scans: Mapping[Scan, int], listed: Sequence[ListedScan], s
         if key in on_disk and count is not None and count != on_disk[key]
     ]
     groups = {
-        "scans of the list are not on the disk": ["/".join(key) for key in absent],
-        "scans on the disk are not in the list": ["/".join(key) for key in unknown],
-        "scans have another number of slices than the list says": differing,
+        "of the list not on the disk": ["/".join(key) for key in absent],
+        "on the disk not in the list": ["/".join(key) for key in unknown],
+        "with a different number of slices from the list": differing,
     }
-    return [f"{source}: {len(items)} {what}: {shorten(items)}" for what, items in groups.items() if items]
+    return [
+        f"{source}: {counted(len(items), 'scan')} {what}: {shorten(items)}" for what, items in groups.items() if items
+    ]

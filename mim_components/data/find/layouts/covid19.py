@@ -8,7 +8,7 @@ _NAME = r"volume-covid19-(?P<id>A-\d{4}(?:_\d+)?)"
 
 
 def covid19() -> PairedFiles:
-    """199 labelled CT, cases such as "A-0003" and "A-0047_1"."""
+    """199 labelled CTs, cases such as "A-0003" and "A-0047_1"."""
     return PairedFiles(
         dataset="COVID-19-20",
         bundle="mim_covid19_segmentation",

@@ -12,7 +12,7 @@ from mim_components.data.cases import FoundCases
 from mim_components.data.find.layouts.base import Folder
 from mim_components.data.find.layouts.pairs import PairedFiles
 
-# task to its bundle, and to what `name` in dataset.json and file names may begin with
+# task to its bundle, and to possible beginnings of `name` in dataset.json and of file names
 TASKS = {
     "Task01_BrainTumour": ("mim_brats_segmentation", ("brats", "braintumour")),
     "Task02_Heart": ("", ("la", "leftatrium", "heart")),
@@ -28,10 +28,10 @@ TASKS = {
 
 
 class Decathlon:
-    """One task. The cases are the files that are there, whatever `dataset.json` lists.
+    """A task of the Decathlon. The cases are the existing files, whatever `dataset.json` lists.
 
     Args:
-        task: such as "Task09_Spleen".
+        task: name of the task, such as "Task09_Spleen".
 
     Raises:
         ValueError: there is no such task.
@@ -56,7 +56,7 @@ class Decathlon:
         return bool(self._tops(folder))
 
     def find(self, folder: Folder) -> FoundCases:
-        """All pairs; files that `dataset.json` lists and that are not there are counted in a note.
+        """All pairs; missing files that `dataset.json` lists are counted in a note.
 
         Raises:
             DataError: the task lies in the folder twice, or no image has a label.
@@ -74,7 +74,7 @@ class Decathlon:
 
 
 def _task_of(folder: Folder, top: str) -> str | None:
-    """The task by `name` in dataset.json, else by the folder's name, else by the names of most images."""
+    """The task by `name` in dataset.json, else by the folder name, else by most image names."""
     content = _dataset_json(folder, top)
     parent = (folder.path / top).resolve().name
     return _by_name(str(content.get("name", ""))) or _by_folder(parent) or _by_files(folder, top)
@@ -99,7 +99,7 @@ def _dataset_json(folder: Folder, top: str) -> dict[str, Any]:
     try:
         content = json.loads((folder.path / top / "dataset.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
-        return {}  # it only helps to tell the task
+        return {}  # it only helps to identify the task
     return content if isinstance(content, dict) else {}
 
 

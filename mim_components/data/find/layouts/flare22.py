@@ -1,4 +1,4 @@
-"""FLARE22: the 50 labelled cases of FLARE22Train.zip; only names of images end in `_0000`."""
+"""FLARE22: the 50 labelled cases of FLARE22Train.zip; only image names end in `_0000`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mim_components.data.find.layouts.pairs import PairedFiles
 
 
 def flare22() -> PairedFiles:
-    """50 labelled CT, cases "0001" to "0050"."""
+    """50 labelled CTs, cases "0001" to "0050"."""
     return PairedFiles(
         dataset="FLARE22",
         bundle="mim_flare22_segmentation",

@@ -8,7 +8,7 @@ _FOLDERS = r"(?:ct_train\d?/)?"
 
 
 def mmwhs() -> PairedFiles:
-    """20 labelled CT, cases "1001" to "1020"; the MR part is not looked at."""
+    """20 labelled CTs, cases "1001" to "1020"; the MR part is ignored."""
     return PairedFiles(
         dataset="MM-WHS",
         bundle="mim_mmwhs_segmentation",

@@ -1,4 +1,4 @@
-"""Images and labels whose file names tell which belong together."""
+"""Images and labels that are paired by their file names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.layouts.base import Folder
 from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
-from mim_components.utils.text import shorten
+from mim_components.utils.text import counted, shorten
 
 _TOP = r"^(?P<top>(?:[^/]+/){0,2}?)"
 _END = r"\.nii(?:\.gz)?$"
@@ -19,7 +19,7 @@ _END = r"\.nii(?:\.gz)?$"
 
 @dataclass
 class _Files:
-    """Files below one top folder, by id: images by channel, labels, images without label by channel."""
+    """Files below one top folder, by id: images by channel, labels, unlabelled images by channel."""
 
     images: dict[str, dict[str, str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -28,15 +28,15 @@ class _Files:
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Layout described by patterns of paths below the dataset's own folder, without the extension `.nii` or `.nii.gz`.
+    """Layout given by patterns of paths below the dataset's folder, without the extension `.nii` or `.nii.gz`.
 
-    Args:
+    Attributes:
         dataset: name for messages.
         bundle: bundle for the dataset.
         expected: the patterns in words.
-        image: pattern with the group `id`, and the group `channel` where each channel is a file.
+        image: pattern with the group `id`, and the group `channel` if each channel is a file.
         label: pattern with the group `id`.
-        unlabelled: pattern of images that have no label, like `image`; it goes first. "" = there are none.
+        unlabelled: pattern of images without labels, like `image`; it is matched first. "" = there are none.
         channels: values of the group `channel` in the order of the network's channels.
     """
 
@@ -49,17 +49,17 @@ class PairedFiles:
     channels: tuple[str, ...] = ()
 
     def recognises(self, folder: Folder) -> bool:
-        """Whether there is any label of the dataset."""
+        """Whether the folder holds any label of the dataset."""
         pattern = self._pattern(self.label)
         return any(pattern.match(path) for path in folder.files)
 
     def tops(self, folder: Folder) -> list[str]:
-        """Folders, relative and ending in "/" where not "", in which there is a label of the dataset."""
+        """Relative folders with a label of the dataset, ending in "/" unless ""."""
         pattern = self._pattern(self.label)
         return sorted({match["top"] for path in folder.files if (match := pattern.match(path))})
 
     def find(self, folder: Folder) -> FoundCases:
-        """Pair the files of the only top folder that has labels.
+        """Pair the files of the only top folder with labels.
 
         Raises:
             DataError: the dataset lies in the folder twice, or no image has a label.
@@ -67,14 +67,14 @@ class PairedFiles:
         return self.find_below(folder, self.tops(folder))
 
     def find_below(self, folder: Folder, tops: list[str]) -> FoundCases:
-        """`find` where the top folders are known.
+        """`find` with known top folders.
 
         Raises:
             DataError: there is more than one, or no image has a label.
         """
         if len(tops) > 1:
             raise DataError(
-                f"{folder.path}: {self.dataset} lies there {len(tops)} times: {_listed(top or '.' for top in tops)}; "
+                f"{folder.path}: holds {self.dataset} {len(tops)} times: {_listed(top or '.' for top in tops)}; "
                 "give one of these folders as dataset_dir."
             )
         files, notes = self._sorted(folder.files, tops[0])
@@ -108,11 +108,11 @@ class PairedFiles:
             name, channel = match["id"], match.groupdict().get("channel", "").lower()
             table = files.labels if kind == "labels" else getattr(files, kind).setdefault(name, {})
             other = table.get(key := name if kind == "labels" else channel)
-            # of x.nii and x.nii.gz the first in order counts
+            # of x.nii and x.nii.gz the first in order is used
             if other is None:
                 table[key] = path
             else:
-                notes.append(f"{path} is skipped: {other} is there as well")
+                notes.append(f"{path} is skipped: {other} exists too")
         return files, notes
 
     def _image(self, root: Path, channels: dict[str, str]) -> tuple[Path, ...]:
@@ -125,9 +125,9 @@ class PairedFiles:
         no_label = [name for name in files.images if name not in files.labels]
         no_image = [name for name in files.labels if name not in files.images]
         if no_label:
-            yield f"{len(no_label)} images without label are left out: {_listed(no_label)}"
+            yield f"{counted(len(no_label), 'image')} without label left out: {_listed(no_label)}"
         if no_image:
-            yield f"{len(no_image)} labels without image are left out: {_listed(no_image)}"
+            yield f"{counted(len(no_image), 'label')} without image left out: {_listed(no_image)}"
         for name, channels in {**files.unlabelled, **files.images}.items():
             if missing := [channel for channel in self.channels if channel not in channels]:
                 yield f"{name} is left out: no file for {', '.join(missing)}"
