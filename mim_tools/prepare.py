@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_BAD_FRACTION,
         help="share of all volumes that may be left out (default: %(default)s)",
     )
-    parser.add_argument("--output_dir", help="folder for quarantine.jsonl, which lists bad volumes (default: none)")
+    parser.add_argument("--output_dir", help="folder for quarantine.jsonl and passed_over.jsonl (default: none)")
     parser.add_argument("--anonymous_paths", action="store_true", help="name volumes by digests of their paths")
     parser.add_argument("--name_of", metavar="DIGEST", help="print the path below the folder that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")

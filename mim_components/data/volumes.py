@@ -35,6 +35,10 @@ class VolumeError(DataError):
     """One volume is not fit for training; the message is the cause without the file."""
 
 
+class LabelMapError(VolumeError):
+    """The voxels are those of a label map."""
+
+
 @dataclass(frozen=True)
 class BadVolume:
     """A volume that failed a check.
@@ -45,6 +49,7 @@ class BadVolume:
         digest: sha256 of the bytes of all its files, one after the other; None where they cannot be read.
         state: number, bytes and time of the files when they were read; None where one is missing.
         permanent: the bytes alone decide: it is bad until a file changes.
+        label_map: the voxels are those of a label map.
     """
 
     path: str
@@ -52,6 +57,7 @@ class BadVolume:
     digest: str | None = field(default=None, compare=False)
     state: Mapping[str, int] | None = field(default=None, compare=False)
     permanent: bool = field(default=False, compare=False)
+    label_map: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.cause}")
@@ -122,6 +128,24 @@ def suffix_of(path: Path) -> str:
     return next((path.name[-len(suffix) :] for suffix in VOLUME_SUFFIXES if lower.endswith(suffix)), "")
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """What lies among the scans and is none.
+
+    Args:
+        source: where it lies.
+        how: what told: "name", "content" or "DICOM".
+        reason: why it is no scan.
+    """
+
+    source: VolumeSource
+    how: str
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.source}: {self.reason}")
+
+
 @dataclass
 class FoundVolumes:
     """Volumes found, in a fixed order, and what is to be said about the search.
@@ -130,11 +154,15 @@ class FoundVolumes:
         sources: the volumes.
         notes: lines for the log, such as a series that is not a CT volume.
         root: the data folder.
+        passed: segmentations and structure sets in DICOM, which were passed over.
+        searched: the folder was searched, so that label maps may be among the volumes; a list names its scans.
     """
 
     sources: list[VolumeSource]
     notes: list[str] = field(default_factory=list)
     root: Path = Path()
+    passed: list[PassedOver] = field(default_factory=list)
+    searched: bool = False
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -161,6 +189,7 @@ class PreparedVolume:
         content: equal for volumes with equal voxels, whatever file format they came in.
         origin: source from which the cache file can be regenerated.
         resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
+        num_values: different HU before resampling; 0 = not counted.
     """
 
     name: str
@@ -176,6 +205,7 @@ class PreparedVolume:
     content: str = ""
     origin: VolumeSource | None = None
     resampled_to: tuple[float, float, float] | None = None
+    num_values: int = 0
 
 
 @dataclass
@@ -186,11 +216,13 @@ class PreparedDataset:
         volumes: the volumes in the order of their sources.
         bad: what was left out.
         notes: warnings and remarks.
+        passed: what is no scan and was passed over.
     """
 
     volumes: list[PreparedVolume]
     bad: list[BadVolume] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    passed: list[PassedOver] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.volumes)

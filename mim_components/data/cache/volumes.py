@@ -160,6 +160,7 @@ class VolumeCache:
             "intensity_range": [int(voxels.min()), int(voxels.max())],
             "crc32": zlib.crc32(_bytes_of(voxels)),
             "notes": list(decoded.notes),
+            "num_values": decoded.num_values,
             **({} if self.spacing is None else {"resampled_to": self.spacing}),
         }
         # voxels of a changed source must never stand beside the JSON of the old one
@@ -263,6 +264,7 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
         notes=tuple(record["notes"]),
         content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
         resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
+        num_values=record.get("num_values", 0),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.stream import check_claimed_size
-from mim_components.data.volumes import VolumeError
+from mim_components.data.volumes import LabelMapError, VolumeError
 
 MAX_VOXELS = 2**31
 
@@ -25,7 +25,7 @@ _BONE_AND_METAL = 3071
 # More voxels than this share beyond the range of int16 are no HU.
 _CLIPPED_SHARE = 0.01
 # Label maps hold a few whole numbers from 0; CT noise alone makes more.
-_LABEL_VALUES = 64
+LABEL_VALUES = 64
 _LABEL_MAX = 255
 _ODD_SPACING = (0.05, 20.0)
 # Beyond this no scanner's numbers lie, damaged floats do; sums of squares in float32 overflow soon after.
@@ -154,7 +154,9 @@ def check_range(low: float, high: float) -> None:
         raise VolumeError(f"values from {low:g} to {high:g} are no intensities (damaged voxels?)")
 
 
-def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: int) -> list[str]:
+def check_intensities(
+    histogram: np.ndarray, low: float, high: float, clipped: int, whole: bool = True
+) -> list[str]:  # fmt: skip
     """Judge whether the intensities can be HU.
 
     Args:
@@ -162,12 +164,14 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
         low: lowest intensity before rounding.
         high: highest intensity before rounding.
         clipped: number of voxels that were beyond the range of int16.
+        whole: all intensities were whole numbers.
 
     Returns:
         Notes about what is unusual.
 
     Raises:
-        VolumeError: constant, air only, normalised, a label map, or far from any HU.
+        LabelMapError: a label map.
+        VolumeError: constant, air only, normalised, or far from any HU.
     """
     check_range(low, high)
     total = int(histogram.sum())
@@ -177,11 +181,14 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
         raise VolumeError(f"air only: values from {low:g} to {high:g} HU, tissue is above {AIR_ONLY}")
     if clipped > _CLIPPED_SHARE * total:
         raise VolumeError(f"not HU: {clipped:,} of {total:,} voxels are beyond int16, values {low:g} to {high:g}")
+    labels = whole and low >= 0
     if low >= -1.5 and high <= 1.5:
-        raise VolumeError(f"not HU: values from {low:g} to {high:g} (normalised, or a mask); expected CT in HU")
-    values = np.flatnonzero(histogram) - 32768
-    if low >= 0 and high <= _LABEL_MAX and len(values) <= _LABEL_VALUES:
-        raise VolumeError(f"not HU: {len(values)} different values from {low:g} to {high:g} (a label map?)")
+        text = f"not HU: values from {low:g} to {high:g} (normalised, or a mask); expected CT in HU"
+        raise LabelMapError(text) if labels else VolumeError(text)
+    count = int(np.count_nonzero(histogram))
+    if low >= 0 and high <= _LABEL_MAX and count <= LABEL_VALUES:
+        text = f"not HU: {count} different values from {low:g} to {high:g} (a label map?)"
+        raise LabelMapError(text) if labels else VolumeError(text)
     darkest, middle = (_percentile(histogram, share) for share in (0.005, 0.5))
     if middle > _BONE_AND_METAL:
         raise VolumeError(f"not HU: half of the voxels are above {middle}, bone ends near {_BONE_AND_METAL}")

@@ -49,7 +49,7 @@ def load_datalist(
 
     def read(item: Any) -> list[VolumeSource]:
         image = _object(item, (KEY,), key)[KEY]
-        return _sources(_path_of(image, listed.folder, KEY), found.notes)
+        return _sources(_path_of(image, listed.folder, KEY), found)
 
     found.sources = [source for _, sources in listed.read(key, read) for source in sources]
     listed.refuse()
@@ -224,14 +224,15 @@ def _refuse_shared(listed: _List) -> None:
             raise DataError(f"{listed.path}: {what} in both sections, training and validation: {shorten(shared, 10)}")
 
 
-def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:
+def _sources(path: Path, volumes: FoundVolumes) -> list[VolumeSource]:
     if not path.is_dir():
         return [VolumeSource(path, (path,))]
     try:
         found = find_volumes(path)
     except NoVolumesError:
         return [VolumeSource(path, (path,))]
-    notes.extend(found.notes)
+    volumes.notes.extend(found.notes)
+    volumes.passed.extend(found.passed)
     if len(found) > 1:
         raise DataError(f"key '{KEY}': {path} holds {len(found)} volumes, expected one")
     return found.sources

@@ -80,18 +80,21 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
         directory: folder, searched to any depth.
 
     Returns:
-        The volumes sorted by path; the notes name DICOM series that are not CT volumes, with the reason.
+        The volumes sorted by path, label maps among them; the notes name DICOM series that are not CT volumes, with
+        the reason.
 
     Raises:
         NoVolumesError: the folder is missing, empty, or without volumes; says which files were seen.
     """
     tree = walk(directory)
-    found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], root=tree.root)
+    sources = [VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)]
+    found = FoundVolumes(sources, root=tree.root, searched=True)
     others = [path for path in tree.files if not suffix_of(path)]
     slices = [path for path in others if is_regular(path) and is_dicom(path)]
     series = find_series(slices, min_slices=MIN_SLICES)
     found.sources.extend(series.sources)
     found.notes.extend(series.notes)
+    found.passed.extend(series.passed)
     broken = set(others).difference(slices)
     found.sources.extend(VolumeSource(path, (path,)) for path in broken if path.suffix.lower() in _DICOM_SUFFIXES)
     if passed := [path for path in others if path.suffix.lower() in _OTHER_FORMATS]:
@@ -101,7 +104,7 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
     odd = [path for path in tree.named_folders if path not in parents]
     found.sources.extend(VolumeSource(path, (path,)) for path in dict.fromkeys([*odd, *tree.locked]))
     if not found.sources:
-        reasons = "".join(f"\n  {note}" for note in found.notes)
+        reasons = "".join(f"\n  {note}" for note in (*found.notes, *found.passed))
         raise NoVolumesError(
             f"{directory}: no CT volume found in {describe_files(tree.files)}; expected "
             f".nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or folders with DICOM series.{reasons}"

@@ -18,6 +18,7 @@ import ignite.distributed as idist
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
+from mim_components.data.prepare.label_maps import set_apart, settle_passed, summary_of
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
 from mim_components.data.prepare.phase import check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
@@ -31,11 +32,13 @@ from mim_components.data.volumes import (
     CacheError,
     DataError,
     FoundVolumes,
+    PassedOver,
     PreparedDataset,
     PreparedVolume,
     SourceState,
     VolumeSource,
 )
+from mim_components.utils.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -91,23 +94,23 @@ def prepare_volumes(
         max_voxels: refuse headers that claim more, and volumes that would have more after resampling.
         verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files; "auto" compares
             the checksum once, and again only of a file that was touched since.
-        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = nowhere.
+        output_dir: folder for `quarantine.jsonl` and `passed_over.jsonl`, see `write_quarantine`; None = nowhere.
         spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
         team: processes that divide the work; None = this one does everything.
 
     Returns:
-        The volumes in the order of `found`.
+        The volumes in the order of `found`; label maps are passed over where a folder was searched, see `set_apart`.
 
     Raises:
         BadVolumesError: volumes are bad and `on_bad` is "stop", more are than may be left out, or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
-        DataError: a setting is wrong.
+        DataError: a setting is wrong, or there are label maps only.
     """
     check_options(on_bad, max_bad_fraction, num_workers)
     if verify not in VERIFY:
         raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
-    notes = list(found.notes) if isinstance(found, FoundVolumes) else []
-    sources = list(found)
+    found = found if isinstance(found, FoundVolumes) else FoundVolumes(list(found))
+    sources = found.sources
     how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
     cache, team = how.cache(), team or Team()
     outcomes: list[PreparedVolume | BadVolume | _Task] = []  # of this process's share
@@ -124,20 +127,27 @@ def prepare_volumes(
     _log_plan(len(sources), total, perf_counter() - start)
     results = team.divide(lambda _: _finish(outcomes, cache, num_workers, progress), sources)
     logger.info("preparation took %.1f s", perf_counter() - start)
-    bad = [item for item in results if isinstance(item, BadVolume)]
-    pairs = zip(sources, results, strict=True)
+    kept, label_maps, remarks = set_apart(found, results)
+    bad = [item for item in kept if isinstance(item, BadVolume)]
+    pairs = zip(sources, kept, strict=True)
     volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
-    settle_bad(bad, len(sources), on_bad, max_bad_fraction, output_dir)
+    passed = settle_passed([*found.passed, *label_maps], output_dir)
+    settle_bad(bad, len(bad) + len(volumes), on_bad, max_bad_fraction, output_dir)
     if bad and not volumes:
-        raise BadVolumesError(bad, len(sources))
+        raise BadVolumesError(bad, len(bad))
     if not volumes:
-        raise DataError("no volumes were given, expected at least one.")
-    notes += [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
+        raise DataError(_why_none(found, passed))
+    notes = [*found.notes, *remarks, *(f"{volume.source}: {note}" for volume in volumes for note in volume.notes)]
     notes += note_copies(((volume.source, volume.content) for volume in volumes), "voxels")
-    dataset = PreparedDataset(volumes, bad, notes)
     for line in [*(f"left out: {item}" for item in bad), *notes] if idist.get_rank() == 0 else []:
         logger.warning("%s", line)
-    return dataset
+    return PreparedDataset(volumes, bad, notes, passed)
+
+
+def _why_none(found: FoundVolumes, passed: Sequence[PassedOver]) -> str:
+    if not passed:
+        return "no volumes were given, expected at least one."
+    return f"{found.root}: no scan is left; {summary_of(passed)}: {shorten(passed)}"
 
 
 def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVolume | BadVolume | _Task:

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from mim_components.data.read.stream import Payload, check_claimed_size
-from mim_components.data.volumes import DataError, FoundVolumes, VolumeError, VolumeSource
+from mim_components.data.volumes import DataError, FoundVolumes, PassedOver, VolumeError, VolumeSource
 
 MIN_SLICES = 3
+# what belongs to a scan and holds what somebody drew in it
+SEGMENTATIONS = {"SEG": "DICOM segmentation", "RTSTRUCT": "DICOM structure set"}
 _BLOCK = 1024  # bytes; the first elements of a file are short
 _TAGS = (
     "Modality",
@@ -208,8 +210,9 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
         min_slices: series with fewer slices are left out.
 
     Returns:
-        The CT volumes, with slices in order of position. The notes name every other series and why it is none. Files
-        with an unreadable header are handed on as volumes of their own, for the checks to refuse.
+        The CT volumes, with slices in order of position. Segmentations and structure sets are passed over; the notes
+        name every other series and why it is none. Files with an unreadable header are handed on as volumes of their
+        own, for the checks to refuse.
 
     Raises:
         DataError: there are files but pydicom is not installed.
@@ -228,6 +231,10 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
             continue
         series.setdefault((path.parent, image.series_uid), []).append(image)
     for (folder, uid), slices in series.items():
+        if all(image.modality in SEGMENTATIONS for image in slices):
+            source = VolumeSource(folder, tuple(image.path for image in slices), uid)
+            found.passed.append(PassedOver(source, "DICOM", SEGMENTATIONS[slices[0].modality]))
+            continue
         images = [image for image in slices if "LOCALIZER" not in image.image_type]
         reason = why_no_volume(images, min_slices) if images else "ImageType LOCALIZER"
         if reason:

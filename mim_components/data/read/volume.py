@@ -45,6 +45,7 @@ class DecodedVolume:
         orientation: axis codes of the source, such as LPS.
         digest: sha256 of the bytes of the source.
         notes: what is odd.
+        num_values: different HU before resampling.
     """
 
     voxels: np.ndarray
@@ -52,6 +53,7 @@ class DecodedVolume:
     orientation: str
     digest: str
     notes: tuple[str, ...]
+    num_values: int = 0
 
     def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
         """This volume at another spacing, see `resample`; None = as it is."""
@@ -118,7 +120,7 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
     """
     digest = hashlib.sha256()
     raw, affine = read_stored(source, header, digest)
-    voxels, notes = to_int16(raw, header.scale)
+    voxels, notes, num_values = to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     voxels = _in_c_order(np.asanyarray(turned.dataobj))
     spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
@@ -128,6 +130,7 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         orientation="".join(nib.aff2axcodes(affine)),
         digest=digest.hexdigest(),
         notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
+        num_values=num_values,
     )
 
 
@@ -223,8 +226,8 @@ def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1][:200]
 
 
-def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
-    """Scale to HU, check and round; returns the voxels and notes about them.
+def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str], int]:
+    """Scale to HU, check and round; returns the voxels, notes about them, and how many different values they have.
 
     Args:
         raw: stored voxels (H, W, D).
@@ -238,7 +241,7 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         raw = raw[:1, :1, :1]  # all are equal, see `read_stored`: one tells what is wrong
     voxels = np.empty(raw.shape, dtype=np.int16, order="F")
     histogram = np.zeros(2**16, dtype=np.int64)
-    low, high, clipped, unfit = np.inf, -np.inf, 0, 0
+    low, high, clipped, unfit, whole = np.inf, -np.inf, 0, 0, True
     for part, values in scaled_parts(raw, scale):
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
@@ -248,12 +251,14 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         if values.dtype != np.int16:
             clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
-            values = np.clip(np.rint(values), _INT16.min, _INT16.max)
+            rounded = np.rint(values)
+            whole = whole and np.array_equal(values, rounded)
+            values = np.clip(rounded, _INT16.min, _INT16.max)
         voxels[part] = values
         histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
     if unfit:
         raise VolumeError(f"{unfit * (total // raw.size):,} of {total:,} voxels are NaN or infinite")
-    return voxels, check_intensities(histogram, low, high, clipped)
+    return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))
 
 
 def scaled_parts(

@@ -12,6 +12,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
+from mim_components.data.prepare.label_maps import summary_of
 from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.handlers.reports.frame import page, write_report
 from mim_components.metrics.pretraining import CropScores, mean_scores
@@ -274,6 +275,7 @@ class ReportHandler:
                 "origin": f"validation data {self.validation}" if self.validation else "the training data",
                 "volumes": len(self.prepared),
                 "excluded": [str(bad) for bad in self.prepared.bad],
+                "passed_over": [str(passed) for passed in self.prepared.passed],
                 "digest": self.prepared.digest,
                 "spacing": self.trained.spacing,
             },
@@ -329,6 +331,8 @@ class ReportHandler:
             )
         if self.prepared.bad:
             notes.append(f"{len(self.prepared.bad)} volumes cannot be used and were left out; see metrics.json.")
+        if self.prepared.passed:
+            notes.append(f"{summary_of(self.prepared.passed)}; see metrics.json.")
         notes += [
             f"The alignment of levels {pair} and {pair + 1} had weight 0 in the training: its heads were not trained."
             for pair, weight in enumerate(self.alignment_weights, start=1)
