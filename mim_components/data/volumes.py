@@ -178,18 +178,19 @@ class PreparedVolume:
     Args:
         name: short name of the source.
         source: the source as it was given.
-        cache_file: int16 `.npy` file (H, W, D), RAS, in HU.
+        cache_file: int16 `.npy` file (H, W, D), RAS, in HU, or of MR in per mille.
         shape: (H, W, D) in voxels.
         spacing: mm per axis.
         affine: 4x4, voxel index to RAS world in mm.
         digest: sha256 of the bytes of the source.
         source_bytes: size of the source in bytes.
-        intensity_range: lowest and highest HU.
+        intensity_range: lowest and highest voxel.
         notes: what is odd about the volume without making it unfit.
         content: equal for volumes with equal voxels, whatever file format they came in.
         origin: source from which the cache file can be regenerated.
         resampled_to: the spacing that was asked for; `spacing` is what came of it. None: native voxels.
-        num_values: different HU before resampling; 0 = not counted.
+        num_values: different intensities before resampling; 0 = not counted.
+        modality: "ct" or "mr".
     """
 
     name: str
@@ -206,6 +207,7 @@ class PreparedVolume:
     origin: VolumeSource | None = None
     resampled_to: tuple[float, float, float] | None = None
     num_values: int = 0
+    modality: str = "ct"
 
 
 @dataclass
@@ -260,6 +262,11 @@ class PreparedDataset:
             lines.append(f"{len(self.bad)} left out:")
             lines.extend(f"  {item}" for item in self.bad)
         return "\n".join(lines)
+
+
+def a_volume(modality: str) -> str:
+    """As messages call a volume of a modality: `a CT volume`, `an MR volume`."""
+    return {"ct": "a CT volume", "mr": "an MR volume"}[modality]
 
 
 def per_axis(values: Sequence[float]) -> str:

@@ -20,6 +20,10 @@ class WrongWeightsError(ValueError):
     """The checkpoint was trained with other settings than the configuration has; names file, settings and remedy."""
 
 
+# entries that contracts of CT lacked before there were those of MR
+_BEFORE_MR = {"modality": '"ct"', "percentiles": "null"}
+
+
 @dataclass(frozen=True)
 class InputContract:
     """How input must be made for an encoder, and what made it.
@@ -31,13 +35,15 @@ class InputContract:
         patch_size: edge of a token, voxels.
         input_size: size of the volumes it was trained on, voxels.
         level_sizes: native sizes of the levels, outermost first, voxels.
-        hu_window: intensities that become 0 and 1; values outside are clipped, HU.
+        hu_window: of CT, intensities that become 0 and 1; values outside are clipped, HU.
         orientation: axis codes of (H, W, D).
         axes: order of the axes of a batch.
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
         contract_version: of the layers and of this contract; weights of another one are refused.
         spacing: that volumes were resampled to, mm along R, A and S; None = native voxels.
+        modality: "ct" or "mr".
+        percentiles: of each MR volume, that become 0 and 1; values outside are clipped.
 
     Example:
         >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
@@ -53,13 +59,15 @@ class InputContract:
     patch_size: int
     input_size: tuple[int, ...]
     level_sizes: tuple[tuple[int, ...], ...]
-    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    hu_window: tuple[float, float] | None = (-1000.0, 1000.0)
     orientation: str = "RAS"
     axes: str = "BCHWD"
     step: int = 0
     version: str = __version__
     contract_version: int = CONTRACT_VERSION
     spacing: tuple[float, ...] | None = None
+    modality: str = "ct"
+    percentiles: tuple[float, float] | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of a safetensors file: text to text, each value as JSON."""
@@ -78,6 +86,7 @@ class InputContract:
             found = metadata.get("contract_version", "1")
             if found != str(CONTRACT_VERSION):
                 raise OtherVersionError(source, found)
+        metadata = None if metadata is None else {**_BEFORE_MR, **metadata}
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")

@@ -198,6 +198,35 @@ def check_intensities(
     return notes
 
 
+def check_mr_intensities(low: float, high: float, first: float, last: float, count: int, whole: bool) -> list[str]:
+    """Judge whether the intensities can be those of an MR.
+
+    Args:
+        low: lowest intensity.
+        high: highest intensity.
+        first: lower percentile, which becomes 0.
+        last: upper percentile, which becomes 1.
+        count: different intensities.
+        whole: all are whole numbers.
+
+    Returns:
+        Notes about what is unusual.
+
+    Raises:
+        LabelMapError: a label map.
+        VolumeError: constant, or constant between the percentiles.
+    """
+    if low == high:
+        raise VolumeError(f"constant: every voxel is {low:g}")
+    if whole and low >= 0 and high <= _LABEL_MAX and count <= LABEL_VALUES:
+        raise LabelMapError(f"not MR: {count} different values from {low:g} to {high:g} (a label map?)")
+    if first == last:
+        raise VolumeError(f"nearly constant: 99 % of the voxels are {first:g}, values from {low:g} to {high:g}")
+    if low < AIR_ONLY:
+        return [f"values from {low:g} to {high:g}, an MR has none so far below 0; is this CT (modality ct)?"]
+    return []
+
+
 def note_geometry(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> list[str]:
     """Notes about a single slice or an unusual spacing in mm."""
     notes = []

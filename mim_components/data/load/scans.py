@@ -39,6 +39,7 @@ from mim_components.data.volumes import (
     VolumeSource,
     suffix_of,
 )
+from mim_components.transforms.intensity import check_modality
 
 logger = logging.getLogger(__name__)
 
@@ -133,13 +134,15 @@ class CTScans:
         (1.5, 1.5, 2.0)
     """
 
+    modality = "ct"
+
     def __init__(self, max_voxels: int = MAX_VOXELS, spacing: Sequence[float] | None = None) -> None:
         self.max_voxels = max_voxels
         self.spacing = as_spacing(spacing)
 
     def find(self, root: Path) -> list[VolumeSource]:
         """Volumes at any depth."""
-        return _volumes_of(root)
+        return _volumes_of(root, self.modality)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
         """Check the header."""
@@ -148,12 +151,41 @@ class CTScans:
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
         """Read a volume to its end."""
-        voxels, affine = load_volume(source, self.max_voxels, self.spacing)
+        voxels, affine = load_volume(source, self.max_voxels, self.spacing, self.modality)
         return MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
 
     def empty(self) -> MetaTensor:
         """One voxel."""
         return MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
+
+
+class MRScans(CTScans):
+    """MR for an encoder that was pre-trained on MR: as `CTScans`, in per mille, see `to_per_mille`.
+
+    Args:
+        max_voxels: as of `CTScans`.
+        spacing: as of `CTScans`.
+
+    Example:
+        >>> MRScans(spacing=(1, 1, 1)).modality
+        'mr'
+    """
+
+    modality = "mr"
+
+
+def scans_of(modality: str, max_voxels: int = MAX_VOXELS, spacing: Sequence[float] | None = None) -> CTScans:
+    """What an encoder of a modality takes for a scan, "ct" or "mr".
+
+    Raises:
+        ValueError: the modality is another one.
+
+    Example:
+        >>> type(scans_of("ct")).__name__, type(scans_of("mr")).__name__
+        ('CTScans', 'MRScans')
+    """
+    check_modality(modality)
+    return (MRScans if modality == "mr" else CTScans)(max_voxels, spacing)
 
 
 class NativeScans:
@@ -342,8 +374,8 @@ def is_label_map(source: VolumeSource) -> bool:
         return False  # the check of the headers says what is wrong with it
 
 
-def _volumes_of(root: Path) -> list[VolumeSource]:
-    return list(find_volumes(root)) if root.is_dir() else [VolumeSource(root, (root,))]
+def _volumes_of(root: Path, modality: str = "ct") -> list[VolumeSource]:
+    return list(find_volumes(root, modality)) if root.is_dir() else [VolumeSource(root, (root,))]
 
 
 def _paths_of_volumes(root: Path) -> set[Path]:

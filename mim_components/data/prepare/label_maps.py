@@ -25,7 +25,7 @@ WORDS = frozenset(
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # A map of the whole body has more than a hundred labels, a scan thousands of values.
-_NAMED_VALUES = 256
+_NAMED_VALUES = 128
 
 Result = PreparedVolume | BadVolume
 
@@ -113,5 +113,4 @@ def _is_scan(result: Result) -> bool:
 def _cause(result: Result) -> str:
     if isinstance(result, BadVolume):
         return result.cause
-    low, high = result.intensity_range
-    return f"values from {low} to {high}"
+    return f"{result.num_values} different values"

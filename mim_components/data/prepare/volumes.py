@@ -49,9 +49,13 @@ class _How:
     verify: str
     spacing: Spacing | None = None
     max_voxels: int = MAX_VOXELS
+    modality: str = "ct"
 
     def cache(self) -> VolumeCache:
-        return VolumeCache(self.cache_dir, self.spacing)
+        return VolumeCache(self.cache_dir, self.spacing, self.modality)
+
+    def memory(self) -> CheckMemory:
+        return CheckMemory(self.cache_dir, "volumes" if self.modality == "ct" else f"{self.modality} volumes")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def prepare_volumes(
     output_dir: str | Path | None = None,
     spacing: Sequence[float] | None = None,
     team: Team | None = None,
+    modality: str = "ct",
 ) -> PreparedDataset:
     """Check every volume and write it to the cache, unless it is there already, or is known to be bad.
 
@@ -97,6 +102,7 @@ def prepare_volumes(
         output_dir: folder for `quarantine.jsonl` and `passed_over.jsonl`, see `write_quarantine`; None = nowhere.
         spacing: that every volume is resampled to before it is written, mm along R, A and S; None = native voxels.
         team: processes that divide the work; None = this one does everything.
+        modality: "ct": volumes must be in HU; "mr": any intensities, kept in per mille, see `to_per_mille`.
 
     Returns:
         The volumes in the order of `found`; label maps are passed over where a folder was searched, see `set_apart`.
@@ -111,21 +117,21 @@ def prepare_volumes(
         raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
     found = found if isinstance(found, FoundVolumes) else FoundVolumes(list(found))
     sources = found.sources
-    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
+    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels, modality)
     cache, team = how.cache(), team or Team()
     outcomes: list[PreparedVolume | BadVolume | _Task] = []  # of this process's share
     start = perf_counter()
 
     def inspect() -> Counter[str]:
         cache.check_usable()
-        memory = CheckMemory(cache.folder, "volumes")
+        memory = how.memory()
         outcomes.extend(_inspect(source, memory, how) for source in team.share(sources))
         return _count(outcomes)
 
     total = sum(team.exchange(inspect), Counter())
     team.exchange(lambda: cache.check_space(total["bytes"]))
     _log_plan(len(sources), total, perf_counter() - start)
-    results = team.divide(lambda _: _finish(outcomes, cache, num_workers, progress), sources)
+    results = team.divide(lambda _: _finish(outcomes, how, num_workers, progress), sources)
     logger.info("preparation took %.1f s", perf_counter() - start)
     kept, label_maps, remarks = set_apart(found, results)
     bad = [item for item in kept if isinstance(item, BadVolume)]
@@ -193,11 +199,11 @@ def _log_plan(number: int, total: Counter[str], seconds: float) -> None:
 
 
 def _finish(
-    outcomes: Sequence[PreparedVolume | BadVolume | _Task], cache: VolumeCache, num_workers: int, progress: bool
+    outcomes: Sequence[PreparedVolume | BadVolume | _Task], how: _How, num_workers: int, progress: bool
 ) -> list[PreparedVolume | BadVolume]:
     """Do the tasks among the outcomes; the others stay."""
     tasks = [item for item in outcomes if isinstance(item, _Task)]
-    memory = CheckMemory(cache.folder, "volumes")
+    memory = how.memory()
     done = iter([*_prepare_each(tasks, memory, num_workers, progress)])
     return [next(done) if isinstance(item, _Task) else item for item in outcomes]
 
@@ -230,8 +236,8 @@ def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
         if cached is not None:
             return cached
         state = SourceState.of(task.header.files)
-        decoded = decode_volume(task.source, task.header).at(task.how.spacing, task.how.max_voxels)
-        return cache.write(task.source, task.header, state, decoded)
+        decoded = decode_volume(task.source, task.header, task.how.modality)
+        return cache.write(task.source, task.header, state, decoded.at(task.how.spacing, task.how.max_voxels))
     except CacheError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Sort DICOM files into series and tell which of them are CT volumes.
+"""Sort DICOM files into series and tell which of them are volumes of CT, or of MR.
 
 Only the tags named here are parsed: names, dates and other personal data of a header are never read. Of these one is an
 identifier, SeriesInstanceUID: it names a series in logs and files, and tells series in one folder apart. The pixels are
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from mim_components.data.read.stream import Payload, check_claimed_size
-from mim_components.data.volumes import DataError, FoundVolumes, PassedOver, VolumeError, VolumeSource
+from mim_components.data.volumes import DataError, FoundVolumes, PassedOver, VolumeError, VolumeSource, a_volume
+from mim_components.transforms.intensity import MODALITIES
 
 MIN_SLICES = 3
 # what belongs to a scan and holds what somebody drew in it
@@ -202,17 +203,18 @@ def _uid(text: str) -> str:
     return "uid_" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes:
+def find_series(files: list[Path], min_slices: int = MIN_SLICES, modality: str = "ct") -> FoundVolumes:
     """Group DICOM files into one volume per folder and SeriesInstanceUID.
 
     Args:
         files: DICOM files of any kind.
         min_slices: series with fewer slices are left out.
+        modality: "ct" or "mr".
 
     Returns:
-        The CT volumes, with slices in order of position. Segmentations and structure sets are passed over; the notes
-        name every other series and why it is none. Files with an unreadable header are handed on as volumes of their
-        own, for the checks to refuse.
+        The volumes of this modality, with slices in order of position. Segmentations and structure sets are passed
+        over; the notes name every other series and why it is none. Files with an unreadable header are handed on as
+        volumes of their own, for the checks to refuse.
 
     Raises:
         DataError: there are files but pydicom is not installed.
@@ -236,9 +238,9 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
             found.passed.append(PassedOver(source, "DICOM", SEGMENTATIONS[slices[0].modality]))
             continue
         images = [image for image in slices if "LOCALIZER" not in image.image_type]
-        reason = why_no_volume(images, min_slices) if images else "ImageType LOCALIZER"
+        reason = why_no_volume(images, min_slices, modality) if images else "ImageType LOCALIZER"
         if reason:
-            found.notes.append(f"{folder} [{uid}]: not a CT volume: {reason}")
+            found.notes.append(f"{folder} [{uid}]: not {a_volume(modality)}: {reason}")
         else:
             found.sources.append(VolumeSource(folder, tuple(image.path for image in in_order(images)), uid))
     repeated = [uid for uid, count in Counter(uid for _, uid in series).items() if uid and count > 1]
@@ -246,11 +248,13 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
     return found
 
 
-def why_no_volume(slices: list[Slice], min_slices: int) -> str:
-    """Say why the slices of a series do not make a CT volume; "" when they do."""
-    first = slices[0]
-    if any(image.modality != "CT" for image in slices):
-        return f"Modality {first.modality or 'missing'}, expected CT"
+def why_no_volume(slices: list[Slice], min_slices: int, modality: str = "ct") -> str:
+    """Say why the slices of a series do not make a volume of a modality; "" when they do."""
+    first, wanted = slices[0], modality.upper()
+    if any(image.modality != wanted for image in slices):
+        other = first.modality.lower()
+        advice = f" (--modality {other} takes it)" if other in MODALITIES and other != modality else ""
+        return f"Modality {first.modality or 'missing'}, expected {wanted}{advice}"
     if not first.series_uid:
         return "SeriesInstanceUID is missing"
     if any(image.frames > 1 for image in slices):

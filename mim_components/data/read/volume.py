@@ -1,4 +1,4 @@
-"""Read one volume whole, as int16 HU on a RAS grid, checked to its last byte.
+"""Read one volume whole, as int16 on a RAS grid, checked to its last byte: CT in HU, MR in per mille of a range.
 
 Voxels come out of the same pass over the file that hashes it and verifies its checksum. nibabel or ITK tell where they
 lie in space; DICOM series are decoded by ITK through MONAI's reader.
@@ -7,7 +7,6 @@ lie in space; DICOM series are decoded by ITK through MONAI's reader.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -25,13 +24,14 @@ from mim_components.data.check.volume import (
 )
 from mim_components.data.find.sources import as_source
 from mim_components.data.read.headers import VolumeHeader, read_header
+from mim_components.data.read.mr import to_per_mille
+from mim_components.data.read.parts import scaled_parts
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
 _INT16 = np.iinfo(np.int16)
-_PART = 2**22  # voxels that are scaled at a time
 _BLOCK = (64, 64, 16)  # voxels that are turned at a time
 
 
@@ -40,12 +40,13 @@ class DecodedVolume:
     """A volume in memory.
 
     Args:
-        voxels: int16 (H, W, D), RAS, HU, C order.
+        voxels: int16 (H, W, D), RAS, C order: HU, or per mille of `window`.
         affine: 4x4, voxel index to RAS world in mm.
         orientation: axis codes of the source, such as LPS.
         digest: sha256 of the bytes of the source.
         notes: what is odd.
-        num_values: different HU before resampling.
+        num_values: different intensities before resampling.
+        window: intensities of the file that became 0 and 1000; None for CT.
     """
 
     voxels: np.ndarray
@@ -54,6 +55,7 @@ class DecodedVolume:
     digest: str
     notes: tuple[str, ...]
     num_values: int = 0
+    window: tuple[float, float] | None = None
 
     def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
         """This volume at another spacing, see `resample`; None = as it is."""
@@ -64,14 +66,18 @@ class DecodedVolume:
 
 
 def load_volume(
-    source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS, spacing: Spacing | None = None
+    source: VolumeSource | str | Path,
+    max_voxels: int = MAX_VOXELS,
+    spacing: Spacing | None = None,
+    modality: str = "ct",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a CT volume in HU with its axes turned to RAS.
+    """Read a volume with its axes turned to RAS: CT in HU, MR in per mille, see `to_per_mille`.
 
     Args:
         source: a volume that was found, a file, or the folder of one DICOM series.
         max_voxels: largest number of voxels accepted.
         spacing: to resample to, mm along R, A and S, see `resample`; None = native voxels.
+        modality: "ct" or "mr".
 
     Returns:
         int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
@@ -79,9 +85,9 @@ def load_volume(
     Raises:
         BadVolumesError: the volume cannot be used; names the file and the cause.
     """
-    source = as_source(source)
+    source = as_source(source, modality)
     try:
-        decoded = decode_volume(source, inspect_source(source, max_voxels)).at(spacing, max_voxels)
+        decoded = decode_volume(source, inspect_source(source, max_voxels), modality).at(spacing, max_voxels)
     except (DataError, OSError) as error:
         raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
     return decoded.voxels, decoded.affine
@@ -107,20 +113,25 @@ def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_chann
     return header
 
 
-def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
+def decode_volume(source: VolumeSource, header: VolumeHeader, modality: str = "ct") -> DecodedVolume:
     """Read a volume to its end and check its voxels.
 
     Args:
         source: the volume.
         header: its header, already checked.
+        modality: "ct" or "mr".
 
     Raises:
-        VolumeError: damaged, not finite, or no CT in HU.
+        VolumeError: damaged, not finite, or no CT in HU, or no MR.
         OSError: a file cannot be read.
     """
     digest = hashlib.sha256()
     raw, affine = read_stored(source, header, digest)
-    voxels, notes, num_values = to_int16(raw, header.scale)
+    window = None
+    if modality == "mr":
+        voxels, notes, num_values, window = to_per_mille(raw, header.scale)
+    else:
+        voxels, notes, num_values = to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     voxels = _in_c_order(np.asanyarray(turned.dataobj))
     spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
@@ -131,6 +142,7 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         digest=digest.hexdigest(),
         notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
         num_values=num_values,
+        window=window,
     )
 
 
@@ -259,22 +271,3 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
     if unfit:
         raise VolumeError(f"{unfit * (total // raw.size):,} of {total:,} voxels are NaN or infinite")
     return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))
-
-
-def scaled_parts(
-    raw: np.ndarray, scale: tuple[float, float]
-) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
-    """A few slices at a time, float64 where floats or a scale are stored: a float copy of a whole volume would not fit.
-
-    Args:
-        raw: stored voxels (H, W, D).
-        scale: slope and intercept to apply.
-    """
-    step = max(_PART // (raw.shape[0] * raw.shape[1]), 1)
-    for z in range(0, raw.shape[2], step):
-        part = (slice(None), slice(None), slice(z, z + step))
-        values = raw[part]
-        if scale != (1.0, 0.0) or values.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = values.astype(np.float64) * scale[0] + scale[1]
-        yield part, values

@@ -31,8 +31,9 @@ class SaveResults:
     """Write the files of every volume as soon as it is done.
 
     `<name>_features.safetensors` holds `features` `(E, h, w, d)` and `mean` `(E,)`; its metadata are JSON texts, see
-    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16 HU on the voxels that
-    the network saw: the volume's own with its axes turned to RAS, or those it was resampled to, at the same place.
+    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16, HU or per mille
+    of an MR, on the voxels that the network saw: the volume's own with its axes turned to RAS, or those it was
+    resampled to, at the same place.
 
     Args:
         output_dir: folder for the files; made when missing.

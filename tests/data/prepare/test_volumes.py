@@ -94,7 +94,7 @@ def test_two_at_once_in_one_cache(mixed, tmp_path, ct):
 
 
 def test_unforeseen_error_is_listed_with_the_others(mixed, tmp_path, monkeypatch):
-    def fail(source, header):
+    def fail(source, header, modality):
         raise KeyError("surprise")
 
     monkeypatch.setattr(prepare_module, "decode_volume", fail)
