@@ -1,4 +1,4 @@
-"""Check CT volumes and fill the cache before training: `python -m mim_tools.prepare DIR`.
+"""Check CT or MR volumes and fill the cache before training: `python -m mim_tools.prepare DIR`.
 
 Exit code 0: all volumes are usable, or the bad ones were left out as requested; 1: volumes are bad, or more than may be
 left out; 2: wrong usage, no volumes, or a cache that cannot be written.
@@ -18,6 +18,7 @@ from mim_components.data.find.collections import COLLECTIONS, CollectionVolumes
 from mim_components.data.find.sources import path_of_name
 from mim_components.data.names import name_sources
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
+from mim_components.transforms.intensity import MODALITIES
 from mim_components.utils.text import counted, printable
 
 OK, BAD_VOLUMES, USAGE = 0, 1, 2
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.data_root,
             options.datalist_key,
             options.allow_outside,
+            options.modality,
         )
         if options.anonymous_paths:
             found = name_sources(found)
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verify=options.verify,
             output_dir=options.output_dir,
             spacing=options.spacing,
+            modality=options.modality,
         )
     except BadVolumesError as error:
         print(_table(error))
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mim_tools.prepare", description=__doc__)
-    parser.add_argument("dataset_dir", nargs="?", help="folder to search for CT volumes")
+    parser.add_argument("dataset_dir", nargs="?", help="folder to search for volumes")
     parser.add_argument("--datalist", help="JSON list of volumes; its paths are relative to dataset_dir or to itself")
     parser.add_argument("--datalist_key", default="training", help="section of the list (default: %(default)s)")
     parser.add_argument("--allow_outside", action="store_true", help="paths in the list may lead out of their folder")
@@ -87,10 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_BAD_FRACTION,
         help="share of all volumes that may be left out (default: %(default)s)",
     )
-    parser.add_argument("--output_dir", help="folder for quarantine.jsonl, which lists bad volumes (default: none)")
+    parser.add_argument("--output_dir", help="folder for quarantine.jsonl and passed_over.jsonl (default: none)")
     parser.add_argument("--anonymous_paths", action="store_true", help="name volumes by digests of their paths")
     parser.add_argument("--name_of", metavar="DIGEST", help="print the path that scan-... stands for")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode (default: this one)")
+    parser.add_argument("--modality", choices=MODALITIES, default="ct", help="of the volumes, as in the training")
     parser.add_argument("--spacing", type=_numbers, help="resample to [R,A,S] mm, as in the training (default: native)")
     parser.add_argument("--verify", choices=VERIFY, default="auto", help=VERIFIED)
     parser.add_argument("--verbose", action="store_true", help="log details")

@@ -11,7 +11,7 @@ from mim_components.data.inputs import ScanDataset, scan_items
 from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
-from mim_components.data.load.scans import CheckedLoadImaged, CTScans, NativeScans, SliceScans
+from mim_components.data.load.scans import CheckedLoadImaged, CTScans, MRScans, NativeScans, SliceScans, scans_of
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes
@@ -45,6 +45,7 @@ __all__ = [
     "FoundVolumes",
     "KeyedDataset",
     "CheckedLoadImaged",
+    "MRScans",
     "NativeScans",
     "NoVolumesError",
     "OpenPreparedd",
@@ -73,5 +74,6 @@ __all__ = [
     "prepare_volumes",
     "resampled_shapes",
     "scan_items",
+    "scans_of",
     "unique_names",
 ]

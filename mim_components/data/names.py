@@ -56,8 +56,13 @@ def path_name(path: Path, root: Path, prefix: str = SCAN, series_uid: str | None
 
 def name_sources(found: FoundVolumes) -> FoundVolumes:
     """The same volumes, named by digests; notes, which name files, are reduced to their number."""
-    sources = [replace(s, alias=path_name(s.path, found.root, SCAN, s.series_uid)) for s in found.sources]
-    return FoundVolumes(sources, notes_summary(found.notes), found.root)
+
+    def hidden(source: VolumeSource) -> VolumeSource:
+        return replace(source, alias=path_name(source.path, found.root, SCAN, source.series_uid))
+
+    sources = [hidden(source) for source in found.sources]
+    passed = [replace(each, source=hidden(each.source)) for each in found.passed]
+    return replace(found, sources=sources, notes=notes_summary(found.notes), passed=passed)
 
 
 def notes_summary(notes: list[str]) -> list[str]:

@@ -35,6 +35,10 @@ class VolumeError(DataError):
     """A volume is not fit for training; the message is the cause, without the file."""
 
 
+class LabelMapError(VolumeError):
+    """The voxels are those of a label map."""
+
+
 @dataclass(frozen=True)
 class BadVolume:
     """A volume that failed a check.
@@ -45,6 +49,7 @@ class BadVolume:
         digest: sha256 of the concatenated bytes of all its files; None if they cannot be read.
         state: number, bytes and time of the files when they were read; None if one is missing.
         permanent: the cause lies in the bytes alone: it is bad until a file changes.
+        label_map: the voxels are those of a label map.
     """
 
     path: str
@@ -52,6 +57,7 @@ class BadVolume:
     digest: str | None = field(default=None, compare=False)
     state: Mapping[str, int] | None = field(default=None, compare=False)
     permanent: bool = field(default=False, compare=False)
+    label_map: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.cause}")
@@ -122,6 +128,24 @@ def suffix_of(path: Path) -> str:
     return next((path.name[-len(suffix) :] for suffix in VOLUME_SUFFIXES if lower.endswith(suffix)), "")
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """A file or DICOM series among the scans that is not a scan.
+
+    Args:
+        source: where it is.
+        how: how it was recognised: "name", "content" or "DICOM".
+        reason: why it is not a scan.
+    """
+
+    source: VolumeSource
+    how: str
+    reason: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.source}: {self.reason}")
+
+
 @dataclass
 class FoundVolumes:
     """Volumes found, in a fixed order, and remarks on the search.
@@ -130,11 +154,15 @@ class FoundVolumes:
         sources: the volumes.
         notes: lines for the log, such as a series that is not a CT volume.
         root: the data folder.
+        passed: DICOM segmentations and structure sets, which were passed over.
+        searched: a folder was searched, so label maps may be among the volumes; a list names its scans.
     """
 
     sources: list[VolumeSource]
     notes: list[str] = field(default_factory=list)
     root: Path = Path()
+    passed: list[PassedOver] = field(default_factory=list)
+    searched: bool = False
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -150,17 +178,19 @@ class PreparedVolume:
     Attributes:
         name: short name of the source.
         source: source as given.
-        cache_file: int16 `.npy` file (H, W, D), RAS, in HU.
+        cache_file: int16 `.npy` file (H, W, D), RAS, HU, or per mille of an MR.
         shape: (H, W, D) in voxels.
         spacing: mm per axis.
         affine: 4x4, voxel index to RAS world in mm.
         digest: sha256 of the bytes of the source.
         source_bytes: size of the source in bytes.
-        intensity_range: lowest and highest HU.
+        intensity_range: lowest and highest voxel.
         notes: oddities that do not make the volume unfit.
         content: equal for volumes with equal voxels, whatever their file format.
         origin: source from which the cache file can be regenerated.
         resampled_to: requested spacing, of which `spacing` is the result; None = native voxels.
+        num_values: number of different intensities before resampling; 0 = not counted.
+        modality: "ct" or "mr".
     """
 
     name: str
@@ -176,6 +206,8 @@ class PreparedVolume:
     content: str = ""
     origin: VolumeSource | None = None
     resampled_to: tuple[float, float, float] | None = None
+    num_values: int = 0
+    modality: str = "ct"
 
 
 @dataclass
@@ -186,11 +218,13 @@ class PreparedDataset:
         volumes: volumes in the order of their sources.
         bad: what was left out.
         notes: warnings and remarks.
+        passed: what was passed over as it is not a scan.
     """
 
     volumes: list[PreparedVolume]
     bad: list[BadVolume] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    passed: list[PassedOver] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -229,6 +263,11 @@ class PreparedDataset:
             lines.append(f"{len(self.bad)} left out:")
             lines.extend(f"  {item}" for item in self.bad)
         return "\n".join(lines)
+
+
+def a_volume(modality: str) -> str:
+    """A volume of a modality in messages: `a CT volume`, `an MR volume`."""
+    return {"ct": "a CT volume", "mr": "an MR volume"}[modality]
 
 
 def per_axis(values: Sequence[float]) -> str:

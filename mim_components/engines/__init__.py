@@ -3,7 +3,7 @@
 from mim_components.engines.begin import begin_fine_tuning, begin_pretraining
 from mim_components.engines.evaluation import EvaluationStep
 from mim_components.engines.fit import fit_to_device
-from mim_components.engines.inference import MASKED_HU, InferenceStep, ScanStep
+from mim_components.engines.inference import InferenceStep, ScanStep
 from mim_components.engines.nonfinite import NonFiniteError, NonFiniteGuard
 from mim_components.engines.precision import autocast_dtype
 from mim_components.engines.pretraining import PretrainStep
@@ -15,7 +15,6 @@ __all__ = [
     "EvaluationStep",
     "FinetuneStep",
     "InferenceStep",
-    "MASKED_HU",
     "NonFiniteError",
     "NonFiniteGuard",
     "OptimizerStep",

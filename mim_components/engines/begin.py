@@ -13,7 +13,8 @@ from torch import nn
 from mim_components.data.load.loader import StepLoader
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.cases import PreparedCases
-from mim_components.data.prepare.quarantine import QUARANTINE
+from mim_components.data.prepare.label_maps import summary_of
+from mim_components.data.prepare.quarantine import PASSED_OVER, QUARANTINE
 from mim_components.data.read.headers import resampled_shapes
 from mim_components.data.volumes import PreparedDataset
 from mim_components.labels import LabelSet
@@ -65,6 +66,7 @@ def begin_pretraining(
     folder.begin(prepared.digest, name, prepared.contents)
     folder.facts |= facts_of(loader.sampler, prepared)
     folder.facts |= {"num_volumes": len(prepared), "excluded_volumes": len(prepared.bad)}
+    folder.facts |= {"passed_over": len(prepared.passed)}
     log_plan(folder, prepared, loader.sampler, network, device, level_sizes)
 
 
@@ -151,6 +153,8 @@ def log_plan(
             f"{padded} of {len(prepared)} volumes are smaller than level 1 ({size} voxels) and are padded with air."
         )
     keep_remarks(folder, prepared)
+    if prepared.passed:
+        folder.notes.append(f"{summary_of(prepared.passed)}; see {PASSED_OVER}: {shorten(prepared.passed)}")
 
 
 def size_of_run(folder: RunFolder, sampler: StepSampler, network: nn.Module, device: torch.device) -> str:

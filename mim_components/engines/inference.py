@@ -18,9 +18,8 @@ from mim_components.data.read.volume import cause_of
 from mim_components.engines.precision import autocast_dtype
 from mim_components.networks.features import FeatureMap, pad_to_windows, window_overlap
 from mim_components.networks.mim import MiMReconstructor
+from mim_components.transforms.intensity import CT, IntensityScale
 from mim_components.utils.text import root_cause
-
-MASKED_HU = -1500  # distinguishable: below air (-1000) and what scanners write outside their field of view (-1024)
 
 
 class ScanStep:
@@ -66,7 +65,7 @@ class InferenceStep:
     Args:
         network: trained network.
         input_size: size of a window, voxels.
-        hu_window: intensities that were scaled to 0 and 1, HU.
+        scale: meaning of the voxels, and the window that was scaled to 0 and 1.
         features: return features.
         reconstruction: return the masked and the reconstructed volume.
         feature_level: index in the encoder's pyramid: 0 is the finest, -1 the last.
@@ -79,7 +78,7 @@ class InferenceStep:
     Returns:
         When called: `name`, `source`, `cause` and, unless there is a cause, `affine` `(4, 4)` float64 and `shape`; with
         `features`, `features` float32 `(E, h, w, d)` on the CPU and `stride`; with `reconstruction`, `masked` and
-        `reconstruction` int16 HU `(H, W, D)`.
+        `reconstruction` int16 `(H, W, D)` in the unit of the scale.
 
     Example:
         >>> from types import SimpleNamespace
@@ -88,7 +87,8 @@ class InferenceStep:
         >>> step = InferenceStep(network, (16, 16, 16), reconstruction=False)
         >>> engine = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu")))
         >>> scan = {"name": ["ct"], "source": ["ct.nii.gz"], "cause": [""]}
-        >>> scan |= {"hu": MetaTensor(torch.zeros(1, 1, 20, 16, 16)), "image": MetaTensor(torch.rand(1, 1, 20, 16, 16))}
+        >>> voxels = MetaTensor(torch.zeros(1, 1, 20, 16, 16))
+        >>> scan |= {"voxels": voxels, "image": voxels / 1000}
         >>> output = step(engine, scan)
         >>> output["features"].shape, output["stride"]  # 20 voxels are 3 blocks of 8, the last one cut
         (torch.Size([48, 3, 2, 2]), 8)
@@ -98,7 +98,7 @@ class InferenceStep:
         self,
         network: MiMReconstructor,
         input_size: Sequence[int],
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        scale: IntensityScale = CT,
         features: bool = True,
         reconstruction: bool = True,
         feature_level: int = -1,
@@ -112,7 +112,7 @@ class InferenceStep:
         self.dtype = autocast_dtype(amp_dtype)
         self.network = network
         self.input_size = tuple(input_size)
-        self.hu_window = (float(hu_window[0]), float(hu_window[1]))
+        self.scale = scale
         self.features = features
         self.reconstruction = reconstruction
         self.amp = amp
@@ -133,15 +133,15 @@ class InferenceStep:
             return {**done, "cause": cause_of(root_cause(error))}
 
     def _results(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-        hu = batch["hu"][0, 0]
-        affine = np.asarray(hu.affine, dtype=np.float64)
+        voxels = batch["voxels"][0, 0]
+        affine = np.asarray(voxels.affine, dtype=np.float64)
         image = batch["image"].as_tensor()
         device = engine.state.device
         self.network.eval()
         with torch.no_grad(), torch.autocast(device.type, dtype=self.dtype, enabled=self.amp):
             encoded = self._encode(image, device) if self.features else {}
-            filled = self._reconstruct(engine.inferer, image, hu.as_tensor(), device) if self.reconstruction else {}
-        return {"affine": affine, "shape": tuple(hu.shape), **encoded, **filled}
+            filled = self._reconstruct(engine.inferer, image, voxels.as_tensor(), device) if self.reconstruction else {}
+        return {"affine": affine, "shape": tuple(voxels.shape), **encoded, **filled}
 
     def _encode(self, image: Tensor, device: torch.device) -> dict[str, Any]:
         padded = pad_to_windows(image, self.input_size, [self.network.patch_size] * 3)
@@ -152,7 +152,7 @@ class InferenceStep:
         h, w, d = (math.ceil(side / stride) for side in image.shape[2:])
         return {"features": stitched[0, :, :h, :w, :d].contiguous(), "stride": stride}
 
-    def _reconstruct(self, inferer: Inferer, image: Tensor, hu: Tensor, device: torch.device) -> dict[str, Any]:
+    def _reconstruct(self, inferer: Inferer, image: Tensor, voxels: Tensor, device: torch.device) -> dict[str, Any]:
         padded = pad_to_windows(image, self.input_size, self.input_size)
 
         def predict(window: Tensor, where: Sequence[Sequence[slice]]) -> tuple[Tensor, Tensor]:
@@ -160,17 +160,17 @@ class InferenceStep:
             return filled.cpu(), masked.cpu()
 
         filled, masked = inferer(padded, predict)
-        h, w, d = hu.shape
+        h, w, d = voxels.shape
         patch = self.network.patch_size
         hidden = masked[0, 0].bool()
         for axis in range(3):
             hidden = hidden.repeat_interleave(patch, axis)
         hidden = hidden[:h, :w, :d]
-        low, high = self.hu_window
+        low, high = self.scale.window
         predicted = filled[0, 0, :h, :w, :d] * (high - low) + low
         limits = torch.iinfo(torch.int16)
         predicted = predicted.round().clamp(limits.min, limits.max).to(torch.int16)
         return {
-            "masked": torch.where(hidden, torch.full_like(hu, MASKED_HU), hu),
-            "reconstruction": torch.where(hidden, predicted, hu),
+            "masked": torch.where(hidden, torch.full_like(voxels, self.scale.marker), voxels),
+            "reconstruction": torch.where(hidden, predicted, voxels),
         }

@@ -17,7 +17,7 @@ from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
-from mim_components.transforms.intensity import air_hu, hu_to_unit, unit_to_hu
+from mim_components.transforms.intensity import CT, IntensityScale, hu_to_unit, unit_to_hu
 from mim_components.visualize.boxes import boxes_figure
 from mim_components.visualize.reconstruction import LevelPicture, save_reconstruction_pictures
 from mim_components.visualize.sheet import save_figure
@@ -36,11 +36,11 @@ class PictureHandler:
         dataset: dataset of the training; the pictures' crop is drawn with a key of its own, so it stays the same.
         level_sizes: native sizes of the levels, voxels.
         interval: steps between pictures.
-        hu_window: intensities that the dataset scaled to 0 and 1, HU.
-        picture_window: grey window of the pictures, HU.
+        scale: meaning of the prepared values, and the window that the dataset scaled to 0 and 1.
+        picture_window: grey window of the pictures, prepared values; None = that of the scale.
         volume: index of the scan.
         standardized: the network predicts standardised tokens.
-        error_range: absolute error of the last colour, HU.
+        error_range: absolute error of the last colour; None = that of the scale.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -68,11 +68,11 @@ class PictureHandler:
         dataset: KeyedDataset,
         level_sizes: Sequence[Sequence[int]],
         interval: int = 1000,
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
-        picture_window: Sequence[float] = (-160.0, 240.0),
+        scale: IntensityScale = CT,
+        picture_window: Sequence[float] | None = None,
         volume: int = 0,
         standardized: bool = False,
-        error_range: float = 200.0,
+        error_range: float | None = None,
     ) -> None:
         self.folder = folder
         self.output_dir = folder.path / "pictures"
@@ -80,11 +80,12 @@ class PictureHandler:
         self.dataset = dataset
         self.level_sizes = [tuple(size) for size in level_sizes]
         self.interval = interval
-        self.hu_window = (hu_window[0], hu_window[1])
-        self.picture_window = (picture_window[0], picture_window[1])
+        self.scale = scale
+        low, high = picture_window or scale.picture_window
+        self.picture_window = (low, high)
         self.volume = volume
         self.standardized = standardized
-        self.error_range = error_range
+        self.error_range = error_range or scale.error_range
         self._sample: dict[str, Any] | None = None
         self._drawn = -1
 
@@ -101,7 +102,7 @@ class PictureHandler:
 
     @property
     def _air(self) -> float:
-        return float(hu_to_unit(np.array(air_hu(self.hu_window)), self.hu_window))
+        return float(hu_to_unit(np.array(self.scale.air), self.scale.window))
 
     @property
     def sample(self) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class PictureHandler:
             window=self.picture_window,
             start=picture.start,
             scan_size=picture.scan_size,
-            hu_window=self.hu_window,
+            scale=self.scale,
         )
         with self.folder.unless_full("pictures"):
             return self._keep([save_figure(figure, path)])
@@ -186,14 +187,14 @@ class PictureHandler:
         i, j, k = (int(each) for each in self._start_in_scan(level))
         return LevelPicture(
             level=level,
-            image=unit_to_hu(image[0].cpu().numpy(), self.hu_window),
-            reconstruction=unit_to_hu(filled[0].float().cpu().numpy(), self.hu_window),
+            image=unit_to_hu(image[0].cpu().numpy(), self.scale.window),
+            reconstruction=unit_to_hu(filled[0].float().cpu().numpy(), self.scale.window),
             masked=self._shown("masked", level).view(self.network.grid).numpy(),
             spacing=(x, y, z),
             start=(i, j, k),
             native_size=(native[0], native[1], native[2]),
             scan_size=self.scan.shape,
-            hu_window=self.hu_window,
+            scale=self.scale,
         )
 
     def _start_in_scan(self, level: int) -> np.ndarray:

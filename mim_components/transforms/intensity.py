@@ -1,10 +1,137 @@
-"""Conversions between Hounsfield units, the [0, 1] range that the network sees, and grey values."""
+"""Conversions between the units of CT and MR, the [0, 1] range that the network sees, and grey values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 HU_RANGE = (-1000.0, 1000.0)  # default window
+# hidden voxels; distinguishable: below air and what scanners write outside their field of view (-1024)
+MASKED_HU, MASKED_MR = -1500, -500
 AIR_HU = -950.0  # above the noise in air and padding, below lung
 SOFT_TISSUE = (-160.0, 240.0)
+MODALITIES = ("ct", "mr")
+# of the voxels of an MR volume, as in MONAI's ScaleIntensityRangePercentiles; they become 0 and 1
+PERCENTILES = (0.5, 99.5)
+MR_RANGE = (0.0, 1000.0)  # per mille of the range between the two
+
+
+def check_modality(modality: str) -> None:
+    """Raise ValueError unless it is one of `MODALITIES`."""
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}.")
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """The meaning of prepared voxels, and the window of them that the network sees as 0 to 1.
+
+    CT is in HU. MR has no unit: its voxels are per mille of the range between two percentiles of the volume, and are
+    clipped to it.
+
+    Attributes:
+        modality: "ct" or "mr".
+        hu_window: HU of CT that become 0 and 1; None = -1000 to 1000.
+
+    Raises:
+        ValueError: unknown modality, empty window, or an HU window for MR.
+
+    Example:
+        >>> IntensityScale().window, IntensityScale("mr").window, IntensityScale("mr").percentiles
+        ((-1000.0, 1000.0), (0.0, 1000.0), (0.5, 99.5))
+    """
+
+    modality: str = "ct"
+    hu_window: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_modality(self.modality)
+        if self.is_mr and self.hu_window is not None:
+            raise ValueError(
+                f"hu_window is {list(self.hu_window)} with modality mr: MR is not in HU, and is scaled by percentiles "
+                f"{PERCENTILES[0]} and {PERCENTILES[1]} of each volume; remove --hu_window, or set --modality ct."
+            )
+        _checked(self.window, "hu_window")
+
+    @property
+    def is_mr(self) -> bool:
+        """Whether this is MR."""
+        return self.modality == "mr"
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Prepared values that become 0 and 1; others are clipped."""
+        if self.is_mr:
+            return MR_RANGE
+        low, high = self.hu_window or HU_RANGE
+        return float(low), float(high)
+
+    @property
+    def hu_range(self) -> tuple[float, float] | None:
+        """The window of CT; None for MR."""
+        return None if self.is_mr else self.window
+
+    @property
+    def percentiles(self) -> tuple[float, float] | None:
+        """Percentiles of each MR volume that become 0 and 1; None for CT."""
+        return PERCENTILES if self.is_mr else None
+
+    @property
+    def unit(self) -> str:
+        """Unit of prepared values."""
+        return "‰" if self.is_mr else "HU"
+
+    @property
+    def key(self) -> str:
+        """Unit as in the names of figures, such as `rmse_hu`."""
+        return "permille" if self.is_mr else "hu"
+
+    @property
+    def low(self) -> float:
+        """Prepared value that becomes 0."""
+        return self.window[0]
+
+    @property
+    def high(self) -> float:
+        """Prepared value that becomes 1."""
+        return self.window[1]
+
+    @property
+    def width(self) -> float:
+        """Width of the window."""
+        return self.high - self.low
+
+    @property
+    def content_range(self) -> float:
+        """Range of prepared values that a token with content exceeds, see `MultiLevelCropMask`."""
+        return 100.0 if self.is_mr else 50.0
+
+    @property
+    def air(self) -> float:
+        """Prepared value up to which a voxel counts as air."""
+        return 100.0 if self.is_mr else air_hu(self.window)
+
+    @property
+    def marker(self) -> int:
+        """Value of hidden voxels in written volumes; no visible voxel has it."""
+        return MASKED_MR if self.is_mr else MASKED_HU
+
+    @property
+    def picture_window(self) -> tuple[float, float]:
+        """Values that pictures show as black and white."""
+        return MR_RANGE if self.is_mr else SOFT_TISSUE
+
+    @property
+    def error_range(self) -> float:
+        """Error that pictures show in full colour."""
+        return 300.0 if self.is_mr else 200.0
+
+    @property
+    def meaning(self) -> str:
+        """Explanation of the unit; empty for HU."""
+        low, high = PERCENTILES
+        return f"1000 ‰ is the range between the percentiles {low} and {high} of the volume." if self.is_mr else ""
 
 
 def hu_to_unit(image_hu: np.ndarray, hu_range: tuple[float, float] = HU_RANGE) -> np.ndarray:
@@ -80,15 +207,15 @@ def window_to_grey(image_hu: np.ndarray, window: tuple[float, float] = SOFT_TISS
     return np.clip(hu_to_unit(image_hu, _checked(window, "window")), 0.0, 1.0)
 
 
-def window_text(window: tuple[float, float]) -> str:
-    """The window as radiologists write it, width and level.
+def window_text(window: tuple[float, float], unit: str = "HU") -> str:
+    """The window as radiologists write it, width and level, in a unit.
 
     Example:
         >>> window_text((-160, 240))
         'W 400 L 40 HU'
     """
     low, high = _checked(window, "window")
-    return f"W {high - low:g} L {(low + high) / 2:g} HU"
+    return f"W {high - low:g} L {(low + high) / 2:g} {unit}"
 
 
 def _checked(hu_range: tuple[float, float], name: str) -> tuple[float, float]:
@@ -96,3 +223,6 @@ def _checked(hu_range: tuple[float, float], name: str) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"{name} must go from low to high HU, got ({low}, {high}).")
     return low, high
+
+
+CT = IntensityScale()

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from mim_components.transforms.intensity import HU_RANGE, SOFT_TISSUE, air_hu, window_text, window_to_grey
+from mim_components.transforms.intensity import CT, SOFT_TISSUE, IntensityScale, window_text, window_to_grey
 from mim_components.visualize.sheet import (
     HEADING_SIZE,
     PLANES,
@@ -64,7 +64,7 @@ def boxes_figure(
     window: tuple[float, float] = SOFT_TISSUE,
     start: tuple[int, int, int] = (0, 0, 0),
     scan_size: tuple[int, int, int] | None = None,
-    hu_window: tuple[float, float] = HU_RANGE,
+    scale: IntensityScale = CT,
 ) -> Figure:
     """Draw the boxes of the deeper levels in level 1, in three planes.
 
@@ -73,17 +73,17 @@ def boxes_figure(
     row.
 
     Args:
-        image: level 1 on its resized grid, `(H, W, D)` in RAS, HU.
+        image: level 1 on its resized grid, `(H, W, D)` in RAS, prepared values, such as HU.
         spacing: mm per voxel of `image`.
         level1_native_size: size that `image` covers, native voxels.
         boxes: for each level from 2 on, start and size of its volumes, `(V, 2, 3)`, in native voxels counted from
             level 1's first voxel. Volumes of one parent follow each other, so V is a multiple of the level before.
         masked: bool `(h, w, d)`, mask of level 1, drawn as a tint; None = not drawn.
         title: heading of the figure.
-        window: lower and upper end of the grey window, HU.
+        window: lower and upper end of the grey window, prepared values.
         start: index of level 1's first voxel in the prepared scan, for the slice numbers.
         scan_size: size of the prepared scan, voxels; slices beyond it are labelled as padding. None = unknown.
-        hu_window: window that the intensities were clipped to, HU.
+        scale: meaning of the values, and the window that they were clipped to.
 
     Returns:
         The figure, designed for 100 dpi.
@@ -98,7 +98,7 @@ def boxes_figure(
         start=start,
         scan_size=scan_size,
         masked=masked,
-        hu_window=hu_window,
+        scale=scale,
         boxes=boxes,
     )
     rows = _rows(nest, window)
@@ -162,7 +162,7 @@ class Nest(ShownVolume):
         first = self.boxes[level][:, 0] * self.image.shape // native
         last = -(-self.boxes[level].sum(1) * self.image.shape // native)  # rounded up: never empty
         regions = [tuple(map(slice, low, high)) for low, high in zip(first, last, strict=True)]
-        return np.array([(self.image[region] > air_hu(self.hu_window)).mean() for region in regions])
+        return np.array([(self.image[region] > self.scale.air).mean() for region in regions])
 
 
 def _checked_boxes(boxes: Mapping[int, np.ndarray], native_size: tuple[int, int, int]) -> dict[int, np.ndarray]:
@@ -191,7 +191,9 @@ def _rows(nest: Nest, window: tuple[float, float]) -> list[_Row]:
     """Level 1 through the child's centre and, with level 3, the child through the centre of a level-3 box."""
     inches = WIDTH - 2 * MARGIN
     whole = np.stack([np.zeros(3, dtype=int), np.array(nest.native_size)])
-    heading = f"Level 1: {size_text(nest.native_size, nest.size_mm)}. Grey window: {window_text(window)}."
+    heading = (
+        f"Level 1: {size_text(nest.native_size, nest.size_mm)}. Grey window: {window_text(window, nest.scale.unit)}."
+    )
     child = nest.child_to_show()
     box = whole if child is None else nest.boxes[2][child]
     rows = [_Row(wrapped(heading, inches, HEADING_SIZE, bold=True), whole, _centre_voxel(box), None)]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mim_components.transforms.intensity import SOFT_TISSUE, air_hu, window_text, window_to_grey
+from mim_components.transforms.intensity import SOFT_TISSUE, window_text, window_to_grey
 from mim_components.visualize.sheet import (
     HEADING_SIZE,
     PLANES,
@@ -29,7 +29,7 @@ from mim_components.visualize.sheet import (
 )
 from mim_components.visualize.volume import ShownVolume, checked_volume
 
-COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error (HU)")
+COLUMNS = ("Input", "Masked input (hatched: hidden)", "Reconstruction", "Absolute error ({unit})")
 FOOTNOTE = (
     "Visible tokens are copied from the input, so their error is 0. Slices are voxel indices of the prepared scan, "
     "the first is 0, counted from left, posterior and inferior."
@@ -46,7 +46,7 @@ class LevelPicture(ShownVolume):
     """One volume of one level, as the network saw it, in RAS; attributes beyond those of `ShownVolume`.
 
     Attributes:
-        reconstruction: prediction at masked tokens and the input elsewhere, `(H, W, D)`, HU.
+        reconstruction: prediction at masked tokens and the input elsewhere, `(H, W, D)`, as the image.
         masked: as in `ShownVolume`; hides at least one token.
     """
 
@@ -71,33 +71,32 @@ class LevelPicture(ShownVolume):
         return np.kron(self.masked, np.ones(self.token_size, dtype=bool))
 
     @property
-    def peak_hu(self) -> float:
-        """Width of `hu_window`, which the network saw as 0 to 1, HU."""
-        return self.hu_window[1] - self.hu_window[0]
+    def peak(self) -> float:
+        """Width of the window that the network saw as 0 to 1."""
+        return self.scale.width
 
     def masked_rmse(self) -> float:
-        """Root mean squared error over masked voxels, HU; NaN or infinite if the reconstruction is."""
+        """Root mean squared error over masked voxels; NaN or infinite if the reconstruction is."""
         error = (self.reconstruction - self.image)[self.masked_voxels()].astype(np.float64)
         return math.sqrt(np.square(error).mean())
 
     def masked_psnr(self) -> float:
-        """Peak signal-to-noise ratio over masked voxels, dB; the peak is the width of `hu_window`."""
+        """Peak signal-to-noise ratio over masked voxels, dB; the peak is the width of the window."""
         rmse = self.masked_rmse()
         if not math.isfinite(rmse):
             return math.nan
-        return math.inf if rmse == 0 else 20 * math.log10(self.peak_hu / rmse)
+        return math.inf if rmse == 0 else 20 * math.log10(self.peak / rmse)
 
     def central_masked_token(self) -> tuple[int, int, int]:
         """Masked token nearest to the centre of the volume in mm, among those with tissue if there are any.
 
-        Air and padding look the same whatever the network predicts, so tokens with a mean of `air_hu` or less come
-        last.
+        Air and padding look the same whatever the network predicts, so tokens with a mean no higher than air come last.
         """
         tokens = np.argwhere(self.masked)
         edge = self.token_size
         grid = self.masked.shape
         blocks = self.image.reshape(grid[0], edge[0], grid[1], edge[1], grid[2], edge[2])
-        tissue = blocks.mean(axis=(1, 3, 5))[self.masked] > air_hu(self.hu_window)
+        tissue = blocks.mean(axis=(1, 3, 5))[self.masked] > self.scale.air
         centres = (tokens + 0.5) * edge * np.array(self.spacing)
         x, y, z = tokens[nearest_to_centre(centres, self.size_mm / 2, tissue)].tolist()
         return x, y, z
@@ -116,8 +115,8 @@ def reconstruction_figure(
     Args:
         levels: one block each, in this order.
         title: heading of the figure, such as scan and epoch.
-        window: lower and upper end of the grey window, HU.
-        error_range: absolute error that gets the last colour, HU.
+        window: lower and upper end of the grey window, prepared values.
+        error_range: absolute error of the last colour, prepared values.
 
     Returns:
         The figure, designed for 100 dpi.
@@ -128,7 +127,7 @@ def reconstruction_figure(
     if not levels:
         raise ValueError("levels must hold at least one LevelPicture, got none.")
     if not error_range > 0:
-        raise ValueError(f"error_range must be above 0 HU, got {error_range}.")
+        raise ValueError(f"error_range must be above 0, got {error_range}.")
     title = wrapped(title, WIDTH - 2 * MARGIN, TITLE_SIZE, bold=True)
     note = wrapped(FOOTNOTE, WIDTH - 2 * MARGIN, TEXT_SIZE)
     blocks = [_block_text(level, window) for level in levels]
@@ -156,8 +155,8 @@ def save_reconstruction_pictures(
         levels: one picture per level.
         path_prefix: folder and prefix of the file names; the folder is created.
         title: heading of every picture.
-        window: lower and upper end of the grey window, HU.
-        error_range: absolute error that gets the last colour, HU.
+        window: lower and upper end of the grey window, prepared values.
+        error_range: absolute error of the last colour.
 
     Returns:
         The files, in the order of `levels`.
@@ -180,11 +179,12 @@ def save_reconstruction_pictures(
 
 def _block_text(level: LevelPicture, window: tuple[float, float]) -> tuple[str, str]:
     """Heading and numbers of a block, broken into lines."""
+    unit = level.scale.unit
     heading = f"Level {level.level}: {size_text(level.native_size, level.size_mm)}"
     numbers = (
         f"Hidden: {level.masked.sum()} of {level.masked.size} tokens. Error on hidden voxels: RMSE "
-        f"{level.masked_rmse():.1f} HU, PSNR {level.masked_psnr():.1f} dB (peak {level.peak_hu:g} HU). "
-        f"Grey window: {window_text(window)}."
+        f"{level.masked_rmse():.1f} {unit}, PSNR {level.masked_psnr():.1f} dB (peak {level.peak:g} {unit}). "
+        f"Grey window: {window_text(window, unit)}. {level.scale.meaning}"
     )
     inches = WIDTH - 2 * MARGIN
     return wrapped(heading, inches, HEADING_SIZE, bold=True), wrapped(numbers, inches, TEXT_SIZE)
@@ -209,21 +209,22 @@ def _draw_block(
     sheet.text(MARGIN, top + 0.15, text[0], HEADING_SIZE, bold=True)
     sheet.text(MARGIN, top + 0.15 + lines_height(text[0], HEADING_SIZE), text[1], TEXT_SIZE)
     top += _head_height(text)
-    lefts = sheet.columns(COLUMNS, MARGIN, top, COLUMN + GAP)
+    names = [name.format(unit=level.scale.unit) for name in COLUMNS]
+    lefts = sheet.columns(names, MARGIN, top, COLUMN + GAP)
     voxel = np.array(level.central_masked_token()) * level.token_size + level.token_size // 2
     for plane, (width, height) in zip(PLANES, panel_inches(level.size_mm, COLUMN, MAX_ROW), strict=True):
         top += ROW_GAP
         row = [sheet.axes(left, top, width, height) for left in lefts]
         _draw_row(row, level, plane, int(voxel[plane.axis]), window, error_range)
-        _draw_bar(sheet, row[-1], lefts[-1] + width + GAP, top, height)
+        _draw_bar(sheet, row[-1], lefts[-1] + width + GAP, top, height, level.scale.unit)
         top += height
 
 
-def _draw_bar(sheet: Sheet, errors: Axes, left: float, top: float, height: float) -> None:
+def _draw_bar(sheet: Sheet, errors: Axes, left: float, top: float, height: float, unit: str) -> None:
     bar = sheet.axes(left, top, 0.12, height)
     sheet.figure.colorbar(errors.images[0], cax=bar, extend="max")
     bar.tick_params(labelsize=TEXT_SIZE - 1)
-    bar.set_ylabel("error (HU)", size=TEXT_SIZE - 1)
+    bar.set_ylabel(f"error ({unit})", size=TEXT_SIZE - 1)
 
 
 def _draw_row(

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from mim_components.transforms.intensity import HU_RANGE
+from mim_components.transforms.intensity import CT, IntensityScale
 from mim_components.visualize.sheet import Plane, slice_text, title_panel
 
 
@@ -20,12 +20,12 @@ class ShownVolume:
 
     Attributes:
         level: 1 is the outermost.
-        image: `(H, W, D)`, HU.
+        image: `(H, W, D)`, prepared values, such as HU.
         spacing: mm per voxel of `image`, that is, after the resize.
         native_size: size that it covers, native voxels.
         start: index of its first native voxel in the prepared scan.
         scan_size: size of the prepared scan, voxels; slices beyond it are padding. None = unknown.
-        hu_window: window that the intensities were clipped to, HU.
+        scale: meaning of the values, and the window that they were clipped to.
         masked: bool `(h, w, d)` on the token grid, which divides `(H, W, D)`: True where the network did not see the
             input. None = no mask.
 
@@ -39,7 +39,7 @@ class ShownVolume:
     native_size: tuple[int, int, int]
     start: tuple[int, int, int]
     scan_size: tuple[int, int, int] | None = None
-    hu_window: tuple[float, float] = HU_RANGE
+    scale: IntensityScale = CT
     masked: np.ndarray | None = None
 
     def __post_init__(self) -> None:

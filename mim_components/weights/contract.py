@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
+from mim_components.transforms.intensity import HU_RANGE, PERCENTILES
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError, what_it_is
 
 TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: an identifier of each scan's voxels, one per line
@@ -18,6 +19,10 @@ TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: an identifier o
 
 class WrongWeightsError(ValueError):
     """The checkpoint was trained with settings other than the configuration's; names file, settings and remedy."""
+
+
+# missing from contracts written before MR was supported
+_BEFORE_MR = {"modality": '"ct"', "percentiles": "null"}
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,15 @@ class InputContract:
         patch_size: edge of a token, voxels.
         input_size: size of the volumes it was trained on, voxels.
         level_sizes: native sizes of the levels, outermost first, voxels.
-        hu_window: intensities that become 0 and 1; values outside are clipped, HU.
+        hu_window: CT intensities that become 0 and 1, HU; values outside are clipped. None = -1000 to 1000.
         orientation: axis codes of (H, W, D).
         axes: order of the axes of a batch.
         step: optimizer steps of pre-training.
         version: version of this project that wrote it.
         contract_version: version of the layers and of this contract; other versions are refused.
         spacing: voxel size that volumes were resampled to, mm along R, A and S; None = native voxels.
+        modality: "ct" or "mr".
+        percentiles: percentiles of each MR volume that become 0 and 1; values outside are clipped. None = 0.5 and 99.5.
 
     Example:
         >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
@@ -53,13 +60,22 @@ class InputContract:
     patch_size: int
     input_size: tuple[int, ...]
     level_sizes: tuple[tuple[int, ...], ...]
-    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    hu_window: tuple[float, float] | None = None
     orientation: str = "RAS"
     axes: str = "BCHWD"
     step: int = 0
     version: str = __version__
     contract_version: int = CONTRACT_VERSION
     spacing: tuple[float, ...] | None = None
+    modality: str = "ct"
+    percentiles: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Set the scaling that follows from the modality."""
+        if self.modality == "ct" and self.hu_window is None:
+            object.__setattr__(self, "hu_window", HU_RANGE)
+        if self.modality == "mr" and self.percentiles is None:
+            object.__setattr__(self, "percentiles", PERCENTILES)
 
     def to_metadata(self) -> dict[str, str]:
         """Convert to the metadata of a safetensors file: strings, each value as JSON."""
@@ -78,6 +94,7 @@ class InputContract:
             found = metadata.get("contract_version", "1")
             if found != str(CONTRACT_VERSION):
                 raise OtherVersionError(source, found)
+        metadata = None if metadata is None else {**_BEFORE_MR, **metadata}
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 IGNORABLE = ("orientation", "intensity")
 WINDOW = "an HU window, clipped and scaled to [0, 1]"
+PERCENTILE_WINDOW = "percentiles {} to {} of each volume, clipped and scaled to [0, 1]"
 
 
 def start_from(
@@ -158,8 +159,9 @@ def _input_conflicts(contract: InputContract, orientation: str, intensity: objec
     if orientation != contract.orientation:
         conflicts["orientation"] = f"{contract.orientation} in the contract of the weights, {orientation} here"
     kind, _ = _intensity(intensity)
-    if kind != WINDOW:
-        conflicts["intensity"] = f"{WINDOW}, in the contract of the weights, {kind} here"
+    trained = PERCENTILE_WINDOW.format(*contract.percentiles) if contract.percentiles else WINDOW
+    if kind != trained:
+        conflicts["intensity"] = f"{trained}, in the contract of the weights, {kind} here"
     return conflicts
 
 
@@ -182,7 +184,7 @@ def _warn_of_spacing(
 
 def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:
     """Kind of an intensity scaling, and its window in HU if it has one."""
-    names = ("a_min", "a_max", "b_min", "b_max", "clip")
+    names = ("a_min", "a_max", "lower", "upper", "b_min", "b_max", "clip", "relative", "channel_wise")
     settings: dict[str, Any]
     if isinstance(transform, Mapping):
         name = str(transform.get("_target_", "a dictionary without _target_")).rpartition(".")[-1]
@@ -191,21 +193,31 @@ def _intensity(transform: object) -> tuple[str, tuple[float, float] | None]:
         name = type(transform).__name__
         scaler = getattr(transform, "scaler", transform)  # of a dictionary version
         settings = {key: getattr(scaler, key, None) for key in names}
-    if not re.fullmatch("ScaleIntensityRange(d|D|Dict)?", name):
+    if not (match := re.fullmatch("ScaleIntensityRange(Percentiles)?(d|D|Dict)?", name)):
         return name, None
-    window = (settings["a_min"], settings["a_max"])
+    window = None if match[1] else (settings["a_min"], settings["a_max"])
     if (settings["b_min"], settings["b_max"], bool(settings["clip"])) != (0, 1, True):
         clipped = "clipped" if settings["clip"] else "not clipped"
         return f"{name} to [{settings['b_min']}, {settings['b_max']}], {clipped}", window
+    if match[1]:
+        return ("relative " if settings["relative"] else "") + PERCENTILE_WINDOW.format(
+            settings["lower"], settings["upper"]
+        ), None
     return WINDOW, window
+
+
+def _input_of(contract: InputContract) -> str:
+    if contract.percentiles:
+        return "MR from percentile {} to {}".format(*contract.percentiles)
+    return f"HU window {list(contract.hu_window or ())}"
 
 
 def _describe(contract: InputContract, source: Path, intensity: object) -> str:
     text = (
         f"input contract, from {source.name}: {contract.encoder} encoder, preset {contract.preset}, "
         f"in_channels {contract.in_channels}, tokens of {contract.patch_size} voxels, {contract.orientation}, "
-        f"HU window {list(contract.hu_window)}, {contract.step} steps"
+        f"{_input_of(contract)}, {contract.step} steps"
     )
     kind, window = _intensity(intensity)
-    differs = kind == WINDOW and window is not None and tuple(window) != tuple(contract.hu_window)
+    differs = kind == WINDOW and window is not None and tuple(window) != contract.hu_window
     return text + (f"; the window here is {list(window or ())}, the same in kind" if differs else "")

@@ -116,6 +116,27 @@ def test_products(finished: Path) -> None:
     assert [row["epoch"] for row in rows] == pytest.approx([2 / 3, 4 / 3, 2, 8 / 3, 10 / 3, 4])
 
 
+def test_mr_beside_its_label_maps(shared: dict[str, Any], tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    (scans / "labels").mkdir(parents=True)
+    voxels = np.random.RandomState(0).gamma(2, 1500, (40, 40, 36)).astype(np.uint16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), scans / "mr.nii.gz")
+    nib.save(nib.Nifti1Image((voxels > 3000).astype(np.uint8), np.eye(4)), scans / "labels" / "mr.nii.gz")
+    run = pretrain(shared, tmp_path / "run", dataset_dir=str(scans), modality="mr", max_steps=1)
+    contract = read_contract(run / "models" / "encoder.safetensors")
+    assert (contract.modality, contract.hu_window, contract.percentiles) == ("mr", None, (0.5, 99.5))
+    (row,) = [json.loads(line) for line in (run / "passed_over.jsonl").read_text().splitlines()]
+    assert row == {
+        "path": str(scans / "labels" / "mr.nii.gz"), "how": "content",
+        "reason": "not MR: 2 different values from 0 to 1 (a label map?)",
+    }  # fmt: skip
+    state = json.loads((run / "run.json").read_text())
+    assert state["status"] == "finished"
+    with pytest.raises(RuntimeError) as raised:
+        pretrain(shared, tmp_path / "other", dataset_dir=str(scans), modality="mr", hu_window=[-1000, 1000])
+    assert "hu_window is [-1000, 1000] with modality mr" in str(root_cause(raised.value))
+
+
 def test_learning_rate_of_each_step(finished: Path) -> None:
     # 2 warm-up steps from half the rate: 0.5, 0.75, then cos over 4 steps: 1, (1+cos(pi/4))/2, 1/2, (1-cos(pi/4))/2
     half = 0.5 / 2**0.5

@@ -53,8 +53,8 @@ COMBINATIONS = [(BUNDLE, names) for names in PRETRAINING] + [
 ]
 # keys that training and inference must not disagree about
 SAME = {
-    "pretraining": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size hu_window
-        mask_ratio projection_dim normalize_target output_dir contract""".split(),
+    "pretraining": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size modality
+        hu_window scale mask_ratio projection_dim normalize_target output_dir contract""".split(),
     "segmentation": """bundle_root seed device architecture preset in_channels orientation spacing intensity foreground
         roi_size output_dir network_def settings""".split(),
     "classification": """bundle_root seed device architecture preset in_channels class_names hu_window input_size

@@ -218,7 +218,7 @@ def test_prepared_once_and_read_from_the_cache(
     write_nifti("data/a.nii.gz")  # 2 x 3 x 4 mm
     names: list[str] = []
     decode = prepare_module.decode_volume
-    monkeypatch.setattr(prepare_module, "decode_volume", lambda s, h: (names.append(s.name), decode(s, h))[1])
+    monkeypatch.setattr(prepare_module, "decode_volume", lambda s, *rest: (names.append(s.name), decode(s, *rest))[1])
     found = find_volumes(tmp_path / "data")
     native = prepare_volumes(found, tmp_path / "cache", progress=False)
     first = prepare_on_nodes(found, tmp_path / "cache", spacing=[4, 3, 2])

@@ -37,6 +37,7 @@ from mim_components.metrics import CropScores, alignment_scores, mean_error, rec
 from mim_components.networks import MiM
 from mim_components.tokens import patchify, standardize_tokens
 from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
+from mim_components.transforms.intensity import IntensityScale
 from mim_components.transforms.levels import level_batch
 from mim_components.utils.text import root_cause
 from mim_components.weights import WrongWeightsError, load_trained
@@ -186,11 +187,11 @@ def test_report_without_content_has_no_numbers() -> None:
     means = {f"{name}_level{level}": 0.01 for name in ("mse", "mse_visible_mean") for level in (1, 2)}
     pair = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
     means |= {f"{name}_level1_2": 0.5 for name in pair} | {"empty_children_level2": 1.0}
-    levels, pairs = level_rows(means, 2, 2000.0), pair_rows(means, 2)
+    levels, pairs = level_rows(means, 2), pair_rows(means, 2)
     assert levels[1]["content"] is None and pairs[0]["content"] is None and "content" not in levels[0]
     for row in levels:
         row |= {"native_size": [8, 8, 8], "volumes_per_crop": 4}
-    lines = level_table({"levels": levels}).splitlines()
+    lines = level_table({"modality": "ct", "levels": levels}).splitlines()
     assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == ["2, with content", "8x8x8", "0.0", *"-----"]
     pairs[0] |= {"children_per_crop": 4, "chance": 0.1, "candidate_chance": 0.2}
     assert [cell.strip() for cell in pair_table({"pairs": pairs}).splitlines()[-1].split("|")[1:-1]] == [
@@ -199,7 +200,7 @@ def test_report_without_content_has_no_numbers() -> None:
     rows = [{"volume": name, "crop": 0, **means, "mse_content_level2": None} for name in "ab"]
     rows[1] |= {"mse_content_level2": 0.02, "mse_visible_mean_content_level2": 0.03}
     rows[0] |= {"mse_visible_mean_content_level2": None}
-    lines = list(csv.DictReader(volume_table(rows, 2, 2000.0).splitlines()))
+    lines = list(csv.DictReader(volume_table(rows, 2).splitlines()))
     assert [line["content_mse_level2"] for line in lines] == ["", "0.02"]
     assert [line["empty_children_level2"] for line in lines] == ["1.0", "1.0"]
 
@@ -229,13 +230,18 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 def test_error_figures() -> None:
-    figures = error_figures(0.0025, 2000.0)
+    figures = error_figures(0.0025)
     # square root 0.05 of 2000 HU; 20 log10(1 / 0.05)
     assert figures == {"mse": 0.0025, "rmse_hu": pytest.approx(100.0), "psnr_db": pytest.approx(26.0206, abs=1e-4)}
-    assert error_figures(0.0, 2000.0)["psnr_db"] is None
-    row = {"level": 1, "native_size": [8, 8, 8], "volumes_per_crop": 1, **error_figures(0.0, 1.0)}
-    row |= {f"visible_mean_{name}": value for name, value in error_figures(0.01, 1.0).items()}
-    assert "no error" in level_table({"levels": [row]})
+    assert error_figures(0.0)["psnr_db"] is None
+    row = {"level": 1, "native_size": [8, 8, 8], "volumes_per_crop": 1, **error_figures(0.0)}
+    row |= {f"visible_mean_{name}": value for name, value in error_figures(0.01).items()}
+    assert "no error" in level_table({"modality": "ct", "levels": [row]})
+    mr = IntensityScale("mr")
+    row = {"level": 1, "native_size": [8, 8, 8], "volumes_per_crop": 1, **error_figures(0.0025, mr)}
+    row |= {f"visible_mean_{name}": value for name, value in error_figures(0.01, mr).items()}
+    table = level_table({"modality": "mr", "levels": [row]})
+    assert "RMSE (‰)" in table and " 50.0 " in table and " 100.0 " in table and "HU" not in table
 
 
 # crops

@@ -29,11 +29,12 @@ from mim_components.data import (
     scan_items,
     unique_names,
 )
-from mim_components.engines import MASKED_HU, InferenceStep, ScanStep
+from mim_components.engines import InferenceStep, ScanStep
 from mim_components.handlers import SaveResults
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.networks.features import FeatureMap, feature_affine, pad_to_windows, window_overlap
 from mim_components.networks.mim import MiMReconstructor
+from mim_components.transforms.intensity import MASKED_HU, IntensityScale
 from mim_components.utils.text import root_cause
 from mim_components.weights import TrainedNetwork
 from mim_components.weights.contract import InputContract
@@ -183,7 +184,7 @@ def run_step(step: InferenceStep, hu: np.ndarray, affine: np.ndarray, windows: i
     inferer = SlidingWindowInferer(WINDOW, windows, overlap=0.0, with_coord=True)
     voxels = MetaTensor(torch.from_numpy(hu)[None, None], affine=torch.from_numpy(affine))
     image = ((voxels.float() + 1000) / 2000).clamp(0, 1)
-    batch = {"image": image, "hu": voxels, "name": ["scan"], "source": ["scan.nii"], "cause": [""]}
+    batch = {"image": image, "voxels": voxels, "name": ["scan"], "source": ["scan.nii"], "cause": [""]}
     return step(SimpleNamespace(state=SimpleNamespace(device=CPU), inferer=inferer), batch)
 
 
@@ -216,6 +217,17 @@ def test_features_of_one_window_are_the_encoders(network: MiMReconstructor) -> N
         expected = network.encoder((torch.from_numpy(hu)[None, None].float() + 1000) / 2000)[-1][0]
     torch.testing.assert_close(output["features"], expected)
     assert "reconstruction" not in output
+
+
+def test_mr_is_written_in_per_mille(network: MiMReconstructor) -> None:
+    scan = np.random.RandomState(0).randint(0, 1001, WINDOW).astype(np.int16)
+    output = run_step(InferenceStep(network, WINDOW, IntensityScale("mr"), features=False), scan, np.eye(4))
+    hu = run_step(InferenceStep(network, WINDOW, features=False), scan, np.eye(4))
+    hidden = output["masked"].numpy() == -500
+    assert hidden.mean() == 39 / 64 and np.array_equal(output["masked"][~hidden], scan[~hidden])
+    # one prediction p: 1000 p in per mille, 2000 p - 1000 in HU, both rounded
+    found, expected = (each["reconstruction"].numpy()[hidden] for each in (output, hu))
+    assert np.abs(2.0 * found - 1000 - expected).max() <= 1.5
 
 
 def test_reconstruction_and_mask(network: MiMReconstructor) -> None:
@@ -489,7 +501,7 @@ def test_volume_that_fails_on_the_way_is_its_own_cause(tmp_path: Path, network: 
     assert ScanDataset([item], fail)[0]["cause"] == "Unable to allocate 1 PiB"
     with pytest.raises(RuntimeError, match="applying transform"):  # MONAI's, with the error as its cause
         ScanDataset([item], fail, on_bad="stop")[0]
-    batch = {"name": ["x"], "source": ["x.nii"], "cause": [""], "hu": torch.zeros(1, 1, 8, 8)}
+    batch = {"name": ["x"], "source": ["x.nii"], "cause": [""], "voxels": torch.zeros(1, 1, 8, 8)}
     step = InferenceStep(network, WINDOW, on_bad="report")
     engine: Any = SimpleNamespace(state=SimpleNamespace(device=torch.device("cpu")))
     engine._iteration = lambda engine, batch: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))

@@ -197,8 +197,6 @@ SCANS = [
            with_voxels(lambda voxels: np.full_like(voxels, -1024))),
     Damage("C17b", "noise.nii.gz", "nothing but air", "noise around -1000 HU", "air only: values from",
            with_voxels(lambda voxels: voxels % 100 - 1000)),
-    Damage("C18", "mask.nii.gz", "a label map among the scans", "values 0 to 3", "a label map?",
-           with_voxels(lambda voxels: voxels // 500 % 4)),
     Damage("C18b", "unit.nii.gz", "a normalised scan", "scaled to 0..1", "not HU: values from 0 to 1 (normalised",
            with_voxels(lambda voxels: (voxels - voxels.min()) / np.ptp(voxels))),
     Damage("C18c", "sixteen.nii.gz", "uint16 beyond int16", "32768 added to every voxel", "are beyond int16",
@@ -241,6 +239,14 @@ SERIES = [
            lambda path, good: write_series(path, good, "1.3.5", Modality="MR")),
     Damage("C26f", "pair.img", "formats that are not read", "an .img among the scans",
            "unsupported formats are skipped: 1 file: 1 .img", lambda path, good: shutil.copy(good, path)),
+]  # fmt: skip
+
+# label maps among the scans of a folder: they are passed over, and listed
+LABEL_MAPS = [
+    Damage("C18", "mask.nii.gz", "a label map among the scans", "values 0 to 3", "a label map?",
+           with_voxels(lambda voxels: voxels // 500 % 4)),
+    Damage("C18e", "scan_0_seg.nii.gz", "an empty label map, told by its name", "filled with 0",
+           "called 'seg'; constant: every voxel is 0", with_voxels(np.zeros_like)),
 ]  # fmt: skip
 
 # headers that claim more than any memory holds; the check must cost none

@@ -17,7 +17,7 @@ import torch
 
 from mim_components.utils.tensor_files import read_checkpoint, save_to
 from mim_components.utils.text import printable
-from tests.faults.damage import BOMBS, SCANS, SERIES, Damage, affine_of, write
+from tests.faults.damage import BOMBS, LABEL_MAPS, SCANS, SERIES, Damage, affine_of, write
 from tests.faults.dicom_series import voxels_of
 from tests.faults.pairs import PAIRS, PairDamage
 from tests.faults.runs import (
@@ -73,7 +73,7 @@ def bad_scans(scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """The good scans and every bad file, with a cache of its own."""
     folder = tmp_path_factory.mktemp("bad") / "scans"
     shutil.copytree(scans["dataset_dir"], folder)
-    for each in (*SCANS, *BOMBS, *SERIES):
+    for each in (*SCANS, *BOMBS, *SERIES, *LABEL_MAPS):
         each.make(folder / each.name, folder / "scan_0.nii.gz")
     return {**scans, "dataset_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
 
@@ -118,6 +118,13 @@ def test_left_out(left_out: Run, reference: Reference) -> None:
 def test_passed_over(damage: Damage, left_out: Run) -> None:
     assert damage.cause in left_out.text
     assert damage.cause in (left_out.output / "data_notes.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", rows(LABEL_MAPS, "passed over, counted in the log, listed in passed_over.jsonl: "))
+def test_label_map_is_passed_over(damage: Damage, left_out: Run) -> None:
+    assert f"{len(LABEL_MAPS)} passed over that are not scans" in left_out.text
+    records = [json.loads(line) for line in (left_out.output / "passed_over.jsonl").read_text().splitlines()]
+    assert damage.cause in {Path(record["path"]).name: record["reason"] for record in records}[damage.name]
 
 
 @pytest.mark.fault("C13b", fault="more bad scans than may be left out", injection="--on_bad exclude",

@@ -17,11 +17,13 @@ from mim_components.handlers.pictures import PICTURE_EPOCH, PictureHandler
 from mim_components.networks import MiM
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.crop import MultiLevelCropMaskd
+from mim_components.transforms.intensity import IntensityScale
 from mim_components.utils.files import FullDiskError
 
 LEVELS = [(16, 16, 16), (8, 8, 8)]
 SHAPE = (12, 20, 24)  # thinner than level 1 along the first axis
 RANGE = (0.0, 2.0**14)  # of voxel numbers; exact in float32
+SCALE = IntensityScale(hu_window=RANGE)
 
 
 def make_dataset(folder: Path, level_sizes: list[tuple[int, ...]] = LEVELS, num_volumes: int = 1) -> KeyedDataset:
@@ -58,7 +60,7 @@ def run_in(path: Path) -> RunFolder:
 
 def make_handler(folder: Path, network: MiM, **changes: Any) -> PictureHandler:
     dataset = changes.pop("dataset", None) or make_dataset(folder)
-    return PictureHandler(run_in(folder), network, dataset, LEVELS, hu_window=RANGE, **changes)
+    return PictureHandler(run_in(folder), network, dataset, LEVELS, scale=SCALE, **changes)
 
 
 def test_start_of_level_1_is_negative_where_the_scan_was_padded(tmp_path: Path, network: MiM) -> None:
@@ -99,7 +101,7 @@ def test_spacing_and_size_are_those_of_the_native_volume(tmp_path: Path, network
 
 def test_child_with_most_tissue_of_the_one_drawn_above(tmp_path: Path, network: MiM) -> None:
     handler = make_handler(tmp_path, network)
-    handler.hu_window = (-1000.0, 1000.0)
+    handler.scale = IntensityScale()
     tissue = {1: [9], 2: [3, 5], 3: [7, 8, 2, 4]}  # children of volume 1 of level 2: 2 and 3
     volumes = {}
     for level, counts in tissue.items():
@@ -161,7 +163,7 @@ def test_full_disk_costs_the_pictures_where_it_may(
 
 def test_one_level_has_no_boxes(tmp_path: Path, network: MiM) -> None:
     dataset = make_dataset(tmp_path, [(16, 16, 16)])
-    handler = PictureHandler(run_in(tmp_path), network, dataset, [(16, 16, 16)], hu_window=RANGE)
+    handler = PictureHandler(run_in(tmp_path), network, dataset, [(16, 16, 16)], scale=SCALE)
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=1, epoch_length=1, output={}))
     assert handler.draw_boxes(engine) == []
     assert handler._start_in_scan(1)[0] == -2

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from mim_components import visualize
 from mim_components.transforms import hu_to_unit, unit_to_hu, window_to_grey
-from mim_components.transforms.intensity import window_text
+from mim_components.transforms.intensity import IntensityScale, window_text
 from mim_components.visualize import (
     LevelPicture,
     boxes_figure,
@@ -109,10 +109,22 @@ def test_error_counts_hidden_voxels_only():
     assert any("RMSE 282.8 HU, PSNR 17.0 dB" in text.get_text() for text in reconstruction_figure([level], "").texts)
 
     soft = picture(
-        shape=(4, 2, 2), image=image, reconstruction=reconstruction, masked=masked, hu_window=(-160.0, 240.0)
+        shape=(4, 2, 2),
+        image=image,
+        reconstruction=reconstruction,
+        masked=masked,
+        scale=IntensityScale(hu_window=(-160.0, 240.0)),
     )
     assert soft.masked_psnr() == pytest.approx(10 * math.log10(400**2 / mse))  # 3.0 dB
     assert any("PSNR 3.0 dB (peak 400 HU)" in text.get_text() for text in reconstruction_figure([soft], "").texts)
+
+    scan = picture(
+        shape=(4, 2, 2), image=image, reconstruction=reconstruction, masked=masked, scale=IntensityScale("mr")
+    )
+    figure = reconstruction_figure([scan], "", window=(0.0, 1000.0))
+    texts = [text.get_text() for text in figure.texts] + [axes.get_ylabel() for axes in figure.axes]
+    assert any("RMSE 282.8 ‰, PSNR 11.0 dB (peak 1000 ‰). Grey window: W 1000 L 500 ‰" in text for text in texts)
+    assert "Absolute error (‰)" in texts and "error (‰)" in texts and not any("HU" in text for text in texts)
 
 
 def test_perfect_and_broken_reconstructions_have_a_picture_too(rendered):
@@ -134,7 +146,7 @@ def test_planes_go_through_the_central_hidden_token_with_tissue():
     masked[1, 1, 1] = masked[2, 1, 1] = masked[0, 0, 0] = True  # (1, 1, 1) is nearest, but air
     level = picture(shape=(6, 6, 6), image=image, reconstruction=image, masked=masked)
     assert level.central_masked_token() == (2, 1, 1)
-    level.image, level.hu_window = np.maximum(image, -160.0), (-160.0, 240.0)
+    level.image, level.scale = np.maximum(image, -160.0), IntensityScale(hu_window=(-160.0, 240.0))
     assert level.central_masked_token() == (2, 1, 1)  # air is where the window begins
     level.image = np.full((6, 6, 6), -1000.0)
     assert level.central_masked_token() == (1, 1, 1)  # nothing but air: the nearest
@@ -335,7 +347,7 @@ def test_level_that_does_not_fit_together_is_refused(changes, message):
 def test_bad_arguments_of_the_figures_are_refused(tmp_path):
     with pytest.raises(ValueError, match="levels must hold at least one LevelPicture, got none"):
         reconstruction_figure([], "")
-    with pytest.raises(ValueError, match="error_range must be above 0 HU, got 0"):
+    with pytest.raises(ValueError, match="error_range must be above 0, got 0"):
         reconstruction_figure([picture()], "", error_range=0)
     with pytest.raises(ValueError, match="window must go from low to high HU"):
         reconstruction_figure([picture()], "", window=(10, 0))

@@ -41,6 +41,16 @@ def test_spacing_is_kept() -> None:
     assert InputContract.from_metadata(CONTRACT.to_metadata(), "file").spacing is None
 
 
+def test_contract_of_mr_and_one_from_before_it() -> None:
+    scans = replace(CONTRACT, modality="mr", hu_window=None, percentiles=(0.5, 99.5))
+    metadata = scans.to_metadata()
+    assert (metadata["modality"], metadata["hu_window"], metadata["percentiles"]) == ('"mr"', "null", "[0.5, 99.5]")
+    assert InputContract.from_metadata(metadata, "file") == scans
+    earlier = CONTRACT.to_metadata()
+    del earlier["modality"], earlier["percentiles"]
+    assert InputContract.from_metadata(earlier, "file") == CONTRACT
+
+
 def test_missing_entries_are_named(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     metadata = CONTRACT.to_metadata()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,10 @@ def test_a_window_of_hu_scaled_to_0_and_1_is_the_same_kind(intensity: object, sa
     [
         (NormalizeIntensityd("image", nonzero=True), "NormalizeIntensityd here"),
         ({"_target_": "ScaleIntensityd", "keys": "image"}, "ScaleIntensityd here"),
-        (ScaleIntensityRangePercentilesd("image", 1, 99, 0, 1, clip=True), "ScaleIntensityRangePercentilesd here"),
+        (
+            ScaleIntensityRangePercentilesd("image", 1, 99, 0, 1, clip=True),
+            "percentiles 1 to 99 of each volume, clipped and scaled to .* here",
+        ),
         ({"_target_": "ScaleIntensityRanged", **RANGE, "b_min": -1.0}, r"to \[-1.0, 1.0\], clipped here"),
         ({"_target_": "ScaleIntensityRanged", **RANGE, "clip": False}, r"to \[0.0, 1.0\], not clipped here"),
         ({"keys": "image"}, "a dictionary without _target_ here"),
@@ -331,3 +335,25 @@ def test_an_encoder_of_sizes_without_name(tmp_path: Path, pretrained: MiM) -> No
     encoder = HybridEncoder(preset="nano", dense_only=True)
     encoder.channels = (8, 16, 47)  # no preset has these
     assert start_from(encoder, path, "RAS", ABDOMEN) is not None
+
+
+def percentiles(lower: float = 0.5, upper: float = 99.5, **options: Any) -> ScaleIntensityRangePercentilesd:
+    return ScaleIntensityRangePercentilesd("image", lower, upper, 0.0, 1.0, clip=True, **options)
+
+
+def test_weights_of_mr_start_on_the_same_percentiles_only(tmp_path: Path, pretrained: MiM) -> None:
+    contract = replace(CONTRACT, modality="mr", hu_window=None, percentiles=(0.5, 99.5))
+    path = save_encoder(pretrained.encoder, tmp_path / "encoder.safetensors", contract)
+    report = start_from(network(), path, "RAS", percentiles())
+    assert report is not None and "RAS, MR from percentile 0.5 to 99.5, 7 steps" in report.notes[0]
+    trained = "intensity: percentiles 0.5 to 99.5 of each volume, clipped and scaled to [0, 1], in the contract"
+    others = {
+        "a window of HU, clipped": ABDOMEN,
+        "percentiles 1 to 99 of each volume": percentiles(1, 99),
+        "relative percentiles 0.5 to 99.5": percentiles(relative=True),
+        "NormalizeIntensityd here": NormalizeIntensityd("image"),
+    }
+    for text, transform in others.items():
+        with pytest.raises(PretrainedError, match=f"{re.escape(trained)} of the weights, {text}"):
+            start_from(network(), path, "RAS", transform)
+    assert start_from(network(), path, "RAS", ABDOMEN, ignore=["intensity"]) is not None

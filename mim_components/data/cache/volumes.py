@@ -48,12 +48,14 @@ class VolumeCache:
 
     Args:
         folder: folder of the cache; created if missing.
-        spacing: spacing that its volumes were resampled to, mm; None = native voxels. Both may share a folder.
+        spacing: spacing that its volumes were resampled to, mm; None = native voxels.
+        modality: "ct" or "mr". Caches of any spacing and modality may share a folder.
     """
 
-    def __init__(self, folder: str | Path, spacing: Spacing | None = None) -> None:
+    def __init__(self, folder: str | Path, spacing: Spacing | None = None, modality: str = "ct") -> None:
         self.folder = Path(folder)
         self.spacing = spacing
+        self.modality = modality
 
     def check_usable(self) -> None:
         """Create the folder, try to write to it, and remove what killed runs left there more than a day ago.
@@ -91,10 +93,12 @@ class VolumeCache:
             )
 
     def voxel_file(self, source: VolumeSource) -> Path:
-        """Cache file of a source; the same source at the same spacing always has the same file."""
+        """Cache file of a source; the same source at the same spacing and modality always has the same file."""
         identity = f"{FORMAT}\n{os.path.abspath(source.path)}\n{source.series_uid or ''}"
         if self.spacing is not None:
             identity += f"\n{self.spacing}"
+        if self.modality != "ct":
+            identity += f"\n{self.modality}"
         key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / key[:2] / f"{key}.npy"
 
@@ -159,7 +163,9 @@ class VolumeCache:
             "intensity_range": [int(voxels.min()), int(voxels.max())],
             "crc32": zlib.crc32(_bytes_of(voxels)),
             "notes": list(decoded.notes),
+            "num_values": decoded.num_values,
             **({} if self.spacing is None else {"resampled_to": self.spacing}),
+            **({} if decoded.window is None else {"modality": self.modality, "window": decoded.window}),
         }
         # voxels of a changed source must never lie beside the JSON of the old one
         path.with_suffix(".json").unlink(missing_ok=True)
@@ -262,6 +268,8 @@ def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> Prep
         notes=tuple(record["notes"]),
         content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
         resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
+        num_values=record.get("num_values", 0),
+        modality=record.get("modality", "ct"),
     )
 
 
@@ -320,7 +328,7 @@ def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> 
         voxels, spacing = math.prod(volume.shape), volume.resampled_to
         header = inspect_source(source, voxels if spacing is None else sys.maxsize)  # native voxels may be many more
         state = SourceState.of(header.files)
-        decoded: DecodedVolume = decode_volume(source, header)
+        decoded: DecodedVolume = decode_volume(source, header, volume.modality)
         resampled = decoded.at(spacing, voxels)
     except Exception as error:  # readers raise many kinds
         cause = hide(cause_of(error), names)
@@ -332,4 +340,4 @@ def _remake(volume: PreparedVolume, source: VolumeSource, found: CacheError) -> 
             f"{found}; and {source}, from which it would be regenerated, has changed since the run was prepared; "
             "restore it, or start a new run."
         )
-    VolumeCache(volume.cache_file.parents[1], spacing).write(source, header, state, resampled)
+    VolumeCache(volume.cache_file.parents[1], spacing, volume.modality).write(source, header, state, resampled)

@@ -154,7 +154,7 @@ class SegmentationChecker:
     def _read_channel(self, raw: np.ndarray, scale: tuple[float, float], image: _Image, where: str) -> bool:
         """Check the intensities of a channel and note oddities; returns True if all are 0."""
         if self.modality == "CT":
-            voxels, notes = to_int16(raw, scale)
+            voxels, notes, _ = to_int16(raw, scale)
             image.content.update(repr(voxels.shape).encode())
             image.content.update(voxels.ravel("K").view(np.uint8).data)
             image.notes.extend(f"{where}{note}" for note in notes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.stream import check_claimed_size
-from mim_components.data.volumes import VolumeError
+from mim_components.data.volumes import LabelMapError, VolumeError
 from mim_components.utils.text import counted
 
 MAX_VOXELS = 2**31
@@ -26,7 +26,7 @@ _BONE_AND_METAL = 3071
 # A larger share of voxels beyond the range of int16 means that they are not HU.
 _CLIPPED_SHARE = 0.01
 # Label maps hold a few whole numbers from 0; CT noise alone has more values.
-_LABEL_VALUES = 64
+LABEL_VALUES = 64
 _LABEL_MAX = 255
 _ODD_SPACING = (0.05, 20.0)
 # No scanner's values exceed this, but damaged floats do; sums of squares in float32 overflow soon after.
@@ -155,7 +155,9 @@ def check_range(low: float, high: float) -> None:
         raise VolumeError(f"values from {low:g} to {high:g} are no intensities (damaged voxels?)")
 
 
-def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: int) -> list[str]:
+def check_intensities(
+    histogram: np.ndarray, low: float, high: float, clipped: int, whole: bool = True
+) -> list[str]:  # fmt: skip
     """Check whether intensities can be HU.
 
     Args:
@@ -163,12 +165,14 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
         low: lowest intensity before rounding.
         high: highest intensity before rounding.
         clipped: number of voxels beyond the range of int16.
+        whole: whether all intensities were whole numbers.
 
     Returns:
         Notes about what is unusual.
 
     Raises:
-        VolumeError: constant, air only, normalised, a label map, or far from any HU.
+        LabelMapError: a label map.
+        VolumeError: constant, air only, normalised, or far from any HU.
     """
     check_range(low, high)
     total = int(histogram.sum())
@@ -178,11 +182,14 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
         raise VolumeError(f"air only: values from {low:g} to {high:g} HU, tissue is above {AIR_ONLY}")
     if clipped > _CLIPPED_SHARE * total:
         raise VolumeError(f"not HU: {clipped:,} of {total:,} voxels are beyond int16, values {low:g} to {high:g}")
+    labels = whole and low >= 0
     if low >= -1.5 and high <= 1.5:
-        raise VolumeError(f"not HU: values from {low:g} to {high:g} (normalised, or a mask); expected CT in HU")
-    values = np.flatnonzero(histogram) - 32768
-    if low >= 0 and high <= _LABEL_MAX and len(values) <= _LABEL_VALUES:
-        raise VolumeError(f"not HU: {len(values)} different values from {low:g} to {high:g} (a label map?)")
+        text = f"not HU: values from {low:g} to {high:g} (normalised, or a mask); expected CT in HU"
+        raise LabelMapError(text) if labels else VolumeError(text)
+    count = int(np.count_nonzero(histogram))
+    if low >= 0 and high <= _LABEL_MAX and count <= LABEL_VALUES:
+        text = f"not HU: {count} different values from {low:g} to {high:g} (a label map?)"
+        raise LabelMapError(text) if labels else VolumeError(text)
     darkest, middle = (_percentile(histogram, share) for share in (0.005, 0.5))
     if middle > _BONE_AND_METAL:
         raise VolumeError(f"not HU: half of the voxels are above {middle}, bone ends near {_BONE_AND_METAL}")
@@ -190,6 +197,35 @@ def check_intensities(histogram: np.ndarray, low: float, high: float, clipped: i
     if darkest > -30:
         notes.append(f"neither air nor fat: values from {low:g} to {high:g}; is this CT in HU?")
     return notes
+
+
+def check_mr_intensities(low: float, high: float, first: float, last: float, count: int, whole: bool) -> list[str]:
+    """Check whether intensities can be those of an MR volume.
+
+    Args:
+        low: lowest intensity.
+        high: highest intensity.
+        first: lower percentile, which becomes 0.
+        last: upper percentile, which becomes 1.
+        count: number of different intensities.
+        whole: whether all are whole numbers.
+
+    Returns:
+        Notes about what is unusual.
+
+    Raises:
+        LabelMapError: a label map.
+        VolumeError: constant, or constant between the percentiles.
+    """
+    if low == high:
+        raise VolumeError(f"constant: every voxel is {low:g}")
+    if whole and low >= 0 and high <= _LABEL_MAX and count <= LABEL_VALUES:
+        raise LabelMapError(f"not MR: {count} different values from {low:g} to {high:g} (a label map?)")
+    if first == last:
+        raise VolumeError(f"nearly constant: 99 % of the voxels are {first:g}, values from {low:g} to {high:g}")
+    if low < AIR_ONLY:
+        return [f"values from {low:g} to {high:g}, MR has none so far below 0; is this CT (modality ct)?"]
+    return []
 
 
 def note_geometry(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> list[str]:

@@ -170,6 +170,7 @@ def _dicom_set(each: PaperSet, relative: dict[Path, str], volumes: CollectionVol
     files = [path for path, text in relative.items() if each.matches(text) and is_regular(path) and is_dicom(path)]
     series = find_series(files, MIN_DICOM_SLICES)
     volumes.notes.extend(series.notes)
+    volumes.passed.extend(series.passed)
     # LUNA16 names its files by the SeriesInstanceUID of the LIDC-IDRI series they were made from
     known = {source.name for source in volumes.sources if source.path.suffix.lower() == ".mhd"}
     kept = [source for source in series.sources if source.series_uid not in known]

@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 
 def load_datalist(
-    path: str | Path, dataset_dir: str | Path | None = None, key: str = "training", allow_outside: bool = False
+    path: str | Path,
+    dataset_dir: str | Path | None = None,
+    key: str = "training",
+    allow_outside: bool = False,
+    modality: str = "ct",
 ) -> FoundVolumes:
     """Read the volumes of one section of a list.
 
@@ -35,6 +39,7 @@ def load_datalist(
         dataset_dir: folder the paths are relative to and must lie in; the folder of the list when None.
         key: section to read; `test` may hold plain paths, as in the Decathlon's lists.
         allow_outside: accept paths that lead out of the folder.
+        modality: modality of DICOM series, "ct" or "mr".
 
     Returns:
         The volumes in the order of the list. Missing files are included, so that the checks report them with the rest.
@@ -49,7 +54,7 @@ def load_datalist(
 
     def read(item: Any) -> list[VolumeSource]:
         image = _object(item, (KEY,), key)[KEY]
-        return _sources(_path_of(image, listed.folder, KEY), found.notes)
+        return _sources(_path_of(image, listed.folder, KEY), found, modality)
 
     found.sources = [source for _, sources in listed.read(key, read) for source in sources]
     listed.refuse()
@@ -225,14 +230,15 @@ def _refuse_shared(listed: _List) -> None:
             raise DataError(f"{listed.path}: {what} in both sections, training and validation: {shorten(shared, 10)}")
 
 
-def _sources(path: Path, notes: list[str]) -> list[VolumeSource]:
+def _sources(path: Path, volumes: FoundVolumes, modality: str) -> list[VolumeSource]:
     if not path.is_dir():
         return [VolumeSource(path, (path,))]
     try:
-        found = find_volumes(path)
+        found = find_volumes(path, modality)
     except NoVolumesError:
         return [VolumeSource(path, (path,))]
-    notes.extend(found.notes)
+    volumes.notes.extend(found.notes)
+    volumes.passed.extend(found.passed)
     if len(found) > 1:
         raise DataError(f"key '{KEY}': {path} holds {len(found)} volumes, expected one")
     return found.sources

@@ -23,6 +23,7 @@ from mim_components.data.volumes import (
     NoVolumesError,
     VolumeSource,
 )
+from mim_components.transforms.intensity import check_modality
 from mim_components.utils.text import counted, shorten
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def find_sources(
     data_root: str | Path | None = None,
     datalist_key: str = "training",
     allow_outside: bool = False,
+    modality: str = "ct",
 ) -> FoundVolumes:
     """Find the volumes in the one way that is given.
 
@@ -149,9 +151,10 @@ def find_sources(
         data_root: folder with the sets of the collection.
         datalist_key: section of the list.
         allow_outside: accept paths in the list that lead out of its folder.
+        modality: "ct" or "mr".
 
     Raises:
-        DataError: no way or more than one is given, or nothing was found.
+        DataError: no way or more than one is given, nothing was found, or a collection, which is CT, is given for MR.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -166,17 +169,22 @@ def find_sources(
     if sum(ways) != 1:
         given = f"; got {dataset_dir=}, {datalist=}, {collection=}" if any(ways) else ""
         raise DataError(f"Give the data in exactly one way{given}:\n{WAYS}")
+    check_modality(modality)
+    if collection and modality != "ct":
+        raise DataError(
+            f"collection {collection} is CT, got modality {modality}; give MR as --dataset_dir or --datalist."
+        )
     if collection and data_root:
         found = list_collection(collection, data_root)
         logger.info("Collection %s in %s:\n%s", collection, data_root, found.table())
         return found
     if datalist:
-        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside)
-    return find_volumes(Path(str(dataset_dir)))
+        return load_datalist(datalist, dataset_dir or None, datalist_key, allow_outside, modality)
+    return find_volumes(Path(str(dataset_dir)), modality)
 
 
-def as_source(source: VolumeSource | str | Path) -> VolumeSource:
-    """Convert a path to a source; a folder must hold exactly one DICOM series of CT."""
+def as_source(source: VolumeSource | str | Path, modality: str = "ct") -> VolumeSource:
+    """Convert a path to a source; a folder must hold exactly one DICOM series of the modality."""
     if isinstance(source, VolumeSource):
         return source
     path = Path(source)
@@ -184,7 +192,7 @@ def as_source(source: VolumeSource | str | Path) -> VolumeSource:
         return VolumeSource(path, (path,))
     from mim_components.data.find.walk import find_volumes
 
-    found = find_volumes(path).sources
+    found = find_volumes(path, modality).sources
     if len(found) != 1:
         raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)
     return found[0]
@@ -200,6 +208,7 @@ def find_validation(
     collection: str | None = None,
     data_root: str | Path | None = None,
     allow_outside: bool = False,
+    modality: str = "ct",
 ) -> FoundVolumes:
     """Find the validation volumes, or those of the training if neither folder nor list of validation volumes is given.
 
@@ -213,6 +222,7 @@ def find_validation(
         collection: collection of the training.
         data_root: folder of the collection.
         allow_outside: accept paths in a list that lead out of its folder.
+        modality: "ct" or "mr".
 
     Raises:
         DataError: nothing was found, or nothing is given.
@@ -229,14 +239,18 @@ def find_validation(
     """
     if validation_datalist or validation_dir:
         return find_sources(
-            validation_dir, validation_datalist, datalist_key=validation_key, allow_outside=allow_outside
+            validation_dir,
+            validation_datalist,
+            datalist_key=validation_key,
+            allow_outside=allow_outside,
+            modality=modality,
         )
     if not any((dataset_dir, datalist, collection, data_root)):
         raise DataError(
             "Give the volumes to evaluate on: --validation_dir (a folder) or --validation_datalist (a JSON list); or "
             "--dataset_dir as in the training, to evaluate on its data."
         )
-    return find_sources(dataset_dir, datalist, collection, data_root, datalist_key, allow_outside)
+    return find_sources(dataset_dir, datalist, collection, data_root, datalist_key, allow_outside, modality)
 
 
 def find_scans(

@@ -74,25 +74,29 @@ def walk(directory: str | Path, max_depth: int | None = None) -> Tree:
     return tree
 
 
-def find_volumes(directory: str | Path) -> FoundVolumes:
+def find_volumes(directory: str | Path, modality: str = "ct") -> FoundVolumes:
     """Find every volume below a folder.
 
     Args:
         directory: folder to search recursively.
+        modality: modality of the DICOM series to find, "ct" or "mr"; other formats do not tell.
 
     Returns:
-        The volumes sorted by path; the notes name DICOM series that are not CT volumes, with the reason.
+        The volumes sorted by path, label maps among them; the notes name DICOM series that are not volumes of the
+        modality, with the reason.
 
     Raises:
         NoVolumesError: the folder is missing, empty or without volumes; says which files were found.
     """
     tree = walk(directory)
-    found = FoundVolumes([VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)], root=tree.root)
+    sources = [VolumeSource(path, (path,)) for path in tree.files if suffix_of(path)]
+    found = FoundVolumes(sources, root=tree.root, searched=True)
     others = [path for path in tree.files if not suffix_of(path)]
     slices = [path for path in others if is_regular(path) and is_dicom(path)]
-    series = find_series(slices, min_slices=MIN_SLICES)
+    series = find_series(slices, min_slices=MIN_SLICES, modality=modality)
     found.sources.extend(series.sources)
     found.notes.extend(series.notes)
+    found.passed.extend(series.passed)
     broken = set(others).difference(slices)
     found.sources.extend(VolumeSource(path, (path,)) for path in broken if path.suffix.lower() in _DICOM_SUFFIXES)
     if passed := [path for path in others if path.suffix.lower() in _OTHER_FORMATS]:
@@ -102,9 +106,9 @@ def find_volumes(directory: str | Path) -> FoundVolumes:
     odd = [path for path in tree.named_folders if path not in parents]
     found.sources.extend(VolumeSource(path, (path,)) for path in dict.fromkeys([*odd, *tree.locked]))
     if not found.sources:
-        reasons = "".join(f"\n  {note}" for note in found.notes)
+        reasons = "".join(f"\n  {note}" for note in (*found.notes, *found.passed))
         raise NoVolumesError(
-            f"{directory}: no CT volume found in {describe_files(tree.files)}; expected "
+            f"{directory}: no {modality.upper()} volume found in {describe_files(tree.files)}; expected "
             f".nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or folders with DICOM series.{reasons}"
         )
     found.sources.sort(key=str)

@@ -39,6 +39,7 @@ from mim_components.data.volumes import (
     VolumeSource,
     suffix_of,
 )
+from mim_components.transforms.intensity import check_modality
 from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -133,13 +134,15 @@ class CTScans:
         (1.5, 1.5, 2.0)
     """
 
+    modality = "ct"
+
     def __init__(self, max_voxels: int = MAX_VOXELS, spacing: Sequence[float] | None = None) -> None:
         self.max_voxels = max_voxels
         self.spacing = as_spacing(spacing)
 
     def find(self, root: Path) -> list[VolumeSource]:
         """Find volumes at any depth."""
-        return _volumes_of(root)
+        return _volumes_of(root, self.modality)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
         """Check the header."""
@@ -148,12 +151,41 @@ class CTScans:
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
         """Read a volume completely."""
-        voxels, affine = load_volume(source, self.max_voxels, self.spacing)
+        voxels, affine = load_volume(source, self.max_voxels, self.spacing, self.modality)
         return MetaTensor(torch.from_numpy(voxels).unsqueeze(0), affine=torch.as_tensor(affine))
 
     def empty(self) -> MetaTensor:
         """One voxel."""
         return MetaTensor(torch.zeros(1, 1, 1, 1, dtype=torch.int16))
+
+
+class MRScans(CTScans):
+    """MR scans for an encoder pre-trained on MR: as `CTScans`, but in per mille, see `to_per_mille`.
+
+    Args:
+        max_voxels: as in `CTScans`.
+        spacing: as in `CTScans`.
+
+    Example:
+        >>> MRScans(spacing=(1, 1, 1)).modality
+        'mr'
+    """
+
+    modality = "mr"
+
+
+def scans_of(modality: str, max_voxels: int = MAX_VOXELS, spacing: Sequence[float] | None = None) -> CTScans:
+    """Scans as an encoder of a modality takes them, "ct" or "mr".
+
+    Raises:
+        ValueError: unknown modality.
+
+    Example:
+        >>> type(scans_of("ct")).__name__, type(scans_of("mr")).__name__
+        ('CTScans', 'MRScans')
+    """
+    check_modality(modality)
+    return (MRScans if modality == "mr" else CTScans)(max_voxels, spacing)
 
 
 class NativeScans:
@@ -343,8 +375,8 @@ def is_label_map(source: VolumeSource) -> bool:
         return False  # the check of the headers reports what is wrong
 
 
-def _volumes_of(root: Path) -> list[VolumeSource]:
-    return list(find_volumes(root)) if root.is_dir() else [VolumeSource(root, (root,))]
+def _volumes_of(root: Path, modality: str = "ct") -> list[VolumeSource]:
+    return list(find_volumes(root, modality)) if root.is_dir() else [VolumeSource(root, (root,))]
 
 
 def _paths_of_volumes(root: Path) -> set[Path]:

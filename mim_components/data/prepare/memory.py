@@ -20,14 +20,14 @@ from mim_components.data.cases import CheckResult
 from mim_components.data.find.walk import is_regular
 from mim_components.data.names import hide
 from mim_components.data.read.volume import cause_of
-from mim_components.data.volumes import BadVolume, DataError, SourceState, VolumeError
+from mim_components.data.volumes import BadVolume, DataError, LabelMapError, SourceState, VolumeError
 from mim_components.utils.files import sha256
 
 logger = logging.getLogger(__name__)
 
 MEMORY = "checks.jsonl"
 # Part of the key: raise it when a check changes.
-FORMAT = 3
+FORMAT = 4
 
 
 def bad_volume(
@@ -48,7 +48,8 @@ def bad_volume(
         cause = f"cannot be read: {type(error).__name__}: {cause}"
     state = state_of(files)
     permanent = state is not None and isinstance(error, VolumeError) and not _may_pass(error)
-    return BadVolume(name, hide(cause, hidden or {}), digest_of_files(files), state, permanent)
+    label_map = isinstance(error, LabelMapError)
+    return BadVolume(name, hide(cause, hidden or {}), digest_of_files(files), state, permanent, label_map)
 
 
 def _may_pass(error: BaseException | None) -> bool:
@@ -138,7 +139,8 @@ class CheckMemory:
             if record is None or record["state"] != state_of(paths):
                 continue
             if "cause" in record:
-                return BadVolume(name, record["cause"], record["digest"], record["state"], permanent=True)
+                cause, digest, label_map = record["cause"], record["digest"], record["label_map"]
+                return BadVolume(name, cause, digest, record["state"], permanent=True, label_map=label_map)
             return CheckResult(record["digest"], tuple(record["notes"]), record["content"])
         return None
 
@@ -164,7 +166,7 @@ class CheckMemory:
         if isinstance(result, CheckResult):
             self._lines.keep(self._key(part, paths), {"state": state, **vars(result)})
         elif result.permanent:
-            record = {"state": state, "digest": result.digest, "cause": result.cause}
+            record = {"state": state, "digest": result.digest, "cause": result.cause, "label_map": result.label_map}
             self._lines.keep(self._key(part, paths, name), record)
 
     def _key(self, part: str, paths: Sequence[Path], name: str = "") -> str:

@@ -25,6 +25,7 @@ def prepare_on_nodes(
     output_dir: str | Path | None = None,
     anonymous_paths: bool = False,
     spacing: Sequence[float] | None = None,
+    modality: str = "ct",
 ) -> PreparedDataset:
     """`prepare_volumes`, with its work divided among the processes of a run.
 
@@ -41,6 +42,7 @@ def prepare_on_nodes(
         output_dir: folder in which the first process lists bad volumes, see `write_quarantine`.
         anonymous_paths: name volumes by digests, see `mim_components.data.names`.
         spacing: spacing that volumes are resampled to, mm along R, A and S; None = native voxels.
+        modality: "ct" or "mr".
 
     Raises:
         DataError: one failed, or they found different volumes; in all processes.
@@ -63,6 +65,7 @@ def prepare_on_nodes(
     prepared = prepare_volumes(
         named, cache_dir, on_bad=on_bad, max_bad_fraction=max_bad_fraction, num_workers=num_workers, progress=first,
         max_voxels=max_voxels, verify=verify, output_dir=output_dir if first else None, spacing=spacing, team=team,
+        modality=modality,
     )  # fmt: skip
     team.check_same(prepared.digest, prepared.contents)
     return prepared

@@ -1,20 +1,21 @@
-"""Handling of bad volumes: how many may be left out, and the file that lists those of a run."""
+"""Handling of bad volumes: how many may be left out, and the files that list them and what was passed over."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mim_components.data.volumes import BadVolume, BadVolumesError, DataError
+from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, PassedOver
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
 ON_BAD = ("stop", "exclude")
 QUARANTINE = "quarantine.jsonl"
+PASSED_OVER = "passed_over.jsonl"
 MAX_BAD_FRACTION = 0.05
 
 
@@ -78,13 +79,27 @@ def write_quarantine(folder: str | Path, bad: Sequence[BadVolume]) -> None:
         folder: run folder.
         bad: all bad volumes.
     """
-    path = Path(folder) / QUARANTINE
     rows = [{"path": item.path, "digest": item.digest, "state": item.state, "reason": item.cause} for item in bad]
+    _write_list(Path(folder) / QUARANTINE, rows, "bad volume", "bad volumes")
+
+
+def write_passed_over(folder: str | Path, passed: Sequence[PassedOver]) -> None:
+    """List what a run passed over in `passed_over.jsonl`: `path`, `how` and `reason`; see `write_quarantine`.
+
+    Args:
+        folder: run folder.
+        passed: label maps and the like.
+    """
+    rows = [{"path": str(item.source), "how": item.how, "reason": item.reason} for item in passed]
+    _write_list(Path(folder) / PASSED_OVER, rows, "file passed over", "files passed over")
+
+
+def _write_list(path: Path, rows: Sequence[Mapping[str, Any]], noun: str, nouns: str) -> None:
     try:
         if rows:
             write_text_safely(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-            logger.info("%s listed in %s", counted(len(rows), "bad volume"), path)
+            logger.info("%s listed in %s", f"{len(rows):,} {noun if len(rows) == 1 else nouns}", path)
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s: the list of bad volumes cannot be written: %s", path, error)
+        logger.warning("%s: the list of %s cannot be written: %s", path, nouns, error)

@@ -18,6 +18,7 @@ import ignite.distributed as idist
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
 from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
+from mim_components.data.prepare.label_maps import set_apart, settle_passed, summary_of
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
 from mim_components.data.prepare.phase import check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
@@ -31,12 +32,13 @@ from mim_components.data.volumes import (
     CacheError,
     DataError,
     FoundVolumes,
+    PassedOver,
     PreparedDataset,
     PreparedVolume,
     SourceState,
     VolumeSource,
 )
-from mim_components.utils.text import counted
+from mim_components.utils.text import counted, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,13 @@ class _How:
     verify: str
     spacing: Spacing | None = None
     max_voxels: int = MAX_VOXELS
+    modality: str = "ct"
 
     def cache(self) -> VolumeCache:
-        return VolumeCache(self.cache_dir, self.spacing)
+        return VolumeCache(self.cache_dir, self.spacing, self.modality)
+
+    def memory(self) -> CheckMemory:
+        return CheckMemory(self.cache_dir, "volumes" if self.modality == "ct" else f"{self.modality} volumes")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ def prepare_volumes(
     output_dir: str | Path | None = None,
     spacing: Sequence[float] | None = None,
     team: Team | None = None,
+    modality: str = "ct",
 ) -> PreparedDataset:
     """Check every volume and write it to the cache, unless it is cached or known to be bad.
 
@@ -92,53 +99,61 @@ def prepare_volumes(
         max_voxels: headers that claim more are refused, as are volumes with more after resampling.
         verify: "full" compares the checksum of cached voxels, "quick" only the sizes of cached files; "auto" compares
             the checksum once, and again only for files touched since.
-        output_dir: folder for `quarantine.jsonl`, see `write_quarantine`; None = not written.
+        output_dir: folder for `quarantine.jsonl` and `passed_over.jsonl`, see `write_quarantine`; None = not written.
         spacing: spacing that volumes are resampled to, mm along R, A and S; None = native voxels.
         team: processes that divide the work; None = only this one.
+        modality: "ct": volumes must be in HU; "mr": any intensities, stored in per mille, see `to_per_mille`.
 
     Returns:
-        The volumes in the order of `found`.
+        The volumes in the order of `found`; label maps are passed over if a folder was searched, see `set_apart`.
 
     Raises:
         BadVolumesError: volumes are bad and `on_bad` is "stop", more than may be left out, or none is left.
         CacheError: the cache cannot be written, or the disk is too small for it.
-        DataError: a setting is wrong.
+        DataError: a setting is wrong, or there are label maps only.
     """
     check_options(on_bad, max_bad_fraction, num_workers)
     if verify not in VERIFY:
         raise DataError(f"verify must be one of {VERIFY}, got {verify=}.")
-    notes = list(found.notes) if isinstance(found, FoundVolumes) else []
-    sources = list(found)
-    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels)
+    found = found if isinstance(found, FoundVolumes) else FoundVolumes(list(found))
+    sources = found.sources
+    how = _How(Path(cache_dir), verify, as_spacing(spacing), max_voxels, modality)
     cache, team = how.cache(), team or Team()
     outcomes: list[PreparedVolume | BadVolume | _Task] = []  # of this process's share
     start = perf_counter()
 
     def inspect() -> Counter[str]:
         cache.check_usable()
-        memory = CheckMemory(cache.folder, "volumes")
+        memory = how.memory()
         outcomes.extend(_inspect(source, memory, how) for source in team.share(sources))
         return _count(outcomes)
 
     total = sum(team.exchange(inspect), Counter())
     team.exchange(lambda: cache.check_space(total["bytes"]))
     _log_plan(len(sources), total, perf_counter() - start)
-    results = team.divide(lambda _: _finish(outcomes, cache, num_workers, progress), sources)
+    results = team.divide(lambda _: _finish(outcomes, how, num_workers, progress), sources)
     logger.info("preparation took %.1f s", perf_counter() - start)
-    bad = [item for item in results if isinstance(item, BadVolume)]
-    pairs = zip(sources, results, strict=True)
+    kept, label_maps, remarks = set_apart(found, results)
+    bad = [item for item in kept if isinstance(item, BadVolume)]
+    pairs = zip(sources, kept, strict=True)
     volumes = [replace(item, origin=source) for source, item in pairs if isinstance(item, PreparedVolume)]
-    settle_bad(bad, len(sources), on_bad, max_bad_fraction, output_dir)
+    passed = settle_passed([*found.passed, *label_maps], output_dir)
+    settle_bad(bad, len(bad) + len(volumes), on_bad, max_bad_fraction, output_dir)
     if bad and not volumes:
-        raise BadVolumesError(bad, len(sources))
+        raise BadVolumesError(bad, len(bad))
     if not volumes:
-        raise DataError("no volumes were given, expected at least one.")
-    notes += [f"{volume.source}: {note}" for volume in volumes for note in volume.notes]
+        raise DataError(_why_none(found, passed))
+    notes = [*found.notes, *remarks, *(f"{volume.source}: {note}" for volume in volumes for note in volume.notes)]
     notes += note_copies(((volume.source, volume.content) for volume in volumes), "voxels")
-    dataset = PreparedDataset(volumes, bad, notes)
     for line in [*(f"left out: {item}" for item in bad), *notes] if idist.get_rank() == 0 else []:
         logger.warning("%s", line)
-    return dataset
+    return PreparedDataset(volumes, bad, notes, passed)
+
+
+def _why_none(found: FoundVolumes, passed: Sequence[PassedOver]) -> str:
+    if not passed:
+        return "no volumes were given, expected at least one."
+    return f"{found.root}: no scan is left; {summary_of(passed)}: {shorten(passed)}"
 
 
 def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVolume | BadVolume | _Task:
@@ -184,11 +199,11 @@ def _log_plan(number: int, total: Counter[str], seconds: float) -> None:
 
 
 def _finish(
-    outcomes: Sequence[PreparedVolume | BadVolume | _Task], cache: VolumeCache, num_workers: int, progress: bool
+    outcomes: Sequence[PreparedVolume | BadVolume | _Task], how: _How, num_workers: int, progress: bool
 ) -> list[PreparedVolume | BadVolume]:
     """Replace the tasks among the outcomes by their results."""
     tasks = [item for item in outcomes if isinstance(item, _Task)]
-    memory = CheckMemory(cache.folder, "volumes")
+    memory = how.memory()
     done = iter([*_prepare_each(tasks, memory, num_workers, progress)])
     return [next(done) if isinstance(item, _Task) else item for item in outcomes]
 
@@ -221,8 +236,8 @@ def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
         if cached is not None:
             return cached
         state = SourceState.of(task.header.files)
-        decoded = decode_volume(task.source, task.header).at(task.how.spacing, task.how.max_voxels)
-        return cache.write(task.source, task.header, state, decoded)
+        decoded = decode_volume(task.source, task.header, task.how.modality)
+        return cache.write(task.source, task.header, state, decoded.at(task.how.spacing, task.how.max_voxels))
     except CacheError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Sort DICOM files into series and tell which of them are CT volumes.
+"""Sort DICOM files into series and tell which of them are CT or MR volumes.
 
 Only the tags named here are parsed: names, dates and other personal data are never read. One of the tags is an
 identifier, SeriesInstanceUID: it names a series in logs and files and tells series in one folder apart. The pixels are
@@ -20,10 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from mim_components.data.read.stream import Payload, check_claimed_size
-from mim_components.data.volumes import DataError, FoundVolumes, VolumeError, VolumeSource
+from mim_components.data.volumes import DataError, FoundVolumes, PassedOver, VolumeError, VolumeSource, a_volume
+from mim_components.transforms.intensity import MODALITIES
 from mim_components.utils.text import counted
 
 MIN_SLICES = 3
+# contours and masks that belong to a scan
+SEGMENTATIONS = {"SEG": "DICOM segmentation", "RTSTRUCT": "DICOM structure set"}
 _BLOCK = 1024  # bytes; the first elements of a file are short
 _TAGS = (
     "Modality",
@@ -201,16 +204,18 @@ def _uid(text: str) -> str:
     return "uid_" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes:
+def find_series(files: list[Path], min_slices: int = MIN_SLICES, modality: str = "ct") -> FoundVolumes:
     """Group DICOM files into one volume per folder and SeriesInstanceUID.
 
     Args:
         files: DICOM files of any kind.
         min_slices: series with fewer slices are left out.
+        modality: "ct" or "mr".
 
     Returns:
-        The CT volumes, slices in order of position. The notes name every other series and why it is not one. Files
-        with an unreadable header are returned as volumes of their own, for the checks to refuse.
+        The volumes of the modality, slices in order of position. Segmentations and structure sets are passed over; the
+        notes name every other series and why it is not one. Files with an unreadable header are returned as volumes of
+        their own, for the checks to refuse.
 
     Raises:
         DataError: there are files, but pydicom is not installed.
@@ -229,10 +234,14 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
             continue
         series.setdefault((path.parent, image.series_uid), []).append(image)
     for (folder, uid), slices in series.items():
+        if all(image.modality in SEGMENTATIONS for image in slices):
+            source = VolumeSource(folder, tuple(image.path for image in slices), uid)
+            found.passed.append(PassedOver(source, "DICOM", SEGMENTATIONS[slices[0].modality]))
+            continue
         images = [image for image in slices if "LOCALIZER" not in image.image_type]
-        reason = why_no_volume(images, min_slices) if images else "ImageType LOCALIZER"
+        reason = why_no_volume(images, min_slices, modality) if images else "ImageType LOCALIZER"
         if reason:
-            found.notes.append(f"{folder} [{uid}]: not a CT volume: {reason}")
+            found.notes.append(f"{folder} [{uid}]: not {a_volume(modality)}: {reason}")
         else:
             found.sources.append(VolumeSource(folder, tuple(image.path for image in in_order(images)), uid))
     repeated = [uid for uid, count in Counter(uid for _, uid in series).items() if uid and count > 1]
@@ -240,11 +249,13 @@ def find_series(files: list[Path], min_slices: int = MIN_SLICES) -> FoundVolumes
     return found
 
 
-def why_no_volume(slices: list[Slice], min_slices: int) -> str:
-    """Why the slices of a series do not make a CT volume; "" if they do."""
-    first = slices[0]
-    if any(image.modality != "CT" for image in slices):
-        return f"Modality {first.modality or 'missing'}, expected CT"
+def why_no_volume(slices: list[Slice], min_slices: int, modality: str = "ct") -> str:
+    """Why the slices of a series do not make a volume of a modality; "" if they do."""
+    first, wanted = slices[0], modality.upper()
+    if any(image.modality != wanted for image in slices):
+        other = first.modality.lower()
+        advice = f" (--modality {other} takes it)" if other in MODALITIES and other != modality else ""
+        return f"Modality {first.modality or 'missing'}, expected {wanted}{advice}"
     if not first.series_uid:
         return "SeriesInstanceUID is missing"
     if any(image.frames > 1 for image in slices):

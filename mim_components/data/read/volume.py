@@ -1,4 +1,4 @@
-"""Read a whole volume as int16 HU on a RAS grid, checked to its last byte.
+"""Read a whole volume as int16 on a RAS grid, checked to its last byte: CT in HU, MR in per mille of a range.
 
 Voxels come from the same pass over the file that hashes it and verifies its checksum. nibabel or ITK give their
 position in space; DICOM series are decoded by ITK through MONAI's reader.
@@ -7,7 +7,6 @@ position in space; DICOM series are decoded by ITK through MONAI's reader.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -25,13 +24,14 @@ from mim_components.data.check.volume import (
 )
 from mim_components.data.find.sources import as_source
 from mim_components.data.read.headers import VolumeHeader, read_header
+from mim_components.data.read.mr import to_per_mille
+from mim_components.data.read.parts import scaled_parts
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
 from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
 _INT16 = np.iinfo(np.int16)
-_PART = 2**22  # voxels scaled at a time
 _BLOCK = (64, 64, 16)  # voxels transposed at a time
 
 
@@ -40,11 +40,13 @@ class DecodedVolume:
     """A volume in memory.
 
     Attributes:
-        voxels: int16 (H, W, D), RAS, HU, C order.
+        voxels: int16 (H, W, D), RAS, C order: HU, or per mille of `window`.
         affine: 4x4, voxel index to RAS world in mm.
         orientation: axis codes of the source, such as LPS.
         digest: sha256 of the bytes of the source.
         notes: oddities.
+        num_values: number of different intensities before resampling.
+        window: intensities of the file that became 0 and 1000; None for CT.
     """
 
     voxels: np.ndarray
@@ -52,6 +54,8 @@ class DecodedVolume:
     orientation: str
     digest: str
     notes: tuple[str, ...]
+    num_values: int = 0
+    window: tuple[float, float] | None = None
 
     def at(self, spacing: Spacing | None, max_voxels: int) -> DecodedVolume:
         """This volume at another spacing, see `resample`; None = unchanged."""
@@ -62,14 +66,18 @@ class DecodedVolume:
 
 
 def load_volume(
-    source: VolumeSource | str | Path, max_voxels: int = MAX_VOXELS, spacing: Spacing | None = None
+    source: VolumeSource | str | Path,
+    max_voxels: int = MAX_VOXELS,
+    spacing: Spacing | None = None,
+    modality: str = "ct",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a CT volume in HU with axes reoriented to RAS.
+    """Read a volume with axes reoriented to RAS: CT in HU, MR in per mille, see `to_per_mille`.
 
     Args:
         source: a volume source, a file, or the folder of one DICOM series.
         max_voxels: largest number of voxels accepted.
         spacing: target spacing, mm along R, A and S, see `resample`; None = native voxels.
+        modality: "ct" or "mr".
 
     Returns:
         int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
@@ -77,9 +85,9 @@ def load_volume(
     Raises:
         BadVolumesError: the volume cannot be used; names the file and the cause.
     """
-    source = as_source(source)
+    source = as_source(source, modality)
     try:
-        decoded = decode_volume(source, inspect_source(source, max_voxels)).at(spacing, max_voxels)
+        decoded = decode_volume(source, inspect_source(source, max_voxels), modality).at(spacing, max_voxels)
     except (DataError, OSError) as error:
         raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
     return decoded.voxels, decoded.affine
@@ -105,20 +113,25 @@ def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_chann
     return header
 
 
-def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
+def decode_volume(source: VolumeSource, header: VolumeHeader, modality: str = "ct") -> DecodedVolume:
     """Read a volume completely and check its voxels.
 
     Args:
         source: the volume.
         header: its header, already checked.
+        modality: "ct" or "mr".
 
     Raises:
-        VolumeError: damaged, not finite, or no CT in HU.
+        VolumeError: damaged, not finite, or no CT in HU, or no MR.
         OSError: a file cannot be read.
     """
     digest = hashlib.sha256()
     raw, affine = read_stored(source, header, digest)
-    voxels, notes = to_int16(raw, header.scale)
+    window = None
+    if modality == "mr":
+        voxels, notes, num_values, window = to_per_mille(raw, header.scale)
+    else:
+        voxels, notes, num_values = to_int16(raw, header.scale)
     turned = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     voxels = _in_c_order(np.asanyarray(turned.dataobj))
     spacing = tuple(float(step) for step in nib.affines.voxel_sizes(turned.affine))
@@ -128,6 +141,8 @@ def decode_volume(source: VolumeSource, header: VolumeHeader) -> DecodedVolume:
         orientation="".join(nib.aff2axcodes(affine)),
         digest=digest.hexdigest(),
         notes=(*header.notes, *notes, *note_geometry(voxels.shape, spacing)),  # type: ignore[arg-type]
+        num_values=num_values,
+        window=window,
     )
 
 
@@ -223,8 +238,8 @@ def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1][:200]
 
 
-def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str]]:
-    """Scale to HU, check and round; returns voxels int16 `(H, W, D)` and notes about them.
+def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str], int]:
+    """Scale to HU, check and round; returns voxels int16 `(H, W, D)`, notes, and the number of different values.
 
     Args:
         raw: stored voxels (H, W, D).
@@ -238,7 +253,7 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         raw = raw[:1, :1, :1]  # all are equal, see `read_stored`, so one is enough
     voxels = np.empty(raw.shape, dtype=np.int16, order="F")
     histogram = np.zeros(2**16, dtype=np.int64)
-    low, high, clipped, unfit = np.inf, -np.inf, 0, 0
+    low, high, clipped, unfit, whole = np.inf, -np.inf, 0, 0, True
     for part, values in scaled_parts(raw, scale):
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
@@ -248,28 +263,11 @@ def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, l
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         if values.dtype != np.int16:
             clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
-            values = np.clip(np.rint(values), _INT16.min, _INT16.max)
+            rounded = np.rint(values)
+            whole = whole and np.array_equal(values, rounded)
+            values = np.clip(rounded, _INT16.min, _INT16.max)
         voxels[part] = values
         histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
     if unfit:
         raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
-    return voxels, check_intensities(histogram, low, high, clipped)
-
-
-def scaled_parts(
-    raw: np.ndarray, scale: tuple[float, float]
-) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
-    """A few slices at a time, float64 if floats or a scale are stored: a float copy of a whole volume would not fit.
-
-    Args:
-        raw: stored voxels (H, W, D).
-        scale: slope and intercept to apply.
-    """
-    step = max(_PART // (raw.shape[0] * raw.shape[1]), 1)
-    for z in range(0, raw.shape[2], step):
-        part = (slice(None), slice(None), slice(z, z + step))
-        values = raw[part]
-        if scale != (1.0, 0.0) or values.dtype.kind == "f":
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = values.astype(np.float64) * scale[0] + scale[1]
-        yield part, values
+    return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))

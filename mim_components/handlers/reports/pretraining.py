@@ -12,11 +12,13 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
+from mim_components.data.prepare.label_maps import summary_of
 from mim_components.data.volumes import PreparedDataset, per_axis
 from mim_components.handlers.reports.frame import page, write_report
 from mim_components.losses import MiMLoss
 from mim_components.metrics.pretraining import CropScores, mean_scores
 from mim_components.transforms.crop import MultiLevelCropMask
+from mim_components.transforms.intensity import CT, PERCENTILES, IntensityScale
 from mim_components.utils.text import counted, csv_table, markdown_table, shorten
 from mim_components.weights.trained import TrainedNetwork
 
@@ -24,17 +26,20 @@ PREDICTORS = {"mse": "", "mse_visible_mean": "visible_mean_", "mse_token_mean": 
 PAIR_FIGURES = ("accuracy", "overlap_accuracy", "overlap_chance", "infonce")
 
 
-def error_figures(mse: float, hu_width: float) -> dict[str, float | None]:
-    """MSE of intensities in [0, 1], RMSE in HU, and PSNR in dB with peak 1, that is, `hu_width`; no PSNR at error 0.
+def error_figures(mse: float, scale: IntensityScale = CT) -> dict[str, float | None]:
+    """MSE of intensities in [0, 1], RMSE in the unit, and PSNR in dB with peak 1, the width of the window.
+
+    There is no PSNR at error 0.
 
     Example:
-        >>> error_figures(0.01, 2000.0)
-        {'mse': 0.01, 'rmse_hu': 200.0, 'psnr_db': 20.0}
+        >>> error_figures(0.01), error_figures(0.01, IntensityScale("mr"))["rmse_permille"]
+        ({'mse': 0.01, 'rmse_hu': 200.0, 'psnr_db': 20.0}, 100.0)
     """
-    return {"mse": mse, "rmse_hu": math.sqrt(mse) * hu_width, "psnr_db": -10 * math.log10(mse) if mse > 0 else None}
+    rmse, psnr = math.sqrt(mse) * scale.width, -10 * math.log10(mse) if mse > 0 else None
+    return {"mse": mse, f"rmse_{scale.key}": rmse, "psnr_db": psnr}
 
 
-def level_rows(means: Mapping[str, float], num_levels: int, hu_width: float) -> list[dict[str, Any]]:
+def level_rows(means: Mapping[str, float], num_levels: int, scale: IntensityScale = CT) -> list[dict[str, Any]]:
     """One row per level: the figures of the prediction and, with a prefix, of the trivial predictors.
 
     From level 2 also `empty_children`, the share of the volumes whose parent token has no content, and `content`, the
@@ -42,20 +47,20 @@ def level_rows(means: Mapping[str, float], num_levels: int, hu_width: float) -> 
     """
     rows = []
     for level in range(1, num_levels + 1):
-        row: dict[str, Any] = {"level": level, **_level_figures(means, f"level{level}", hu_width)}
+        row: dict[str, Any] = {"level": level, **_level_figures(means, f"level{level}", scale)}
         if level > 1:
             row["empty_children"] = means[f"empty_children_level{level}"]
-            row["content"] = _level_figures(means, f"content_level{level}", hu_width) or None
+            row["content"] = _level_figures(means, f"content_level{level}", scale) or None
         rows.append(row)
     return rows
 
 
-def _level_figures(means: Mapping[str, float], place: str, hu_width: float) -> dict[str, float | None]:
+def _level_figures(means: Mapping[str, float], place: str, scale: IntensityScale) -> dict[str, float | None]:
     return {
         f"{prefix}{key}": value
         for name, prefix in PREDICTORS.items()
         if f"{name}_{place}" in means
-        for key, value in error_figures(means[f"{name}_{place}"], hu_width).items()
+        for key, value in error_figures(means[f"{name}_{place}"], scale).items()
     }
 
 
@@ -79,14 +84,14 @@ def pair_rows(means: Mapping[str, float], num_levels: int) -> list[dict[str, Any
     ]
 
 
-def volume_table(rows: Sequence[Mapping[str, Any]], num_levels: int, hu_width: float) -> str:
+def volume_table(rows: Sequence[Mapping[str, Any]], num_levels: int, scale: IntensityScale = CT) -> str:
     """CSV with one line per volume, means over its crops."""
     lines = []
     for volume in dict.fromkeys(row["volume"] for row in rows):
         crops = [dict(row) for row in rows if row["volume"] == volume]
         means = mean_scores(crops)
         line: dict[str, Any] = {"volume": volume, "crops": len(crops)}
-        for row in level_rows(means, num_levels, hu_width):
+        for row in level_rows(means, num_levels, scale):
             content = row.pop("content", None) or {}
             line.update({f"{name}_level{row['level']}": value for name, value in row.items() if name != "level"})
             line.update({f"content_{name}_level{row['level']}": value for name, value in content.items()})
@@ -115,19 +120,22 @@ def markdown(report: Mapping[str, Any]) -> str:
 def level_table(report: Mapping[str, Any]) -> str:
     """Table of the reconstruction in Markdown; a second line of a level is about the volumes with content."""
     standardized = "token_mean_mse" in report["levels"][0]
-    head = ["level", "native size", "volumes per crop", "MSE", "RMSE (HU)", "PSNR (dB)", "visible mean: RMSE (HU)"]
-    head += ["visible mean: PSNR (dB)", *(["token mean: RMSE (HU)"] if standardized else [])]
+    scale = IntensityScale(report["modality"])
+    unit, rmse = scale.unit, f"rmse_{scale.key}"
+    head = ["level", "native size", "volumes per crop", "MSE", f"RMSE ({unit})", "PSNR (dB)"]
+    head += [f"visible mean: RMSE ({unit})", "visible mean: PSNR (dB)"]
+    head += [f"token mean: RMSE ({unit})"] if standardized else []
 
     def cells(figures: Mapping[str, Any] | None) -> list[str]:
         if figures is None:
             return ["-"] * (len(head) - 3)
         return [
             f"{figures['mse']:.5f}",
-            f"{figures['rmse_hu']:.1f}",
+            f"{figures[rmse]:.1f}",
             _decibel(figures["psnr_db"]),
-            f"{figures['visible_mean_rmse_hu']:.1f}",
+            f"{figures[f'visible_mean_{rmse}']:.1f}",
             _decibel(figures["visible_mean_psnr_db"]),
-            *([f"{figures['token_mean_rmse_hu']:.1f}"] if standardized else []),
+            *([f"{figures[f'token_mean_{rmse}']:.1f}"] if standardized else []),
         ]
 
     rows = []
@@ -183,7 +191,7 @@ class ReportHandler:
         crop: transform that cut the levels.
         output_dir: folder for the files; created if missing.
         validation: folder or list of the validation volumes; None = the volumes are the training's.
-        hu_window: intensities that were scaled to 0 and 1, HU.
+        scale: meaning of the prepared values, and the window that was scaled to 0 and 1.
         num_crops: crops per volume.
         seed: seed of the crops.
         standardized: the network was trained on standardised tokens.
@@ -211,7 +219,7 @@ class ReportHandler:
         crop: MultiLevelCropMask,
         output_dir: str | Path,
         validation: str | Path | None = None,
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        scale: IntensityScale = CT,
         num_crops: int = 4,
         seed: int = 0,
         standardized: bool = False,
@@ -223,7 +231,7 @@ class ReportHandler:
         self.crop = crop
         self.output_dir = Path(output_dir)
         self.validation = validation
-        self.hu_window = (float(hu_window[0]), float(hu_window[1]))
+        self.scale = scale
         self.num_crops = num_crops
         self.seed = seed
         self.standardized = standardized
@@ -240,19 +248,15 @@ class ReportHandler:
         report = self.report()
         tables = [level_table(report), *([pair_table(report)] if report["pairs"] else [])]
         notes = [f"Note: {note}" for note in report["notes"]]
-        csv = {"metrics.csv": volume_table(self.scores.rows, len(self.crop.level_sizes), self._hu_width)}
+        csv = {"metrics.csv": volume_table(self.scores.rows, len(self.crop.level_sizes), self.scale)}
         log = "\n".join([f"Evaluated {self.trained.origin}", *tables, *notes])
         write_report(self.output_dir, report, markdown(report), csv, log)
-
-    @property
-    def _hu_width(self) -> float:
-        return self.hu_window[1] - self.hu_window[0]
 
     def report(self) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
         means, num_levels = self.scores.compute(), len(self.crop.level_sizes)
         tokens, visible = int(np.prod(self.crop.grid)), self.crop.num_visible
-        levels, pairs = level_rows(means, num_levels, self._hu_width), pair_rows(means, num_levels)
+        levels, pairs = level_rows(means, num_levels, self.scale), pair_rows(means, num_levels)
         for number, row in enumerate(levels):
             row |= {
                 "native_size": list(self.crop.level_sizes[number]),
@@ -270,11 +274,13 @@ class ReportHandler:
             "crops_per_volume": self.num_crops,
             "tokens": tokens,
             "masked_tokens": tokens - visible,
-            "hu_window": list(self.hu_window),
+            "modality": self.scale.modality,
+            **({"percentiles": PERCENTILES} if self.scale.is_mr else {"hu_window": list(self.scale.window)}),
             "data": {
                 "origin": f"validation data {self.validation}" if self.validation else "the training data",
                 "volumes": len(self.prepared),
                 "excluded": [str(bad) for bad in self.prepared.bad],
+                "passed_over": [str(passed) for passed in self.prepared.passed],
                 "digest": self.prepared.digest,
                 "spacing": self.trained.spacing,
             },
@@ -284,12 +290,16 @@ class ReportHandler:
         }
 
     def _notes(self, tokens: int, visible: int, candidates: int) -> list[str]:
-        low, high = self.hu_window
+        low, high = self.scale.window
+        unit = self.scale.unit
+        span = f"{low:g} to {high:g} HU"
+        if self.scale.is_mr:
+            span = f"percentiles {PERCENTILES[0]} to {PERCENTILES[1]} of the volume"
         notes = [
             f"Errors are means over the voxels of the masked tokens ({tokens - visible} of {tokens} per volume), of "
-            f"intensities clipped to {low:g} to {high:g} HU and scaled to [0, 1]. PSNR is that of the mean MSE, with "
-            f"peak 1 ({high - low:g} HU). Visible mean: every masked voxel is set to the mean of the volume's visible "
-            "voxels."
+            f"intensities clipped to {span} and scaled to [0, 1]. PSNR is that of the mean MSE, with "
+            f"peak 1 ({high - low:g} {unit}). Visible mean: every masked voxel is set to the mean of the volume's "
+            "visible voxels."
         ]
         if len(self.crop.level_sizes) > 1:
             notes.append(
@@ -299,7 +309,7 @@ class ReportHandler:
             )
             first = "" if self.crop.child_content == "any" else " Children are drawn from tokens with content first."
             notes.append(
-                f"With content: children whose parent token spans more than {self.crop.content_range:g} HU in the "
+                f"With content: children whose parent token spans more than {self.crop.content_range:g} {unit} in the "
                 "resized parent, means over the crops that have any. Air is easy to reconstruct, and one token of air "
                 f"is as good as another.{first}"
             )
@@ -318,7 +328,7 @@ class ReportHandler:
             )
         if self.standardized:
             notes.append(
-                "The network predicts standardised tokens. To compare in HU, each got the mean and the standard "
+                f"The network predicts standardised tokens. To compare in {unit}, each got the mean and the standard "
                 "deviation of the true token, which a network cannot know; compare with the token mean, not with the "
                 "visible mean."
             )
@@ -330,6 +340,8 @@ class ReportHandler:
             )
         if self.prepared.bad:
             notes.append(f"{counted(len(self.prepared.bad), 'bad volume')} left out; see metrics.json.")
+        if self.prepared.passed:
+            notes.append(f"{summary_of(self.prepared.passed)}; see metrics.json.")
         notes += [
             f"The alignment of levels {pair} and {pair + 1} had weight 0 in the training: its heads were not trained."
             for pair, weight in enumerate(self.alignment_weights, start=1)

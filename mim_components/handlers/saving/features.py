@@ -31,8 +31,9 @@ class SaveResults:
     """Write the files of each volume as soon as it is done.
 
     `<name>_features.safetensors` holds `features` `(E, h, w, d)` and `mean` `(E,)`; its metadata are JSON strings, see
-    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16 HU on the voxels that
-    the network saw: the volume's own with axes reoriented to RAS, or those it was resampled to, at the same position.
+    `feature_metadata`. `<name>_masked.nii.gz` and `<name>_reconstruction.nii.gz` hold int16, HU or per mille of an MR,
+    on the voxels that the network saw: the volume's own with axes reoriented to RAS, or those it was resampled to, at
+    the same position.
 
     Args:
         output_dir: folder for the files; created if missing.

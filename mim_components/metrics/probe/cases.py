@@ -15,6 +15,7 @@ from monai.transforms import (
     LoadImaged,
     Orientationd,
     ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
     Spacingd,
     Transform,
 )
@@ -27,6 +28,7 @@ from mim_components.data.read.headers import read_header
 from mim_components.data.read.volume import read_stored
 from mim_components.data.volumes import DataError, VolumeError, VolumeSource
 from mim_components.labels import BACKGROUND, LabelSet
+from mim_components.transforms.intensity import HU_RANGE
 from mim_components.transforms.regions import label_conversion
 from mim_components.weights.contract import InputContract
 
@@ -91,8 +93,15 @@ def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
     `own_label`, the classes on the scan's own voxels with axes reoriented to RAS.
     """
     keys = ["image", "label"]
-    low, high = contract.hu_window
     spacing = contract.spacing
+    low, high = contract.hu_window or HU_RANGE
+    steps: list[Transform] = []
+    if spacing:
+        steps.append(Spacingd(keys, spacing, mode=("bilinear", "nearest"), dtype="float32"))
+    if contract.percentiles:  # of native voxels, as the preparation counts them
+        steps.insert(0, ScaleIntensityRangePercentilesd("image", *contract.percentiles, 0.0, 1.0, clip=True))
+    else:
+        steps.append(ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True))
     return Compose([
         LoadImaged(keys, reader=CheckedReader),
         EnsureChannelFirstd(keys),
@@ -100,8 +109,7 @@ def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
         Orientationd(keys, axcodes=contract.orientation, labels=None),
         CastToTyped("label", "uint8"),
         CopyItemsd("label", names="own_label"),
-        *([Spacingd(keys, spacing, mode=("bilinear", "nearest"), dtype="float32")] if spacing else []),
-        ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True),
+        *steps,
     ])  # fmt: skip
 
 

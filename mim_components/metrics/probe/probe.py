@@ -161,7 +161,7 @@ class FeatureProbe:
         self.labels: LabelSet = probe_labels(found, labels)
         self.prepared: PreparedCases = prepare_cases(
             found,
-            SegmentationChecker(self.labels),
+            SegmentationChecker(self.labels, modality=contract.modality.upper()),
             {"rule": "fifths"},  # unused: the list has sections
             cache_dir=cache_dir,
             on_bad=on_bad,

@@ -19,9 +19,9 @@ def decoded(monkeypatch):
     names = []
     original = prepare_module.decode_volume
 
-    def counting(source, header):
+    def counting(source, *rest):
         names.append(source.name)
-        return original(source, header)
+        return original(source, *rest)
 
     monkeypatch.setattr(prepare_module, "decode_volume", counting)
     return names

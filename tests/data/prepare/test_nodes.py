@@ -131,7 +131,7 @@ def data_path(folder: Path, rank: int) -> dict[str, Any]:
 
     decoded: list[str] = []
     decode = prepare.decode_volume
-    prepare.decode_volume = lambda source, header: (decoded.append(source.name), decode(source, header))[1]
+    prepare.decode_volume = lambda source, *rest: (decoded.append(source.name), decode(source, *rest))[1]
     good, bad = find_volumes(folder / "good"), find_volumes(folder / "bad")
     new_group, waits = team.dist.new_group, []
     team.dist.new_group = lambda *ranks, **how: (waits.append(how.get("timeout")), new_group(*ranks, **how))[1]

@@ -31,7 +31,9 @@ def prepare(scans, tmp_path, monkeypatch):
 
     def run(output="out", found=None, **options):
         decoded, decode = [], prepare_module.decode_volume
-        monkeypatch.setattr(prepare_module, "decode_volume", lambda s, h: decoded.append(s.path.name) or decode(s, h))
+        monkeypatch.setattr(
+            prepare_module, "decode_volume", lambda s, *rest: decoded.append(s.path.name) or decode(s, *rest)
+        )
         options = {"on_bad": "exclude", "max_bad_fraction": 1, "progress": False, **options}
         try:
             found = find_volumes(scans) if found is None else found
