@@ -18,7 +18,7 @@ from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
 from mim_components.handlers.metrics import StepLines
-from mim_components.handlers.tracking import tracked_name
+from mim_components.handlers.tracked_facts import tracked_name
 from mim_components.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -58,8 +58,8 @@ def on_terminal() -> bool:
 
 
 def bar_options() -> dict[str, Any]:
-    """Arguments of a tqdm bar: none on a terminal; elsewhere it writes a line a minute."""
-    return {} if on_terminal() else {"mininterval": LINE_SECONDS}
+    """Arguments of a tqdm bar: none on a terminal; elsewhere it writes a line a minute, the first after a minute."""
+    return {} if on_terminal() else {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
 
 
 def mask_secrets(text: str) -> str:
