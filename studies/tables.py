@@ -127,9 +127,9 @@ def ablations(evidence: Evidence) -> list[str]:
     text = (
         f"Each arm minus `{against}`, in points of Dice: the probe, paired by scan, and fine-tunings with {labels} "
         "labelled patients, paired by scan and seed. Ours has a direction where the 95 % interval excludes 0: it "
-        f"agrees or disagrees with the paper's; else, or while seeds are missing, it cannot tell "
-        f"({plan_link(evidence)}). An interval of the probe is one over scans, not over pre-trainings, of which there is one per arm. The paper's figures are Dice in % "
-        "of the arm and of MiM, fine-tuned on all labelled scans."
+        "agrees or disagrees with the paper's; else, or while seeds are missing, it cannot tell "
+        f"({plan_link(evidence)}). An interval of the probe is one over scans, not over pre-trainings, of which there "
+        "is one per arm. The paper's figures are Dice in % of the arm and of MiM, fine-tuned on all labelled scans."
     )
     parts = ["### Ablations of the paper", text, markdown_table(rows)]
     parts += [f"{NOT_RUN.capitalize()}: {', '.join(missing)}."] if missing else []
