@@ -171,6 +171,10 @@ def _set_metadata(folder: Path, facts: Mapping[str, Any], version: str | None, c
     metadata = _metadata(folder)
     metadata["version"] = version or metadata["version"]
     if changes:
+        if metadata["version"] in metadata["changelog"]:
+            raise ReleaseError(
+                f"version {metadata['version']} has a line in the changelog already; give a new --version."
+            )
         metadata["changelog"] = {metadata["version"]: changes, **metadata["changelog"]}
     if facts.get("metric_value") is not None:
         metadata["eval_metrics"] = {facts["metric"]: facts["metric_value"]}
