@@ -166,7 +166,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
+    """Commit of the package's working tree, with `-dirty` if changed; "unknown" outside a working tree."""
     command = [
         "git",
         "-C",

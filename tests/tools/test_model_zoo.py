@@ -252,7 +252,8 @@ def test_the_small_encoder_goes_with_its_page(made: Path, tmp_path: Path) -> Non
     source = tmp_path / "mim_pretrain"
     shutil.copytree(ROOT / "bundles" / "mim_pretrain", source, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(
-        release.ReleaseError, match=r"encoder_tiny\.md: is about encoder_tiny\.safetensors, which is missing"
+        release.ReleaseError,
+        match=r"encoder_tiny\.md: describes encoder_tiny\.safetensors, but these or their digest are missing",
     ):
         release.make_release(source, made / "models" / "model.pt", tmp_path / "out", "https://host")
     assert not (tmp_path / "out" / "mim_pretrain").exists()
