@@ -111,7 +111,7 @@ class MiMLoss(nn.Module):
         child_content: as in the crop. "any": the alignment is a mean over all children, as in the paper. "prefer": a
             mean over the samples, each of them the mean over its children with content, 0 where it has none; among
             equal tokens of air InfoNCE has no answer.
-        alpha: weight of the alignment of every pair, where there are no `alignment_weights`.
+        alpha: weight of the alignment of every pair if `alignment_weights` is None.
 
     Raises:
         ValueError: the numbers of weights do not match, a weight is negative, all are 0, or a name is unknown.
@@ -165,7 +165,7 @@ class MiMLoss(nn.Module):
         """Weights of the reconstruction of every level and of the alignment of every pair.
 
         Args:
-            num_levels: of the network; None = as many as weights are given for.
+            num_levels: levels of the network; None = the number of weights given.
 
         Raises:
             ValueError: numbers of weights do not fit each other, or the network.

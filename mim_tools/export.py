@@ -24,9 +24,9 @@ from monai.bundle import ConfigParser
 from monai.utils import optional_import
 from torch import Tensor, nn
 
+from mim_components.networks import HybridEncoder, ViTEncoder
 from mim_components.utils.files import as_size, write_safely
 from mim_components.weights.contract import read_contract
-from mim_components.weights.hub import load_encoder
 
 FORMATS = (".ts", ".onnx", ".pt2")
 TOLERANCE = 1e-4
@@ -72,7 +72,8 @@ def from_config(config: Path, options: Mapping[str, Any]) -> tuple[nn.Module, tu
 def from_encoder(path: Path) -> tuple[nn.Module, tuple[int, ...]]:
     """A pre-trained encoder, in evaluation mode, and the shape `(1, C, H, W, D)` of a volume of its training."""
     contract = read_contract(path)
-    return load_encoder(path), (1, contract.in_channels, *contract.input_size)
+    encoder = HybridEncoder if contract.encoder == HybridEncoder.kind else ViTEncoder
+    return encoder.from_pretrained(path), (1, contract.in_channels, *contract.input_size)
 
 
 def export(network: nn.Module, shape: Sequence[int], path: Path) -> float:

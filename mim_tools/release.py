@@ -61,7 +61,7 @@ def make_release(
         bundle: folder of the bundle.
         weights: `model.pt` of a run, with what the run wrote beside it.
         output: folder for the release; created if missing.
-        url: https address below which the weights files will lie, for `large_files.yml`, which also has their sha256;
+        url: https address below which the weights files will be, for `large_files.yml`, which also has their sha256;
             `{version}` in it becomes that of the release.
         options: options of the training that are not stored beside the weights.
         version: version of the release; None = that of the bundle.
@@ -123,11 +123,11 @@ def _add_weights(weights: Path, models: Path) -> dict[str, Any]:
 
 
 def _add_encoders(source: Path, models: Path) -> None:
-    """Copy the weights that a bundle has a page about, such as `encoder_tiny.md`: page, weights and digest together."""
+    """Copy weights for which a bundle has a page, such as `encoder_tiny.md`: page, weights and digest."""
     for page in sorted(each for each in source.glob("*.md") if each.name != "README.md"):
         weights = page.with_suffix(".safetensors")
         if not weights.is_file() or not check_digest(weights):
-            raise ReleaseError(f"{page}: is about {weights.name}, which is missing beside it, or its digest is.")
+            raise ReleaseError(f"{page}: describes {weights.name}, but these or their digest are missing here.")
         for path in (weights, digest_file(weights)):
             shutil.copyfile(path, models / path.name)
 
@@ -171,6 +171,10 @@ def _set_metadata(folder: Path, facts: Mapping[str, Any], version: str | None, c
     metadata = _metadata(folder)
     metadata["version"] = version or metadata["version"]
     if changes:
+        if metadata["version"] in metadata["changelog"]:
+            raise ReleaseError(
+                f"version {metadata['version']} has a line in the changelog already; give a new --version."
+            )
         metadata["changelog"] = {metadata["version"]: changes, **metadata["changelog"]}
     if facts.get("metric_value") is not None:
         metadata["eval_metrics"] = {facts["metric"]: facts["metric_value"]}
@@ -285,7 +289,7 @@ def make_wheel(output: Path) -> str:
 def push(folder: Path, repo: str, token: str | None = None) -> str:
     """Upload a release to the Hugging Face Hub, tagged with its version; returns the address.
 
-    MONAI replaces the card by one made of docs/README.md, where there is one.
+    MONAI replaces the card by one made from docs/README.md, if there is one.
     """
     with tempfile.TemporaryDirectory() as place:
         staged = Path(shutil.copytree(folder, Path(place) / folder.name))

@@ -38,7 +38,7 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
 
 
 def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str) -> None:
-    """Replace what the pages of a bundle say of missing weights, and where its commands are run."""
+    """Replace what the pages of a bundle say about missing weights and the folder for its commands."""
     value = facts.get("metric_value")
     known = f", step {facts['step']}" if "step" in facts else ""
     known += f", {facts['metric']} {value:.4f} in its own validation" if value is not None else ""
@@ -82,7 +82,7 @@ def _replace(page: Path, texts: Mapping[str, str]) -> None:
 
 
 def model_card(folder: Path, metadata: Mapping[str, Any]) -> str:
-    """The page of the bundle, with the header that the Hugging Face Hub reads; its links start at the top folder."""
+    """The page of the bundle with the header for the Hugging Face Hub; its links start at the top folder."""
     tags = ["monai", "medical", "3d", "mask-in-mask", metadata["workflow"]]
     head = [
         "---",

@@ -72,6 +72,10 @@ class Evidence:
         """Mean Dice of an arm minus that of another; None where they have no seed in common."""
         return paired_interval(self.scores(arm, labels), self.scores(other, labels))
 
+    def common_seeds(self, arm: str, other: str, labels: int) -> int:
+        """Number of seeds that both arms have."""
+        return len(self.scores(arm, labels).keys() & self.scores(other, labels).keys())
+
     def probe(self, arm: str, kind: str = "encoder") -> dict[str, Any]:
         """Figures of the frozen features of an arm's first pre-training; empty where there are none."""
         lines = self.lines(arm, None)

@@ -94,7 +94,7 @@ def readme_table(evidence: Sequence[Evidence]) -> str:
                 **{f"{count} patients": _with_seeds(chosen, arm, count) for count in study.labels},
                 f"{labels} patients, against `{base}` (points)": ""
                 if arm == base
-                else tables.signed(chosen.difference(arm, base, labels)),
+                else tables.difference(chosen, arm, base, labels),
                 "frozen features, linear classifier": f"{100 * probe['dice']:.1f}" if probe else NOT_RUN,
             }
         )

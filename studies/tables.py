@@ -16,10 +16,10 @@ def answer(evidence: Evidence) -> str:
     """The primary comparison, and what the decision rule says of it."""
     primary = evidence.study.content["report"]["primary"]
     arm, other, labels = primary["arm"], primary["against"], primary["labels"]
-    seeds = evidence.scores(arm, labels).keys() & evidence.scores(other, labels).keys()
+    seeds, planned = evidence.common_seeds(arm, other, labels), len(evidence.study.seeds)
     what = f"`{arm}` against `{other}` with {labels} labelled patients"
-    if len(seeds) < len(evidence.study.seeds):
-        return f"The primary comparison, {what}, has {len(seeds)} of {len(evidence.study.seeds)} seeds: no answer yet."
+    if seeds < planned:
+        return f"The primary comparison, {what}, has {seeds} of {planned} seeds: no answer yet."
     found = evidence.difference(arm, other, labels)
     assert found is not None
     word = direction(found) or "neither better nor worse"
@@ -50,7 +50,7 @@ def _of_labels(evidence: Evidence, labels: int) -> list[str]:
         row["seeds"] = str(len(evidence.scores(arm, labels)))
         row["Dice"] = plain(evidence.interval(arm, labels))
         for other in references:
-            row[f"against `{other}`"] = "" if arm == other else signed(evidence.difference(arm, other, labels))
+            row[f"against `{other}`"] = "" if arm == other else difference(evidence, arm, other, labels)
         row["NSD"] = plain(evidence.interval(arm, labels, "nsd"))
         rows.append(row)
         organs.append(
@@ -119,7 +119,7 @@ def ablations(evidence: Evidence) -> list[str]:
     for row in settings["rows"]:
         tuned = evidence.difference(row["arm"], against, labels)
         if tuned or (evidence.probe(row["arm"]) and evidence.probe(against)):
-            rows.append(_ablation_row(evidence, row, against, tuned))
+            rows.append(_ablation_row(evidence, row, against, labels))
         else:
             missing.append(f"`{row['arm']}`")
     if not rows:
@@ -127,17 +127,19 @@ def ablations(evidence: Evidence) -> list[str]:
     text = (
         f"Each arm minus `{against}`, in points of Dice: the probe, paired by scan, and fine-tunings with {labels} "
         "labelled patients, paired by scan and seed. Ours has a direction where the 95 % interval excludes 0: it "
-        f"agrees or disagrees with the paper's; else it cannot tell ({plan_link(evidence)}). An interval of the probe "
-        "is one over scans, not over pre-trainings, of which there is one per arm. The paper's figures are Dice in % "
-        "of the arm and of MiM, fine-tuned on all labelled scans."
+        "agrees or disagrees with the paper's; else, or while seeds are missing, it cannot tell "
+        f"({plan_link(evidence)}). An interval of the probe is one over scans, not over pre-trainings, of which there "
+        "is one per arm. The paper's figures are Dice in % of the arm and of MiM, fine-tuned on all labelled scans."
     )
     parts = ["### Ablations of the paper", text, markdown_table(rows)]
     parts += [f"{NOT_RUN.capitalize()}: {', '.join(missing)}."] if missing else []
     return [*parts, f"No arm of the study stands for {settings['without']}."]
 
 
-def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, tuned: Interval | None) -> dict[str, str]:
+def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, labels: int) -> dict[str, str]:
     arm, published = row["arm"], row["direction"]
+    seeds = evidence.common_seeds(arm, against, labels)
+    tuned = evidence.difference(arm, against, labels) if seeds == len(evidence.study.seeds) else None
     figures = [f"{name} {ours:.2f} / {mim:.2f}" for name, (ours, mim) in row.get("figures", {}).items()]
     probed, shown = evidence.probe_difference(arm, against), NOT_RUN
     if probed:
@@ -152,8 +154,8 @@ def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, tune
         "its direction": published or "",
         "probe": shown,
         "verdict": "" if shown == NOT_RUN else verdict(probed, published),
-        "fine-tuning": signed(tuned),
-        "verdict ": verdict(tuned, published) if tuned else "",
+        "fine-tuning": difference(evidence, arm, against, labels),
+        "verdict ": verdict(tuned, published) if seeds else "",
     }
 
 
@@ -238,6 +240,13 @@ def signed(found: Interval | None) -> str:
         '+2.0 [-1.0, +5.0]'
     """
     return NOT_RUN if found is None else f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def difference(evidence: Evidence, arm: str, other: str, labels: int) -> str:
+    """Mean Dice of an arm minus that of another, with the number of common seeds where some are missing."""
+    seeds, planned = evidence.common_seeds(arm, other, labels), len(evidence.study.seeds)
+    text = signed(evidence.difference(arm, other, labels))
+    return f"{text}, {seeds} of {planned} seeds" if 0 < seeds < planned else text
 
 
 def _hours(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -32,16 +32,16 @@ OPTIMIZER = 2  # numbers that AdamW keeps per weight, created in the first step
 
 
 def fit_to_device(trainer: Any, step: OptimizerStep, folder: RunFolder, compile: bool | str = False) -> None:
-    """Choose what is left to "auto", and say so in one line; on CUDA also say in which types is computed.
+    """Choose what is left to "auto" and log it in one line; on CUDA also log the computation types.
 
     `batch_size`: as many samples as fit into the free memory of every device without changing the global batch;
     1 without CUDA. `compile`: with one process on CUDA, where it succeeds.
 
     Args:
-        trainer: that will train; its `StepLoader` gets the number of samples.
-        step: of the trainer.
-        folder: of the run, which is told how many micro-batches make up a step.
-        compile: "auto"; anything else is done, or not done, already.
+        trainer: trainer of the run; its `StepLoader` gets the number of samples.
+        step: step of the trainer.
+        folder: folder of the run, which records the number of micro-batches per step.
+        compile: "auto"; any other value has been applied already.
 
     Example:
         >>> from tempfile import TemporaryDirectory

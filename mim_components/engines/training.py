@@ -149,7 +149,7 @@ def _outputs(folder: RunFolder) -> str:
 
 
 def steps_of(epochs: float | None, prepared: PreparedCases, global_batch_size: int, default: int) -> int:
-    """Optimizer steps of so many passes over the training scans, at least 1; without a number of passes the default.
+    """Number of optimizer steps for `epochs` passes over the training scans, at least 1; the default if None.
 
     Args:
         epochs: passes over the scans; None = not given.

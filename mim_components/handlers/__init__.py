@@ -13,7 +13,7 @@ from mim_components.handlers.reports.segmentation import EvaluationReport, is_or
 from mim_components.handlers.saving.features import SaveResults
 from mim_components.handlers.saving.label_maps import SaveSegmentation, write_label_files
 from mim_components.handlers.signals import StopSignals
-from mim_components.handlers.tracked_facts import TrackEvaluation
+from mim_components.handlers.tracked_evaluation import TrackEvaluation
 from mim_components.handlers.tracking import RunTracker
 from mim_components.handlers.validation import EarlyStop, Validation, ValidationLog, validation_share
 

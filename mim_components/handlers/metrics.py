@@ -145,13 +145,14 @@ class ConsoleLog:
 
 
 class ProgressHandler:
-    """A progress bar over all steps with the last collected losses; log lines appear above it until it is closed.
+    """A progress bar over all iterations with the last collected losses; log lines appear above it until it is closed.
 
     Losses of the current step would need a device synchronisation. Without a terminal, in a log file or under a batch
     system, it is one line per minute, without losses.
 
     Args:
-        folder: run folder, at whose end the bar is closed; None = the caller closes it.
+        folder: run folder, at whose end the bar is closed; None = it is closed after the last iteration.
+        unit: what an iteration is called.
 
     Example:
         >>> from contextlib import redirect_stderr
@@ -162,26 +163,28 @@ class ProgressHandler:
         >>> with redirect_stderr(console):
         ...     progress.attach(trainer)
         ...     _ = trainer.run(range(4))
-        ...     progress.close()
         >>> "[4/4]" in console.getvalue(), "loss=0.5000" in console.getvalue()
         (True, True)
     """
 
-    def __init__(self, folder: RunFolder | None = None) -> None:
+    def __init__(self, folder: RunFolder | None = None, unit: str = "step") -> None:
         self.folder = folder
+        self.unit = unit
         self._losses: dict[str, str] = {}
         self._stack = ExitStack()
-        self._bar = ProgressBar(persist=True, desc="steps", dynamic_ncols=True)
+        self._bar = ProgressBar(persist=True, desc=unit, dynamic_ncols=True)
         self._noted = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Register with a trainer, after `StepMetrics`; only the first process shows a bar."""
+        """Register with a trainer, after `StepMetrics`, or an evaluator; only the first process shows a bar."""
         if idist.get_rank() != 0:
             return
         if self.folder is not None:
             self.folder.at_end(self)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.read)
+        if self.folder is None:
+            engine.add_event_handler(Events.COMPLETED, self.close)
         if on_terminal():
             self._bar.attach(engine, output_transform=lambda output: self._losses)
         else:
@@ -191,7 +194,7 @@ class ProgressHandler:
         """Log a line, if due."""
         if (now := perf_counter()) - self._noted >= LINE_SECONDS:
             self._noted = now
-            logger.info("step %d of %s", engine.state.iteration, engine.state.epoch_length)
+            logger.info("%s %d of %s", self.unit, engine.state.iteration, engine.state.epoch_length)
 
     def start(self, engine: Engine) -> None:
         """Send log lines through the bar."""
@@ -200,10 +203,10 @@ class ProgressHandler:
 
     def read(self, engine: Any) -> None:
         """Store the losses if they were collected."""
-        if engine.state.step_metrics is not None:
+        if getattr(engine.state, "step_metrics", None) is not None:
             self._losses = _shown(engine.state.step_metrics)
 
-    def close(self) -> None:
+    def close(self, engine: Engine | None = None) -> None:
         """Close the bar and restore the console; also after an error."""
         if self._bar.pbar is not None:
             self._bar.pbar.close()

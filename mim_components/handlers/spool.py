@@ -1,4 +1,4 @@
-"""Numbers and files that wait for a tracking store, in a file of JSON lines in the folder of the run."""
+"""Numbers and files waiting for a tracking store, in a JSON Lines file in the run folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` wit
 
 
 class Spool:
-    """What could not be sent yet, in the order it came. There is no file when nothing waits.
+    """Unsent records in their original order. There is no file if nothing waits.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,7 +34,7 @@ class Spool:
         append_line(self.path, json.dumps(record))
 
     def records(self) -> list[Record]:
-        """All records; half a line of a run that was killed is none."""
+        """All records; an incomplete line of a killed run is ignored."""
         if not self.path.exists():
             return []
         records = []
@@ -59,17 +59,17 @@ class Spool:
             self.path.unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
-        """Forget what belongs to steps after `step`, which are done again."""
+        """Drop the records of steps after `step`, which are repeated."""
         if self.path.exists():
             self.replace([record for record in self.records() if record["step"] <= step])
 
 
 def with_history(waiting: Sequence[Record], folder: Path) -> list[Record]:
-    """What waits, and before it all numbers of a run that do not, for a store that has lost them.
+    """Waiting records, preceded by all other numbers of a run, for a store that has lost them.
 
     Args:
-        waiting: records.
-        folder: of the run.
+        waiting: waiting records.
+        folder: folder of the run.
 
     Example:
         >>> from tempfile import TemporaryDirectory

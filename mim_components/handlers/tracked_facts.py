@@ -1,4 +1,4 @@
-"""What MLflow is told of a run beside its numbers: what it is, its data, the machine, its evaluation, its model."""
+"""What MLflow is told of a run beside its numbers: what it is, its data, the machine, its model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,25 +21,17 @@ import ignite.distributed as idist
 import mlflow
 import monai
 import torch
-from ignite.engine import Engine, Events
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
 from monai.utils import optional_import
 
 from mim_components import __version__
-from mim_components.utils.text import mask_secrets
-from mim_components.weights.contract import find_contract, read_facts
+from mim_components.weights.contract import InputContract, find_contract, read_facts
 
 logger = logging.getLogger(__name__)
 STAGES = {"pretraining": "pre-training"}  # of a workflow; others fine-tune
 MODEL_FILES = ("model.pt", "model.json", "encoder.safetensors")
-KEPT_TAGS = (
-    "bundle",
-    "bundle_version",
-    "task",
-    "preset",
-    "mlflow.source.git.commit",
-)  # by an evaluation, of its training
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
 MOST_DIGEST = 36  # characters, of MLflow
 
 has_psutil = optional_import("psutil")[1]
@@ -62,19 +56,27 @@ def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     return f"sqlite:///{(place if os.access(place, os.W_OK) else Path(run_folder).absolute()) / 'mlruns.db'}"
 
 
-def run_page(place: str, experiment_id: str, run_id: str) -> str:
+def run_page(place: str, experiment_id: str = "", run_id: str = "") -> str:
     """How to view a run: a link, preceded by the command that serves it if the store is not a server.
 
+    Args:
+        place: address of the store without user and password, which a browser asks for itself.
+        experiment_id: of the run; without one, how to see all runs.
+        run_id: MLflow's.
+
     Example:
-        >>> run_page("https://host:5000/", "3", "0ab")
-        'https://host:5000/#/experiments/3/runs/0ab'
-        >>> run_page("sqlite:////a/mlruns.db", "3", "0ab").splitlines()[1]
-        'http://127.0.0.1:5000/#/experiments/3/runs/0ab'
+        >>> run_page("https://***@host:5000/", "3", "0ab")
+        'https://host:5000/#/experiments/3/runs/0ab?workflowType=machine_learning'
+        >>> print(run_page("sqlite:////my data/mlruns.db", "3", "0ab"))
+        mlflow ui --backend-store-uri 'sqlite:////my data/mlruns.db'
+        http://127.0.0.1:5000/#/experiments/3/runs/0ab?workflowType=machine_learning
     """
-    page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    # without the last part MLflow 3 shows its pages for language models, where a run is an "evaluation"
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning" if run_id else ""
     if place.startswith("http"):
-        return f"{place.rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {place}\nhttp://127.0.0.1:5000/{page}"
+        return re.sub(r"(?<=://)[^/]*@", "", place).rstrip("/") + page
+    command = f"mlflow ui --backend-store-uri {shlex.quote(place)}"
+    return f"{command}\nhttp://127.0.0.1:5000{page}" if page else command
 
 
 def run_tags(config: Mapping[str, Any], commit: str) -> dict[str, str]:
@@ -92,20 +94,39 @@ def run_tags(config: Mapping[str, Any], commit: str) -> dict[str, str]:
     """
     meta = config.get("_meta_") or {}
     workflow = str(meta.get("workflow", ""))
+    pretraining = _pretraining(config.get("pretrained"))
     tags = {
-        "mlflow.note.content": str(meta.get("description", "")),
-        "mlflow.user": _user(),
-        "mlflow.source.name": _source(),
-        "mlflow.source.type": "LOCAL",
+        NOTE: _description(meta, pretraining),
+        **started_by(),
         "mlflow.source.git.commit": commit.removesuffix("-dirty"),
         "bundle": str(meta.get("bundle", "")),
         "bundle_version": str(meta.get("version", "")),
         "task": workflow,
         "stage": STAGES.get(workflow, "fine-tuning") if workflow else "",
         "preset": str(config.get("preset", "")),
-        **_pretraining(config.get("pretrained")),
+        **pretraining,
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def purpose(meta: Mapping[str, Any]) -> str:
+    """What a bundle is for: the first sentence of its description; the others are about its files."""
+    first = str(meta.get("description", "")).partition(". ")[0].rstrip(".")
+    return f"{first}." if first else ""
+
+
+def _description(meta: Mapping[str, Any], pretraining: Mapping[str, str]) -> str:
+    """In Markdown, as MLflow shows it."""
+    parts = [purpose(meta)]
+    if name := pretraining.get("pretrained_run"):
+        run_id = pretraining.get("pretrained_run_id")
+        parts.append(f"Begins with the encoder of {f'[{name}](#/runs/{run_id})' if run_id else name}.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def started_by() -> dict[str, str]:
+    """Tags of a run that say who began it and with which program."""
+    return {"mlflow.user": _user(), "mlflow.source.name": _source(), "mlflow.source.type": "LOCAL"}
 
 
 def _user() -> str:
@@ -145,7 +166,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Commit of the working tree the package lies in, with `-dirty` when changed; "unknown" outside of one."""
+    """Commit of the package's working tree, with `-dirty` if changed; "unknown" outside a working tree."""
     command = [
         "git",
         "-C",
@@ -178,15 +199,14 @@ def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
     name = (meta.get("dataset") or {}).get("name") or meta.get("bundle") or "scans"
     training = facts.get("training_cases", facts.get("num_volumes"))
     uses = {"training": (name, training), "validation": (f"{name} validation", facts.get("validation_cases"))}
-    digest = str(facts.get("data_digest", ""))[:MOST_DIGEST]
-    return [
-        DatasetInput(
-            Dataset(name, digest, "local", "{}", profile=json.dumps({"scans": count})),
-            [InputTag("mlflow.data.context", use)],
-        )
-        for use, (name, count) in uses.items()
-        if count and digest
-    ]
+    digest = str(facts.get("data_digest", ""))
+    return [dataset_input(name, digest, count, use) for use, (name, count) in uses.items() if count and digest]
+
+
+def dataset_input(name: str, digest: str, count: int, use: str) -> DatasetInput:
+    """Scans of a run, with their number, for a use such as "training"."""
+    dataset = Dataset(name, digest[:MOST_DIGEST], "local", "{}", profile=json.dumps({"scans": count}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", use)])
 
 
 class SystemMetrics:
@@ -219,87 +239,23 @@ def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: 
     Returns:
         Name and number of the version.
     """
-    with suppress(MlflowException):  # it exists
-        client.create_registered_model(name)
-    facts = read_facts(models / "model.json").get("settings", {})
+    facts = read_facts(models / "model.json")
     contract = find_contract(models / "model.pt")
-    values = facts if contract is None else contract[0].to_metadata()
+    values = facts.get("settings", {}) if contract is None else contract[0].to_metadata()
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-    source = f"{client.get_run(run_id).info.artifact_uri}/models"
-    version = client.create_model_version(name, source, run_id, tags=tags)
+    run = client.get_run(run_id)
+    with suppress(MlflowException):  # it exists
+        own: dict[str, Any] = {key: run.data.tags[key] for key in ("bundle", "task") if key in run.data.tags}
+        client.create_registered_model(name, own, run.data.tags.get(NOTE, "").partition("\n")[0])
+    version = client.create_model_version(
+        name, f"{run.info.artifact_uri}/models", run_id, tags=tags, description=_of_training(facts, contract)
+    )
     return f"{name}, version {version.version}"
 
 
-class TrackEvaluation:
-    """Keep the results of an evaluation in MLflow, as a child of the training's run; nothing where that is not there.
-
-    Args:
-        output_dir: folder of the training; its `run.json` names the run.
-        results: folder with what the evaluation writes.
-        tracking_uri: of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
-        store_dir: the bundle.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from unittest.mock import patch
-        >>> with TemporaryDirectory() as folder, patch("mlflow.MlflowClient") as client:
-        ...     _ = Path(folder, "run.json").write_text('{"name": "btcv-1", "mlflow_run_id": "0ab"}')
-        ...     _ = Path(folder, "metrics.json").write_text('{"mean": {"dice": 0.75}}')
-        ...     TrackEvaluation(folder, results=folder, tracking_uri="sqlite:///mlruns.db")(Engine(lambda *step: None))
-        ...     client().create_run.call_args.kwargs["run_name"], client().log_metric.call_args.args[1:]
-        ('btcv-1 evaluation', ('mean_dice', 0.75))
-    """
-
-    def __init__(
-        self, output_dir: str | Path, results: str | Path, tracking_uri: str | None = None, store_dir: str | Path = "."
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.results = Path(results)
-        self.tracking_uri = store_of(tracking_uri, store_dir, output_dir)
-
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator, after the handler that writes the results."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Send numbers and files; a store that fails is said, and ends nothing."""
-        state: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            state = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))
-        if idist.get_rank() != 0 or "mlflow_run_id" not in state:
-            return
-        try:
-            page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation")
-        except Exception as error:  # MLflow's, SQLAlchemy's, of the network: the results are in their folder
-            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            logger.warning("The evaluation is not in MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
-        else:
-            logger.info("The evaluation in MLflow: %s", page)
-
-    def _send(self, training: str, name: str) -> str:
-        client = mlflow.MlflowClient(self.tracking_uri)
-        parent = client.get_run(training)
-        own = {key: parent.data.tags[key] for key in KEPT_TAGS if key in parent.data.tags}
-        tags = {**own, "mlflow.parentRunId": training, "stage": "evaluation", "mlflow.user": _user()}
-        experiment = parent.info.experiment_id
-        run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-        for key, value in figures_of(self.results / "metrics.json").items():
-            client.log_metric(run_id, key, value)
-        client.log_artifacts(run_id, str(self.results), "evaluation")
-        client.set_terminated(run_id)
-        return run_page(mask_secrets(self.tracking_uri), experiment, run_id)
-
-
-def figures_of(path: Path) -> dict[str, float]:
-    """Numbers of an evaluation's `metrics.json`, those of a part with its name before; none of single scans."""
-    figures: dict[str, Any] = {}
-    with suppress(OSError):
-        figures = json.loads(path.read_text(encoding="utf-8"))
-    parts = {"": figures, **{f"{name}_": each for name, each in figures.items() if isinstance(each, dict)}}
-    return {
-        prefix + name: float(value)
-        for prefix, part in parts.items()
-        if prefix not in ("settings_", "published_")
-        for name, value in part.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+def _of_training(facts: Mapping[str, Any], contract: tuple[InputContract, Path] | None) -> str:
+    """Step and validation metric of a version."""
+    if contract is not None:
+        return f"Step {contract[0].step}"
+    value = facts.get("metric_value")
+    return f"Step {facts.get('step')}" + (f", {facts.get('metric')} {value:.4f}" if value is not None else "")

@@ -23,8 +23,10 @@ from monai.handlers import MLFlowHandler
 from mim_components.handlers.spool import Record, Spool, with_history
 from mim_components.handlers.tracked_facts import (
     MODEL_FILES,
+    NOTE,
     SystemMetrics,
     dataset_inputs,
+    purpose,
     register_model,
     run_page,
     run_tags,
@@ -38,6 +40,7 @@ from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)
 QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
+NO_PARAMETERS = ("tracking_uri", "experiment_name", "log_model", "register_model")  # of tracking, not of the training
 RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
 MOST_METRICS = 1000  # in one request to MLflow
 SQLITE_SECONDS = 5.0  # for a file that another process has locked
@@ -93,7 +96,7 @@ class RunTracker:
         self.place = mask_secrets(self.tracking_uri)
         self.handler: MLFlowHandler | None = None
         self.spool = Spool(folder.path / "tracking_spool.jsonl")
-        self.page = f"mlflow ui --backend-store-uri {self.place}"
+        self.page = run_page(self.place)
         self._system = SystemMetrics()
         self._engine: Any = None  # while the run is tracked
         self._waiting = False  # records in the spool
@@ -152,10 +155,11 @@ class RunTracker:
         handler.start(self._engine)
         if not earlier:
             known = current_options() | self.folder.facts | surroundings()
-            parameters = {name: _text(value) for name, value in known.items()}
+            parameters = {name: _text(value) for name, value in known.items() if name not in NO_PARAMETERS}
             handler._delete_exist_param_in_dict(parameters)  # an attempt before this one may have sent them
             handler._log_params(parameters)
             config = self.folder.state["config"]
+            self._describe_experiment(config.get("_meta_") or {})
             self.client.log_dict(self.run_id, config, "configuration.json")
             for name, value in run_tags(config, known["git_commit"]).items():
                 self.client.set_tag(self.run_id, name, value)
@@ -170,13 +174,21 @@ class RunTracker:
         """MONAI's handler for our address; it would prefer that of the environment."""
         variable = os.environ.pop("MLFLOW_TRACKING_URI", None)
         try:
-            return MLFlowHandler(
+            handler = MLFlowHandler(
                 self.tracking_uri, iteration_log=False, epoch_log=False, experiment_name=experiment,
                 run_name=self.folder.name,
             )  # fmt: skip
         finally:
             if variable is not None:
                 os.environ["MLFLOW_TRACKING_URI"] = variable
+        handler.default_tracking_params = []  # our one epoch of all steps, which `max_steps` and `epochs` say better
+        return handler
+
+    def _describe_experiment(self, meta: Mapping[str, Any]) -> None:
+        """Describe the experiment that has the name of the bundle, where nobody has done so."""
+        experiment: Any = self.handler and self.handler.experiment
+        if experiment.name == meta.get("bundle") and NOTE not in experiment.tags:
+            self.client.set_experiment_tag(experiment.experiment_id, NOTE, purpose(meta))
 
     def _attempt(self, action: Callable[[], object]) -> bool:
         """Do it; when that fails, for whatever reason, say so and train on without the store for a while."""

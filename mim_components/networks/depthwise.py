@@ -27,7 +27,7 @@ def depthwise(conv: nn.Conv3d, x: Tensor, rows: Tensor | None = None) -> Tensor:
     """
     if rows is None:
         return conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-    if not torch.is_grad_enabled():  # TorchScript has no functions of autograd
+    if not torch.is_grad_enabled():  # TorchScript does not support autograd functions
         return _correlate(x, conv.weight, conv.bias, rows)
     return _Depthwise.apply(x, conv.weight, conv.bias, rows)
 

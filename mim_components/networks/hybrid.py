@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mim_components.networks.blocks import init_linear, transformer_block
 from mim_components.networks.depthwise import depthwise
+from mim_components.networks.hub import HubMixin
 from mim_components.networks.presets import get_preset
 from mim_components.tokens import (
     Grid,
@@ -33,6 +34,11 @@ from mim_components.tokens import (
     upsample_mask,
     visible_and_masked_ids,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from mim_components.weights.contract import InputContract
 
 KERNEL_SIZE = 5  # of the depth-wise convolutions
 
@@ -80,7 +86,7 @@ class ConvBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class HybridEncoder(nn.Module):
+class HybridEncoder(HubMixin):
     """3D hybrid encoder: convolutional stages, then a transformer over the (visible) tokens.
 
     One class serves pre-training and fine-tuning with the same state-dict keys. Positions are fixed sin-cos, computed
@@ -113,6 +119,7 @@ class HybridEncoder(nn.Module):
     """
 
     MASKED_ONLY = ("stage_outputs.", "norm.")
+    kind = "hybrid"
 
     def __init__(
         self,
@@ -152,6 +159,10 @@ class HybridEncoder(nn.Module):
         self.dense_only = dense_only
         self.sparse = sparse
         self.apply(init_linear)
+
+    @classmethod
+    def _from_contract(cls, contract: InputContract, dense_only: bool) -> Self:
+        return cls(contract.in_channels, contract.preset, dense_only, input_size=contract.input_size)
 
     def get_extra_state(self) -> Tensor:
         """The trained grid, int64 `(3,)`, zeros if unknown; no buffer, since EMA would average it like weights."""

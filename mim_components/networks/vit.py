@@ -6,13 +6,14 @@ Axes: image (B, C, H, W, D); tokens (B, N, E); n visible tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai.networks.blocks.transformerblock import TransformerBlock
 from monai.networks.nets import ViT
 from torch import Tensor
 
 from mim_components.networks.blocks import init_linear
+from mim_components.networks.hub import HubMixin
 from mim_components.networks.presets import get_preset
 from mim_components.tokens import (
     check_mask,
@@ -23,8 +24,13 @@ from mim_components.tokens import (
     visible_and_masked_ids,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class ViTEncoder(ViT):
+    from mim_components.weights.contract import InputContract
+
+
+class ViTEncoder(HubMixin, ViT):
     """MONAI's ViT that can also run on visible tokens only; same interface as `HybridEncoder`.
 
     It has MONAI's keys, so its weights load into `monai.networks.nets.UNETR().vit` unchanged.
@@ -44,6 +50,8 @@ class ViTEncoder(ViT):
         >>> [tuple(layer.shape[1:]) for layer in encoder(torch.zeros(1, 1, 32, 32, 32))]
         [(48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4), (48, 4, 4, 4)]
     """
+
+    kind = "vit"
 
     def __init__(
         self,
@@ -78,6 +86,10 @@ class ViTEncoder(ViT):
             assert isinstance(block, TransformerBlock)
             block.attn.use_flash_attention = True  # ViT's constructor does not pass it on
             block.norm_cross_attn.requires_grad_(False)  # unused; kept for MONAI's keys
+
+    @classmethod
+    def _from_contract(cls, contract: InputContract, dense_only: bool) -> Self:
+        return cls(contract.in_channels, contract.preset, contract.input_size)
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ from mim_components.run.options import (
 from mim_components.run.stores import check_tracking_uri
 from mim_components.utils.text import mask_secrets
 
-OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that no inference takes
-CHECKED = "_checked_"  # among the values that the parser has resolved; it forgets them when it reads other files
+OF_TRAINING = ("evaluate.json", "multi_gpu_train.json", "probe.json")  # overlays that inference does not accept
+CHECKED = "_checked_"  # stored among the parser's resolved values, which it drops when it reads other files
 
 
 def current_workflow() -> ConfigWorkflow | None:
@@ -273,7 +273,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_free(key: str, free: Collection[str]) -> bool:
-    """Whether a key is one of the free ones, or stands below one.
+    """Whether a key is free or below a free one.
 
     Example:
         >>> is_free("folder::on_full_disk", ["folder"]), is_free("folders", ["folder"])

@@ -26,7 +26,7 @@ from mim_components.utils.text import mask_secrets
 
 KINDS = "path text bool int number choice triple numbers sizes window mapping device store part".split()
 NULLS = ("null", "None")
-# Parts of a configuration that decide where, how fast or how loud, not what is computed; the first line is MONAI's
+# Parts of a configuration that determine where, how fast or how verbosely, not the result; the first line is MONAI's
 FREE_PARTS = """
     handlers imports initialize run finalize run_name save_execute_config is_not_rank0
     bundle_root folder synthetic_ct module network probe train::sample_shapes train::start_check train::begin train::fit
@@ -56,7 +56,7 @@ def option_table() -> dict[str, dict[str, Any]]:
 
 @lru_cache
 def free_keys() -> frozenset[str]:
-    """Keys of a configuration that may change when a run continues; `a::b` is free with all that stands below it.
+    """Keys of a configuration that may change when a run continues; `a::b` includes everything below it.
 
     Example:
         >>> sorted(free_keys() & {"num_workers", "seed", "folder"})
@@ -66,7 +66,7 @@ def free_keys() -> frozenset[str]:
 
 
 def arguments_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of what a part of a configuration makes, with their defaults; none for MONAI's own, with short names.
+    """Arguments, with defaults, of the component that a part of a configuration creates; none for MONAI's short names.
 
     Example:
         >>> arguments_of({"_target_": "mim_components.engines.autocast_dtype"})

@@ -61,7 +61,7 @@ def check_start(
         sample_shapes: shapes of the arrays of a sample, counted as float32.
         batch_size: samples per micro-batch; "auto" counts as 1, since `fit_to_device` respects this limit too.
         num_workers: processes that load data; 0 = none.
-        ema_decay: of an average of the weights, which checkpoints then also hold; 0 = none.
+        ema_decay: decay of an average of the weights, which checkpoints then also contain; 0 = none.
 
     Raises:
         FullDiskError: the disk of the folder cannot hold three checkpoints.

@@ -68,8 +68,8 @@ def on_terminal() -> bool:
 
 
 def bar_options() -> dict[str, Any]:
-    """Arguments for a tqdm bar: none on a terminal; elsewhere one line per minute."""
-    return {} if on_terminal() else {"mininterval": LINE_SECONDS}
+    """Arguments for a tqdm bar: none on a terminal; elsewhere one line per minute, the first after a minute."""
+    return {} if on_terminal() else {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS}
 
 
 def mask_secrets(text: str) -> str:

@@ -1,7 +1,6 @@
 """Weights of a training with their input contract, and loading them into networks."""
 
 from mim_components.weights.contract import InputContract, ModelSettings, WrongWeightsError, read_contract
-from mim_components.weights.hub import load_encoder, push_encoder
 from mim_components.weights.pretrained import LoadReport, PretrainedError, load_pretrained, save_encoder
 from mim_components.weights.trained import TrainedNetwork, load_trained, on_device
 from mim_components.weights.transfer import start_from
@@ -13,11 +12,9 @@ __all__ = [
     "PretrainedError",
     "TrainedNetwork",
     "WrongWeightsError",
-    "load_encoder",
     "load_pretrained",
     "load_trained",
     "on_device",
-    "push_encoder",
     "read_contract",
     "save_encoder",
     "start_from",

@@ -132,7 +132,7 @@ def _sorted(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_text(config: Mapping[str, Any]) -> str:
-    """JSON that a person reads: what fits stands on one line, lists of texts and numbers fill lines.
+    """Readable JSON: values that fit are on one line; lists of strings and numbers fill lines.
 
     Example:
         >>> print(as_text({"spacing": [1.5, 1.5, 2.0], "folder": {"_target_": "RunFolder"}}), end="")
@@ -146,7 +146,7 @@ def as_text(config: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any, before: int, indent: int) -> str:
-    """A value on a line that has `before` characters already, behind `indent` spaces."""
+    """A value on a line that already has `before` characters after `indent` spaces."""
     short = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (dict, list)) or not value or indent + before + len(short) + 1 <= WIDTH:
         return short
@@ -174,15 +174,15 @@ def _filled(words: Iterable[str], width: int) -> list[str]:
 
 
 def read_fragment(path: Path) -> dict[str, Any]:
-    """A fragment.
+    """Read a fragment.
 
     Raises:
-        ValueError: it is no JSON object; names the file.
+        ValueError: the file is not a JSON object; the message names it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no valid JSON, {error}.") from error
+        raise ValueError(f"{path}: invalid JSON, {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {type(content).__name__}.")
     return content

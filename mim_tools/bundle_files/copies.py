@@ -1,4 +1,4 @@
-"""Write the shared files into a bundle and bring its table of options up to date, or say what differs."""
+"""Write the shared files into a bundle and update its table of options, or report what differs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mim_tools.bundle_files.compose import as_overlay, as_text, merge, read_frag
 from mim_tools.bundle_files.options import BEGIN, with_options
 
 SOURCES = Path(__file__).parent
-# folders of the fragments of a workflow; the later wins
+# folders of the fragments of a workflow; later ones take precedence
 FRAGMENTS = {
     "pretraining": ("common", "pretraining"),
     "segmentation": ("common", "fine_tuning", "segmentation"),
     "classification": ("common", "fine_tuning", "classification"),
 }
-BOTH = "train_and_inference.json"  # a fragment of these two
+BOTH = "train_and_inference.json"  # fragment of both files
 METADATA = Path("configs", "metadata.json")
 INFERENCE = Path("configs", "inference.json")
 README = Path("docs", "README.md")
@@ -27,7 +27,7 @@ NOT_FILES = {"__pycache__", ".DS_Store"}
 
 
 class BundleFilesError(Exception):
-    """A folder is no bundle, or its metadata names no workflow that has files here."""
+    """A folder is not a bundle, or its metadata names no workflow with files here."""
 
 
 def workflows() -> list[str]:
@@ -41,7 +41,7 @@ def shared_files(workflow: str) -> dict[Path, bytes]:
 
 
 def fragments_of(workflow: str) -> dict[Path, list[Path]]:
-    """What each of these files is made of; the later wins."""
+    """Fragments of each shared file; later ones take precedence."""
     places: dict[Path, list[Path]] = {}
     for folder in (SOURCES / name for name in FRAGMENTS[workflow]):
         for path in sorted(folder.rglob("*"), key=lambda each: (each.name != BOTH, each)):
@@ -53,7 +53,7 @@ def fragments_of(workflow: str) -> dict[Path, list[Path]]:
 
 
 def _content(paths: Sequence[Path]) -> bytes:
-    """A configuration merged of its fragments; of any other file the last one."""
+    """A configuration merged from its fragments; for any other file, the last one."""
     if paths[0].suffix == ".json":
         config = merge(map(read_fragment, paths))
         return as_text(config if "bundle_root" in config else as_overlay(config)).encode()
@@ -61,7 +61,7 @@ def _content(paths: Sequence[Path]) -> bytes:
 
 
 def bundle_files(folder: Path) -> dict[Path, bytes]:
-    """The shared files as they stand in a bundle: its `inference.json` has the values of its metadata in it.
+    """The shared files as they are in a bundle: its `inference.json` contains the values of its metadata.
 
     MONAI Label reads that file without the metadata.
 
@@ -81,16 +81,16 @@ def find_bundles(root: str | Path = "bundles") -> list[Path]:
 
 
 def update_bundle(folder: str | Path, check: bool = False) -> dict[str, Literal["missing", "differs"]]:
-    """Bring the shared files of a bundle up to date.
+    """Update the shared files of a bundle.
 
-    A copy that differs is replaced, whatever was changed in it: changes belong in the metadata, or in the source here.
+    A copy that differs is replaced, whatever was changed in it: changes belong in the metadata or in the source here.
 
     Args:
         folder: a bundle; its `configs/metadata.json` names the `workflow`.
-        check: write nothing, only say what would be written.
+        check: write nothing, only report what would be written.
 
     Returns:
-        The files that were (or would be) written, by their path below the bundle, and what was wrong with them.
+        The files that were (or would be) written, by path below the bundle, and what was wrong with them.
 
     Raises:
         BundleFilesError: no readable metadata, or it names no known workflow.
@@ -125,7 +125,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"no valid JSON, {error}"
+        reason = error.strerror if isinstance(error, OSError) else f"invalid JSON, {error}"
         raise BundleFilesError(f"{path}: cannot be read ({reason}); a bundle's folder has this file.") from error
     if not isinstance(content, dict):
         raise BundleFilesError(f"{path}: must hold a JSON object, got {type(content).__name__}.")

@@ -1,4 +1,4 @@
-"""The table of options in a bundle's README, made from its configs and from what is known of every option."""
+"""The table of options in a bundle's README, made from its configurations and the descriptions of the options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {
     "inference": "inference.json",
     "multi_gpu": "multi_gpu_train.json",
 }
-# keys that say what is done, not how
+# keys that define what is done, not how
 PARTS = frozenset("imports initialize run finalize handlers results_dir loss".split())
 PARTS |= {"network", "evaluated_network"}
 
@@ -56,7 +56,7 @@ def _from_metadata(value: Any, metadata: dict[str, Any]) -> Any:
 
 
 def options_markdown(folder: Path) -> str:
-    """The table, one line per option: name, a star where it may change on the way, default, what it may be, meaning."""
+    """The table, one line per option: name (starred if it may change on continuing), default, values, meaning."""
     lines = ["\\* may change when an unfinished run continues.", ""]
     lines += ["| option | default | values | meaning |", "|---|---|---|---|"]
     for name, defaults in options_of(folder).items():
@@ -68,7 +68,7 @@ def options_markdown(folder: Path) -> str:
 
 
 def _values(option: dict[str, Any]) -> str:
-    """What an option may be, in a few letters: `>= 1`, `auto, never`, `(0, 1], mm`."""
+    """Allowed values of an option in short: `>= 1`, `auto, never`, `(0, 1], mm`."""
     least, most = option.get("least", option.get("above")), option.get("most", option.get("below"))
     kinds = {"bool": "true, false", "triple": "[h, w, d] or one", "numbers": "list", "sizes": "[[h, w, d], ...]"}
     kinds |= {"window": "[low, high]", "choice": ", ".join(str(each).lower() for each in option.get("choices", ()))}
@@ -106,7 +106,7 @@ def _where(defaults: dict[str, Any]) -> str:
 
 
 def with_options(text: str, folder: Path) -> str:
-    """A README with its table of options up to date.
+    """A README with its table of options updated.
 
     Raises:
         ValueError: it has no place for the table.

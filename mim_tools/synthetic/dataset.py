@@ -103,11 +103,11 @@ def write_synthetic_dataset(
 
 
 def write_synthetic_images(output_dir: str | os.PathLike[str], num_volumes: int, **options: Any) -> str:
-    """`write_synthetic_dataset`, for a configuration that trains on the images.
+    """`write_synthetic_dataset` for a configuration that trains on the images.
 
     Args:
-        output_dir: folder to write to; made if missing.
-        num_volumes: how many, 1 or more.
+        output_dir: folder to write to; created if missing.
+        num_volumes: number of volumes, 1 or more.
         **options: see `write_synthetic_dataset`.
 
     Returns:

@@ -119,7 +119,9 @@ def test_keys_of_the_model_zoo(meta: dict[str, Any]) -> None:
     assert [key for key in REQUIRED + WANTED if key not in meta] == []
     assert [key for key in TEXTS if not isinstance(meta[key], str) or not meta[key]] == []
     assert [key for key in OBJECTS if not isinstance(meta[key], dict)] == []
-    assert re.fullmatch(r"\d+\.\d+\.\d+", meta["version"]) and meta["version"] in meta["changelog"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", meta["version"]) and next(iter(meta["changelog"])) == meta["version"]
+    versions = [[int(part) for part in version.split(".")] for version in meta["changelog"]]
+    assert versions == sorted(versions, reverse=True) and all(meta["changelog"].values())
     for side, name in (("inputs", "image"), ("outputs", "pred")):
         assert [key for key in TENSOR if key not in meta["network_data_format"][side][name]] == []
     assert re.search("not published|No pre-trained weights are published", meta["description"])

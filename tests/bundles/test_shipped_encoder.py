@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mim_components import load_pretrained, read_contract
-from mim_components.networks import segmentation_network
+from mim_components.networks import HybridEncoder, segmentation_network
 from mim_components.utils.files import check_digest
-from mim_components.weights import PretrainedError, load_encoder
+from mim_components.weights import PretrainedError
 
 FILE = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "models" / "encoder_tiny.safetensors"
 
@@ -28,7 +28,7 @@ def test_all_of_it_goes_into_a_segmentation_network() -> None:
 
 
 def test_features_tell_tissue_from_air() -> None:
-    encoder = load_encoder(FILE)
+    encoder = HybridEncoder.from_pretrained(FILE)
     scan = torch.zeros(1, 1, 48, 48, 48)
     scan[..., :24] = 0.5  # soft tissue below, air above
     with torch.no_grad():
@@ -45,4 +45,4 @@ def test_changed_by_a_byte(tmp_path: Path) -> None:
     copy.write_bytes(data)
     (tmp_path / f"{FILE.name}.sha256").write_bytes(FILE.with_name(f"{FILE.name}.sha256").read_bytes())
     with pytest.raises(PretrainedError, match=r"encoder_tiny\.safetensors: not the file that was written"):
-        load_encoder(copy)
+        HybridEncoder.from_pretrained(copy)

@@ -196,7 +196,7 @@ def test_progress_bar_shows_losses_and_gives_the_console_back(
     progress.close()
     text = capsys.readouterr().err
     assert text.count("above the bar") == 1
-    assert "steps" in text and "7/7" in text and "loss=7.0000" in text and "rec1=3.5000" in text
+    assert "step" in text and "7/7" in text and "loss=7.0000" in text and "rec1=3.5000" in text
     assert "names" not in text and "gradient" not in text
     # what is collected anyway: nothing else is waited for
     assert set(re.findall(r"loss=(\d)\.0000", text)) <= {"1", "3", "6", "7"}
@@ -245,13 +245,10 @@ def test_a_bar_in_a_log_file_is_a_line_a_minute(
     caplog.set_level(logging.INFO, logger="mim_components")
     log = StringIO()  # no terminal
     monkeypatch.setattr(sys, "stderr", log)
-    engine = Engine(lambda engine, batch: None)
-    progress = ProgressHandler()
-    progress.attach(engine)
-    engine.state.step_metrics = {"loss": 1.0}
+    engine = Engine(lambda engine, batch: None)  # of an evaluation, which has no losses
+    ProgressHandler(unit="scan").attach(engine)
     engine.run(range(500))
-    assert log.getvalue() == "" and "step" not in caplog.text
+    assert log.getvalue() == "" and "scan" not in caplog.text
     monkeypatch.setattr(module, "LINE_SECONDS", 0.0)
     engine.run(range(2))
-    progress.close()
-    assert [each.getMessage() for each in caplog.records] == ["step 1 of 2", "step 2 of 2"]
+    assert [each.getMessage() for each in caplog.records] == ["scan 1 of 2", "scan 2 of 2"]

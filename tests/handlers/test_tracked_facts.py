@@ -14,13 +14,14 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from mim_components.handlers import RunTracker, TrackEvaluation, tracked_facts
-from mim_components.handlers.tracked_facts import default_store, figures_of, run_page, run_tags
+from mim_components.handlers import RunTracker, tracked_facts
+from mim_components.handlers.tracked_facts import default_store, run_page, run_tags
 from mim_components.run.folder import RunFolder
 from mim_components.weights import ModelSettings
 from tests.small import SMALL_PRETRAIN
 
-META = {"bundle": "mim_btcv_segmentation", "version": "0.3.0", "workflow": "segmentation", "description": "Abdomen.",
+META = {"bundle": "mim_btcv_segmentation", "version": "0.3.0", "workflow": "segmentation",
+        "description": "Abdomen. The weights are not here.",
         "dataset": {"name": "BTCV"}}  # fmt: skip
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain"
 
@@ -45,6 +46,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
     models.mkdir()
     torch.save({"weight": torch.ones(1)}, models / "model.pt")
     facts = ModelSettings("mim_btcv_segmentation", {"preset": "nano", "spacing": [1.5, 1.5, 2.0]}, ["spleen"]).as_dict()
+    facts |= {"metric": "val_mean_dice", "metric_value": 0.75, "step": 40}
     (models / "model.json").write_text(json.dumps(facts))
     yield run
     run.release()
@@ -63,10 +65,13 @@ def test_a_run_says_what_it_is_and_of_what(folder: RunFolder, store: str, monkey
     client = mlflow.MlflowClient(store)
     run = client.get_run(folder.state["mlflow_run_id"])
     expected = {"bundle": META["bundle"], "task": "segmentation", "stage": "fine-tuning", "preset": "nano",
-                "bundle_version": "0.3.0", "mlflow.note.content": "Abdomen.", "mlflow.user": "ann",
+                "bundle_version": "0.3.0", "mlflow.user": "ann",
+                "mlflow.note.content": "Abdomen.\n\nBegins with the encoder of [mim_pretrain_1](#/runs/0ab).",
                 "pretrained_run": "mim_pretrain_1", "pretrained_run_id": "0ab"}  # fmt: skip
     assert {name: run.data.tags.get(name) for name in expected} == expected
-    assert page.endswith(f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    link = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    assert page == f"mlflow ui --backend-store-uri {store}\nhttp://127.0.0.1:5000{link}"
+    assert not run.data.params.keys() & {"max_epochs", "epoch_length", "tracking_uri", "register_model"}
     found = [(each.dataset.name, each.dataset.profile, each.tags[0].value) for each in run.inputs.dataset_inputs]
     assert found == [("BTCV", '{"scans": 24}', "training"), ("BTCV validation", '{"scans": 6}', "validation")]
     assert run.inputs.dataset_inputs[0].dataset.digest == ("0123456789" * 6)[:36]
@@ -77,6 +82,20 @@ def test_a_run_says_what_it_is_and_of_what(folder: RunFolder, store: str, monkey
     }
     version = client.get_model_version("spleen model", "1")
     assert version.run_id == run.info.run_id and version.tags == {"preset": "nano", "spacing": "[1.5, 1.5, 2.0]"}
+    assert version.description == "Step 40, val_mean_dice 0.7500"
+    model = client.get_registered_model("spleen model")
+    assert model.description == "Abdomen." and model.tags == {"bundle": META["bundle"], "task": "segmentation"}
+
+
+def test_the_experiment_of_a_bundle_is_described(folder: RunFolder, store: str) -> None:
+    client = mlflow.MlflowClient(store)
+    for name, described in ((META["bundle"], "Abdomen."), ("of my own", None)):
+        tracker = RunTracker(folder, store, experiment_name=str(name))
+        tracker.start(engine())
+        tracker.close()
+        experiment = client.get_experiment_by_name(str(name))
+        assert experiment is not None and experiment.tags.get("mlflow.note.content") == described
+        folder.state.pop("mlflow_run_id")
 
 
 def test_weights_are_kept_when_asked_for(folder: RunFolder, store: str) -> None:
@@ -100,43 +119,12 @@ def test_the_machine_is_measured(folder: RunFolder, store: str, monkeypatch: pyt
     assert "system/cpu_utilization_percentage" in names
 
 
-def test_an_evaluation_is_a_child_of_its_training(
-    folder: RunFolder, store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = RunTracker(folder, store, experiment_name="tests")
-    tracker.start(engine())
-    tracker.close()
-    results = tmp_path / "run" / "evaluation"
-    results.mkdir()
-    report = {
-        "settings": {"seed": 0},
-        "mean": {"dice": 0.5, "nsd": None},
-        "per_case": [],
-        "cases": 6,
-        "published": {"x": 1},
-    }
-    (results / "metrics.json").write_text(json.dumps(report))
-    TrackEvaluation(folder.path, results, store)(engine())
-    client = mlflow.MlflowClient(store)
-    training = client.get_run(folder.state["mlflow_run_id"])
-    children = client.search_runs([training.info.experiment_id], f"tags.mlflow.parentRunId = '{training.info.run_id}'")
-    assert len(children) == 1 and children[0].data.metrics == {"mean_dice": 0.5, "cases": 6.0}
-    assert children[0].data.tags["stage"] == "evaluation" and children[0].data.tags["preset"] == "nano"
-    assert [each.path for each in client.list_artifacts(children[0].info.run_id, "evaluation")] == [
-        "evaluation/metrics.json"
-    ]
-    assert figures_of(tmp_path / "absent.json") == {}
-    TrackEvaluation(tmp_path, results, store)(engine())  # of no training
-    (tmp_path / "run.json").write_text(json.dumps({"name": "gone", "mlflow_run_id": "0" * 32}))
-    TrackEvaluation(tmp_path, results, store)(engine())
-    assert "The evaluation is not in MLflow" in caplog.text
-
-
 def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = {default_store(tmp_path / "bundles" / name, tmp_path / "run") for name in ("one", "two")}
     assert stores == {f"sqlite:///{tmp_path / 'mlruns.db'}"}
     assert default_store(tmp_path, tmp_path / "run") == f"sqlite:///{tmp_path / 'mlruns.db'}"
-    assert run_page("https://***@host", "3", "0ab") == "https://***@host/#/experiments/3/runs/0ab"
+    assert run_page("https://***@host") == "https://host"
+    assert run_page("sqlite:////a/mlruns.db") == "mlflow ui --backend-store-uri sqlite:////a/mlruns.db"
     monkeypatch.setattr(tracked_facts.sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--dataset_dir", "/data/ann"])
     assert run_tags({}, "0ab-dirty")["mlflow.source.name"] == "monai.bundle run"
     assert run_tags({"pretrained": "none"}, "0ab")["mlflow.source.git.commit"] == "0ab"

@@ -54,6 +54,16 @@ def test_a_probe_without_scores_of_scans_has_no_direction(small: dict[str, Any],
     assert tables.ablations(Evidence(study, {})) == []
 
 
+def test_fine_tunings_need_all_seeds(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(with_ablations(small | {"seeds": [0, 1]})))
+    lines = [
+        tuned(study, study.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]),
+        tuned(study, study.cells["lower/1/seed0"], [0.25, 0.25], [0.5, 0.5]),
+    ]
+    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
+    assert "| not run |  | -12.5 [-12.5, -12.5], 1 of 2 seeds | cannot tell |" in text[2]
+
+
 def test_counts_of_cells(small: dict[str, Any], write: Write) -> None:
     small["seeds"] = [0, 1]
     small["pretraining_seed"] = 0

@@ -101,7 +101,7 @@ def test_an_unknown_workflow_is_refused(tmp_path: Path, workflow: object) -> Non
     ("content", "cause"),
     [
         (None, r"cannot be read \(No such file or directory\); a bundle's folder has this file"),
-        ("{", r"cannot be read \(no valid JSON, .*line 1"),
+        ("{", r"cannot be read \(invalid JSON, .*line 1"),
         ("[]", "must hold a JSON object, got list"),
     ],
 )
@@ -139,7 +139,7 @@ def test_what_cannot_be_extended_is_refused() -> None:
         merge([{"run": []}, {"+run": "x"}])
 
 
-@pytest.mark.parametrize(("content", "cause"), [("{", "no valid JSON"), ("[]", "must hold a JSON object, got list")])
+@pytest.mark.parametrize(("content", "cause"), [("{", "invalid JSON"), ("[]", "must hold a JSON object, got list")])
 def test_damaged_fragment_is_named(content: str, cause: str, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(content)
     with pytest.raises(ValueError, match=f"{tmp_path}/train.json: {cause}"):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from monai.apps.utils import check_hash
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
@@ -79,7 +78,7 @@ def check_schema(bundle: Path, folder: Path) -> None:
     """By MONAI, which takes a schema that is there already and then downloads none."""
     schema = folder / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
-    kept = {"filepath": str(schema), "hash_val": sha256(schema), "hash_type": "sha256"}
+    kept: dict[str, Any] = {"filepath": str(schema), "hash_val": sha256(schema), "hash_type": "sha256"}
     verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), **kept)
 
 
@@ -208,7 +207,7 @@ def test_directory_of_a_release(made: Path, tmp_path: Path) -> None:
 
 def test_large_files_of_a_release(made: Path) -> None:
     """Every file of weights is listed with its digest; nothing else is too large for the Zoo's repository."""
-    listed = yaml.safe_load((made / "large_files.yml").read_text())["large_files"]
+    listed = ConfigParser.load_config_file(made / "large_files.yml")["large_files"]
     kinds = (".pt", ".safetensors")
     weights = sorted(path.name for path in (made / "models").iterdir() if path.suffix in kinds)
     assert [entry["path"] for entry in listed] == [f"models/{name}" for name in weights]
@@ -233,7 +232,7 @@ def test_requirements_of_a_release(made: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of TorchScript
 def test_network_and_torchscript_of_a_release(made: Path) -> None:
     configs = {"meta_file": str(made / "configs/metadata.json"), "config_file": str(made / "configs/inference.json")}
-    given = {"net_id": "network_def", "bundle_root": str(made), **configs}
+    given: dict[str, Any] = {"net_id": "network_def", "bundle_root": str(made), **configs}
     verify_net_in_out(device="cpu", **given)
     ckpt_export(filepath=str(made / "models/verify.ts"), ckpt_file=str(made / "models/model.pt"), **given)
     formats = read(made / "configs/metadata.json")["network_data_format"]
@@ -253,7 +252,8 @@ def test_the_small_encoder_goes_with_its_page(made: Path, tmp_path: Path) -> Non
     source = tmp_path / "mim_pretrain"
     shutil.copytree(ROOT / "bundles" / "mim_pretrain", source, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(
-        release.ReleaseError, match=r"encoder_tiny\.md: is about encoder_tiny\.safetensors, which is missing"
+        release.ReleaseError,
+        match=r"encoder_tiny\.md: describes encoder_tiny\.safetensors, but these or their digest are missing",
     ):
         release.make_release(source, made / "models" / "model.pt", tmp_path / "out", "https://host")
     assert not (tmp_path / "out" / "mim_pretrain").exists()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,6 +110,8 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, "--version", "2.0.0"]) == 1
     assert "version 2.0.0 has no line in the changelog; give one with --changes" in capsys.readouterr().err
     assert not (out / BUNDLE.name).exists()  # nothing is left of it
+    assert main([*command, "--changes", "weights"]) == 1  # they would not be in it
+    assert "has a line in the changelog already; give a new --version" in capsys.readouterr().err
     assert main([*command, "--presett", "nano"]) == 1
     assert "has no option presett" in capsys.readouterr().err
     assert main([*command, "--positions", "index"]) == 1  # not that of the weights
@@ -179,8 +182,16 @@ def test_command_of_a_push(
     given: list[Any] = []
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"0")
-    monkeypatch.setattr(release, "make_release", lambda *values: given.append(values) or archive)
-    monkeypatch.setattr(release, "push", lambda *values: given.append(values) or "the address")
+
+    def noted(answer: Any) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            given.append(values)
+            return answer
+
+        return call
+
+    monkeypatch.setattr(release, "make_release", noted(archive))
+    monkeypatch.setattr(release, "push", noted("the address"))
     command = ["bundles/x", "--weights", "model.pt", "--output", str(tmp_path), "--no_wheel", "--push", "me/spleen"]
     assert main([*command, "--token", "secret"]) == 0
     assert (

@@ -38,7 +38,7 @@ class SliceFolderChecker:
         ...     for number in range(3):
         ...         Image.linear_gradient("L").save(Path(folder, f"{number}.png"))
         ...     checker(Case("1", (Path(folder),), label=1)).notes
-        ('2 slices repeat another slice of the scan',)
+        ('2 slices identical to another slice of the scan',)
     """
 
     class_names: Sequence[str] = ()

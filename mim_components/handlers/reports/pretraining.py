@@ -195,7 +195,7 @@ class ReportHandler:
         num_crops: crops per volume.
         seed: seed of the crops.
         standardized: the network was trained on standardised tokens.
-        loss: of the training; the heads of a pair that it gives the weight 0 were never trained. None = all were.
+        loss: loss of the training; heads of a pair with weight 0 were never trained. None = all were.
 
     Example:
         >>> from tempfile import TemporaryDirectory

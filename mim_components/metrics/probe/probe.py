@@ -108,7 +108,7 @@ class FeatureProbe:
         ValueError: `voxels_per_class` is below 1.
 
     Attributes:
-        settings: what a report says of the probe.
+        settings: description of the probe for reports.
 
     Example:
         >>> import json

@@ -1,0 +1,171 @@
+"""The results of an evaluation in MLflow, as a child of the run of the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from time import time
+from typing import Any
+
+import ignite.distributed as idist
+import mlflow
+from ignite.engine import Engine, Events
+from mlflow.entities import Metric, Param
+
+from mim_components.data.prepare.cases import PreparedCases
+from mim_components.data.volumes import PreparedDataset
+from mim_components.handlers.spool import tracked_name
+from mim_components.handlers.tracked_facts import (
+    NOTE,
+    dataset_input,
+    run_page,
+    started_by,
+    store_of,
+)
+from mim_components.utils.text import mask_secrets
+
+logger = logging.getLogger(__name__)
+KEPT_TAGS = ("bundle", "bundle_version", "task", "preset", "mlflow.source.git.commit")  # of the training
+SETTINGS = ("settings", "facts", "data")  # parts of a `metrics.json` that say what was measured
+ROWS = ("targets", "classes", "levels", "pairs")  # parts with a row of figures each
+
+
+class TrackEvaluation:
+    """Keep the results of an evaluation in MLflow, as a child of the training's run; nothing where that is not there.
+
+    Args:
+        output_dir: of the training; its `run.json` names the run.
+        results: folder with what the evaluation writes.
+        tracking_uri: of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
+        store_dir: the bundle.
+        prepared: what is evaluated: validation cases, or all volumes; None = not said.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from unittest.mock import patch
+        >>> with TemporaryDirectory() as folder, patch("mlflow.MlflowClient") as client:
+        ...     _ = Path(folder, "run.json").write_text('{"name": "btcv-1", "mlflow_run_id": "0ab"}')
+        ...     _ = Path(folder, "metrics.json").write_text('{"mean": {"dice": 0.75}}')
+        ...     TrackEvaluation(folder, results=folder, tracking_uri="sqlite:///mlruns.db")(Engine(lambda *step: None))
+        ...     client().create_run.call_args.kwargs["run_name"], client().log_batch.call_args.kwargs["metrics"][0].key
+        ('btcv-1 evaluation', 'mean_dice')
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        results: str | Path,
+        tracking_uri: str | None = None,
+        store_dir: str | Path = ".",
+        prepared: PreparedCases | PreparedDataset | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.results = Path(results)
+        self.tracking_uri = store_of(tracking_uri, store_dir, output_dir)
+        self.prepared = prepared
+        self._started = _milliseconds()
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator, after the handler that writes the results."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Note the time."""
+        self._started = _milliseconds()
+
+    def __call__(self, engine: Engine) -> None:
+        """Send numbers and files; a store that fails is said, and ends nothing."""
+        state: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            state = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))
+        if idist.get_rank() != 0 or "mlflow_run_id" not in state:
+            return
+        try:
+            page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation")
+        except Exception as error:  # MLflow's, SQLAlchemy's, of the network: the results are in their folder
+            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
+            logger.warning("The evaluation is not in MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
+        else:
+            logger.info("The evaluation in MLflow: %s", page)
+
+    def _send(self, training: str, name: str) -> str:
+        client = mlflow.MlflowClient(self.tracking_uri)
+        parent = client.get_run(training)
+        figures, settings = results_of(self.results / "metrics.json")
+        tags = {
+            **{key: parent.data.tags[key] for key in KEPT_TAGS if key in parent.data.tags},
+            **started_by(),
+            "mlflow.parentRunId": training,
+            "stage": "evaluation",
+            NOTE: f"Evaluation of {settings['weights']}." if "weights" in settings else "",
+        }
+        experiment = parent.info.experiment_id
+        run_id = client.create_run(experiment, self._started, tags, run_name=name).info.run_id
+        client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, _milliseconds(), 0) for key, value in figures.items()],
+            params=[Param(key, str(value)) for key, value in settings.items()],
+        )
+        if self.prepared is not None:
+            count = len(getattr(self.prepared, "validation", self.prepared))
+            data = settings.get("dataset") or settings.get("origin") or tags.get("bundle", "scans")
+            client.log_inputs(run_id, [dataset_input(data, self.prepared.digest, count, "evaluation")])
+        client.log_artifacts(run_id, str(self.results), "evaluation")
+        client.set_terminated(run_id)
+        return run_page(mask_secrets(self.tracking_uri), experiment, run_id)
+
+
+def _milliseconds() -> int:
+    return int(time() * 1000)
+
+
+def results_of(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Figures of an evaluation's `metrics.json` by name, none of single scans, and the settings that they belong to.
+
+    Fractions are figures; whole numbers are counts, and settings.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> report = {"settings": {"fold": 0}, "mean": {"dice": 0.5}, "targets": [{"name": "spleen", "dice": 0.5}]}
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "metrics.json")
+        ...     _ = path.write_text(json.dumps(report))
+        ...     results_of(path)
+        ({'mean_dice': 0.5, 'dice_spleen': 0.5}, {'fold': 0})
+    """
+    report: dict[str, Any] = {}
+    with suppress(OSError):
+        report = json.loads(path.read_text(encoding="utf-8"))
+    figures = {**report, **{f"mean_{key}": value for key, value in report.get("mean", {}).items()}}
+    for row, values in _rows(report):
+        figures |= {f"{key}_{row}": value for key, value in values.items() if key != "tolerance_mm"}
+    settings = {key: value for part in SETTINGS for key, value in report.get(part, {}).items()}
+    settings |= {key: value for key, value in report.items() if isinstance(value, (int, str))}
+    return (
+        {tracked_name(key): value for key, value in figures.items() if isinstance(value, float)},
+        {key: value for key, value in settings.items() if _is_setting(value)},
+    )
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, (int, float)) for each in value)
+    return isinstance(value, (int, float, str))
+
+
+def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name of a class, level or pair of levels, and its values."""
+    for part in ROWS:
+        rows = report.get(part, [])
+        if isinstance(rows, Mapping):
+            yield from rows.items()
+            continue
+        for row in rows:
+            if "parent_level" in row:
+                yield f"level{row['parent_level']}_{row['parent_level'] + 1}", row
+            else:
+                yield str(row["name"]) if "name" in row else f"level{row['level']}", row
