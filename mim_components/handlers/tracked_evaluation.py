@@ -112,7 +112,7 @@ class TrackEvaluation:
         )
         if self.prepared is not None:
             count = len(getattr(self.prepared, "validation", self.prepared))
-            data = settings.get("dataset") or settings.get("origin") or tags.get("bundle", "scans")
+            data = settings.get("dataset") or tags.get("bundle", "scans")
             client.log_inputs(run_id, [dataset_input(data, self.prepared.digest, count, "evaluation")])
         client.log_artifacts(run_id, str(self.results), "evaluation")
         client.set_terminated(run_id)

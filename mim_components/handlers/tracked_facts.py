@@ -209,7 +209,7 @@ def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: 
     tags = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     run = client.get_run(run_id)
     with suppress(MlflowException):  # it exists
-        own = {key: run.data.tags[key] for key in ("bundle", "task") if key in run.data.tags}
+        own: dict[str, Any] = {key: run.data.tags[key] for key in ("bundle", "task") if key in run.data.tags}
         client.create_registered_model(name, own, run.data.tags.get(NOTE, "").partition("\n")[0])
     version = client.create_model_version(
         name, f"{run.info.artifact_uri}/models", run_id, tags=tags, description=_of_training(facts, contract)

@@ -144,12 +144,11 @@ def _mask_secrets_in_monais_log() -> None:
 
 
 def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
-    """Switch off what `--tracking mlflow` of MONAI adds where a `RunTracker` tracks: it takes a loss for a tensor.
+    """Switch off what `--tracking mlflow` of MONAI adds: a `RunTracker` tracks, and an inference has no numbers.
 
-    Its handlers are disabled in processes other than the first, by a key that it adds.
+    MONAI's handlers take a loss for a tensor. A key that it adds disables them in processes other than the first.
     """
-    config: Any = workflow.parser.config
-    if "is_not_rank0" in config and "RunTracker" in json.dumps(config.get("train"), default=str):
+    if "is_not_rank0" in _config_of(workflow):
         workflow.parser.ref_resolver.resolved_content["is_not_rank0"] = True
 
 
