@@ -20,6 +20,7 @@ from mim_components.data.volumes import PreparedDataset
 from mim_components.handlers.tracked_facts import (
     NOTE,
     dataset_input,
+    keep_quiet,
     run_page,
     started_by,
     store_of,
@@ -93,6 +94,7 @@ class TrackEvaluation:
             logger.info("The evaluation in MLflow: %s", page)
 
     def _send(self, training: str, name: str) -> str:
+        keep_quiet()
         client = mlflow.MlflowClient(self.tracking_uri)
         parent = client.get_run(training)
         figures, settings = results_of(self.results / "metrics.json")
