@@ -21,6 +21,7 @@ from mim_components.handlers.spool import tracked_name
 from mim_components.handlers.tracked_facts import (
     NOTE,
     dataset_input,
+    keep_quiet,
     run_page,
     started_by,
     store_of,
@@ -93,6 +94,7 @@ class TrackEvaluation:
             logger.info("The evaluation in MLflow: %s", page)
 
     def _send(self, training: str, name: str) -> str:
+        keep_quiet()
         client = mlflow.MlflowClient(self.tracking_uri)
         parent = client.get_run(training)
         figures, settings = results_of(self.results / "metrics.json")
@@ -112,7 +114,7 @@ class TrackEvaluation:
         )
         if self.prepared is not None:
             count = len(getattr(self.prepared, "validation", self.prepared))
-            data = settings.get("dataset") or settings.get("origin") or tags.get("bundle", "scans")
+            data = settings.get("dataset") or tags.get("bundle", "scans")
             client.log_inputs(run_id, [dataset_input(data, self.prepared.digest, count, "evaluation")])
         client.log_artifacts(run_id, str(self.results), "evaluation")
         client.set_terminated(run_id)

@@ -23,6 +23,7 @@ import monai
 import torch
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import MlflowException
+from mlflow.telemetry import set_telemetry_client
 from monai.utils import optional_import
 
 from mim_components import __version__
@@ -35,6 +36,13 @@ NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
 MOST_DIGEST = 36  # characters, of MLflow
 
 has_psutil = optional_import("psutil")[1]
+
+
+def keep_quiet() -> None:
+    """Let MLflow print no address, nor report to its makers, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it has the password
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
 
 def store_of(tracking_uri: str | None, bundle_root: str | Path, run_folder: str | Path) -> str:

@@ -17,7 +17,6 @@ import ignite.distributed as idist
 import mlflow
 from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
-from mlflow.telemetry import set_telemetry_client
 from monai.handlers import MLFlowHandler
 
 from mim_components.handlers.spool import Record, Spool, with_history
@@ -26,6 +25,7 @@ from mim_components.handlers.tracked_facts import (
     NOTE,
     SystemMetrics,
     dataset_inputs,
+    keep_quiet,
     purpose,
     register_model,
     run_page,
@@ -129,7 +129,9 @@ class RunTracker:
     def _begin(self, engine: Engine) -> None:
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
-        _set_defaults()
+        keep_quiet()
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # we ask again ourselves
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         self._engine, self._next, self._waiting = engine, 0.0, self.spool.path.exists()
 
     def _connect(self, seconds: float = 10.0) -> None:
@@ -353,14 +355,6 @@ def _check_sqlite(uri: str) -> None:
         with closing(sqlite3.connect(file, timeout=SQLITE_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
-
-
-def _set_defaults() -> None:
-    """Ask a dead server briefly, and report nothing to MLflow's makers, unless the environment says otherwise."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # we ask again ourselves
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
 
 def _text(value: Any) -> str:

@@ -147,12 +147,12 @@ def _mask_secrets_in_monais_log() -> None:
 
 
 def _leave_tracking_to_us(workflow: ConfigWorkflow) -> None:
-    """Switch off MONAI's `--tracking mlflow` if a `RunTracker` tracks: its handlers expect the loss to be a tensor.
+    """Switch off what MONAI's `--tracking mlflow` adds: a `RunTracker` tracks, and an inference has no numbers.
 
-    They are disabled in processes other than the first, by a key that MONAI adds.
+    MONAI's handlers expect the loss to be a tensor. A key that MONAI adds disables them in processes other than the
+    first.
     """
-    config: Any = workflow.parser.config
-    if "is_not_rank0" in config and "RunTracker" in json.dumps(config.get("train"), default=str):
+    if "is_not_rank0" in _config_of(workflow):
         workflow.parser.ref_resolver.resolved_content["is_not_rank0"] = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,7 @@ def test_an_evaluation_is_a_child_of_its_training(tmp_path: Path, caplog: pytest
     handler = TrackEvaluation(tmp_path, results, store, prepared=prepared)
     handler.start(engine)
     handler(engine)
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"  # they have the password
     (child,) = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{training}'")
     assert child.info.run_name == "btcv-1 evaluation" and child.info.status == "FINISHED"
     assert child.data.metrics == {"mean_dice": 0.5, "dice_spleen": 0.25, "dice_a_b": 1.0}

@@ -131,13 +131,16 @@ def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_monais_own_option_is_taken(tmp_path: Path) -> None:
-    """Its handlers took the losses of a step for a tensor, and crashed."""
+@pytest.mark.parametrize(("file", "handlers"), [("train", "train::handlers"), ("inference", "handlers")])
+def test_monais_own_option_is_taken(tmp_path: Path, file: str, handlers: str) -> None:
+    """Its handlers took the losses of a step for a tensor, and crashed; of an inference they kept empty runs."""
+    options: dict[str, Any] = {"output_dir": str(tmp_path / "out")}
+    if file == "train":
+        options |= {"tracking_uri": f"sqlite:///{tmp_path / 'mlruns.db'}", **SMALL_PRETRAIN}
     workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / "train.json"), logging_file=False, tracking="mlflow",
-        output_dir=str(tmp_path / "out"), tracking_uri=f"sqlite:///{tmp_path / 'mlruns.db'}", **SMALL_PRETRAIN,
+        str(BUNDLE / "configs" / f"{file}.json"), logging_file=False, tracking="mlflow", **options
     )  # fmt: skip
     workflow.initialize()
-    last = len(workflow.parser["train::handlers"]) - 1
-    assert workflow.parser[f"train::handlers::{last}"]["_target_"] == "MLFlowHandler"
-    assert workflow.parser.get_parsed_content(f"train::handlers::{last}") is None
+    last = len(workflow.parser[handlers]) - 1
+    assert workflow.parser[f"{handlers}::{last}"]["_target_"] == "MLFlowHandler"
+    assert workflow.parser.get_parsed_content(f"{handlers}::{last}") is None

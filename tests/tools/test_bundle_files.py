@@ -212,7 +212,7 @@ def test_help_says_where_changes_belong(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="0"):
         __main__.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "a change in one of them is replaced without a question" in text and "configs/metadata.json" in text
+    assert "changes to them are overwritten without asking" in text and "configs/metadata.json" in text
 
 
 # the sources of this project
