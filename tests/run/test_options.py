@@ -70,7 +70,7 @@ def test_every_kind_is_known_and_described() -> None:
 def test_wrong_types_are_refused_with_what_is_expected(name: str) -> None:
     option = TABLE[name]
     for value in WRONG[option["kind"]]:
-        with pytest.raises(ValueError, match="expected |CUDA devices here|no address of an MLflow store") as error:
+        with pytest.raises(ValueError, match="expected |CUDA devices here|not an address of an MLflow store") as error:
             convert(value, option)
         assert expectation(option) in str(error.value) or "expected" not in str(error.value)
     if not option.get("null"):
@@ -331,7 +331,7 @@ def test_a_device_that_is_not_here_is_refused_at_once(bundle: Path, monkeypatch:
         ("sqlite:///", "names no file"),
         ("sqlite:////", "names no file; expected one such as sqlite:////absolute/path/mlruns.db"),
         ("sqlite:////dev/null/a/mlruns.db", "there is no folder /dev/null/a, and it cannot be created in /dev/null"),
-        ("http://me:secret@", "'http://***@' is no address"),
+        ("http://me:secret@", "'http://***@' is not an address"),
     ],
 )
 def test_a_store_that_can_never_work_is_refused_at_once(

@@ -348,7 +348,7 @@ def test_weights_of_mr_start_on_the_same_percentiles_only(tmp_path: Path, pretra
     assert report is not None and "RAS, MR from percentile 0.5 to 99.5, 7 steps" in report.notes[0]
     trained = "intensity: percentiles 0.5 to 99.5 of each volume, clipped and scaled to [0, 1], in the contract"
     others = {
-        "a window of HU, clipped": ABDOMEN,
+        "an HU window, clipped": ABDOMEN,
         "percentiles 1 to 99 of each volume": percentiles(1, 99),
         "relative percentiles 0.5 to 99.5": percentiles(relative=True),
         "NormalizeIntensityd here": NormalizeIntensityd("image"),

@@ -61,7 +61,7 @@ def test_per_mille_is_what_monai_makes() -> None:
         (np.full((4, 4, 4), 7, np.int16), "constant: every voxel is 7"),
         (RAMP.astype(np.int16) % 5, r"not MR: 5 different values from 0 to 4 \(a label map\?\)"),
         (np.where(RAMP < 4, 1000 + RAMP / 7, 0.0), "nearly constant: 99 % of the voxels are 0, values from 0 to"),
-        (np.where(RAMP == 9, math.nan, RAMP), "1 of 1,001 voxels are NaN or infinite"),
+        (np.where(RAMP == 9, math.nan, RAMP), "NaN or infinite values in 1 of 1,001 voxels"),
         (np.where(RAMP == 9, 1e30, RAMP), "are no intensities"),
     ],
     ids=["constant", "labels", "sparse", "nan", "damaged"],
@@ -78,7 +78,7 @@ def test_what_no_ct_may_be_is_fine_for_mr() -> None:
 
 def test_ct_is_noted() -> None:
     (note,) = to_per_mille((RAMP - 1024).astype(np.int16), (1.0, 0.0))[1]
-    assert note == "values from -1024 to -24, an MR has none so far below 0; is this CT (modality ct)?"
+    assert note == "values from -1024 to -24, MR has none so far below 0; is this CT (modality ct)?"
 
 
 @pytest.fixture
