@@ -1,6 +1,6 @@
 """Two devices that are none: fake CUDA tensors, and a second device that errors when devices mix.
 
-Each needs a small extension in C++, built once into PyTorch's folder of extensions, and a process of its own: what it
+Each needs a small extension in C++, built for its test file, and a process of its own: what it
 tells PyTorch cannot be taken back. So a test file starts a program beside it, which writes down what it saw.
 """
 
@@ -30,13 +30,12 @@ def start(name: str, folder: Path, *arguments: str, timeout: float = 600) -> str
 
 
 @pytest.fixture(scope="session")
-def extensions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files of the two extensions by name."""
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Build an extension; its file."""
     missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"no {' and no '.join(missing)} here, with which the extensions are built")
-    built: dict[str, str] = json.loads(start("build", tmp_path_factory.mktemp("build")).splitlines()[-1])
-    return built
+    return lambda name: start("build", tmp_path_factory.mktemp(name), name).splitlines()[-1]
 
 
 @pytest.fixture(scope="session")

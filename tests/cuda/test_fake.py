@@ -16,9 +16,11 @@ CASES = next(ast.literal_eval(ast.Tuple([*node.value.keys], ast.Load())) for nod
 
 
 @pytest.fixture(scope="module")
-def results(program: Callable[..., Any], extensions: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def results(
+    program: Callable[..., Any], extension: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """What went wrong in every case."""
-    return program("fake", tmp_path_factory.mktemp("fake"), extensions["guard"])
+    return program("fake", tmp_path_factory.mktemp("fake"), extension("guard"))
 
 
 def test_the_harness_finds_a_mix_and_a_value_that_is_read(results: dict[str, str]) -> None:

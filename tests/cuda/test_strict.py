@@ -12,9 +12,9 @@ TASKS = ("pretraining", "segmentation", "classification")
 
 
 @pytest.fixture(scope="module")
-def seen(program: Callable[..., Any], extensions: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def seen(program: Callable[..., Any], extension: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What every task did, or its traceback."""
-    return program("strict", tmp_path_factory.mktemp("strict"), extensions["strict"])
+    return program("strict", tmp_path_factory.mktemp("strict"), extension("strict"))
 
 
 def test_the_device_refuses_what_cuda_refuses(seen: dict[str, Any]) -> None:
