@@ -15,10 +15,10 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils.enums import MetaKeys, SpaceKeys
 
-from mim_components.data.check.volume import MAX_VOXELS, check_extent
 from mim_components.data.find.sources import as_source
 from mim_components.data.grids import grid_fault
 from mim_components.data.read.headers import VolumeHeader
+from mim_components.data.read.limits import MAX_VOXELS, check_extent
 from mim_components.data.read.volume import cause_of, inspect_source, read_stored, scaled_parts
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from mim_components.data.cases import Case
 from mim_components.data.check.slices import SliceFolderChecker
-from mim_components.data.check.volume import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.check.voxels import check_channel
 from mim_components.data.checked_reader import CheckedReader, metadata, read_channels
 from mim_components.data.find.sources import as_source
 from mim_components.data.find.walk import describe_files, find_volumes, walk
 from mim_components.data.names import natural_key
 from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
+from mim_components.data.read.limits import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.read.slices import HU_ADVICE, holds_slices, hu_to_8_bit, is_slice, read_slices, stack_slices
 from mim_components.data.read.volume import cause_of, inspect_source, load_volume, to_int16
 from mim_components.data.resample import as_spacing

@@ -16,7 +16,6 @@ from time import perf_counter
 import ignite.distributed as idist
 
 from mim_components.data.cache.volumes import VERIFY, VolumeCache, cache_bytes
-from mim_components.data.check.volume import MAX_VOXELS, check_placed
 from mim_components.data.names import names_of_source
 from mim_components.data.prepare.label_maps import set_apart, settle_passed, summary_of
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
@@ -24,6 +23,7 @@ from mim_components.data.prepare.phase import check_options, note_copies, run_ea
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
 from mim_components.data.prepare.team import Team
 from mim_components.data.read.headers import VolumeHeader
+from mim_components.data.read.limits import MAX_VOXELS, check_placed
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import Spacing, as_spacing, resampled_shape
 from mim_components.data.volumes import (

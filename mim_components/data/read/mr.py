@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mim_components.data.check.volume import check_mr_intensities, check_range
+from mim_components.data.read.limits import check_mr_intensities, check_range
 from mim_components.data.read.parts import scaled_parts
 from mim_components.data.volumes import VolumeError
 from mim_components.transforms.intensity import MR_RANGE, PERCENTILES

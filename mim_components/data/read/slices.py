@@ -18,7 +18,7 @@ import torch
 from monai.transforms import SpatialPad
 from PIL import Image, UnidentifiedImageError
 
-from mim_components.data.check.volume import check_file
+from mim_components.data.read.limits import check_file
 from mim_components.data.volumes import VolumeError
 from mim_components.transforms.intensity import window_to_grey
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.check.volume import (
+from mim_components.data.find.sources import as_source
+from mim_components.data.read.headers import VolumeHeader, read_header
+from mim_components.data.read.limits import (
     MAX_VOXELS,
     check_affine,
     check_file,
@@ -22,8 +24,6 @@ from mim_components.data.check.volume import (
     check_intensities,
     note_geometry,
 )
-from mim_components.data.find.sources import as_source
-from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.mr import to_per_mille
 from mim_components.data.read.parts import scaled_parts
 from mim_components.data.read.stream import Payload, read_payload

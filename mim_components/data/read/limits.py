@@ -1,4 +1,4 @@
-"""Check whether a volume is fit for training: first by its header, then by its voxels.
+"""Limits of what is read as a volume: first the file and its header, then the voxels.
 
 A check refuses only what cannot be a CT in HU. Anything merely unusual gives a note, so that crops of CT, small volumes
 and odd spacings pass.

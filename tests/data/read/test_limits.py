@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mim_components.data import BadVolumesError, FoundVolumes, VolumeSource, prepare_volumes
-from mim_components.data.check.volume import check_intensities
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.read.limits import check_intensities
 from mim_components.data.read.volume import load_volume
 from tests.nifti_bytes import patch
 
