@@ -70,7 +70,7 @@ def test_training_splits_by_patient_and_keeps_the_best_model(trained: Path):
     assert not parts["training"] & parts["validation"]
     assert len(parts["validation"]) == 3  # round(0.4 * 3) = 1 patient of every class
     assert listed["labels"] == {"0": "Normal", "1": "CP", "2": "NCP"}
-    assert "3 scans with fewer than 16 slices are left out" in (out / "data_report.md").read_text()
+    assert "3 scans with fewer than 16 slices left out" in (out / "data_report.md").read_text()
     rows = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and {"val_accuracy", "val_auc_macro", "val_auc_micro"} <= rows[0].keys()
     facts = json.loads((out / "models" / "model.json").read_text())
