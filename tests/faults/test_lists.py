@@ -184,7 +184,7 @@ def test_copy_of_a_validation_case_is_refused(labelled: Data, tmp_path: Path) ->
 def test_case_listed_twice(labelled: Data, tmp_path: Path) -> None:
     item = {"image": "imagesTr/spleen_2.nii.gz", "label": "labelsTr/spleen_2.nii.gz"}
     path = write_list(tmp_path / "list.json", training=[item, {**item, "name": "x"}])
-    with pytest.raises(DataError, match=r"training item 1: image .* is that of training item 0 as well"):
+    with pytest.raises(DataError, match=r"training item 1: image .* is also that of training item 0"):
         find_cases(labelled["dataset_dir"], path)
 
 

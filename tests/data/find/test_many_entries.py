@@ -54,8 +54,8 @@ def test_voxels_of_many_scans_are_not_kept(tmp_path, write_nifti, monkeypatch):
     sources = [VolumeSource(path, (path,), alias=f"scan {number}") for number in range(300)]
     decode = prepare_module.decode_volume
 
-    def large(source, header):
-        decoded = decode(source, header)
+    def large(source, *rest):
+        decoded = decode(source, *rest)
         object.__setattr__(decoded, "voxels", np.full((128, 64, 64), len(str(source)), np.int16))
         return decoded
 
