@@ -461,7 +461,7 @@ def test_weights_without_facts_must_fit(tmp_path: Path) -> None:
     with pytest.raises(WrongWeightsError, match="and 1 more"):
         load_trained(nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 1, bias=False)), tmp_path / "step.pt", [], SETTINGS)
     (tmp_path / "step.json").write_text("[]")
-    with pytest.raises(WrongWeightsError, match="step.json: is damaged"):
+    with pytest.raises(WrongWeightsError, match="step.json: damaged"):
         load_trained(network, tmp_path / "step.pt", [], SETTINGS)
 
 

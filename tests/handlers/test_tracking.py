@@ -167,7 +167,7 @@ def test_a_run_that_was_deleted_gets_a_new_one_with_all_numbers(
     (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     tracker = make_tracker(folder, store)
     tracker.start(engine_at(1))
-    assert tracker.run_id != first and "goes on in a new one, with all its numbers" in caplog.text
+    assert tracker.run_id != first and "continues in a new one, with all its numbers" in caplog.text
     tracker.log_step(engine_at(2, {"loss": 1.0}))
     tracker.close()
     client = mlflow.MlflowClient(tracker.tracking_uri)

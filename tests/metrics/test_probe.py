@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -239,6 +239,7 @@ def test_probe_that_fails_is_marked_and_frees_its_folder(tmp_path: Path) -> None
 
     class Broken:
         prepared = SimpleNamespace(digest="digest", contents={})
+        settings: ClassVar[dict[str, Any]] = {}
 
         def __call__(self, *args: Any, **options: Any) -> None:
             raise ValueError("no voxel of class 1 was sampled")
@@ -246,7 +247,7 @@ def test_probe_that_fails_is_marked_and_frees_its_folder(tmp_path: Path) -> None
     broken: Any = Broken()
     probed = ProbedEncoder(nn.Identity(), nn.Identity(), CONTRACT, "weights")
     with pytest.raises(ValueError, match="no voxel of class 1 was sampled"):
-        run_probe(broken, probed, RunFolder(tmp_path / "probe"), tracker, {})
+        run_probe(broken, probed, RunFolder(tmp_path / "probe"), tracker)
     assert closed == ["FAILED"]
     assert json.loads((tmp_path / "probe" / "run.json").read_text())["status"] == "failed"
     RunFolder(tmp_path / "probe").release()

@@ -108,7 +108,7 @@ def test_metrics_by_hand(folder: Path) -> None:
     assert [row["case"] for row in metrics["per_case"]] == ["a", "b/9", "b/10", "c"]
     expected = {"dataset": "BTCV", "label_set": "default", "space": "resampled", "cases": 4, "seed": None}
     assert expected.items() <= metrics["settings"].items() and metrics["settings"]["weights"] == "models/model.pt"
-    assert any("Predicted in cases whose label does not have it" in note for note in metrics["notes"])
+    assert any("Predicted in cases whose label lacks it" in note for note in metrics["notes"])
     assert [row["tolerance_mm"] for row in metrics["targets"]] == [3.0, 7.0]
 
 
