@@ -58,7 +58,7 @@ def test_lungs_have_the_finding_asked_for_and_no_other(finding, label, healthy):
 
 
 def test_unknown_findings_are_named():
-    with pytest.raises(ValueError, match=r"findings must be of \('lung_tumour', .*\), got \['stroke'\]"):
+    with pytest.raises(ValueError, match=r"findings must be among \('lung_tumour', .*\), got \['stroke'\]"):
         synthetic_ct(0, (4, 4, 4), (9.0, 9.0, 9.0), findings=("stroke", "covid"))
 
 

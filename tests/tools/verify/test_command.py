@@ -20,7 +20,7 @@ def test_command(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([str(bundle)]) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "1 findings" in out
+    assert "1 finding:" in out
 
 
 @pytest.mark.parametrize(
