@@ -282,8 +282,12 @@ def test_ctrl_c_is_answered_by_the_first_process_alone() -> None:
 
 
 def test_ctrl_c_ends_the_workers_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
     start = time.monotonic()
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(phase_module.run_each(time.sleep, [600, 600], 2, "prepare", "volume", progress=False))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(phase_module.run_each(time.sleep, [600, 600], 2, "prepare", "volume", progress=False))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 60
