@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mim_components.utils.text import counted
 from studies.data import prepare_data
 from studies.definition import ROOT, Study, StudyError
 from studies.evidence import Evidence
@@ -146,7 +147,7 @@ def _print_status(options: argparse.Namespace, study: Study) -> None:
 def _collect(options: argparse.Namespace) -> int:
     study = Study(options.study)
     changed = read_again(study, results_file(study, options.results), _work(options, study))
-    print(f"{study.name}: {len(changed)} cells have a new line{': ' if changed else ''}{', '.join(changed)}")
+    print(f"{study.name}: new lines of {counted(len(changed), 'cell')}{': ' if changed else ''}{', '.join(changed)}")
     return OK
 
 
