@@ -9,7 +9,7 @@ from pydoc import locate
 
 import pytest
 
-from mim_components.run.options import arguments_of, free_keys, holder_of
+from mim_components.run.options import free_keys, holder_of, with_defaults
 from mim_tools.verify.targets import ALLOWED, DENIED, NAMES
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "bundles").glob("*/configs/*.json"))
@@ -30,5 +30,5 @@ def test_free_keys_are_keys_of_a_configuration() -> None:
     assert len(missing) > 50
     for config in (json.loads(path.read_text()) for path in CONFIGS):
         places = {key: holder_of(config, key) for key in missing}
-        missing -= {key for key, (place, name) in places.items() if name in {**place, **arguments_of(place)}}
+        missing -= {key for key, (place, name) in places.items() if name in with_defaults(place)}
     assert missing == set()

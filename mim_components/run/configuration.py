@@ -19,11 +19,11 @@ from monai.utils import ensure_tuple
 from mim_components.run.errors import explain_errors
 from mim_components.run.options import (
     OptionsError,
-    arguments_of,
     callers,
     given_names,
     holder_of,
     option_table,
+    with_defaults,
     wrong_options,
 )
 from mim_components.run.stores import check_tracking_uri
@@ -212,7 +212,7 @@ def _unknown_names(workflow: ConfigWorkflow) -> Iterator[str]:
 
 def _is_there(config: Mapping[str, Any], path: str) -> bool:
     place, key = holder_of(config, path)
-    return key in {**place, **arguments_of(place)}
+    return key in with_defaults(place)
 
 
 def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _unknown_paths(workflow: ConfigWorkflow) -> Iterator[str]:
     config = ConfigParser.load_config_files([str(path) for path in _given_files()]) if nested else {}
     for name in nested:
         place, key = holder_of(config, name)
-        known = {**place, **arguments_of(place)}
+        known = with_defaults(place)
         if not place or key in known or key.startswith("_"):
             continue
         part = name.rpartition("::")[0]

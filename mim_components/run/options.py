@@ -65,16 +65,16 @@ def free_keys() -> frozenset[str]:
     return frozenset([*FREE_PARTS, *(name for name, option in option_table().items() if option.get("free"))])
 
 
-def arguments_of(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments, with defaults, of the component that a part of a configuration creates; none for MONAI's short names.
+def with_defaults(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a configuration with all arguments of the component that it creates; as it is with MONAI's short names.
 
     Example:
-        >>> arguments_of({"_target_": "mim_components.engines.autocast_dtype"})
-        {'amp_dtype': 'auto'}
+        >>> with_defaults({"_target_": "mim_components.engines.autocast_dtype"})
+        {'amp_dtype': 'auto', '_target_': 'mim_components.engines.autocast_dtype'}
     """
     made: Any = locate(part["_target_"]) if "." in part.get("_target_", "") else None
     arguments = {} if made is None else inspect.signature(made).parameters
-    return {name: argument.default for name, argument in arguments.items()}
+    return {**{name: argument.default for name, argument in arguments.items()}, **part}
 
 
 def wrong_options(workflow: ConfigWorkflow) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_components.run.configuration import is_free
-from mim_components.run.options import arguments_of, free_keys, holder_of, option_table
+from mim_components.run.options import free_keys, holder_of, option_table, with_defaults
 
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
 FILES = {
@@ -41,7 +41,7 @@ def options_of(folder: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"{path}: option {key!r} has no line in options.json.")
         for key in (name for name in table if "::" in name):
             place, name = holder_of(config, key)
-            place = {**arguments_of(place), **place}
+            place = with_defaults(place)
             if name in place:
                 found.setdefault(key, {})[command] = _from_metadata(place[name], metadata)
     return found
