@@ -1,1 +1,1 @@
-"""Studies: arms that are trained, evaluated and compared by one command, from a JSON file. Not installed."""
+"""Studies: train, evaluate and compare the arms of a JSON file with one command. Not installed."""

@@ -1,9 +1,9 @@
 """Studies: `python -m studies {collect,data,picture,report,run,status} STUDY.json`.
 
-`run` prepares the data, runs every cell that is not done, and may be stopped and started again at any time. It is
-given the folder of the source data, works in `--output` and adds a line per cell to the results. `picture` draws a test
-scan as the networks of several arms segment it. `report` writes `docs/evidence.md`, and the table of the README, from
-study files and results alone. `collect` adds to results what a later version of this program keeps of a cell.
+`run` prepares the data and runs every cell that is not done; it can be interrupted and restarted at any time. It reads
+the source data from `--data`, works in `--output` and adds a line per cell to the results. `picture` draws a test scan
+as segmented by the networks of several arms. `report` writes `docs/evidence.md`, and the README's table, from study
+files and results alone. `collect` adds to the results what a later version of this program records of a cell.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OK, INCOMPLETE, USAGE, STOPPED = 0, 1, 2, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when all went well, 1 when cells failed or are left, 2 for wrong input, 143 when stopped."""
+    """Run a command; returns 0 on success, 1 if cells failed or remain, 2 for invalid input, 143 if interrupted."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
@@ -49,33 +49,33 @@ def _parser() -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=text, description=text)
         own.set_defaults(command=command)
         several = {"status": "?", "report": "+"}
-        own.add_argument("study", type=Path, nargs=several.get(name), help="JSON file")
+        own.add_argument("study", type=Path, nargs=several.get(name), help="study file (JSON)")
         own.add_argument("--output", type=Path, help=output)
         own.add_argument("--results", type=Path, help="default: results/NAME.jsonl beside the study file")
         return own
 
-    work = "folder to work in (default: study_output/NAME)"
+    work = "working folder (default: study_output/NAME)"
     run = add("run", _run, "prepare the data and run every cell that is not done", work)
     run.add_argument("--data", type=Path, required=True, help="folder of the source data")
-    run.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once (default: cores)")
-    run.add_argument("--only", metavar="PATTERN", help="cells that fit, such as 'mim/8/*', and what they need")
-    run.add_argument("--nice", type=int, default=19, help="niceness of the processes (default: 19, the lowest)")
-    run.add_argument("--retry", action="store_true", help="also cells that have failed")
-    run.add_argument("--allow_dirty", action="store_true", help="run with changes that no commit has")
+    run.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of concurrent cells (default: cores)")
+    run.add_argument("--only", metavar="PATTERN", help="only matching cells, such as 'mim/8/*', and those they need")
+    run.add_argument("--nice", type=int, default=19, help="niceness of the processes (default: 19, lowest priority)")
+    run.add_argument("--retry", action="store_true", help="run failed cells again")
+    run.add_argument("--allow_dirty", action="store_true", help="run with uncommitted changes")
     data = add("data", _data, "write label maps and lists", work)
     data.add_argument("--data", type=Path, required=True, help="folder of the source data")
-    picture = add("picture", _picture, "draw a test scan as several networks segment it", work)
+    picture = add("picture", _picture, "draw a test scan as segmented by several networks", work)
     picture.add_argument("--data", type=Path, required=True, help="folder of the source data")
     picture.add_argument("--scan", required=True, help="name of a test scan")
     picture.add_argument("--cells", nargs="+", required=True, metavar="CELL", help="such as scratch/8/seed0")
     picture.add_argument("--file", type=Path, help="PNG to write (default: docs/images/evidence_NAME_scan.png)")
-    add("status", _status, "say what is done", work)
-    add("collect", _collect, "read the folders of cells that are done again", work)
-    report = add("report", _report, "write the page of one or more studies", "folder of the page (default: docs)")
+    add("status", _status, "show the state of every cell", work)
+    add("collect", _collect, "read the folders of finished cells again", work)
+    report = add("report", _report, "write the report on one or more studies", "folder of the page (default: docs)")
     report.add_argument(
-        "--readme", type=Path, help="page that has the table (default: README.md where docs is written)"
+        "--readme", type=Path, help="page that contains the table (default: README.md if the page goes to docs)"
     )
-    report.add_argument("--check", action="store_true", help="write nothing; fail where a page is not what it would be")
+    report.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     return parser
 
 
@@ -117,7 +117,7 @@ def _picture(options: argparse.Namespace) -> int:
     study = Study(options.study)
     known = {name: cell for name, cell in study.cells.items() if cell.phase == "fine_tuning"}
     if unknown := [name for name in options.cells if name not in known]:
-        raise StudyError(f"--cells names {', '.join(unknown)}; there are {', '.join(known)}.")
+        raise StudyError(f"--cells names {', '.join(unknown)}; the fine-tunings are {', '.join(known)}.")
     results = read_results(results_file(study, options.results), study)
     cells = [known[name] for name in options.cells]
     file = options.file or ROOT / "docs" / scan_picture(study)
@@ -147,14 +147,14 @@ def _print_status(options: argparse.Namespace, study: Study) -> None:
 def _collect(options: argparse.Namespace) -> int:
     study = Study(options.study)
     changed = read_again(study, results_file(study, options.results), _work(options, study))
-    print(f"{study.name}: new lines of {counted(len(changed), 'cell')}{': ' if changed else ''}{', '.join(changed)}")
+    print(f"{study.name}: new lines for {counted(len(changed), 'cell')}{': ' if changed else ''}{', '.join(changed)}")
     return OK
 
 
 def _report(options: argparse.Namespace) -> int:
     studies = [Study(path) for path in options.study]
     if options.results and len(studies) > 1:
-        raise StudyError(f"--results is one file, and there are {len(studies)} studies.")
+        raise StudyError(f"--results names one file, but there are {len(studies)} studies.")
     evidence = [Evidence(study, read_results(results_file(study, options.results), study)) for study in studies]
     folder = Path(options.output or ROOT / "docs")
     readme = options.readme or (None if options.output else ROOT / "README.md")
@@ -164,7 +164,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _commands(studies: Sequence[Study], folder: Path) -> list[str]:
-    """What makes results, pictures and page again."""
+    """Commands that reproduce results, pictures and page."""
     files = [study.path.absolute() for study in studies]
     shown = [str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name) for file in files]
     commands = []

@@ -1,12 +1,12 @@
-"""The data of a study: label maps with the study's organs only, and lists of patients as the bundles take them.
+"""The data of a study: label maps of only the study's organs, and lists of patients in the bundles' format.
 
-The source has a folder per part, with one scan and one label map per patient. An organ without a voxel was not
-contoured, it is not absent: patients that lack one of the organs neither train nor score. All scans of the training
-part, labelled or not, pre-train.
+The source has a folder per part, with one scan and one label map per patient. An organ without voxels was not
+contoured rather than absent: patients that lack an organ are used neither for training nor for testing. All scans of
+the training part, labelled or not, are used for pre-training.
 
-Which patients are labelled follows from names and seed alone: sorted by the sha256 of "SEED:NAME", the first n. So 4
-lie within 8, and 8 within 16. The one after the largest set is the `watched` patient: training lists name it as
-validation, so that a training can say how it went, while the test patients stand in the list of the evaluation alone.
+The labelled patients depend only on names and seed: they are the first n in the order of the sha256 of "SEED:NAME", so
+that the first 4 are among the first 8, and these among the first 16. The patient after the largest set is listed as the
+validation of every training, which can then report a score; test patients appear only in the lists of the evaluation.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def order_of(names: Sequence[str], seed: int) -> list[str]:
 
 
 def prepare_data(study: Study, data: Path, work: Path) -> dict[str, Any]:
-    """Write label maps, lists and the fine-tuning bundle to `work`, once; what was found.
+    """Write label maps, lists and the fine-tuning bundle to `work`, once; returns the numbers of patients.
 
     Args:
-        study: its section `data`.
-        data: folder of the source.
-        work: folder of the study.
+        study: study, with its section `data`.
+        data: folder of the source data.
+        work: working folder of the study.
 
     Raises:
         StudyError: files are missing, or the numbers of patients differ from those that the study expects.
@@ -81,7 +81,7 @@ def _prepare(study: Study, data: Path, work: Path) -> dict[str, Any]:
     if found != settings["expected"]:
         raise StudyError(
             f"{data}: found {_counts(found)}; {study.path} expects {_counts(settings['expected'])}. Patients count as "
-            f"labelled when {len(settings['classes'])} organs have voxels."
+            f"labelled if all {len(settings['classes'])} organs have voxels."
         )
     _write_lists(study, scans["train"], complete, work / "lists")
     return found
@@ -89,13 +89,13 @@ def _prepare(study: Study, data: Path, work: Path) -> dict[str, Any]:
 
 def _counts(found: Mapping[str, int]) -> str:
     return (
-        f"{found['pretraining']} scans to pre-train, {found['train']} labelled patients to train and {found['test']} "
-        "to test"
+        f"{found['pretraining']} scans for pre-training, {found['train']} labelled patients for training and "
+        f"{found['test']} for testing"
     )
 
 
 def _patients(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Path, Path | None]]:
-    """Scan and label map (None where there is none) of every patient of a folder, in natural order of the names."""
+    """Scan and label map (None if missing) of every patient in a folder, in natural order of the names."""
     before, after = settings["image"].split("{name}")
     names = [path.name.removeprefix(before).removesuffix(after) for path in folder.glob(f"{before}*{after}")]
     if not names:
@@ -112,7 +112,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _write_label(source: Path, target: Path, classes: Mapping[str, int]) -> bool:
-    """Write the organs of `classes` (value in the file to class), all else as background; False if one is missing."""
+    """Write only the organs in `classes` (class by value in the file); returns False if one has no voxels."""
     volume = nib.load(source)
     values = np.asanyarray(volume.dataobj)
     wanted = {int(value): number for value, number in classes.items()}
@@ -134,11 +134,11 @@ def _write_lists(
     complete: Mapping[str, Mapping[str, dict[str, str]]],
     folder: Path,
 ) -> None:
-    """`pretraining.json`, `train_LABELS_seedN.json` and `test_LABELS_seedN.json`."""
+    """Write `pretraining.json`, `train_LABELS_seedN.json` and `test_LABELS_seedN.json`."""
     train, test = complete["train"], list(complete["test"].values())
     most = max(study.labels)
     if most >= len(train):
-        raise study.fault("'labels'", f"asks for {most} of {len(train)} labelled patients; one more must be left.")
+        raise study.fault("'labels'", f"asks for {most} of {len(train)} labelled patients; one more must validate.")
     _write(folder / "pretraining.json", {"training": [{"image": str(image)} for image, _ in scans.values()]})
     for seed in study.seeds:
         names = order_of(list(train), seed)
@@ -150,7 +150,7 @@ def _write_lists(
 
 
 def _write_bundle(study: Study, folder: Path) -> None:
-    """The fine-tuning bundle: the study's metadata, and the files that all bundles share."""
+    """Write the fine-tuning bundle: the study's metadata, and the files that all bundles share."""
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study.bundle / "metadata.json", folder / "configs" / "metadata.json")
     update_bundle(folder)

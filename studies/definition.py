@@ -1,15 +1,15 @@
-"""A study file: what is compared, and the cells that it is made of.
+"""A study file: what is compared, and the cells that it consists of.
 
 A study is arms x label counts x seeds. A cell is a few bundle commands: the pre-training of an arm and seed, or the
-fine-tuning and evaluation of an arm, number of labelled patients and seed, which needs that arm's pre-training where
-the arm has one: of the same seed, or of `pretraining_seed` where the study has that key, which saves time.
+fine-tuning and evaluation of an arm, number of labelled patients and seed. A fine-tuning needs the pre-training of its
+arm, if the arm has one: that of the same seed, or, to save time, that of the study's `pretraining_seed`.
 
-A later round `extends` the file of an earlier one: it states what differs, key by key, and takes over the rest.
+A later round `extends` the file of an earlier one: it states the keys that differ and inherits the rest.
 
 Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
 `{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
-is nothing but `{seed}` or `{labels}` is a number. `docs/evidence.md` and the digest of a cell keep `{data}`, `{work}`,
-`{cell}` as they stand: where a study runs does not change what it is.
+consists of `{seed}` or `{labels}` alone is a number. In `docs/evidence.md` and the digest of a cell `{data}`, `{work}`
+and `{cell}` remain placeholders, because neither may depend on where a study runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LATE = ("data", "work", "cell")  # filled in when a cell runs
 
 
 class StudyError(ValueError):
-    """A study file, its data or its results are wrong; says where, what was found and what was expected."""
+    """Invalid study file, data or results; says where, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Command:
     options: Mapping[str, Any]
 
     def filled(self, places: Mapping[str, str]) -> list[str]:
-        """Words after `python`, with `{data}`, `{work}` and `{cell}` filled in."""
+        """Arguments of `python`, with `{data}`, `{work}` and `{cell}` filled in."""
         files = [_fill(file, places) for file in self.config_files]
         listed = "[" + ",".join(f"'{file}'" for file in files) + "]" if len(files) > 1 else files[0]
         words = ["-m", "monai.bundle", "run", "--config_file", listed]
@@ -54,14 +54,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Cell:
-    """A part of a study that is run, or not, as a whole.
+    """The smallest part of a study that is run by itself.
 
     Attributes:
         name: `ARM/pretraining/seedN`, or `ARM/LABELS/seedN` of a fine-tuning.
         phase: one of `PHASES`.
-        labels: number of labelled patients; None of a pre-training.
-        needs: name of the cell that must be done before.
-        digest: of all that decides the result, that of `needs` included.
+        labels: number of labelled patients; None for a pre-training.
+        needs: name of the cell that must be done first; None if there is none.
+        digest: hash of everything that determines the result, including the digest of `needs`.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Below the folder of cells; another definition has another folder."""
+        """Path below the folder of all cells; a changed definition gets another folder."""
         return f"{self.name}-{self.digest[:8]}"
 
     @property
@@ -85,17 +85,17 @@ class Cell:
 
 
 class Study:
-    """A study file that was read and checked.
+    """A validated study file.
 
     Args:
-        path: the JSON file; a folder of the same name beside it, or beside the file that it extends, holds the metadata
+        path: JSON file; a folder of the same name beside it, or beside the file that it extends, holds the metadata
             of the fine-tuning bundle.
 
     Attributes:
-        cells: by name, in the order in which they are to run.
+        cells: cells by name, in the order in which they run.
 
     Raises:
-        StudyError: the file is wrong; names key, value and what was expected.
+        StudyError: the file is invalid; names the key, its value and what was expected.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -106,7 +106,7 @@ class Study:
             earlier = self.path.parent / self._take("extends", str)
             self.bundle = earlier.with_suffix("")
             if "extends" in (base := _read(earlier)):
-                raise self.fault("'extends'", f"names {earlier.name}, which extends a study itself; name that one.")
+                raise self.fault("'extends'", f"names {earlier.name}, which itself extends a study; name that study.")
             self.content = _extended(base, self.content)
         self.name: str = self._take("name", str)
         self.seeds: list[int] = self._take("seeds", list)
@@ -123,7 +123,7 @@ class Study:
 
     @cached_property
     def metadata(self) -> bytes:
-        """Content of that metadata."""
+        """Content of the fine-tuning bundle's `metadata.json`."""
         try:
             return (self.bundle / "metadata.json").read_bytes()
         except OSError as error:
@@ -131,7 +131,7 @@ class Study:
 
     @property
     def plan(self) -> Path:
-        """The text that was committed before the first run; a later round is declared in that of the first."""
+        """The plan, committed before the first run; later rounds are declared in the plan of the first."""
         return self.bundle.with_suffix(".md")
 
     def fault(self, key: str, text: str) -> StudyError:
@@ -140,21 +140,21 @@ class Study:
 
     def _take(self, key: str, kind: type) -> Any:
         if not isinstance(value := self.content.get(key), kind) or not value:
-            raise self.fault(repr(key), f"must be a {kind.__name__} that is not empty, got {value!r}.")
+            raise self.fault(repr(key), f"must be a non-empty {kind.__name__}, got {value!r}.")
         return value
 
     def _add(self, entry: Mapping[str, Any]) -> None:
-        """Cells of an entry of `order`: seed by seed, so that early results already compare arms.
+        """Add the cells of an entry of `order`, seed by seed, so that early results already compare arms.
 
-        No labels, an empty list, means the pre-trainings alone.
+        An empty list of labels adds only the pre-trainings.
         """
         known = {"arms": list(self.arms), "labels": self.labels, "seeds": self.seeds}
         if not isinstance(entry, Mapping) or not set(entry) <= set(known) or "arms" not in entry:
-            raise self.fault("'order'", f"has {entry!r}, expected an object with arms, and perhaps labels and seeds.")
+            raise self.fault("'order'", f"has {entry!r}, expected an object with arms and optionally labels and seeds.")
         chosen: dict[str, Sequence[Any]] = {key: entry.get(key, values) for key, values in known.items()}
         for key, values in chosen.items():
             if unknown := [value for value in values if value not in known[key]]:
-                raise self.fault("'order'", f"names {key} {unknown}; there are {known[key]}.")
+                raise self.fault("'order'", f"names unknown {key} {unknown}; there are {known[key]}.")
         for seed in chosen["seeds"]:
             for labels in chosen["labels"] or [None]:
                 for arm in chosen["arms"]:
@@ -188,7 +188,7 @@ class Study:
         return self.cells.setdefault(name, cell)
 
     def _commands(self, phase: str, arm: str, values: Mapping[str, Any]) -> list[Command]:
-        """Options that all commands of a phase share, then those of a command, then those of the arm, which win."""
+        """Commands of a phase; options of the arm override those of the command, which override those of the phase."""
         template = self.phases[phase]
         commands = []
         for name, command in template.get("commands", {}).items():
@@ -204,7 +204,7 @@ class Study:
         return commands
 
     def _expand(self, value: Any, values: Mapping[str, Any], where: str) -> Any:
-        """Fill in what is known of a cell; what depends on where it runs stays."""
+        """Fill in the values of a cell; placeholders that depend on where it runs remain."""
         known = [*values, *_LATE]
         for name in _names(value):
             if name not in known:
@@ -238,16 +238,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _inherit(path: Path, arms: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An arm with what it takes over from the one that it is `like`."""
+    """An arm, including what it inherits from the one that it is `like`."""
     where = f"{path}: arm {(seen or (name,))[0]!r}"
     if name in seen:
         raise StudyError(f"{where} is like itself: {' -> '.join((*seen, name))}.")
     if name not in arms:
-        raise StudyError(f"{where} is like {name!r}, which is no arm; there are {', '.join(arms)}.")
+        raise StudyError(f"{where} is like {name!r}, which is not an arm; there are {', '.join(arms)}.")
     arm = arms[name]
     unknown = set(arm) - {"title", "like", *PHASES}
     if unknown:
-        raise StudyError(f"{where} has {sorted(unknown)}; known: title, like, {', '.join(PHASES)}.")
+        raise StudyError(f"{where} has unknown keys {sorted(unknown)}; known: title, like, {', '.join(PHASES)}.")
     base = _inherit(path, arms, arm["like"], (*seen, name)) if "like" in arm else {}
     phases = {phase: _merged(base.get(phase), arm.get(phase)) for phase in PHASES if phase in {**base, **arm}}
     return {"title": arm.get("title", name), **phases}
@@ -258,7 +258,7 @@ def _merged(base: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> di
 
 
 def _extended(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Objects are merged at every depth; any other value replaces that of the base."""
+    """Merge objects at every depth; any other value replaces that of the base."""
     merged = dict(base)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)

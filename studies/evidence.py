@@ -1,4 +1,4 @@
-"""What the results of a study say: scores by arm, number of labelled patients, seed and scan, and who is better."""
+"""Evidence of a study: scores by arm, number of labelled patients, seed and scan, and which arm is better."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Evidence:
     """Scores of a study by arm, number of labelled patients, seed and scan.
 
     Args:
-        study: what was to be run.
+        study: the study.
         results: newest line of every cell, by name; see `read_results`.
     """
 
@@ -41,7 +41,7 @@ class Evidence:
         return [line for line in self.results.values() if line["state"] == DONE]
 
     def lines(self, arm: str, labels: int | None) -> list[Mapping[str, Any]]:
-        """Cells of an arm that are done: fine-tunings with so many labels, or pre-trainings."""
+        """Results of finished cells of an arm: fine-tunings with that many labels, or pre-trainings if None."""
         return [
             self.results[cell.name]
             for cell in self.study.cells.values()
@@ -49,13 +49,13 @@ class Evidence:
         ]
 
     def counts(self, arm: str, labels: int | None) -> tuple[int, int, int]:
-        """Cells of an arm that were planned, are done, and have failed."""
+        """Numbers of cells of an arm that are planned, done, and failed."""
         cells = [cell for cell in self.study.cells.values() if cell.arm == arm and cell.labels == labels]
         states = [self._state(cell.name) for cell in cells]
         return len(states), states.count(DONE), states.count(FAILED)
 
     def scores(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Scores:
-        """Scores of a class, or means over all classes, by seed and scan; empty where nothing was run."""
+        """Scores of a class, or means over all classes, by seed and scan; empty if nothing was run."""
         found: Scores = {}
         for line in self.lines(arm, labels):
             by_class = line["scores"][score]
@@ -64,12 +64,12 @@ class Evidence:
         return found
 
     def interval(self, arm: str, labels: int, score: str = "dice", name: str | None = None) -> Interval | None:
-        """Mean over scans and seeds with its interval; None where nothing was run."""
+        """Mean over scans and seeds with its interval; None if nothing was run."""
         scores = self.scores(arm, labels, score, name)
         return interval(as_array(scores)) if scores else None
 
     def difference(self, arm: str, other: str, labels: int) -> Interval | None:
-        """Mean Dice of an arm minus that of another; None where they have no seed in common."""
+        """Mean Dice of an arm minus that of another; None if they have no seed in common."""
         return paired_interval(self.scores(arm, labels), self.scores(other, labels))
 
     def common_seeds(self, arm: str, other: str, labels: int) -> int:
@@ -77,23 +77,23 @@ class Evidence:
         return len(self.scores(arm, labels).keys() & self.scores(other, labels).keys())
 
     def probe(self, arm: str, kind: str = "encoder") -> dict[str, Any]:
-        """Figures of the frozen features of an arm's first pre-training; empty where there are none."""
+        """Scores of the frozen features of an arm's first pre-training; empty if there are none."""
         lines = self.lines(arm, None)
         return dict(lines[0].get("probe", {}).get(kind, {})) if lines else {}
 
     def probe_interval(self, arm: str, kind: str = "encoder") -> Interval | None:
-        """Mean Dice of the probe over the scans, with its interval; None where single scans were not kept."""
+        """Mean Dice of the probe over the scans, with its interval; None if scores of single scans were not kept."""
         scans = self.probe(arm, kind).get("scans")
         return interval(as_array({0: scans})) if scans else None
 
     def probe_difference(self, arm: str, other: str) -> Interval | None:
-        """Dice of an arm's probe minus that of another's, paired by scan, or None."""
+        """Dice of an arm's probe minus another's, paired by scan; None if scores of single scans are missing."""
         ours, theirs = self.probe(arm).get("scans"), self.probe(other).get("scans")
         return paired_interval({0: ours}, {0: theirs}) if ours and theirs else None
 
 
 def direction(found: Interval) -> str | None:
-    """Which way a difference points: "better", "worse", or None where its interval holds 0.
+    """Direction of a difference: "better", "worse", or None if its interval contains 0.
 
     Example:
         >>> direction(Interval(0.02, 0.01, 0.05)), direction(Interval(0.02, -0.01, 0.05))
@@ -103,7 +103,7 @@ def direction(found: Interval) -> str | None:
 
 
 def verdict(found: Interval | None, published: str | None) -> str:
-    """What our difference says of the paper's direction.
+    """Whether our difference agrees with the paper's direction.
 
     Example:
         >>> worse = Interval(-0.02, -0.05, -0.01)
@@ -119,6 +119,6 @@ def verdict(found: Interval | None, published: str | None) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """Of a scan over its classes; a class that the label lacks is not counted."""
+    """Mean of a scan over its classes, except those that its label lacks."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else float("nan")

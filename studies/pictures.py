@@ -1,4 +1,4 @@
-"""One test scan as the networks of several arms segment it, beside its label map."""
+"""Picture of a test scan as segmented by the networks of several arms, beside its label map."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def write_picture(
     """Segment a test scan with the network of every cell and draw the results side by side.
 
     Args:
-        study: whose cells.
+        study: study that the cells belong to.
         results: newest line of every cell, by name; see `read_results`.
-        cells: fine-tunings that are done and whose networks are still in `work`.
+        cells: finished fine-tunings whose networks are still in `work`.
         scan: name of a test scan.
         data: folder of the source data.
-        work: folder of the study.
+        work: working folder of the study.
         file: PNG to write.
 
     Raises:
-        StudyError: a cell is not done, its network is gone, or there is no such test scan.
+        StudyError: a cell is not done, its network is missing, or there is no such test scan.
     """
     image = data / study.data["test"] / study.data["image"].format(name=scan)
     label = work / "labels" / f"{scan}.nii.gz"
     if not image.is_file() or not label.is_file():
-        raise StudyError(f"--scan {scan!r} is no test scan with a label map: looked for {image} and {label}.")
+        raise StudyError(f"--scan {scan!r} is not a test scan with a label map: looked for {image} and {label}.")
     predictions, heads = [], []
     for cell in cells:
         line = results.get(cell.name, {})
@@ -76,11 +76,11 @@ def write_picture(
 
 
 def _segment(cell: Cell, image: Path, work: Path) -> Path:
-    """Run the bundle's inference with the network of a cell; the label map."""
+    """Run the bundle's inference with the network of a cell; returns the label map."""
     config = work / "bundle" / "configs" / "inference.json"
     weights = work / "cells" / cell.folder / MODEL
     if not weights.is_file():
-        raise StudyError(f"{weights}: the network of {cell.name} is gone; run the study in this folder again.")
+        raise StudyError(f"{weights}: the network of {cell.name} is missing; run the study in this folder again.")
     output = work / "pictures" / cell.folder
     known = json.loads(config.read_text())
     options = {name: value for name, value in cell.options.items() if name in known}
@@ -105,7 +105,7 @@ def comparison_figure(
     window: tuple[float, float],
     names: Sequence[str],
 ) -> Figure:
-    """Rows axial and coronal, where the label is largest; columns the label map and each prediction.
+    """Axial and coronal slice in which the label is largest (rows), with the label map and each prediction (columns).
 
     Only the part of the scan around the label is shown.
 
@@ -113,10 +113,10 @@ def comparison_figure(
         image: the scan, HU.
         label: label map on its grid.
         predictions: label maps on its grid.
-        heads: what is written above each prediction.
+        heads: headings of the predictions.
         title: heading of the figure.
-        window: HU that are black and white.
-        names: of the classes, from 1 on.
+        window: HU shown as black and as white.
+        names: names of the classes, from 1 on.
     """
     scan = nib.as_closest_canonical(nib.load(image))
     grey = np.clip((_read(image) - window[0]) / (window[1] - window[0]), 0, 1)

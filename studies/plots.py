@@ -20,7 +20,7 @@ Points = dict[str, dict[int, Interval]]
 
 
 def figures(evidence: Evidence) -> Plots:
-    """File, relative to the folder of the page, and figure of the plots for which there are results, by title."""
+    """Plots for which there are results, by title: the file, relative to the folder of the page, and the figure."""
     name = evidence.study.name
     drawn = {
         "Dice against the number of labelled patients": ("dice", dice_figure(evidence)),
@@ -41,7 +41,7 @@ def save(plots: Mapping[str, tuple[str, Figure]], folder: Path) -> None:
 
 
 def dice_figure(evidence: Evidence) -> Figure | None:
-    """Dice of every arm, and beside it the paired differences from the first of the references, if it has any."""
+    """Dice of every arm, and beside it the paired differences from the first reference, if there are any."""
     base = evidence.study.content["report"]["references"][0]
     scores = _intervals(evidence, evidence.interval, evidence.arms)
     others = [arm for arm in scores if arm != base]
@@ -62,13 +62,13 @@ def dice_figure(evidence: Evidence) -> Figure | None:
 
 
 def _intervals(evidence: Evidence, found: Callable[[str, int], Interval | None], arms: list[str]) -> Points:
-    """What there is, by arm and number of labelled patients."""
+    """The intervals that exist, by arm and number of labelled patients."""
     points = {arm: {n: value for n in evidence.labels if (value := found(arm, n))} for arm in arms}
     return {arm: of for arm, of in points.items() if of}
 
 
 def _draw_intervals(axes: Axes, evidence: Evidence, points: Points) -> None:
-    """A point with its bar for every arm and number of patients, one line per arm."""
+    """Draw a point with its error bar for every arm and number of patients, one line per arm."""
     labels = sorted({n for of in points.values() for n in of})
     for number, (arm, of) in enumerate(points.items()):
         x = np.array([labels.index(n) for n in of]) + STEP * (number - (len(points) - 1) / 2)
@@ -81,7 +81,7 @@ def _draw_intervals(axes: Axes, evidence: Evidence, points: Points) -> None:
 
 
 def curves_figure(evidence: Evidence) -> Figure | None:
-    """A panel per level; lines are means over seeds."""
+    """Reconstruction error by step, one panel per level; lines are means over seeds."""
     curves = {arm: [line["curve"] for line in evidence.lines(arm, None)] for arm in evidence.arms}
     curves = {arm: found for arm, found in curves.items() if found}
     names = sorted({name for found in curves.values() for name in found[0] if name.startswith("reconstruction_")})
@@ -100,7 +100,7 @@ def curves_figure(evidence: Evidence) -> Figure | None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean squared error, masked voxels")
-    figure.suptitle("each arm on its own volumes: errors at other level sizes do not compare", fontsize=9)
+    figure.suptitle("each arm on its own volumes: errors at different level sizes are not comparable", fontsize=9)
     _name_arms(figure)
     return figure
 

@@ -1,4 +1,4 @@
-"""The page on studies and the README's table, from study files and results alone."""
+"""The report on studies and the README's table, generated from study files and results alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ README_MARKS = "<!-- measured: evidence -->\n", "<!-- /measured -->"
 
 
 def scan_picture(study: Study) -> str:
-    """What `python -m studies picture` draws, below the folder of the page."""
+    """Path of the picture that `python -m studies picture` draws, relative to the folder of the page."""
     return f"images/evidence_{study.name}_scan.png"
 
 
@@ -24,9 +24,9 @@ def page(evidence: Sequence[Evidence], pictures: Mapping[str, Mapping[str, str]]
     """The report in Markdown.
 
     Args:
-        evidence: of the studies, in the order of the page; where two define a pre-training alike, the first names it.
-        pictures: by name of the study, files by title, relative to the page.
-        commands: that make it again.
+        evidence: evidence of every study, in the order of the page, latest round first.
+        pictures: files by title, relative to the page, by name of the study.
+        commands: commands that reproduce the page.
     """
     overview = [
         {
@@ -69,7 +69,7 @@ def _of_study(
 
 
 def _paper(studies: Sequence[Study]) -> list[str]:
-    """The paper's figures, once where several studies name the same."""
+    """The paper's figures, without repeating those that several studies cite."""
     known = [study.content["report"]["paper"] for study in studies if "paper" in study.content["report"]]
     papers = [paper for number, paper in enumerate(known) if paper not in known[:number]]
     if not papers:
@@ -78,7 +78,7 @@ def _paper(studies: Sequence[Study]) -> list[str]:
 
 
 def readme_table(evidence: Sequence[Evidence]) -> str:
-    """References and the primary arm at every number of patients, of the first study that has scores."""
+    """The references and the primary arm at every number of patients, from the first study that has scores."""
     chosen = next((each for each in evidence if each.classes), evidence[0])
     study, settings = chosen.study, chosen.study.content["report"]
     primary, labels = settings["primary"]["arm"], settings["primary"]["labels"]
@@ -102,17 +102,17 @@ def readme_table(evidence: Sequence[Evidence]) -> str:
 
 
 def _with_seeds(evidence: Evidence, arm: str, labels: int) -> str:
-    """A mean with its interval; with the number of seeds where some are missing."""
+    """A mean with its interval, and the number of seeds if some are missing."""
     found, planned = len(evidence.scores(arm, labels)), len(evidence.study.seeds)
     text = tables.plain(evidence.interval(arm, labels))
     return f"{text}, {found} of {planned} seeds" if 0 < found < planned else text
 
 
 def with_table(text: str, table: str, name: str) -> str:
-    """A page with what stands between the marks replaced.
+    """A page with the text between the marks replaced.
 
     Raises:
-        StudyError: the page does not have the marks once.
+        StudyError: the page does not contain the marks exactly once.
     """
     start, end = (re.escape(mark) for mark in README_MARKS)
     found, count = re.subn(f"({start}).*?({end})", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
@@ -126,12 +126,12 @@ def with_table(text: str, table: str, name: str) -> str:
 def write_report(
     evidence: Sequence[Evidence], folder: Path, commands: Sequence[str], readme: Path | None = None, check: bool = False
 ) -> list[Path]:
-    """Write `evidence.md`, plots of what there is below `images/`, and the README's table.
+    """Write `evidence.md`, its plots below `images/`, and the README's table.
 
     Args:
-        evidence: of the studies, in the order of the page.
-        folder: of the page.
-        commands: that make it again.
+        evidence: evidence of every study, in the order of the page.
+        folder: folder of the page.
+        commands: commands that reproduce the page.
         readme: page whose table is replaced; None = none.
         check: write nothing, only compare texts.
 

@@ -1,6 +1,7 @@
-"""Results of a study: one JSON line per cell that was done or failed, added to and never changed.
+"""Results of a study: an append-only file with a JSON line per finished or failed cell.
 
-A line holds name and digest of the cell. Lines of other definitions of a cell stay in the file and are not read.
+A line contains name and digest of its cell. Lines of a cell that was defined differently stay in the file and are
+ignored.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def results_file(study: Study, path: Path | None = None) -> Path:
 
 
 def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
-    """The newest line of every cell as the study file defines it now, by name; a cell that was done stays done.
+    """The newest line of every cell as currently defined, by name; a cell that was done stays done.
 
     Raises:
-        StudyError: a line is no result; names it.
+        StudyError: a line is not a result; names it.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
@@ -40,7 +41,7 @@ def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
             line = json.loads(text)
             name, digest, state, owner = line["cell"], line["digest"], line["state"], line["study"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StudyError(f"{path}: line {number} is no result of a study ({error!r}).") from error
+            raise StudyError(f"{path}: line {number} is not a result of a study ({error!r}).") from error
         cell = study.cells.get(name)
         if cell is None or owner != study.name or digest != cell.digest:
             continue
@@ -50,14 +51,14 @@ def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
 
 
 def append_result(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, whole, whoever else writes."""
+    """Append a line atomically, even if other processes append too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         append_line(path, json.dumps(line, allow_nan=False))
 
 
 def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
-    """What a line says of a cell whatever came out: names, options, commit, versions."""
+    """Facts about a cell that do not depend on its outcome: names, options, commit, versions."""
     facts = {
         "study": study.name, "cell": cell.name, "digest": cell.digest, "phase": cell.phase, "arm": cell.arm,
         "seed": cell.seed, "labels": cell.labels, "commit": commit, "threads": study.threads,
@@ -70,12 +71,12 @@ def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
 
 
 def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
-    """What the commands of a cell have left in its folder: steps, and scores of every scan.
+    """Results that the commands of a cell left in its folder: steps, and the scores of every scan.
 
-    Of a pre-training the learning curve, and what its probe has found where it has one; see `probe_of`.
+    For a pre-training: the learning curve instead of scores, and the results of its probe if it has one (`probe_of`).
 
     Raises:
-        StudyError: a file that the commands write is missing or not whole.
+        StudyError: a file that the commands write is missing or damaged.
     """
     try:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -88,11 +89,11 @@ def outcome_of(folder: Path, phase: str) -> dict[str, Any]:
         report = json.loads((folder / "evaluation" / "metrics.json").read_text())
         return outcome | {"scores": scores_of(report)}
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise StudyError(f"{folder}: the commands ended well but left no results ({error!r}).") from error
+        raise StudyError(f"{folder}: the commands succeeded but left no results ({error!r}).") from error
 
 
 def probe_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Figures of a probe by kind of features; `scans` is the mean Dice over the classes of every test scan."""
+    """Scores of a probe by kind of features; `scans` has the mean Dice over the classes for every test scan."""
     features: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())["features"]
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -101,7 +102,7 @@ def probe_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def scores_of(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Dice and NSD by class and scan, from an evaluation's `metrics.json`; None where the label lacks the class."""
+    """Dice and NSD by class and scan, from an evaluation's `metrics.json`; None if the label lacks the class."""
     names = [target["name"] for target in report["targets"]]
     return {
         score: {name: {row["case"]: row[f"{score}_{name}"] for row in report["per_case"]} for name in names}
@@ -110,7 +111,7 @@ def scores_of(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float 
 
 
 def thin_curve(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Logged losses of a pre-training, averaged within at most 40 stretches of equal length.
+    """Logged losses of a pre-training, averaged over at most 40 intervals of equal length.
 
     Example:
         >>> thin_curve([{"step": 1, "reconstruction_level1": 2.0}, {"step": 2, "reconstruction_level1": 1.0}])
@@ -131,7 +132,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def commit_of_tree(study: Study, results: Path) -> tuple[str, bool]:
-    """Commit that this code is at, and whether files differ from it; ("unknown", True) outside of git.
+    """Commit of this code, and whether files differ from it; ("unknown", True) outside git.
 
     Results, the report and the README's table are written by the study itself and do not count.
     """

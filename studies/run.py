@@ -1,8 +1,8 @@
-"""Run the cells of a study: each is a few processes of one thread and low priority, as many cells at once as cores.
+"""Run the cells of a study: each is a sequence of single-threaded, low-priority processes; cells run concurrently.
 
-A cell is locked while it runs. The lock is that of the kernel (`flock`) and is handed to the processes of the cell, so
-it outlives a runner that was killed: nobody else takes a cell of which a process is left. What a cell has cost is kept
-in its folder and added up over interruptions.
+A cell is locked while it runs. The lock is a kernel lock (`flock`) that the processes of the cell inherit, so it
+outlives a killed runner: no other runner takes a cell that still has a process. The cost of a cell is recorded in its
+folder and summed over interruptions.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ TRIES = 3
 
 @contextmanager
 def locked(path: Path) -> Iterator[IO[str] | None]:
-    """The open lock file, or None where another process, or one that it has started, holds the lock."""
+    """The open lock file, or None if another process, or a child of it, holds the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        for _ in range(TRIES):  # `is_running` has it for an instant
+        for _ in range(TRIES):  # `is_running` holds it for an instant
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -56,7 +56,7 @@ def locked(path: Path) -> Iterator[IO[str] | None]:
 
 
 def is_running(work: Path, cell: Cell) -> bool:
-    """Whether a process has the lock of a cell."""
+    """Whether a process holds the lock of a cell."""
     path = _lock_path(work, cell)
     if not path.exists():
         return False
@@ -69,30 +69,30 @@ def _lock_path(work: Path, cell: Cell) -> Path:
 
 
 def chosen(study: Study, pattern: str | None) -> list[Cell]:
-    """Cells whose name fits a pattern such as `mim/*`, and what they need, in the study's order.
+    """Cells whose names match a pattern such as `mim/*`, and the cells they need, in the study's order.
 
     Raises:
-        StudyError: none fits.
+        StudyError: no cell matches.
     """
     names = [name for name in study.cells if pattern is None or fnmatchcase(name, pattern)]
     if not names:
-        raise StudyError(f"--only {pattern!r} fits none of the cells: {', '.join(study.cells)}.")
+        raise StudyError(f"--only {pattern!r} matches none of the cells: {', '.join(study.cells)}.")
     wanted = {*names, *(study.cells[name].needs for name in names)}
     return [cell for name, cell in study.cells.items() if name in wanted]
 
 
 class Runner:
-    """Run cells until none is left that can run.
+    """Runs cells until none is left that can run.
 
     Args:
-        study: whose cells.
-        cells: in the order in which they are to be taken.
+        study: study that the cells belong to.
+        cells: cells in the order in which they run.
         data: folder of the source data.
-        work: folder of the study.
-        results: file that gets a line per cell.
-        commit: of the code, for the results.
-        retry: run cells again that have failed.
-        niceness: of the processes, 19 = whoever else wants the machine comes first.
+        work: working folder of the study.
+        results: file to which a line per cell is added.
+        commit: commit of the code, for the results.
+        retry: run failed cells again.
+        niceness: niceness of the processes; 19 = yield to everything else on the machine.
     """
 
     def __init__(
@@ -119,15 +119,15 @@ class Runner:
         self._active: set[str] = set()
         self._elsewhere: set[str] = set()
         self._processes: set[subprocess.Popen[bytes]] = set()
-        self._untold: set[subprocess.Popen[bytes]] = set()  # of these, the ones that were not told to stop
+        self._untold: set[subprocess.Popen[bytes]] = set()  # those of them not yet told to stop
         self._states = {name: line["state"] for name, line in read_results(results, study).items()}
         if retry:
             self._states = {name: state for name, state in self._states.items() if state == DONE}
 
     def run(self, jobs: int) -> dict[str, str]:
-        """Run with so many cells at once; the state of every cell that has one.
+        """Run up to `jobs` cells at a time; returns the state of every cell that has one.
 
-        SIGTERM and SIGINT are passed on once: the bundles finish their step and write a checkpoint.
+        SIGTERM and SIGINT are forwarded once: the bundles finish their step and write a checkpoint.
         """
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -146,16 +146,16 @@ class Runner:
         return sorted(self._elsewhere)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Pass on the first signal once to every process, and each one after it again: a bundle then exits at once.
+        """Forward the first signal once to every process, and every later one too, on which a bundle exits at once.
 
-        Takes no lock, which a worker may hold, or the main thread itself.
+        Takes no lock, since a worker or the main thread itself may hold it.
         """
         again, self.stopping = self.stopping, True
         for process in list(self._processes):
             self._terminate(process, again)
 
     def _terminate(self, process: subprocess.Popen[bytes], again: bool = False) -> None:
-        """SIGTERM; not by `Popen`, which would collect a process that has ended and whose cost is still to be read."""
+        """Send SIGTERM; not through `Popen`, which would reap a finished process before its cost is read."""
         with suppress(KeyError, ProcessLookupError):
             if not again:
                 self._untold.remove(process)
@@ -165,7 +165,7 @@ class Runner:
         while (cell := self._next()) is not None:
             try:
                 state = self._take(cell)
-            except Exception as error:  # of this cell; the others go on
+            except Exception as error:  # the other cells go on
                 state = self._fail(cell, repr(error))
             with self._guard:
                 self._active.discard(cell.name)
@@ -176,7 +176,7 @@ class Runner:
                 self._guard.notify_all()
 
     def _next(self) -> Cell | None:
-        """The first cell that can run; waits while one that runs may make another ready."""
+        """The first cell that can run; waits while a running cell may make another one ready."""
         with self._guard:
             while not self.stopping:
                 for cell in list(self._waiting):
@@ -190,7 +190,7 @@ class Runner:
             return None
 
     def _is_ready(self, cell: Cell) -> bool:
-        """Drop what is settled; a cell is ready when what it needs is done."""
+        """Whether the cell that this one needs is done; drops this cell if its state is already settled."""
         if cell.name in self._states:
             self._waiting.remove(cell)
             return False
@@ -234,7 +234,7 @@ class Runner:
         return DONE
 
     def _call(self, words: list[str], folder: Path, name: str, log: Path, lock: IO[str]) -> int:
-        """Run a command to its end and note what it cost; its exit status, -N for signal N."""
+        """Run a command and record its cost; returns its exit status, -N for signal N."""
         threads = str(self.study.threads)
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {
@@ -280,9 +280,9 @@ def note(folder: Path, **facts: Any) -> None:
 
 
 def cost_of(folder: Path) -> dict[str, Any]:
-    """Seconds by the clock and on the CPU, summed over all attempts.
+    """Wall-clock and CPU seconds, summed over all attempts.
 
-    `attempts_lost` counts those whose end nobody saw, because the runner was killed: the sums lack them.
+    `attempts_lost` counts attempts whose end was not recorded because the runner was killed; the sums exclude them.
     """
     lines = read_rows(folder / ATTEMPTS)
     ended = [line for line in lines if "status" in line]
@@ -294,9 +294,9 @@ def cost_of(folder: Path) -> dict[str, Any]:
 
 
 def read_again(study: Study, results: Path, work: Path) -> list[str]:
-    """Add a line for cells that are done and whose folder tells more than their line; their names.
+    """Add a line for every finished cell whose folder contains more than its line; returns the names of these cells.
 
-    A folder whose attempts are not those of the line holds another run and is left alone.
+    A folder whose attempts differ from those of the line belongs to another run and is skipped.
     """
     changed = []
     for name, line in read_results(results, study).items():
@@ -314,6 +314,6 @@ def read_again(study: Study, results: Path, work: Path) -> list[str]:
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log; of a progress bar, which overwrites itself, the last state."""
+    """The last lines of a log, with only the last state of a progress bar, which overwrites itself."""
     lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
     return "\n".join([line for line in lines if line.strip()][-LAST_LINES:])

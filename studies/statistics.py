@@ -1,8 +1,8 @@
 """Means with intervals, from scores `(S, N)` of S seeds and N scans.
 
-The bootstrap draws seeds and scans with replacement, both at once, and takes the mean of what was drawn: an interval
-holds the spread over scans and that over seeds. Arms are compared by the differences of scores of the same seed and
-scan, so that a hard scan, or a poor choice of labelled patients, does not count for one arm only.
+The bootstrap resamples seeds and scans jointly, with replacement, and takes the mean of each sample, so that an
+interval covers the spread over both. Arms are compared by the differences between scores of the same seed and scan, so
+that a hard scan, or a poor choice of labelled patients, affects both arms alike.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def interval(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Interval:
 def paired_interval(
     ours: dict[int, dict[str, float]], theirs: dict[int, dict[str, float]], draws: int = DRAWS, seed: int = 0
 ) -> Interval | None:
-    """Interval of the difference of two arms, over the seeds that both have; None where there is none.
+    """Interval of the difference between two arms over the seeds that both have; None if there are none.
 
     Args:
-        ours: score by scan, by seed.
-        theirs: what is subtracted.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        ours: scores by seed, then by scan.
+        theirs: scores that are subtracted.
+        draws: number of samples of the bootstrap.
+        seed: seed of the bootstrap.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
@@ -60,7 +60,7 @@ def paired_interval(
 
 
 def as_array(scores: dict[int, dict[str, float]]) -> np.ndarray:
-    """Scores `(S, N)`, seeds and scans in order.
+    """Scores `(S, N)`, sorted by seed and scan.
 
     Raises:
         ValueError: seeds have different scans.

@@ -1,4 +1,4 @@
-"""Sections of the page on a study, in Markdown. An arm without any result is in no table but that of the cells."""
+"""Sections of the report on a study, in Markdown. An arm without results appears only in the table of cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from studies.statistics import DRAWS, Interval
 
 
 def answer(evidence: Evidence) -> str:
-    """The primary comparison, and what the decision rule says of it."""
+    """The primary comparison, and the outcome of the decision rule."""
     primary = evidence.study.content["report"]["primary"]
     arm, other, labels = primary["arm"], primary["against"], primary["labels"]
     seeds, planned = evidence.common_seeds(arm, other, labels), len(evidence.study.seeds)
@@ -27,7 +27,7 @@ def answer(evidence: Evidence) -> str:
 
 
 def scores(evidence: Evidence) -> list[str]:
-    """A table of the arms and one of the classes for every number of labelled patients that has results."""
+    """A table of arms and a table of classes for every number of labelled patients that has results."""
     parts = [part for labels in evidence.labels for part in _of_labels(evidence, labels)]
     if not parts:
         return []
@@ -61,11 +61,11 @@ def _of_labels(evidence: Evidence, labels: int) -> list[str]:
 
 
 def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
-    """Frozen features of every pre-training, and what needs none: random weights, intensity with position.
+    """Table of the frozen features of every pre-training, and of random weights and intensity with position.
 
     Args:
-        evidence: of the study.
-        earlier: of other studies; a pre-training that is defined the same there stands beside ours.
+        evidence: evidence of the study.
+        earlier: evidence of earlier rounds, whose runs of identically defined pre-trainings are shown too.
     """
     rows, again = [], []
     primary = evidence.study.content["report"]["primary"]["arm"]
@@ -85,10 +85,10 @@ def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
         kinds = [kind for kind in primary_probe[0].get("probe", {}) if kind != "encoder"]
         rows += [_probe_row(f"{kind}, network of `{primary}`", evidence, primary, kind) for kind in kinds]
     text = (
-        "Frozen encoder: Dice of a linear classifier of single voxels on the test scans, in %, with the 95 % interval "
-        f"of a bootstrap over scans ({DRAWS:,} draws) where the scores of single scans were kept, and nearest "
-        "neighbours in other patients, share of voxels in %. One pre-training per arm: no interval holds what another "
-        "seed of the pre-training would change."
+        "Frozen encoder, on the test scans. Dice: mean Dice in % of a linear classifier of single voxels, with the "
+        f"95 % interval of a bootstrap over scans ({DRAWS:,} draws) if the scores of single scans were kept. kNN: "
+        "share of voxels in %, averaged over classes, whose nearest neighbours in other patients give their class. "
+        "There is one pre-training per arm, so that no interval covers the effect of its seed."
     )
     return ["### Probe", text, markdown_table(rows), *_compared(again)]
 
@@ -100,13 +100,13 @@ def _probe_row(name: str, evidence: Evidence, arm: str, kind: str = "encoder") -
 
 
 def _compared(again: Sequence[tuple[str, float]]) -> list[str]:
-    """What came out of pre-trainings that two studies define alike: arm, and difference of the probe's Dice."""
+    """Comparison of pre-trainings that two studies define identically, from arm and difference of the probe's Dice."""
     if not again:
         return []
     names = ", ".join(f"`{arm}`" for arm in dict.fromkeys(arm for arm, _ in again))
     most = max(abs(points) for _, points in again)
     came = "the same Dice" if most == 0 else f"Dice that differs by at most {100 * most:.1f} points"
-    return [f"An earlier round has run the same pre-training, by its digest, of {names}: {came}."]
+    return [f"An earlier round ran the same pre-training (equal digest) of {names}, with {came}."]
 
 
 def ablations(evidence: Evidence) -> list[str]:
@@ -126,14 +126,14 @@ def ablations(evidence: Evidence) -> list[str]:
         return []
     text = (
         f"Each arm minus `{against}`, in points of Dice: the probe, paired by scan, and fine-tunings with {labels} "
-        "labelled patients, paired by scan and seed. Ours has a direction where the 95 % interval excludes 0: it "
-        "agrees or disagrees with the paper's; else, or while seeds are missing, it cannot tell "
-        f"({plan_link(evidence)}). An interval of the probe is one over scans, not over pre-trainings, of which there "
-        "is one per arm. The paper's figures are Dice in % of the arm and of MiM, fine-tuned on all labelled scans."
+        "labelled patients, paired by scan and seed. Our difference has a direction if its 95 % interval excludes 0, "
+        "and then agrees or disagrees with the paper's; otherwise, or while seeds are missing, it cannot tell "
+        f"({plan_link(evidence)}). Intervals of the probe are over scans, not over pre-trainings, of which there is "
+        "one per arm. The paper's figures are Dice in % of the arm and of MiM, fine-tuned on all labelled scans."
     )
     parts = ["### Ablations of the paper", text, markdown_table(rows)]
     parts += [f"{NOT_RUN.capitalize()}: {', '.join(missing)}."] if missing else []
-    return [*parts, f"No arm of the study stands for {settings['without']}."]
+    return [*parts, f"The study has no arm for {settings['without']}."]
 
 
 def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, labels: int) -> dict[str, str]:
@@ -185,7 +185,7 @@ def cost(evidence: Evidence) -> list[str]:
 
 
 def cells(evidence: Evidence) -> list[str]:
-    """How many cells of every arm are done, and why others failed."""
+    """Numbers of finished cells of every arm, and why others failed."""
     columns = {"pre-training": None, **{f"{labels} patients": labels for labels in evidence.labels}}
     rows = [
         {"arm": f"`{arm}`", **{name: _count(*evidence.counts(arm, labels)) for name, labels in columns.items()}}
@@ -193,7 +193,7 @@ def cells(evidence: Evidence) -> list[str]:
     ]
     failed = [line for line in evidence.results.values() if line["state"] == FAILED]
     causes = "\n".join(f"- `{line['cell']}` failed: {line['cause']}" for line in failed)
-    text = f"Done of planned; an empty field was not planned, '{NOT_RUN}' has no result."
+    text = f"Cells done of those planned; an empty field was not planned, '{NOT_RUN}' has no result yet."
     return ["### Cells", text, markdown_table(rows), *([causes] if causes else [])]
 
 
@@ -206,14 +206,14 @@ def _count(planned: int, done: int, failed: int) -> str:
 
 
 def made_by(evidence: Evidence) -> str:
-    """Commits and versions of what was run."""
+    """Commits and versions behind the results."""
     if not evidence.done:
         return "Nothing was run yet."
     commits = sorted({line["commit"][:10] for line in evidence.done})
     versions = sorted({f"{name} {number}" for line in evidence.done for name, number in line["versions"].items()})
     lost = sum(line["attempts_lost"] for line in evidence.done)
     text = f"Commits: {', '.join(commits)}. Versions: {', '.join(versions)}."
-    return text + (f" The cost lacks {lost} attempts whose end nobody saw." if lost else "")
+    return text + (f" The cost excludes {lost} attempts whose end was not recorded." if lost else "")
 
 
 def plan_link(evidence: Evidence) -> str:
@@ -243,7 +243,7 @@ def signed(found: Interval | None) -> str:
 
 
 def difference(evidence: Evidence, arm: str, other: str, labels: int) -> str:
-    """Mean Dice of an arm minus that of another, with the number of common seeds where some are missing."""
+    """Mean Dice of an arm minus that of another, with the number of common seeds if some are missing."""
     seeds, planned = evidence.common_seeds(arm, other, labels), len(evidence.study.seeds)
     text = signed(evidence.difference(arm, other, labels))
     return f"{text}, {seeds} of {planned} seeds" if 0 < seeds < planned else text

@@ -1,4 +1,4 @@
-"""The results of an evaluation in MLflow, as a child of the run of the training."""
+"""Tracking of evaluations in MLflow, each as a child of the run of its training."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from mim_components.handlers.tracked_facts import (
 from mim_components.utils.text import mask_secrets
 
 logger = logging.getLogger(__name__)
-KEPT_TAGS = ("bundle", "bundle_version", "task", "preset", "mlflow.source.git.commit")  # of the training
+KEPT_TAGS = ("bundle", "bundle_version", "task", "preset", "mlflow.source.git.commit")  # copied from the training
 SETTINGS = ("settings", "facts", "data")  # parts of a `metrics.json` that say what was measured
-ROWS = ("targets", "classes", "levels", "pairs")  # parts with a row of figures each
+ROWS = ("targets", "classes", "levels", "pairs")  # parts that hold one row of figures per item
 
 
 class TrackEvaluation:
-    """Keep the results of an evaluation in MLflow, as a child of the training's run; nothing where that is not there.
+    """Log the results of an evaluation to MLflow, as a child of the training's run; without that run, do nothing.
 
     Args:
-        output_dir: of the training; its `run.json` names the run.
-        results: folder with what the evaluation writes.
-        tracking_uri: of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
-        store_dir: the bundle.
-        prepared: what is evaluated: validation cases, or all volumes; None = not said.
+        output_dir: output folder of the training; its `run.json` names the run.
+        results: folder of the evaluation's results.
+        tracking_uri: address of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
+        store_dir: folder of the bundle.
+        prepared: evaluated data, validation cases or all volumes; None = not logged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -75,11 +75,11 @@ class TrackEvaluation:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Note the time."""
+        """Record the start time."""
         self._started = _milliseconds()
 
     def __call__(self, engine: Engine) -> None:
-        """Send numbers and files; a store that fails is said, and ends nothing."""
+        """Send figures and files; if the store fails, log a warning and go on."""
         state: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             state = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))
@@ -87,9 +87,9 @@ class TrackEvaluation:
             return
         try:
             page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation")
-        except Exception as error:  # MLflow's, SQLAlchemy's, of the network: the results are in their folder
+        except Exception as error:  # of MLflow, SQLAlchemy or the network; the results are in their folder anyway
             first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            logger.warning("The evaluation is not in MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
+            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
         else:
             logger.info("The evaluation in MLflow: %s", page)
 
@@ -126,9 +126,9 @@ def _milliseconds() -> int:
 
 
 def results_of(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures of an evaluation's `metrics.json` by name, none of single scans, and the settings that they belong to.
+    """Figures of an evaluation's `metrics.json` by name, without those of single scans, and its settings.
 
-    Fractions are figures; whole numbers are counts, and settings.
+    Floats are figures; integers are counts, and belong to the settings.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -160,7 +160,7 @@ def _is_setting(value: Any) -> bool:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name of a class, level or pair of levels, and its values."""
+    """Yield the name of every class, level or pair of levels, and its values."""
     for part in ROWS:
         rows = report.get(part, [])
         if isinstance(rows, Mapping):

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run beside its numbers: what it is, its data, the machine, its model."""
+"""Facts about a run sent to MLflow beside its numbers: description, data, machine and model."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from mim_components import __version__
 from mim_components.weights.contract import InputContract, find_contract, read_facts
 
 logger = logging.getLogger(__name__)
-STAGES = {"pretraining": "pre-training"}  # of a workflow; others fine-tune
+STAGES = {"pretraining": "pre-training"}  # by workflow; others fine-tune
 MODEL_FILES = ("model.pt", "model.json", "encoder.safetensors")
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
-MOST_DIGEST = 36  # characters, of MLflow
+MOST_DIGEST = 36  # characters, a limit of MLflow
 
 has_psutil = optional_import("psutil")[1]
 
 
 def keep_quiet() -> None:
-    """Let MLflow print no address, nor report to its makers, unless the environment says otherwise."""
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it has the password
+    """Keep MLflow from printing addresses and sending telemetry, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the URL contains the password
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     set_telemetry_client()  # reads the variable again: importing MONAI has imported MLflow before us
 
@@ -53,7 +53,7 @@ def store_of(tracking_uri: str | None, bundle_root: str | Path, run_folder: str 
 def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     """Address of the store of all bundles: beside the folder `bundles`, or in a bundle that lies elsewhere.
 
-    It is in the folder of the run where nothing can be written at that place.
+    It is in the run folder if that place is not writable.
 
     Example:
         >>> default_store("/read_only/bundles/mim_pretrain", "/runs/1")
@@ -69,8 +69,8 @@ def run_page(place: str, experiment_id: str = "", run_id: str = "") -> str:
 
     Args:
         place: address of the store without user and password, which a browser asks for itself.
-        experiment_id: of the run; without one, how to see all runs.
-        run_id: MLflow's.
+        experiment_id: MLflow's id of the experiment.
+        run_id: MLflow's id of the run; without it, the page of all runs.
 
     Example:
         >>> run_page("https://***@host:5000/", "3", "0ab")
@@ -118,13 +118,13 @@ def run_tags(config: Mapping[str, Any], commit: str) -> dict[str, str]:
 
 
 def purpose(meta: Mapping[str, Any]) -> str:
-    """What a bundle is for: the first sentence of its description; the others are about its files."""
+    """Purpose of a bundle: the first sentence of its description; the others are about its files."""
     first = str(meta.get("description", "")).partition(". ")[0].rstrip(".")
     return f"{first}." if first else ""
 
 
 def _description(meta: Mapping[str, Any], pretraining: Mapping[str, str]) -> str:
-    """In Markdown, as MLflow shows it."""
+    """Description of a run in Markdown, as MLflow renders it."""
     parts = [purpose(meta)]
     if name := pretraining.get("pretrained_run"):
         run_id = pretraining.get("pretrained_run_id")
@@ -133,7 +133,7 @@ def _description(meta: Mapping[str, Any], pretraining: Mapping[str, str]) -> str
 
 
 def started_by() -> dict[str, str]:
-    """Tags of a run that say who began it and with which program."""
+    """Tags of a run that say who started it, and with which program."""
     return {"mlflow.user": _user(), "mlflow.source.name": _source(), "mlflow.source.type": "LOCAL"}
 
 
@@ -145,7 +145,7 @@ def _user() -> str:
 
 
 def _source() -> str:
-    """The program, without its options: these are parameters, and may be paths."""
+    """The program, without its options: they are logged as parameters, and may contain paths."""
     program = Path(sys.argv[0])
     return "monai.bundle run" if program.parts[-3:-1] == ("monai", "bundle") else program.name
 
@@ -218,7 +218,7 @@ def dataset_input(name: str, digest: str, count: int, use: str) -> DatasetInput:
 
 
 class SystemMetrics:
-    """MLflow's monitor of processor, memory and disk, and of GPUs where pynvml is installed; without psutil nothing."""
+    """MLflow's monitor of CPU, memory, disk and, if pynvml is installed, GPUs; does nothing without psutil."""
 
     def __init__(self) -> None:
         self._monitor: Any = None
@@ -230,7 +230,7 @@ class SystemMetrics:
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it says that a machine has no GPU
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # it would warn that the machine has no GPU
         self._monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri)
         self._monitor.start()
 
@@ -242,7 +242,7 @@ class SystemMetrics:
 
 
 def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: Path) -> str:
-    """Make a version of a registered model of the files that the run has in `models`; its contract becomes tags.
+    """Create a version of a registered model from the run's files in `models`; its contract becomes tags.
 
     Returns:
         Name and number of the version.
@@ -262,7 +262,7 @@ def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: 
 
 
 def _of_training(facts: Mapping[str, Any], contract: tuple[InputContract, Path] | None) -> str:
-    """Step and validation metric of a version."""
+    """Description of a version: step and validation metric."""
     if contract is not None:
         return f"Step {contract[0].step}"
     value = facts.get("metric_value")

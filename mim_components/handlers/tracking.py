@@ -100,7 +100,7 @@ class RunTracker:
         self._system = SystemMetrics()
         self._engine: Any = None  # while the run is tracked
         self._waiting = False  # records in the spool
-        self._lost = 0  # records that found no room there
+        self._lost = 0  # records that could not be written there
         self._next = 0.0  # time of the next attempt
 
     def attach(self, engine: Engine) -> None:
@@ -112,16 +112,16 @@ class RunTracker:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.log_step)
 
     def start(self, engine: Engine) -> None:
-        """Open the MLflow run: the one of this folder, or a new one; send what an interrupted part left."""
+        """Open the MLflow run, that of this folder or a new one, and send what an interrupted run left."""
         try:
             self.spool.rewind(engine.state.iteration)
-        except OSError as error:  # a full disk, say: steps that are done again are sent twice
+        except OSError as error:  # such as a full disk: repeated steps are sent twice
             logger.warning("%s", error.strerror)
         self._begin(engine)
         self._connect()
 
     def send_rest(self, engine: Engine) -> None:
-        """Send what a run that is finished could not send."""
+        """Send what a finished run could not send."""
         if idist.get_rank() == 0 and self.spool.records():
             self._begin(engine)
             self.close("FINISHED")
@@ -130,12 +130,12 @@ class RunTracker:
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.WARNING)
         keep_quiet()
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # we ask again ourselves
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # we retry ourselves
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         self._engine, self._next, self._waiting = engine, 0.0, self.spool.path.exists()
 
     def _connect(self, seconds: float = 10.0) -> None:
-        """Open the run where it is not, then send what waits, for at most so long."""
+        """Open the run if it is not open, then send waiting records for at most `seconds`."""
         if self.handler is None and not self._attempt(self._open):
             return
         if self._waiting:
@@ -173,7 +173,7 @@ class RunTracker:
         logger.info("MLflow run %s in %s", self.folder.name, self.place)
 
     def _make_handler(self, experiment: str) -> MLFlowHandler:
-        """MONAI's handler for our address; it would prefer that of the environment."""
+        """MONAI's handler for our address, which it would override with that of the environment."""
         variable = os.environ.pop("MLFLOW_TRACKING_URI", None)
         try:
             handler = MLFlowHandler(
@@ -187,17 +187,17 @@ class RunTracker:
         return handler
 
     def _describe_experiment(self, meta: Mapping[str, Any]) -> None:
-        """Describe the experiment that has the name of the bundle, where nobody has done so."""
+        """Describe the experiment named after the bundle, unless it has a description."""
         experiment: Any = self.handler and self.handler.experiment
         if experiment.name == meta.get("bundle") and NOTE not in experiment.tags:
             self.client.set_experiment_tag(experiment.experiment_id, NOTE, purpose(meta))
 
     def _attempt(self, action: Callable[[], object]) -> bool:
-        """Do it; when that fails, for whatever reason, say so and train on without the store for a while."""
+        """Run an action; if it fails, for whatever reason, say so and do without the store for a while."""
         start = monotonic()
         try:
             action()
-        except Exception as error:  # MLflow's, SQLAlchemy's, alembic's, sqlite's, of the network: none stops a training
+        except Exception as error:  # of MLflow, SQLAlchemy, alembic, sqlite or the network: none stops a training
             self.handler = None
             self._next = monotonic() + max(RETRY_SECONDS, 19 * (monotonic() - start))
             first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
@@ -213,7 +213,7 @@ class RunTracker:
         return True
 
     def _reopen(self, run_id: str) -> bool:
-        """Go on in an earlier MLflow run; False where the store does not have it."""
+        """Continue an earlier MLflow run; False if the store does not have it."""
         assert self.handler is not None
         try:
             run = self.client.get_run(run_id)
@@ -231,7 +231,7 @@ class RunTracker:
         return True
 
     def _usable_experiment(self) -> str:
-        """The name of the experiment, with a number behind it where the experiment of that name was deleted."""
+        """The name of the experiment, with a number appended if the experiment of that name was deleted."""
         client = mlflow.MlflowClient(self.tracking_uri)
         names = (self.experiment_name, *(f"{self.experiment_name}_{number}" for number in range(2, 1000)))
         for name in names:
@@ -260,17 +260,17 @@ class RunTracker:
             self.log_numbers(engine.state.step_metrics, engine.state.iteration)
 
     def log_numbers(self, numbers: Mapping[str, float], step: int) -> None:
-        """Send numbers of a step, those that are finite; does nothing in other processes than the first."""
+        """Send the finite numbers of a step; does nothing except in the first process."""
         finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
         self._send({"step": step, "time": int(time() * 1000), "numbers": finite})
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """Keep a file with the run; does nothing in other processes than the first."""
+        """Keep a file with the run; does nothing except in the first process."""
         step = 0 if self._engine is None else self._engine.state.iteration
         self._send({"step": step, "file": str(path), "folder": folder})
 
     def close(self, status: str = "FINISHED") -> None:
-        """Try once more to send what waits, close the run with an MLflow status, and name what could not be sent."""
+        """Try once more to send waiting records, close the run with an MLflow status, and report what was not sent."""
         if self._engine is None:
             return
         if self.handler is None or self._waiting:
@@ -288,7 +288,7 @@ class RunTracker:
                 f"sends them. All numbers are in {self.folder.path / 'metrics.jsonl'}."
             )
         if self._lost:
-            self.folder.note(f"{self._lost} records for MLflow are lost: {self.spool.path} found no room.")
+            self.folder.note(f"{self._lost} records for MLflow are lost: {self.spool.path} could not be written.")
         self.handler = self._engine = None
 
     def _keep_model(self) -> None:
@@ -314,11 +314,11 @@ class RunTracker:
             self.spool.append(record)
         except OSError as error:
             self._lost += 1
-            if self._lost == 1:  # it comes again at every step
+            if self._lost == 1:  # it recurs at every step
                 logger.error("%s: a record for MLflow is lost: %s", self.spool.path, error.strerror)
 
     def _deliver(self, records: Sequence[Record]) -> None:
-        """Send; a record that was sent before is not doubled, since it keeps its time."""
+        """Send records; one that was sent before is not duplicated, since it keeps its time."""
         metrics = [
             mlflow.entities.Metric(name, value, record["time"], record["step"])
             for record in records
@@ -331,7 +331,7 @@ class RunTracker:
                 self.client.log_artifact(self.run_id, record["file"], record["folder"])
 
     def _empty_spool(self, until: float) -> None:
-        """Send what waits, numbers first, until the time is over; what is left stays."""
+        """Send waiting records, numbers first, until the time `until`; the rest stays."""
         waiting = sorted(self.spool.records(), key=lambda record: "file" in record)
         count = len(waiting)
         try:
@@ -348,7 +348,7 @@ class RunTracker:
 
 
 def _check_sqlite(uri: str) -> None:
-    """Make the folder of the file; fail at once where MLflow would try to open it for minutes."""
+    """Create the folder of the file, and fail at once if it cannot be opened: MLflow would try for minutes."""
     if uri.startswith("sqlite:///"):
         file = uri.removeprefix("sqlite:///")
         Path(file).parent.mkdir(parents=True, exist_ok=True)

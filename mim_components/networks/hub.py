@@ -1,7 +1,7 @@
-"""Encoders from a file, a folder or the Hugging Face Hub, and back: one file says all about an encoder.
+"""Load encoders from, and save them to, a file, a folder or the Hugging Face Hub; one file fully describes an encoder.
 
-Methods have the names of huggingface_hub's `PyTorchModelHubMixin`. That class is not inherited: it is an optional
-package, keeps a `config.json` beside the weights, and loads what fits without a word on what does not.
+The methods are named as in huggingface_hub's `PyTorchModelHubMixin`. That class is not inherited: its package is
+optional, it keeps a `config.json` beside the weights, and it silently ignores weights that do not match.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class HubMixin(nn.Module):
     """An encoder that can be loaded from, and written to, `encoder.safetensors` with its input contract.
 
     Attributes:
-        kind: of encoder, as the contract names it.
-        contract: of the weights; None unless they were loaded by `from_pretrained`.
+        kind: kind of encoder, as named in the contract.
+        contract: input contract of the weights; None unless they were loaded by `from_pretrained`.
     """
 
     kind: ClassVar[str]
@@ -49,24 +49,24 @@ class HubMixin(nn.Module):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Self:
-        """Make a pre-trained encoder; the input contract of its weights says of which sizes.
+        """Create a pre-trained encoder of the sizes stated in the input contract of its weights.
 
         Args:
-            pretrained_model_name_or_path: `encoder.safetensors`, a folder that has it, or `owner/name` of a repository
-                on the Hugging Face Hub.
-            dense_only: of a hybrid encoder: leave out what only masked input uses.
-            revision: of the repository: a branch, tag or commit.
-            token: of the Hub; None = that of `hf auth login`.
-            cache_dir: for what is downloaded.
-            force_download: also what was downloaded before.
-            local_files_only: nothing that was not.
+            pretrained_model_name_or_path: `encoder.safetensors`, a folder that contains it, or `owner/name` of a
+                repository on the Hugging Face Hub.
+            dense_only: leave out the parts of a hybrid encoder that only masked input uses.
+            revision: branch, tag or commit of the repository.
+            token: token for the Hub; None = that of `hf auth login`.
+            cache_dir: folder for downloaded files.
+            force_download: download files again even if they are cached.
+            local_files_only: use only files that are cached.
 
         Returns:
             The encoder in evaluation mode.
 
         Raises:
-            FileNotFoundError: there is no such file, and it cannot be the name of a repository.
-            ImportError: a repository is named, and huggingface_hub is not installed.
+            FileNotFoundError: there is no such file, and the name cannot be that of a repository.
+            ImportError: a repository is named, but huggingface_hub is not installed.
             ValueError: the file has no input contract, is of another kind of encoder, or lacks a part of it.
         """
         from mim_components.weights.contract import read_contract
@@ -87,7 +87,7 @@ class HubMixin(nn.Module):
         contract = read_contract(path)
         if contract.encoder != cls.kind:
             raise PretrainedError(
-                f"{path}: a {contract.encoder} encoder, and {cls.__name__} is of the kind {cls.kind}."
+                f"{path}: holds a {contract.encoder} encoder, but {cls.__name__} loads the kind {cls.kind}."
             )
         encoder = cls._from_contract(contract, dense_only)
         new = copy_encoder(encoder, path).new
@@ -97,24 +97,24 @@ class HubMixin(nn.Module):
         return encoder.eval()
 
     def save_pretrained(self, save_directory: str | Path, *, contract: InputContract | None = None) -> Path:
-        """Write `encoder.safetensors` and its digest to a folder, which is made when missing.
+        """Write `encoder.safetensors` and its digest to a folder, which is created if missing.
 
         Args:
-            save_directory: the folder.
-            contract: of the weights, where they were not loaded by `from_pretrained`.
+            save_directory: folder to write to.
+            contract: input contract of the weights, if they were not loaded by `from_pretrained`.
 
         Returns:
             The file.
 
         Raises:
             ValueError: no contract is known.
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         from mim_components.weights.pretrained import save_encoder
 
         contract = contract or self.contract
         if contract is None:
-            raise ValueError("the encoder has no input contract: give one as contract=InputContract(...).")
+            raise ValueError("the encoder has no input contract: pass one as contract=InputContract(...).")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         return save_encoder(self, folder / ENCODER_FILE, contract)
@@ -130,19 +130,19 @@ class HubMixin(nn.Module):
         branch: str | None = None,
         create_pr: bool | None = None,
     ) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face Hub, to a repository that is made if needed.
+        """Upload the files of `save_pretrained` to a repository on the Hugging Face Hub, which is created if needed.
 
         Args:
             repo_id: `owner/name`.
             contract: as for `save_pretrained`.
-            commit_message: of the upload.
-            private: of a repository that is made.
-            token: of the Hub; None = that of `hf auth login`.
-            branch: to upload to; None = main.
-            create_pr: as a pull request.
+            commit_message: message of the commit.
+            private: make a newly created repository private.
+            token: token for the Hub; None = that of `hf auth login`.
+            branch: branch to upload to; None = main.
+            create_pr: open a pull request instead of committing to the branch.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
             ImportError: huggingface_hub is not installed.
@@ -163,7 +163,7 @@ def _hub(repository: str) -> Any:
     hub, installed = optional_import("huggingface_hub")
     if not installed:
         raise ImportError(
-            f"{repository}: no such file or folder here, and for the Hugging Face Hub the package huggingface_hub is "
-            'missing: pip install -e ".[hub]".'
+            f"{repository}: not a file or folder here, and the Hugging Face Hub needs the package huggingface_hub, "
+            'which is not installed: pip install -e ".[hub]".'
         )
     return hub

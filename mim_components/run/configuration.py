@@ -34,15 +34,15 @@ CHECKED = "_checked_"  # stored among the parser's resolved values, which it dro
 
 
 def current_workflow() -> ConfigWorkflow | None:
-    """The bundle workflow whose expression is being evaluated, found among the callers; None outside of one."""
+    """The bundle workflow whose expression is being evaluated, found among the callers; None outside a workflow."""
     workflows = (names.get("self") for _, names in callers())
     return next((each for each in workflows if isinstance(each, ConfigWorkflow)), None)
 
 
 def current_config() -> dict[str, Any]:
-    """The configuration of the running workflow, files and overrides merged, references unresolved; else empty.
+    """The configuration of the running workflow, files and overrides merged, references unresolved; empty without one.
 
-    In the form of JSON, and without passwords and tokens in addresses, since it is written to files.
+    In JSON form, and without passwords and tokens in addresses, since it is written to files.
     """
     workflow = current_workflow()
     config = {} if workflow is None else _config_of(workflow)

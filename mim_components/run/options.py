@@ -66,7 +66,7 @@ def free_keys() -> frozenset[str]:
 
 
 def with_defaults(part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a configuration with all arguments of the component that it creates; as it is with MONAI's short names.
+    """A part of a configuration with the defaults of its component; unchanged if `_target_` is a short name of MONAI.
 
     Example:
         >>> with_defaults({"_target_": "mim_components.engines.autocast_dtype"})

@@ -26,7 +26,7 @@ def options_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Options of a bundle by name: the default of each in every command that has it.
 
     Raises:
-        ValueError: a key of a config is in no table of options; names file and key.
+        ValueError: a key of a configuration has no entry in the table of options; names file and key.
     """
     metadata = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
     table = option_table()

@@ -1,4 +1,4 @@
-"""A tracking store that refuses, hangs, dies or is damaged: nothing stops, nothing is lost."""
+"""A tracking store that refuses, hangs, dies or is damaged: the training continues, and no number is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mim_components.run.folder import RunFolder
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a store with its tables, which take seconds to make."""
+    """Folder of a store with its tables, which take seconds to create."""
     store = tmp_path_factory.mktemp("store")
     mlflow.MlflowClient(f"sqlite:///{store / 'mlruns.db'}").search_experiments()
     return store
@@ -40,7 +40,7 @@ def store(empty_store: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
-    """A run that is begun, whose tracker asks again at every record."""
+    """A run that has begun, whose tracker retries at every record."""
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     run = RunFolder(tmp_path / "run").begin("digest")
@@ -97,7 +97,7 @@ def test_refusing_server_costs_no_time_and_the_numbers_wait(
     assert monotonic() - start < 5
     assert caplog.text.count("Tracking stopped, the training continues: http://127.0.0.1:9") == 1
     assert len(folder.notes) == 1 and f"3 records wait in {tracker.spool.path}" in folder.notes[0]
-    # the resumed run continues from step 1: step 2 is done again
+    # the resumed run continues from step 1: step 2 is repeated
     uri = f"sqlite:///{store / 'mlruns.db'}"
     again = RunTracker(folder, uri, experiment_name="tests")
     folder.facts = {"seed": 3}
@@ -204,7 +204,7 @@ def test_spool_that_cannot_be_written_is_named(
     tracker.log_numbers({"loss": 1.0}, 2)
     assert caplog.text.count("tracking_spool.jsonl: a record for MLflow is lost: No space left") == 1
     tracker.close()
-    assert folder.notes == [f"2 records for MLflow are lost: {tracker.spool.path} found no room."]
+    assert folder.notes == [f"2 records for MLflow are lost: {tracker.spool.path} could not be written."]
 
 
 def test_spool_that_cannot_be_rewound_stops_nothing(

@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: a child of its training, with its figures, what they belong to, and its files."""
+"""An evaluation in MLflow: a child of its training, with figures, settings and files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_an_evaluation_is_a_child_of_its_training(tmp_path: Path, caplog: pytest
     assert [each.path for each in client.list_artifacts(child.info.run_id, "evaluation")] == ["evaluation/metrics.json"]
     (tmp_path / "run.json").write_text(json.dumps({"name": "gone", "mlflow_run_id": "0" * 32}))
     handler(engine)
-    assert "The evaluation is not in MLflow" in caplog.text
+    assert "The evaluation was not logged to MLflow" in caplog.text
 
 
 def test_an_evaluation_of_no_training(tmp_path: Path) -> None:

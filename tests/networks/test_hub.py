@@ -1,4 +1,4 @@
-"""Encoders from a file, a folder, or a hub that is played by a folder, and back."""
+"""Loading and saving encoders: a file, a folder, or the Hub, simulated by a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = ["encoder.safetensors", "encoder.safetensors.sha256"]
 
 @pytest.fixture
 def encoder() -> HybridEncoder:
-    """As a pre-training leaves it."""
+    """An encoder as after a pre-training."""
     torch.manual_seed(0)
     return HybridEncoder(1, "nano", input_size=SIZE).eval()
 
@@ -36,7 +36,7 @@ def file(encoder: HybridEncoder, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stands for huggingface_hub: repositories are folders."""
+    """Replaces huggingface_hub: repositories are folders."""
     root, module = tmp_path / "hub", ModuleType("huggingface_hub")
 
     class HfApi:
@@ -99,7 +99,7 @@ def test_plain_vit(tmp_path: Path) -> None:
     encoder = ViTEncoder(1, "nano", SIZE).eval()
     file = encoder.save_pretrained(tmp_path, contract=VIT)
     assert torch.equal(features(ViTEncoder.from_pretrained(tmp_path)), features(encoder))
-    with pytest.raises(PretrainedError, match=f"{file}: a vit encoder, and HybridEncoder is of the kind hybrid"):
+    with pytest.raises(PretrainedError, match=f"{file}: holds a vit encoder, but HybridEncoder loads the kind hybrid"):
         HybridEncoder.from_pretrained(tmp_path)
 
 
@@ -113,9 +113,11 @@ def test_up_and_down_again(encoder: HybridEncoder, file: Path, hub: Path) -> Non
 
 def test_without_the_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    encoder = HybridEncoder.from_pretrained(file)  # needs nothing
+    encoder = HybridEncoder.from_pretrained(file)  # needs no package
     for call in (lambda: HybridEncoder.from_pretrained("me/mim"), lambda: encoder.push_to_hub("me/mim")):
-        with pytest.raises(ImportError, match=r'me/mim: .*huggingface_hub is missing: pip install -e "\.\[hub\]"'):
+        with pytest.raises(
+            ImportError, match=r'me/mim: .*huggingface_hub, which is not installed: pip install -e "\.\[hub\]"'
+        ):
             call()
 
 
@@ -129,7 +131,7 @@ def test_weights_without_contract(encoder: HybridEncoder, tmp_path: Path, hub: P
     save_file({"a": torch.zeros(1)}, tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match="no input contract in its metadata"):
         HybridEncoder.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no input contract: give one as contract="):
+    with pytest.raises(ValueError, match="no input contract: pass one as contract="):
         encoder.push_to_hub("me/mim", token="secret")
     assert not hub.exists()
 

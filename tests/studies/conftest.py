@@ -1,4 +1,4 @@
-"""A study of seconds: nano networks, synthetic CT, two arms."""
+"""A study that runs in seconds: nano networks, synthetic CT, two arms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def content() -> dict[str, Any]:
-    """The study of OpenKBP with other sizes."""
+    """The OpenKBP study with small sizes."""
     study = json.loads((ROOT / "studies" / "openkbp.json").read_text())
     study |= {"name": "small", "seeds": [0], "labels": [1], "pretraining_seed": None}
     study["data"] |= {"classes": {"1": 1, "2": 2}, "expected": {"pretraining": 3, "train": 2, "test": 1}}
@@ -39,7 +39,7 @@ def content() -> dict[str, Any]:
 
 
 def write_study(folder: Path, study: dict[str, Any]) -> Path:
-    """A study file, and its bundle's metadata with the two classes of the synthetic patients."""
+    """Write a study file, and its bundle's metadata with the two classes of the synthetic patients."""
     metadata = json.loads((ROOT / "studies" / "openkbp" / "metadata.json").read_text())
     metadata["dataset"] |= {
         "label_sets": {"default": {"names": ["background", "a", "b"]}},
@@ -64,7 +64,7 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 
 @pytest.fixture(scope="session")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three patients to train, of which one has no label map, and one to test."""
+    """Three training patients, one of them without a label map, and one test patient."""
     folder = tmp_path_factory.mktemp("patients")
     images = write_synthetic_dataset(folder / "made", 4, spatial_size=(48, 48, 48), spacing=(8.0, 8.0, 8.0))
     for number, image in enumerate(images):

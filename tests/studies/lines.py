@@ -1,4 +1,4 @@
-"""Results written by hand."""
+"""Lines of results, written by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tuned(study: Study, cell: Cell, a: list[float], b: list[float]) -> dict[str,
 
 
 def pretrained(study: Study, arm: str, *dice: float) -> dict[str, Any]:
-    """A pre-training whose probe has these scores of scans 0, 1, and random weights that have half of them."""
+    """A pre-training whose probe has these scores on scans 0 and 1, and random weights half of them."""
     cell = next(cell for cell in study.cells.values() if cell.arm == arm and cell.phase == "pretraining")
     kinds = {"encoder": dice, "random weights": [value / 2 for value in dice]}
     probe = {

@@ -22,7 +22,7 @@ def test_smaller_sets_lie_in_larger_ones() -> None:
 
 def test_lists_and_labels(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
     study = Study(write(small))
-    # of three patients that train one has no label map
+    # one of the three training patients has no label map
     assert prepare_data(study, patients, tmp_path) == {"pretraining": 3, "train": 2, "test": 1}
     label = np.asarray(nib.load(tmp_path / "labels" / "pt_0.nii.gz").dataobj)
     source = np.asarray(nib.load(patients / "train" / "pt_0_organs.nii.gz").dataobj)
@@ -40,7 +40,7 @@ def test_lists_and_labels(small: dict[str, Any], write: Write, patients: Path, t
 
 def test_other_numbers_than_expected(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
     small["data"]["expected"]["train"] = 86
-    with pytest.raises(StudyError, match="2 labelled patients to train and 1 to test; .* expects .* 86 labelled"):
+    with pytest.raises(StudyError, match="2 labelled patients .* and 1 for testing; .* expects .* 86 labelled"):
         prepare_data(Study(write(small)), patients, tmp_path)
     small["data"] |= {"image": "{name}_scan.nii.gz"}
     with pytest.raises(StudyError, match="has no scan NAME_scan.nii.gz; set --data"):

@@ -61,7 +61,7 @@ def test_a_later_round_states_what_differs(small: dict[str, Any], write: Write) 
             assert cell.options == {**one.cells[name].options, "lr": 3}
     third = first.with_name("third.json")
     third.write_text(json.dumps({"extends": "second.json", "name": "third"}))
-    with pytest.raises(StudyError, match=r"'extends' names second.json, which extends a study itself"):
+    with pytest.raises(StudyError, match=r"'extends' names second.json, which itself extends a study"):
         Study(third)
 
 
@@ -81,7 +81,7 @@ def test_cells_in_order_with_what_they_need(small: dict[str, Any], write: Write)
     folder = study.cells["mim/pretraining/seed0"].folder
     assert study.cells["mim/1/seed0"].options["pretrained"] == f"{{work}}/cells/{folder}/models/encoder.safetensors"
     assert [cell.name for cell in chosen(study, "mim/1/*")] == ["mim/pretraining/seed0", "mim/1/seed0"]
-    with pytest.raises(StudyError, match=r"--only 'mae/\*' fits none of the cells: scratch/1/seed0"):
+    with pytest.raises(StudyError, match=r"--only 'mae/\*' matches none of the cells: scratch/1/seed0"):
         chosen(study, "mae/*")
 
 
@@ -123,21 +123,24 @@ def test_an_arm_states_what_differs(small: dict[str, Any], write: Write) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s["order"].append({"arms": ["mae"]}), r"names arms \['mae'\]; there are \['scratch', 'mim'\]"),
-        (lambda s: s["order"].append({"arms": ["mim"], "labels": [32]}), r"names labels \[32\]; there are \[1\]"),
+        (lambda s: s["order"].append({"arms": ["mae"]}), r"unknown arms \['mae'\]; there are \['scratch', 'mim'\]"),
+        (lambda s: s["order"].append({"arms": ["mim"], "labels": [32]}), r"unknown labels \[32\]; there are \[1\]"),
         (lambda s: s["order"].append({"arm": "mim"}), "expected an object with arms"),
         (
             lambda s: s["pretraining"]["options"].update(seed="{sede}"),
             r"arm 'mim', command 'train' .* option 'seed' has the placeholder \{sede\}; known here: seed, data",
         ),
         (lambda s: s["pretraining"]["options"].update(max_steps="{labels}"), r"placeholder \{labels\}"),
-        (lambda s: s["arms"]["mim"].update(like="mae"), "is like 'mae', which is no arm; there are scratch, mim"),
+        (lambda s: s["arms"]["mim"].update(like="mae"), "is like 'mae', which is not an arm; there are scratch, mim"),
         (
             lambda s: (s["arms"]["mim"].update(like="scratch"), s["arms"]["scratch"].update(like="mim")),
             "is like itself: scratch -> mim -> scratch",
         ),
-        (lambda s: s["arms"]["mim"].update(finetuning={}), r"arm 'mim' has \['finetuning'\]; known: title, like"),
-        (lambda s: s.pop("seeds"), "'seeds' must be a list that is not empty, got None"),
+        (
+            lambda s: s["arms"]["mim"].update(finetuning={}),
+            r"arm 'mim' has unknown keys \['finetuning'\]; known: title, like",
+        ),
+        (lambda s: s.pop("seeds"), "'seeds' must be a non-empty list, got None"),
         (lambda s: s["fine_tuning"].pop("commands"), "'fine_tuning' has no 'commands'"),
         (lambda s: s["pretraining"]["commands"]["train"].pop("config_files"), "has no 'config_files'"),
     ],

@@ -9,7 +9,7 @@ from studies.pictures import comparison_figure
 
 
 def write(folder: Path, name: str, voxels: np.ndarray, axes: str) -> Path:
-    """A volume that lies at the same place whatever the order and direction of its axes."""
+    """Write a volume at the same position, whatever the order and direction of its axes."""
     image = nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 4.0, 1.0]))
     turn = nib.orientations.axcodes2ornt(tuple(axes))
     nib.save(

@@ -1,4 +1,4 @@
-"""The page from results that are written by hand."""
+"""The page, from results written by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_numbers_of_the_page(small: dict[str, Any], write: Write, tmp_path: Path
     text = page([Evidence(study, read_results(results, study))], {}, ["the command"])
     assert "| 1 of 3 | The primary comparison, `mim` against `scratch` with 1 labelled patients, has 0 of 1" in text
     assert "37.5 [37.5, 37.5]" in text and "50.0 [50.0, 50.0]" in text and "25.0 [25.0, 25.0]" in text
-    # an arm without a result is in the table of the cells alone
+    # an arm without results appears only in the table of cells
     assert [line for line in text.splitlines() if "`mim` |" in line] == ["| `mim` | not run | not run |"]
 
     append_result(results, tuned(study, study.cells["mim/1/seed0"], [0.75, 0.75], [0.5, 0.5]))  # mean 0.625
@@ -49,14 +49,14 @@ def test_rounds_on_one_page(small: dict[str, Any], write: Write, tmp_path: Path)
         "## again", "## small", "## The paper", "## Commands",
     ]  # fmt: skip
     assert "| [`small`](#small) |" in text and "| 1 of 1 |" in text and "| 2 of 3 |" in text
-    # the earlier round's probe of the same definition beside the later's, and not the other way round
+    # the later round shows the earlier round's probe of an identical pre-training, but not vice versa
     assert text.count("run of `small`") == 1 and "run of `again`" not in text
     assert "| `mim`, run of `small` | 50.0 [50.0, 50.0] |" in text
-    assert "run the same pre-training, by its digest, of `mim`: Dice that differs by at most 25.0 points." in text
+    assert "ran the same pre-training (equal digest) of `mim`, with Dice that differs by at most 25.0 points." in text
     append_result(results, pretrained(first, "mim", 0.75))
     rounds = [Evidence(study, read_results(results, study)) for study in (second, first)]
     text = page(rounds, {}, ["the command"])
-    assert "run of `small`" not in text and "by its digest, of `mim`: the same Dice." in text
+    assert "run of `small`" not in text and "(equal digest) of `mim`, with the same Dice." in text
     # the README shows the newest round that has scores
     assert "Study `small`." in readme_table(rounds)
 

@@ -25,7 +25,7 @@ def test_lines_of_other_definitions_are_not_read(small: dict[str, Any], write: W
     assert read_results(results, study)["scratch/1/seed0"]["state"] == "done"
     with results.open("a") as file:
         file.write("{}\n")
-    with pytest.raises(StudyError, match="line 4 is no result"):
+    with pytest.raises(StudyError, match="line 4 is not a result"):
         read_results(results, study)
 
 

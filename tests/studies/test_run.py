@@ -1,4 +1,4 @@
-"""A study of seconds on the real command: stopped in a cell, continued; results and report."""
+"""A study of seconds with the real command: interrupted in a cell, continued; results and report."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.faults.runs import Run, environment_of_runs, server
 pytestmark = pytest.mark.slow
 
 Write = Callable[[dict[str, Any]], Path]
-STEPS = 100  # of the pre-training: long enough to be met in it
+STEPS = 100  # of the pre-training: long enough to be interrupted
 
 
 @contextmanager
 def stopped_when_there_is(file: Path) -> Iterator[None]:
-    """Send SIGTERM to this process, which the runner handles, once a file has something in it."""
+    """Send SIGTERM to this process, which the runner handles, once a file is not empty."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -49,7 +49,7 @@ def stopped_when_there_is(file: Path) -> Iterator[None]:
 
 
 def start_others_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare all commands but the training of a pre-training the imports of a new process."""
+    """Fork all commands except the training of a pre-training, which saves the imports of a new process."""
     started = Runner._call
 
     def call(runner: Runner, words: list[str], folder: Path, name: str, log: Path, lock: Any) -> int:
@@ -65,7 +65,7 @@ def start_others_by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempts(folder: Path, key: str = "status") -> list[Any]:
-    """Exit status, or seconds, of every command that has ended, None where one starts."""
+    """Exit status, or seconds, by line of the attempts; None for the start of a command."""
     return [json.loads(line).get(key) for line in (folder / "attempts.jsonl").read_text().splitlines()]
 
 
@@ -84,14 +84,14 @@ def test_stopped_in_a_cell_and_continued(
     )
     with stopped_when_there_is(pretraining / "metrics.jsonl"):
         assert command.main(run) == 143
-    assert not results.exists() and attempts(pretraining) == [None, 143]  # it has saved and ended by itself
+    assert not results.exists() and attempts(pretraining) == [None, 143]  # it saved a checkpoint and exited by itself
 
     assert command.main(run) == 0
     assert attempts(pretraining) == [None, 143, None, 0, None, 0] and attempts(tuning) == [None, 0, None, 0]
     logged = [json.loads(line)["step"] for line in (pretraining / "metrics.jsonl").read_text().splitlines()]
     assert logged == [1, *range(5, STEPS + 1, 5)]  # no step twice
     assert command.main(run) == 0
-    assert len(attempts(pretraining)) == 6  # a cell that is done does not run again
+    assert len(attempts(pretraining)) == 6  # a finished cell does not run again
 
     lines = read_results(results, study)
     assert {name: line["state"] for name, line in lines.items()} == dict.fromkeys(study.cells, "done")

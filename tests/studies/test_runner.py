@@ -1,4 +1,4 @@
-"""The runner's decisions, with commands that only write what a bundle would leave."""
+"""The runner's decisions, with commands that only write the files of a bundle run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[[dict[str, Any]], Path]
 
 
 class Commands:
-    """Takes the place of `Runner._call`; commands whose options contain one of `failing` end with status 1."""
+    """Replaces `Runner._call`; commands whose options contain one of `failing` end with status 1."""
 
     def __init__(self) -> None:
         self.failing: set[str] = set()
@@ -62,7 +62,7 @@ def test_a_failed_cell_stops_only_what_needs_it(
     assert line["commit"] == "abc" and "mim/1/seed0" not in read_results(tmp_path / "results.jsonl", study)
 
     commands.failing, commands.ran = set(), []
-    assert runner(study, tmp_path).run(jobs=1) == states and commands.ran == []  # what has failed stays so
+    assert runner(study, tmp_path).run(jobs=1) == states and commands.ran == []  # a failed cell stays failed
     states = runner(study, tmp_path, retry=True).run(jobs=1)
     assert set(states.values()) == {"done"} and commands.ran == ["mim/train", "mim/probe", "mim/train", "mim/evaluate"]
 
@@ -86,7 +86,7 @@ def test_missing_results_are_a_failure(
     monkeypatch.setattr(Runner, "_call", lambda *arguments: 0)
     assert runner(study, tmp_path).run(jobs=1)["scratch/1/seed0"] == "failed"
     cause = read_results(tmp_path / "results.jsonl", study)["scratch/1/seed0"]["cause"]
-    assert "the commands ended well but left no results" in cause
+    assert "the commands succeeded but left no results" in cause
 
 
 def test_folders_are_read_again(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_folders_are_read_again(small: dict[str, Any], write: Write, commands: C
     line = read_results(results, study)[name]
     assert line["probe"] == {"encoder": {"dice": 0.5, "scans": {"x": 0.5}}} and line["commit"] == "abc"
     (folder / "probe" / "cases.csv").write_text("features,case,mean_dice\nencoder,x,0.25\n")
-    note(folder, command="train", started="now")  # another run in this folder than that of the line
+    note(folder, command="train", started="now")  # the folder belongs to another run than the line
     assert read_again(study, results, tmp_path / "work") == []
 
 

@@ -14,7 +14,7 @@ Write = Callable[[dict[str, Any]], Path]
 
 
 def with_ablations(study: dict[str, Any]) -> dict[str, Any]:
-    """Three more arms, and rows of a paper for them, all of which say worse."""
+    """Three more arms, with rows of a paper that all say worse."""
     names = ["lower", "higher", "same"]
     study["arms"] |= {name: {"pretraining": {"seed": number}, "like": "mim"} for number, name in enumerate(names, 1)}
     study["order"].append({"arms": [*names, "mim"], "labels": [1]})
@@ -41,7 +41,7 @@ def test_a_direction_needs_an_interval_without_0(small: dict[str, Any], write: W
         "| `higher` | c | Table 1 |  | worse | +12.5 [+12.5, +12.5] | disagrees | not run |  |",
         "| `same` | c | Table 1 |  | worse | +0.0 [-12.5, +12.5] | cannot tell | not run |  |",
     ]
-    assert text[3:] == ["No arm of the study stands for Table 2."]
+    assert text[3:] == ["The study has no arm for Table 2."]
 
 
 def test_a_probe_without_scores_of_scans_has_no_direction(small: dict[str, Any], write: Write) -> None:
