@@ -1,4 +1,4 @@
-"""Settings all tests share: few threads, and the real volumes where they are."""
+"""Shared settings of all tests: few threads, and the real volumes if available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# before torch is imported: threads that spin while they wait take the few cores from each other
+# before torch is imported: threads that spin while waiting compete for the few cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported, a million objects, out of the garbage collections to come: a tenth of the whole time."""
+    """Exclude the million imported objects from later garbage collections, which saves a tenth of the time."""
     gc.collect()
     gc.freeze()
 
@@ -47,7 +47,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def in_two_processes() -> Callable[[str, Path, int], list[dict[str, Any]]]:
-    """Start a test file as a program in two processes (gloo), as torchrun does, which write RANK.json to a folder."""
+    """Start a test file as a program in two processes (gloo), as torchrun does; each writes RANK.json to a folder."""
 
     def start(file: str, folder: Path, timeout: int) -> list[dict[str, Any]]:
         for run in start_each([str(folder)], folder, file):
@@ -68,7 +68,7 @@ def closed_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rendered() -> Callable[[Axes], np.ndarray]:
-    """RGB `(rows, columns, 3)` of what the reader sees inside a panel, in 0..255."""
+    """RGB `(rows, columns, 3)` of the rendered inside of a panel, in 0..255."""
 
     def render(axes: Axes) -> np.ndarray:
         canvas = axes.figure.canvas
@@ -84,7 +84,7 @@ def rendered() -> Callable[[Axes], np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def unchanged_globals() -> Iterator[None]:
-    """A bundle sets seeds, flags and hooks of the interpreter, and how the project logs."""
+    """Restore what a bundle sets: seeds, flags, hooks of the interpreter, and the project's logging."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     hook, paths = sys.excepthook, list(sys.path)
@@ -102,7 +102,7 @@ def unchanged_globals() -> Iterator[None]:
 
 
 def project_loggers() -> list[logging.Logger]:
-    """The root logger and those of the project's packages that exist by now."""
+    """The root logger and the existing loggers of the project's packages."""
     packages = ("mim_components", "mim_tools", "studies", "benchmarks")
     known = logging.root.manager.loggerDict
     ours = (each for name, each in known.items() if name.split(".")[0] in packages)
@@ -110,5 +110,5 @@ def project_loggers() -> list[logging.Logger]:
 
 
 def log_settings(logger: logging.Logger) -> tuple[list[logging.Handler], int, bool, bool]:
-    """What `logging.config` changes of a logger."""
+    """The attributes of a logger that `logging.config` changes."""
     return list(logger.handlers), logger.level, logger.propagate, logger.disabled

@@ -1,4 +1,4 @@
-"""A `logging.conf` with one handler, whose class and arguments a test fills in."""
+"""A `logging.conf` with one handler, whose class and arguments are filled in by a test."""
 
 LOGGING = """[loggers]
 keys=root

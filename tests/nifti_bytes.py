@@ -1,4 +1,4 @@
-"""Change bytes of a NIfTI file at places that are known."""
+"""Change bytes of a NIfTI file at known offsets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def patch(path: Path, *changes: tuple[int, bytes]) -> Path:
-    """Overwrite at offsets of the content, compressed or not; the checksum of a compressed file fits again."""
+    """Overwrite bytes at offsets of the content; a compressed file gets a matching checksum."""
     packed = path.suffix == ".gz"
     content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
     for offset, data in changes:

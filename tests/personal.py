@@ -1,4 +1,4 @@
-"""Search everything that a run writes and logs for the name of a person."""
+"""Search all files and log messages of a run for the name of a person."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def content_of(path: Path) -> bytes:
-    """Bytes of a file, unpacked."""
+    """Bytes of a file, decompressed."""
     raw = path.read_bytes()
     if raw.startswith(b"\x1f\x8b"):
         raw = gzip.decompress(raw)
@@ -22,7 +22,7 @@ def content_of(path: Path) -> bytes:
 
 
 def assert_none_in(folder: Path, at_least: int, forms: Sequence[bytes], names: Sequence[str]) -> None:
-    """None of `forms` in a file, none of `names` in a path below a folder, which has so many files."""
+    """Check that no file contains any of `forms`, no path any of `names`, and that there are enough files."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) >= at_least
     for path in files:
@@ -33,7 +33,7 @@ def assert_none_in(folder: Path, at_least: int, forms: Sequence[bytes], names: S
 
 @contextmanager
 def everything_logged() -> Iterator[list[str]]:
-    """What anybody logs, at any level, as it grows."""
+    """Messages of all loggers at any level, as they come in."""
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Options of the bundles with which a run takes seconds on a CPU."""
+"""Options with which runs of the bundles take seconds on a CPU."""
 
 from __future__ import annotations
 

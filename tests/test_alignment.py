@@ -1,4 +1,4 @@
-"""Alignment of child and parent: InfoNCE and BYOL by hand, and whom it teaches."""
+"""Alignment of child and parent: InfoNCE and BYOL by hand, and which side learns from it."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_alignment_is_float32_under_autocast():
 
 
 def image_gradients(stop_gradient, alignment_weights):
-    """Largest gradient of every level's voxels under the alignment alone."""
+    """Largest gradient at the voxels of every level, from the alignment alone."""
     torch.manual_seed(0)
     net = MiM(1, (16, 16, 16), "nano", num_levels=3, projection_dim=8, stop_gradient=stop_gradient)
     images = tuple(torch.rand(volumes, 1, 16, 16, 16, requires_grad=True) for volumes in (1, 2, 4))

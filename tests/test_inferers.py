@@ -38,7 +38,7 @@ def network(channels: int, in_channels: int = 1) -> torch.nn.Module:
         ((31, 10, 12), (6, 8, 4), 0.5, "constant", 3),  # along H
         ((11, 37, 10), (8, 8, 8), 0.25, "gaussian", 5),  # along W
         ((10, 9, 11), (4, 4, 4), 0.75, "gaussian", 7),
-        ((5, 20, 3), (8, 8, 8), 0.5, "gaussian", 2),  # thinner than the window
+        ((5, 20, 3), (8, 8, 8), 0.5, "gaussian", 2),  # thinner than a window
         ((3, 4, 5), (8, 6, 7), 0.5, "constant", 4),  # one window
         ((16, 8, 8), (8, 8, 8), 0.0, "gaussian", 1),  # windows touch
         ((17, 9, 9), (8, 8, 8), (0.5, 0.25, 0.0), "gaussian", 4),
@@ -69,7 +69,7 @@ def test_bfloat16_logits_add_up_in_float32():
 
     volume = torch.arange(7.0).expand(1, 1, 4, 4, 7)
     result = ClassMapInferer((4, 4, 4), 1, overlap=0.75, mode="constant")(volume, net)
-    # plane 3 lies in all four: 1024 against 1026, which bfloat16 cannot tell apart (its steps are 8 there)
+    # plane 3 lies in all four: 1024 against 1026, which bfloat16, with steps of 8 there, cannot distinguish
     assert result[0, 0, 0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0]
 
 

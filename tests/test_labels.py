@@ -1,4 +1,4 @@
-"""Masks of a segmentation: class maps and regions tell the same of a target."""
+"""Masks of a segmentation: class maps and regions give the same masks of a target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_regions_and_classes_have_the_same_boxes_and_masks() -> None:
     regions = np.stack([classes[0] == value for value in (1, 2, 3)]).astype(np.uint8)
     boxes = target_boxes(classes)
     assert boxes == target_boxes(regions)
-    assert sorted(boxes) == [0, 2]  # target 1 is not there
+    assert sorted(boxes) == [0, 2]  # target 1 is absent
     assert boxes[0] == (slice(1, 3), slice(2, 3), slice(3, 5))
     for target, box in boxes.items():
         assert target_mask(classes, target, box).all() and target_mask(regions, target, box).all()

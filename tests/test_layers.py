@@ -1,4 +1,4 @@
-"""The rooms of the package stand on floors: a module imports its own room and floors below, never beside or above."""
+"""Layers of the code: a module imports only its own room (subpackage) and rooms on lower floors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FLOORS = [
     "studies",
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
-# (module, room that it imports) that the floors forbid, each with its reason
+# imports (module, room) that the floors would forbid, each with its reason
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    (f"mim_components.networks.{module}", "weights"): "a class that reads its own weights, imported when it is asked to"
+    (f"mim_components.networks.{module}", "weights"): "a class that loads its own weights, imported on demand"
     for module in ("hub", "hybrid", "vit")
 }
 
@@ -39,12 +39,12 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            if name != "mim_components":  # it hands on the public names of all rooms
+            if name != "mim_components":  # it re-exports the public names of all rooms
                 yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of ours that a module names in an import, wherever that stands in it."""
+    """Modules of ours that a module imports, anywhere in its code."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"relative import at line {node.lineno}"
@@ -57,7 +57,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """(module, room) of every import that leaves its room."""
+    """(module, room) of every import from another room."""
     return {
         (module, room)
         for module, tree in modules()
@@ -83,7 +83,7 @@ def test_components_need_no_command() -> None:
 
 
 def test_a_package_that_is_missing_leaves_no_name() -> None:
-    """MONAI's stand-in for it raises whatever is asked of it, also by those who only look, such as doctest."""
+    """MONAI's placeholder raises on any access, even by tools that only inspect, such as doctest."""
     kept = [
         f"{module}, line {node.lineno}"
         for module, tree in modules()

@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand; the derivation stands beside each."""
+"""Losses against numbers worked out by hand, each with its derivation."""
 
 import math
 
@@ -154,7 +154,7 @@ def test_byol_reaches_the_sum():
 
 
 def with_content(*flags):
-    """The batch of `two_levels` whose children have content or not, and its output."""
+    """The batch of `two_levels` with the content of its children, and the network's output."""
     output, batch = two_levels()
     return output, batch._replace(content_weight=(content_weights(torch.tensor([flags])).flatten(),))
 

@@ -1,4 +1,4 @@
-"""Names that stand as text in our code, where a rename would silently empty a rule."""
+"""Names that our code lists as text, where a rename would silently disable a rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_accepted_names_exist(name: str) -> None:
 
 
 def test_free_keys_are_keys_of_a_configuration() -> None:
-    missing = set(free_keys()) - {"is_not_rank0", "run_name", "save_execute_config"}  # of MONAI's `--tracking mlflow`
+    missing = set(free_keys()) - {"is_not_rank0", "run_name", "save_execute_config"}  # from MONAI's `--tracking mlflow`
     assert len(missing) > 50
     for config in (json.loads(path.read_text()) for path in CONFIGS):
         places = {key: holder_of(config, key) for key in missing}

@@ -125,7 +125,7 @@ def test_rates_of_unetr_by_hand() -> None:
     found = rates(segmentation_network("unetr", 1, 2, (32, 32, 32), "tiny"), 0.5)
     assert {rate for name, (rate, _) in found.items() if not name.startswith("vit.")} == {1.0}
     assert found["vit.blocks.11.mlp.linear1.weight"] == (1 / 2, 0.1)
-    assert found["vit.norm.weight"] == (1 / 2, 0.0)  # after the last block, with which it goes
+    assert found["vit.norm.weight"] == (1 / 2, 0.0)  # after the last block, and in its layer
     assert found["vit.blocks.0.mlp.linear1.weight"] == (2**-12, 0.1)
     assert found["vit.patch_embedding.patch_embeddings.weight"] == (2**-13, 0.1)
     assert found["vit.patch_embedding.position_embeddings"] == (2**-13, 0.0)

@@ -1,4 +1,4 @@
-"""The names that a user writes: where documents say they are, and at the top of the package."""
+"""The public names: importable from the documented modules, and from the top of the package."""
 
 from __future__ import annotations
 

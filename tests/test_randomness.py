@@ -1,4 +1,4 @@
-"""Keyed randomness: known values, no collisions in use, and steps that do not depend on their past."""
+"""Keyed randomness: known values, no collisions in practice, and steps independent of earlier draws."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_keys_in_use_do_not_collide() -> None:
     ]
     seeds += [keyed_seed(seed, kind, number) for seed in (0, 1) for kind in ("step", "order") for number in range(500)]
     assert len(set(seeds)) == len(seeds) == 2 * (41 * 50 + 2 * 500)
-    assert all(0 <= seed < 2**32 for seed in seeds)  # what numpy.random.RandomState takes
+    assert all(0 <= seed < 2**32 for seed in seeds)  # the range of numpy.random.RandomState
 
 
 def draws(seed: int, steps: range, wasted: int = 0) -> list[float]:
-    """One number from PyTorch in each of the steps, in an engine that begins with the first of them."""
+    """A random number from PyTorch in each of the steps, in an engine that starts at the first of them."""
     numbers = []
 
     def step(engine: Engine, batch: None) -> None:

@@ -1,4 +1,4 @@
-"""docs/reliability.md says what the tests of faults say."""
+"""docs/reliability.md lists exactly the rows of the fault tests, with their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 
 def test_rows_are_those_of_the_tests() -> None:
     lines = [row.line("").removesuffix(" |  |") for row in declared_rows()]
-    assert list(read_results(PAGE)) == lines  # else: pytest tests/faults --reliability docs/reliability.md
+    assert list(read_results(PAGE)) == lines  # otherwise run: pytest tests/faults --reliability docs/reliability.md
 
 
 def test_every_promised_fault_is_tested_once() -> None:

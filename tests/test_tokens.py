@@ -90,7 +90,7 @@ def test_ids_are_ascending_and_complete():
 
 
 @pytest.mark.parametrize("tokens", [27, 216, 1728])
-def test_ids_of_many_tokens(tokens):  # long enough for sorts that are stable by luck when short
+def test_ids_of_many_tokens(tokens):  # long enough to expose sorts that are stable only for short inputs
     generator = torch.Generator().manual_seed(0)
     masked = torch.stack([torch.randperm(tokens, generator=generator) >= tokens // 3 for _ in range(4)])
     for hint in (None, tokens // 3):
@@ -169,7 +169,7 @@ def test_positions_of_the_trained_grid_are_monais_bit_for_bit(grid):
 
 
 def test_rescaled_coordinates_by_hand():
-    # 12 tokens over the length of 6: each is half as long, its centre a quarter beside a trained one's; the ends, at
+    # 12 tokens over the length of 6: each is half as long, with its centre a quarter off a trained one's; the ends, at
     # -0.25 and 5.25, are kept inside. 2 tokens: each covers three, the centre is that of the middle one
     fine, coarse = axis_coordinates(12, 6), axis_coordinates(2, 6)
     quarters = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4.25, 4.75, 5]

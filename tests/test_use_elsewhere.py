@@ -1,4 +1,4 @@
-"""All code on the page about other code runs as it stands there, with weights of the sizes that the page names."""
+"""All code on the page about use in other projects runs verbatim, with weights of the sizes that it names."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     wrapper.network = Sees()
     image = torch.arange(24.0).view(1, 1, 2, 3, 4)  # z, y, x
     assert torch.equal(wrapper(image), image)
-    assert wrapper.network.seen[0, 0, 0, 0, 1] == image[0, 0, 1, 2, 3]  # the most right, most anterior is L, P's last
+    assert wrapper.network.seen[0, 0, 0, 0, 1] == image[0, 0, 1, 2, 3]  # the rightmost, most anterior one: L, P's last

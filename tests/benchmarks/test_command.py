@@ -1,4 +1,4 @@
-"""One command runs all benchmarks: every part in its quick form, what is written, and what a failure says."""
+"""One command runs all benchmarks: every part in its quick form, the output file, and messages of failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.pretraining import Settings, Training
 
 
 class Here:
-    """A step in this process: a new one imports for seconds."""
+    """A step in this process, since a new process spends seconds on imports."""
 
     def __init__(self, settings: Settings) -> None:
         self.training = Training(settings)
@@ -33,7 +33,7 @@ class Here:
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Parts run in this process, and so do their own processes."""
+    """Run parts, and the processes that they start, in this process."""
 
     def run(words: Sequence[str], **_: Any) -> argparse.Namespace:
         importlib.import_module(words[2]).main(words[3:])
@@ -52,7 +52,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_part_runs(one_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # the quick forms of the others are run by their own tests
+    # the others are run in quick form by their own tests
     names = [name for name in suite.PARTS if name not in ("fine_tuning", "inference", "step_cost")]
     assert suite.main(["--quick", "--only", ",".join(names), "--output", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "benchmarks.json").read_text())

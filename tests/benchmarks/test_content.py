@@ -29,8 +29,8 @@ def test_prefer_leaves_fewer_empty():
     half = torch.full((1, 64, 64, 64), -1000, dtype=torch.int16)
     half[:, :24] = torch.randint(-900, 900, (1, 24, 64, 64), generator=torch.Generator().manual_seed(0)).short()
     shares = content.count_empty([lambda: half], 10, LEVELS)
-    # 4 of 8 tokens have content, 5 are masked, 4 of these drawn: half of them for "any"; for "prefer" 0, 1, 2 or 3 of 4
-    # are empty, as 4, 3, 2 or 1 of the masked ones have content: (4 * 0 + 24 * 1 + 24 * 2 + 4 * 3) / 56 = 1.5 of 4
+    # 4 of 8 tokens have content, 5 are masked, 4 of these drawn: "any" leaves half empty; "prefer" 0, 1, 2 or 3 of 4,
+    # since 4, 3, 2 or 1 of the masked ones have content: (4 * 0 + 24 * 1 + 24 * 2 + 4 * 3) / 56 = 1.5 of 4
     assert 40 < shares["level 2 any %"] < 60
     assert 25 < shares["level 2 prefer %"] < 50
     assert shares["level 3 prefer %"] < shares["level 3 any %"]

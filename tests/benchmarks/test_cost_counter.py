@@ -1,4 +1,4 @@
-"""Costs by hand; that of a whole step on fake CUDA is in tests/cuda."""
+"""The cost counter against numbers worked out by hand; a whole step on fake CUDA is counted in tests/cuda."""
 
 from __future__ import annotations
 

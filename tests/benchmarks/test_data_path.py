@@ -1,4 +1,4 @@
-"""The benchmark of the data path: its stores hold the same voxels, and its figures can be checked by hand."""
+"""The benchmark of the data path: all stores hold the same voxels, and its figures are checked by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the encoder runs and counts what it says."""
+"""The benchmark of the encoder runs, and its counts are right."""
 
 import json
 

@@ -16,7 +16,7 @@ def test_tables_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     def here(name: str, keep_memory: bool, options: Namespace) -> dict[str, float]:
         return {"seconds": 2.0, "cpu": 4.0, "peak": 0.5 if name == OURS else 1.0}
 
-    monkeypatch.setattr(fine_tuning, "in_process", here)  # a new process imports for seconds
+    monkeypatch.setattr(fine_tuning, "in_process", here)  # a new process spends seconds on imports
     path = tmp_path / "fine_tuning.json"
     main(["--quick", "--json", str(path)])
     assert "parameters (M)" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, by hand and on a CPU; that it runs as a whole is in benchmarks/test_command.py."""
+"""The GPU benchmark, by hand and on a CPU; benchmarks/test_command.py runs it as a whole."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_weight_gradient_has_a_row_for_every_stage() -> None:
 
 
 class Profile:
-    """What the profiler gives on a GPU: operators of the host, kernels, and marks around them."""
+    """The profiler's output on a GPU: host operators, kernels, and marks around them."""
 
     def __init__(self, **_: Any) -> None:
         pass

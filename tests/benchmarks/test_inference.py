@@ -1,4 +1,4 @@
-"""The benchmark of inference runs, compares the class maps, and says when they differ."""
+"""The benchmark of inference runs, compares the class maps, and reports differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_tables_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     def here(inferer: str, network: str, options: object, path: Path) -> dict[str, float]:
         return inference.run_case(inferer, network, options, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inference, "in_process", here)  # a new process imports for seconds
+    monkeypatch.setattr(inference, "in_process", here)  # a new process spends seconds on imports
     path = tmp_path / "inference.json"
     main(["--quick", "--json", str(path)])
     assert "voxels that differ" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The cost table: what is counted, by hand, and the figures of the paper's size."""
+"""The cost table: counts by hand, and the figures of the network in the paper's size."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The helper of the benchmarks: order of repetitions, numbers of a table, and what a file must not tell."""
+"""The benchmarks' report: order of repetitions, figures of a table, and nothing about the machine's folders."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""The benchmarks of scaling and of two processes: ratios by hand, and a step in each."""
+"""The benchmarks of scaling and of two processes: ratios by hand, and one step of each."""
 
 from __future__ import annotations
 

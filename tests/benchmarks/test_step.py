@@ -79,7 +79,7 @@ def test_autoencoder_has_our_sizes() -> None:
     assert len(network.decoder_blocks) - 1 == len(ours.decoder.blocks)
     prediction, masked = network(torch.rand(2, 1, 32, 32, 32))
     assert prediction.shape == (2, 64, 512)
-    assert masked.sum(1).tolist() == [39, 39]  # 64 - floor(64 * 0.4), as ours
+    assert masked.sum(1).tolist() == [39, 39]  # 64 - floor(64 * 0.4), as in our network
 
 
 def test_autoencoder_learns() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of a step's memory runs and says what each setting keeps."""
+"""The benchmark of a step's memory runs and reports the memory kept with each setting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     def here(case: Case, arguments: argparse.Namespace) -> dict[str, float]:
         return run_case(case, arguments.preset, arguments.size, arguments.levels, arguments.repetitions)
 
-    monkeypatch.setattr(step_memory, "in_process", here)  # a new process imports for seconds
+    monkeypatch.setattr(step_memory, "in_process", here)  # a new process spends seconds on imports
     path = tmp_path / "memory.json"
     options = f"--preset nano --size 16 --levels 2 --repetitions 1 --json {path}"
     step_memory.main(options.split())

@@ -1,4 +1,4 @@
-"""With `anonymous_paths` no file that a run writes, and nothing that it says, names a scan."""
+"""With `anonymous_paths`, neither the files nor the messages of a run name a scan."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ OPTIONS = SMALL | {
 
 @pytest.fixture
 def said(capfd: pytest.CaptureFixture[str]) -> Iterator[list[str]]:
-    """Everything that is logged by anybody; neither it nor what is printed may hold the name."""
+    """Everything that is logged by any logger; neither it nor the printed output may contain the name."""
     with everything_logged() as records:
         yield records
     printed = capfd.readouterr()
@@ -46,7 +46,7 @@ def run(bundle: str, *names: str, **options: Any) -> None:
 
 
 def artifacts(output: Path) -> set[str]:
-    """Names of what MLflow keeps with the run."""
+    """Names of the artifacts that MLflow stores with the run."""
     run_id = json.loads((output / "run.json").read_text())["mlflow_run_id"]
     client = mlflow.MlflowClient(f"sqlite:///{output / 'mlruns.db'}")
     return {Path(each.path).name for each in client.list_artifacts(run_id)}

@@ -1,4 +1,4 @@
-"""The bundle `mim_ccccii_classification` on scans of noise: what its three workflows agree about."""
+"""The bundle `mim_ccccii_classification` on scans of noise: its three workflows agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINING: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scans of three patients of each class, brighter from class to class; the first patients have a short one too."""
+    """Scans of three patients per class, brighter with each class; the first patients also have a short one."""
     folder, rng = tmp_path_factory.mktemp("ccccii"), np.random.default_rng(0)
     for label, name in enumerate(("Normal", "CP", "NCP")):
         for patient in range(3):

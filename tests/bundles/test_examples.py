@@ -1,4 +1,4 @@
-"""Every class and function of ours that a configuration names shows in its docstring how it behaves."""
+"""Every class and function of ours that a configuration names has an executed example in its docstring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS = ("mim_components.", "mim_tools.")
 
 
 def targets(value: Any) -> Iterator[str]:
-    """What the parts of a configuration are made by."""
+    """Targets of the parts of a configuration."""
     if isinstance(value, dict) and str(value.get("_target_", "")).startswith(OURS):
         yield value["_target_"]
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -23,14 +23,14 @@ from tests.small import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["mim_msd_spleen_segmentation", "mim_btcv_segmentation"]
-# a scan whose axes lead to L, P and I, in voxels of 3 x 2 x 4 mm
+# a scan whose axes point to L, P and I, in voxels of 3 x 2 x 4 mm
 AFFINE = np.array([[-3.0, 0, 0, 40], [0, -2.0, 0, 30], [0, 0, -4.0, 20], [0, 0, 0, 1]])
 SHAPE = (24, 40, 20)
 
 
 @pytest.fixture(params=NAMES)
 def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy with small windows, and weights that call a voxel class 1 where it is bright."""
+    """A copy of the bundle with small windows, and weights that assign bright voxels to class 1."""
     folder = tmp_path / request.param
     shutil.copytree(ROOT / "bundles" / request.param, folder, ignore=shutil.ignore_patterns("cache", "*.pt"))
     path = folder / "configs" / "inference.json"
@@ -53,7 +53,7 @@ def scan(tmp_path: Path) -> Path:
 
 
 def parser_of(folder: Path) -> ConfigParser:
-    """As MONAI Label reads a bundle: no metadata, and its folder as `bundle_root`."""
+    """Parse the configuration as MONAI Label does: without metadata, with the bundle's folder as `bundle_root`."""
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "inference.json")
     parser["bundle_root"] = str(folder)
@@ -61,7 +61,7 @@ def parser_of(folder: Path) -> ConfigParser:
 
 
 def own_result(folder: Path, scan: Path) -> np.ndarray:
-    """The label map that the bundle's own inference writes."""
+    """The label map written by the bundle's own inference."""
     from monai.bundle import ConfigWorkflow
 
     out = folder / "own"

@@ -1,4 +1,4 @@
-"""Metadata and documents of all bundles: complete, consistent, and the numbers that the datasets need."""
+"""Metadata and documents of all bundles: complete, consistent, and with the numbers of their datasets."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mim_tools.bundle_files import update_bundle
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
 PAGE = ROOT / "docs" / "add_a_dataset.md"
-# of https://project-monai.github.io/schema/meta_schema_20240725.json
+# from https://project-monai.github.io/schema/meta_schema_20240725.json
 REQUIRED = """schema version monai_version pytorch_version numpy_version required_packages_version task description
     authors copyright network_data_format""".split()
-# what the Model Zoo wants beyond the schema
+# required by the Model Zoo beyond the schema
 WANTED = """changelog name data_source data_type image_classes label_classes pred_classes eval_metrics intended_use
     references supported_apps""".split()
 TEXTS = "schema version task description authors copyright name data_source data_type intended_use".split()
 OBJECTS = "required_packages_version changelog eval_metrics supported_apps network_data_format".split()
 TENSOR = "type format num_channels spatial_shape dtype value_range".split()
 
-# written by hand from the paper's Table 2 and the datasets' own pages: labelled cases, of which validate in fold 0;
+# transcribed from the paper's Table 2 and the datasets' own pages: labelled cases, validation cases of fold 0;
 # channels in and out, spacing (mm), window (HU), ROI, probabilities of flip, rotation, scaling and shift
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "mim_btcv_segmentation": (30, 6, 1, 14, (1.5, 1.5, 2), (-175, 250), (96, 96, 96), (0.1, 0.1, 0, 0.5)),
@@ -111,7 +111,7 @@ def test_all_bundles_are_here() -> None:
     assert [bundle.name for bundle in BUNDLES if bundle not in DOWNSTREAM] == ["mim_pretrain"]
 
 
-# what the Model Zoo asks for
+# required by the Model Zoo
 
 
 @every_metadata
@@ -313,7 +313,7 @@ def test_licence_and_documents_exist(bundle: Path) -> None:
 
 @every_downstream
 def test_readme_states_what_the_metadata_states(bundle: Path) -> None:
-    """Figures of the paper are marked as such; the rest is read, compared and found equal."""
+    """Figures of the paper are marked as such; all other figures equal those of the metadata."""
     meta = meta_of(bundle)
     data, readme = meta["dataset"], (bundle / "docs" / "README.md").read_text()
     flat = " ".join(readme.split())
@@ -340,7 +340,7 @@ def test_readme_states_what_the_metadata_states(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_readme_says_how_long_training_is(name: str) -> None:
-    """In steps and epochs, as the log says it, and in epochs where fewer cases are used."""
+    """In steps and epochs, as in the log, and in epochs if fewer cases are used."""
     train = unique((ROOT / "bundles" / name / "configs" / "train.json").read_text())
     readme, data = (ROOT / "bundles" / name / "docs" / "README.md").read_text(), METADATA[name]["dataset"]
     names = [case for part in data["split"]["folds"] for case in part]
@@ -361,7 +361,7 @@ def test_readme_says_how_long_training_is(name: str) -> None:
 
 
 def test_what_is_equal_in_all_readmes_is_equal() -> None:
-    """Options and outputs of the segmentation bundles are the same but for defaults; so is what is said about them."""
+    """Options and outputs of the segmentation bundles differ only in defaults, and so do their descriptions."""
     for section in ("Outputs", "Settings"):
         parts = {
             re.sub(r"(?m)^(\| `[\w:]+` \|)[^|]*\|", r"\1", text.split(f"## **{section}**")[1].split("## **")[0])
@@ -393,7 +393,7 @@ def test_readme_names_real_options_and_files(bundle: Path) -> None:
 
 
 def test_table_of_the_bundles() -> None:
-    """The project's README gives every bundle's numbers, and marks the figures as the paper's."""
+    """The project's README gives every bundle's numbers, and marks its figures as the paper's."""
     page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Bundles")[1].split("\n## ")[0]
     head = next(line for line in page.splitlines() if line.startswith("| bundle |"))
     assert "the paper's" in head and "the paper's, not ours" in " ".join(page.split())

@@ -1,4 +1,4 @@
-"""Nothing of a header but its geometry reaches logs, caches, trackers and outputs."""
+"""Of a header, only the geometry reaches logs, caches, trackers and outputs."""
 
 import json
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def assert_nobody_in(folder: Path, at_least: int) -> None:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """Everything that is logged, by anybody."""
+    """Everything that is logged by any logger."""
     with everything_logged() as records:
         yield records
     assert records

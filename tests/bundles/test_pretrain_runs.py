@@ -1,4 +1,4 @@
-"""The bundle `mim_pretrain` from a folder of scans to weights: products, repeatability, resume, refusals."""
+"""The bundle `mim_pretrain` from a folder of scans to weights: outputs, reproducibility, resume, refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.small import SMALL_PRETRAIN_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "mim_pretrain" / "configs"
-# pictures take most of the time of so short a run: `finished` and the ablations have them. None: the bundle's own
+# pictures take most of the time of a short run: only `finished` and the ablations draw them. None: the bundle's own
 OPTIONS = SMALL_PRETRAIN_RUN | {"max_steps": 6, "prepare_workers": 0, "train::pictures": NOTHING}
 DRAWN = {"train::pictures": None, "picture_interval": 100}
 
@@ -61,7 +61,7 @@ def pretrain(shared: dict[str, Any], output: Path, **options: Any) -> Path:
 
 
 def losses(output: Path) -> list[dict[str, float]]:
-    """What was logged, without times."""
+    """The logged losses, without times."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("samples_per_second", "data_wait_share")} for row in rows]
 
@@ -78,7 +78,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    """What the project logs, as it grows."""
+    """The messages logged by the project, as they come in."""
     records: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger("mim_components")
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
@@ -162,7 +162,7 @@ def test_mlflow_run_is_whole(finished: Path, shared: dict[str, Any]) -> None:
 def test_same_seed_same_numbers_with_workers(finished: Path, shared: dict[str, Any], tmp_path: Path) -> None:
     again = pretrain(shared, tmp_path / "workers", num_workers=2)
     assert losses(again) == losses(finished)
-    # bit for bit, also as a file; safetensors writes its metadata in any order
+    # bit for bit, as files too, except that safetensors writes its metadata in any order
     assert (again / "models" / "model.pt").read_bytes() == (finished / "models" / "model.pt").read_bytes()
     one, two = (path / "models" / "encoder.safetensors" for path in (again, finished))
     assert read_contract(one) == read_contract(two)
@@ -236,9 +236,9 @@ def test_crash_between_checkpoints_repeats_the_lost_steps(
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     client = mlflow.MlflowClient(shared["tracking_uri"])
     assert (state["status"], client.get_run(state["mlflow_run_id"]).info.status) == ("failed", "FAILED")
-    assert len(losses(tmp_path / "run")) == 5  # checkpoint of step 4, so step 5 is done twice
+    assert len(losses(tmp_path / "run")) == 5  # checkpoint of step 4, so step 5 is repeated
     newest = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])  # and it is damaged: step 2 serves
+    newest.write_bytes(newest.read_bytes()[:-1000])  # and damaged, so the run continues from step 2
     pretrain(shared, tmp_path / "run")
     assert losses(tmp_path / "run") == losses(finished)
     assert_same_weights(tmp_path / "run", finished)
@@ -320,7 +320,7 @@ def test_server_that_refuses_does_not_stop_the_training(shared: dict[str, Any], 
     assert len(losses(output)) == 2 and (output / "models" / "encoder.safetensors").exists()
     text = "Tracking stopped, the training continues: http://127.0.0.1:9"
     assert any(record.startswith(text) for record in log)
-    left = "http://127.0.0.1:9 did not answer: "  # said in the summary
+    left = "http://127.0.0.1:9 did not answer: "  # stated in the summary
     assert any("Finished at step 2" in record and left in record for record in log)
     spool = [json.loads(line) for line in (output / "tracking_spool.jsonl").read_text().splitlines()]
     assert [record["step"] for record in spool if "numbers" in record] == [1, 2]
@@ -386,7 +386,7 @@ def test_gradient_that_is_not_finite_stops_before_the_update(
     assert message.count("\n  ") == 2  # both volumes of the step
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")] == ["step_00000002.pt"]
     report = tmp_path / "run" / "nonfinite_step_00000004.json"
-    assert main([str(report)]) == 0  # makes the batch from the report and the configuration that was kept
+    assert main([str(report)]) == 0  # recreates the batch from the report and the stored configuration
     printed = capsys.readouterr().out
     assert printed.count("image_level1 ") == 2 and "step 4, first: loss of " in printed
     pretrain(shared, tmp_path / "run", **{"train::step::on_nonfinite": "skip"})  # the same run, from step 2 on
@@ -402,12 +402,12 @@ def test_volume_smaller_than_level_1_is_padded_and_counted(
     pretrain(shared, tmp_path / "run", level_sizes=sizes, max_steps=1)
     text = "3 of 3 volumes are smaller than level 1 (48x48x40 voxels) and are padded with air"
     assert any(record.startswith(text) for record in log)
-    assert any("Finished at step 1" in record and text in record for record in log)  # again in the summary
+    assert any("Finished at step 1" in record and text in record for record in log)  # repeated in the summary
 
 
 @pytest.mark.parametrize(
     "options",
-    [  # each option once; those that touch different parts of a step share a run
+    [  # each option once; options that affect different parts of a step share a run
         {"level_sizes": [[40, 40, 32]], "normalize_target": True},
         {
             "level_sizes": [[40, 40, 32], [16, 16, 16]],

@@ -1,4 +1,4 @@
-"""The bundle `mim_pretrain` with a probe: during a training, and of its weights."""
+"""The probe of the bundle `mim_pretrain`: during a training, and on its weights afterwards."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def test_probe_of_weights(place: Path, finished: Path, tmp_path: Path) -> None:
         "probe::datalist": str(place / "list.json"),
         "probe::labels": {"organ": 1},
         "checkpoint": str(finished / "models" / "encoder.safetensors"),
-        "preset": "base",  # is not asked: the file says what it is
+        "preset": "base",  # ignored: the file states its kind
     }
     run(place, tmp_path, "probe", **options)
     folder = tmp_path / "probe"
     report = json.loads((folder / "metrics.json").read_text())
     assert list(report["features"]) == ["encoder", "random weights", "intensity and position"]
     assert report["settings"]["classes"] == {"organ": 1} and report["settings"]["validation_scans"] == 2
-    # the encoder of the last step, as the training has probed it
+    # the encoder of the last step, as probed by the training
     last = lines(finished)[-1]
     assert report["features"]["encoder"]["dice"] == last["probe_dice"]
     assert report["features"]["encoder"]["knn"] == last["probe_knn"]
@@ -170,7 +170,7 @@ def test_two_processes_train_as_one(in_two_processes: Callable[..., Any], finish
 
 
 def on_one_rank(folder: Path) -> None:
-    """Train in this of two processes and write what it knows of the best."""
+    """Train in this process, one of two, and write its record of the best encoder."""
     rank = int(os.environ["RANK"])
     place = folder / "place"
     if rank == 0:

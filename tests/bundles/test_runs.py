@@ -1,4 +1,4 @@
-"""Every downstream bundle on a synthetic set in its dataset's layout: train from MiM weights, evaluate, predict."""
+"""Every downstream bundle on a synthetic dataset in its layout: train from MiM weights, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*_*ation/configs/metadata.json"))
-# names under which the generator knows the layouts
+# names of the layouts in the generator
 SYNTHETIC = {
     "mim_btcv_segmentation": "btcv",
     "mim_mmwhs_segmentation": "mmwhs",
@@ -79,7 +79,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle is tried."""
+    """Paths for trying a bundle."""
 
     bundle: Path
     data: Path
@@ -99,7 +99,7 @@ class Place:
         return LabelSet.from_metadata(self.meta["dataset"]["label_sets"])
 
     def workflow(self, *names: str, kind: str = "train", **options: Any) -> ConfigWorkflow:
-        """Made from configuration files, not yet run; as `python -m monai.bundle run` makes it."""
+        """A workflow created from configuration files as by `python -m monai.bundle run`, but not run."""
         task = SEGMENTATION if self.is_segmentation else CLASSIFICATION
         given = {**SMALL, **task, "dataset_dir": str(self.data), "output_dir": str(self.output), **options}
         return ConfigWorkflow(
@@ -111,7 +111,7 @@ class Place:
 
     def train(self, **options: Any) -> ConfigWorkflow:
         samples = {"num_samples": 1} if self.is_segmentation else {}
-        # one store for all: MLflow takes seconds to make one
+        # one store for all, since MLflow takes seconds to create one
         store = f"sqlite:///{self.encoder.parent / 'mlruns.db'}"
         given = {**SHORT, **samples, "cache_dir": str(self.output / "cache"), "tracking_uri": store}
         return self.workflow("train", **{**given, "pretrained": str(self.encoder), **options})
@@ -131,7 +131,7 @@ def validation_of(split: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained_place(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Place]:
-    """A bundle after a training of two steps, whose configuration MONAI's own check has passed; trained once each."""
+    """A bundle after two steps of training and MONAI's own check of its configuration; each is trained once."""
     places: dict[str, Place] = {}
 
     def get(name: str) -> Place:
@@ -199,7 +199,7 @@ def test_inference(trained: Place, tmp_path: Path) -> None:
 
 
 def predict(place: Place, output: Path) -> Path:
-    """Predict the first scan of the list; returns the scan."""
+    """Predict the first scan of the list and return the path of the scan."""
     split = json.loads((place.output / "datalist.json").read_text())
     scan = place.data / split["training"][0]["image"]
     workflow = place.workflow("inference", kind="inference", dataset_dir=str(scan), output_dir=str(output),
@@ -230,7 +230,7 @@ def check_classification(place: Place, tmp_path: Path) -> None:
     assert sum(float(row[f"p_{name}"]) for name in classes) == pytest.approx(1.0, abs=1e-3)
 
 
-# what is the same code in all bundles is tried on one
+# what is the same code in all bundles is tested on one
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def test_bad_scans_are_named_and_the_others_predicted(btcv: Place, tmp_path: Pat
     workflow = btcv.workflow("inference", kind="inference", dataset_dir=str(batch), output_dir=str(batch / "out"),
                               checkpoint=str(btcv.output / "models" / "model.pt"))  # fmt: skip
     workflow.initialize()
-    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's, around ours
+    with pytest.raises(RuntimeError, match="evaluator") as raised:  # MONAI's error, raised from ours
         workflow.run()
     error = root_cause(raised.value)
     assert isinstance(error, BadVolumesError) and "3 of 4 volumes cannot be used" in str(error)
@@ -314,7 +314,7 @@ def test_interrupted_run_continues_to_the_same_weights(btcv: Place, tmp_path: Pa
 
 
 class StopAfter:
-    """In place of the handler of signals: interrupts after a step, when its checkpoint is written."""
+    """Replaces the signal handler: interrupts after a step, once its checkpoint is written."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -328,7 +328,7 @@ class StopAfter:
         raise KeyboardInterrupt
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to restore."""
 
 
 @pytest.mark.parametrize("network", ["unetr", "swin_unetr"])
@@ -395,7 +395,7 @@ def test_two_processes_train_like_one(
 
 
 def in_bash(script: str, cwd: Path) -> str:
-    """What commands print; each must succeed."""
+    """Run commands in bash, each of which must succeed, and return what they print."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = f"set -euo pipefail\n{script}"
     done = subprocess.run(["bash", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
@@ -404,7 +404,7 @@ def in_bash(script: str, cwd: Path) -> str:
 
 
 def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
-    """The page's commands and metadata, word for word; only sizes are added to its trainings."""
+    """The page's commands and metadata run verbatim; only options of size are added to its trainings."""
     page = (ROOT / "docs" / "add_a_dataset.md").read_text()
     (metadata,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     listing, copies, runs = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
@@ -430,7 +430,7 @@ def test_page_on_adding_a_dataset(tmp_path: Path) -> None:
     runs = re.sub(r"^(python -m monai.bundle run .*)$", rf"\1 {shown}", runs, flags=re.MULTILINE)
     done = in_bash(f"{listing}\n{copies}", tmp_path)
     assert "5 scans listed" in done
-    # what a shell makes of the commands, in forked processes
+    # commands as parsed by a shell, run in forked processes
     for number, words in enumerate(
         in_bash(f'python() {{ printf "%s\\x1f" "$@"; echo; }}\n{runs}', tmp_path).splitlines()
     ):

@@ -1,4 +1,4 @@
-"""The encoder that comes with the project: whole, with its contract, and used by the networks it is meant for."""
+"""The encoder shipped with the project: intact, with its contract, and usable in its target networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations of all bundles: well-formed, complete, consistent with each other, and what MONAI expects."""
+"""Configurations of all bundles: well-formed, complete, mutually consistent, and as MONAI expects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIGS = BUNDLE / "configs"
 META = CONFIGS / "metadata.json"
 FOLDERS = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
 DOWNSTREAM = [folder for folder in FOLDERS if folder != BUNDLE]
-# every way in which the files of a bundle are used together
+# every combination in which the files of a bundle are used
 PRETRAINING = [
     ["train"],
     ["train", "demo"],
@@ -51,7 +51,7 @@ FINETUNING = [["train"], ["train", "multi_gpu_train"], ["train", "evaluate"], ["
 COMBINATIONS = [(BUNDLE, names) for names in PRETRAINING] + [
     (each, names) for each in DOWNSTREAM for names in FINETUNING
 ]
-# keys that training and inference must not disagree about
+# keys on which training and inference must agree
 SAME = {
     "pretraining": """bundle_root seed preset encoder in_channels level_sizes input_size patch_size modality
         hu_window scale mask_ratio projection_dim normalize_target output_dir contract""".split(),
@@ -91,7 +91,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def parser(bundle: Path, names: list[str]) -> ConfigParser:
-    """The files merged and taken apart; nothing is made."""
+    """The files merged and parsed; nothing is instantiated."""
     parser = ConfigParser()
     parser.read_meta(bundle / "configs" / "metadata.json")
     parser.read_config([bundle / "configs" / f"{name}.json" for name in names])
@@ -141,7 +141,7 @@ def test_targets_and_references_exist(bundle: Path, names: list[str]) -> None:
 
 @every_combination
 def test_arguments_are_those_of_the_target(bundle: Path, names: list[str]) -> None:
-    """A misspelt argument of one of our components would only be found when it is made."""
+    """Otherwise a misspelt argument of a component would only be noticed when it is instantiated."""
     checked = 0
     for name, item in parser(bundle, names).ref_resolver.items.items():
         if not isinstance(item, ConfigComponent) or not ConfigComponent.is_instantiable(item.config):
@@ -173,7 +173,7 @@ def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
     ids=["train", "evaluate", "inference"],
 )
 def test_windows_overlap_less_only_while_training(bundle: Path, names: list[str], overlap: float) -> None:
-    """One option: its value on the command line is that of the command, whichever files it reads."""
+    """It is one option: a value on the command line applies whichever files the command reads."""
     files = [str(bundle / "configs" / f"{name}.json") for name in names]
     given = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", overlap=0.25)
     assert given.parser["overlap"] == 0.25
@@ -183,7 +183,7 @@ def test_windows_overlap_less_only_while_training(bundle: Path, names: list[str]
 
 
 def length(bundle: Path, cases: int, **options: Any) -> tuple[int, int, int]:
-    """Steps of the training, of the warm-up and between two validations, with so many training cases."""
+    """Steps of the training, of the warm-up and between two validations for a number of training cases."""
     parsed = ConfigParser()
     parsed.read_meta(bundle / "configs" / "metadata.json")
     parsed.read_config(bundle / "configs" / "train.json")
@@ -220,7 +220,7 @@ def test_length_that_is_given() -> None:
     "options", [{"max_steps": 200, "max_epochs": 3}, {"validation_steps": 40, "val_interval": 1}], ids="-".join
 )
 def test_length_that_is_given_twice_is_refused(bundle: Path, options: dict[str, int], tmp_path: Path) -> None:
-    """Before a file of the dataset is looked for."""
+    """Refused before any file of the dataset is looked for."""
     made = ConfigWorkflow(
         config_file=str(bundle / "configs" / "train.json"),
         logging_file=False,
@@ -234,7 +234,7 @@ def test_length_that_is_given_twice_is_refused(bundle: Path, options: dict[str, 
 
 
 def test_inference_prepares_a_scan_as_the_training_does() -> None:
-    """Where scans are read, and what only labels need, may differ; from there on the lines are the same."""
+    """Only the reading of scans, and steps for labels, may differ; all other transforms are identical."""
     folder = ROOT / "mim_tools" / "bundle_files" / "segmentation" / "configs"
     lines = {}
     for name in ("train", "inference"):
@@ -252,7 +252,7 @@ def test_description_and_licences_of_the_pretraining() -> None:
     assert "**Weights of the default settings are not published yet**" in (BUNDLE / "docs" / "README.md").read_text()
 
 
-# as MONAI looks at it
+# the way MONAI reads it
 
 
 def test_network_is_what_the_metadata_says() -> None:

@@ -1,4 +1,4 @@
-"""Workflows of all bundles are built, and their networks loaded, without data; wrong options are still refused."""
+"""Workflows of all bundles can be built, and their networks loaded, without data; wrong options are still refused."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MODES = [(bundle, mode) for bundle in BUNDLES for mode in ("train", "evaluate", 
          if mode != "probe" or bundle.name == "mim_pretrain"]  # fmt: skip
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 every_mode = pytest.mark.parametrize(("bundle", "mode"), MODES, ids=lambda each: getattr(each, "name", each))
-# of MONAI: it tells everyone who loads a configuration that this runs code
+# MONAI warns on loading any configuration that it can run code
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
 
 @pytest.fixture
 def copy_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A copy of a bundle whose only change is a small network, away from the repository."""
+    """A copy of a bundle outside the repository, changed only to a small network."""
     monkeypatch.chdir(tmp_path)
 
     def copied(bundle: Path) -> Path:

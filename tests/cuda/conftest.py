@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def start(name: str, folder: Path, *arguments: str, timeout: float = 600) -> str:
-    """Run a program of this folder; what it printed."""
+    """Run a program of this folder; returns its output."""
     command = [sys.executable, "-W", "ignore", str(HERE / f"{name}.py"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=folder)
@@ -31,7 +31,7 @@ def start(name: str, folder: Path, *arguments: str, timeout: float = 600) -> str
 
 @pytest.fixture(scope="session")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Build an extension; its file."""
+    """Build an extension; returns its file."""
     missing = [name for name in ("c++", "ninja") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"no {' and no '.join(missing)} here, with which the extensions are built")
@@ -40,7 +40,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def program() -> Callable[..., Any]:
-    """Run a program of this folder; what it wrote to the file of its last argument, as JSON."""
+    """Run a program of this folder; returns the JSON that it wrote to the file of its last argument."""
 
     def run(name: str, folder: Path, *arguments: str) -> Any:
         result = folder / f"{name}.json"

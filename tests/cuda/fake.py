@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.fake_cuda import begin
 
-begin(sys.argv[1])  # before torch is imported, which asks for CUDA's hooks once
+begin(sys.argv[1])  # before torch is imported, which queries CUDA's hooks only once
 
 import monai.losses.dice  # noqa: E402
 import monai.networks.nets.swin_unetr  # noqa: E402
@@ -35,12 +35,12 @@ from mim_components.networks import classification_network, segmentation_network
 from mim_components.optimizers import finetune_groups  # noqa: E402
 
 CUDA = torch.device("cuda:0")
-# the one planned wait of a step: a fake tensor has no value
+# the one intended wait of a step, replaced since a fake tensor has no value
 NonFiniteGuard.all_finite = staticmethod(lambda *values: all(value.device == CUDA for value in values))  # type: ignore[method-assign]
 
 
 class Plain:
-    """PyTorch, for two places where MONAI reads numbers from a tensor of the CPU, which has none here."""
+    """Plain PyTorch for two places where MONAI reads values of a CPU tensor, which a fake one does not have."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -59,7 +59,7 @@ monai.losses.dice.torch = monai.networks.nets.swin_unetr.torch = Plain()
 
 
 def checked(network: nn.Module, out: dict[str, Any]) -> None:
-    """All numbers and gradients are on the device, and every parameter that is trained has one."""
+    """Check that all results and gradients are on the device, and that every trained parameter has a gradient."""
     away = [name for name, value in out.items() if isinstance(value, Tensor) and value.device != CUDA]
     assert not away, f"numbers that are not on the device: {away}"
     trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
@@ -124,7 +124,7 @@ def read() -> None:
 
 
 def cost() -> None:
-    """A whole step as `benchmarks.step_cost` counts it, against FLOPs that are counted on another device."""
+    """Cost of a whole step from `benchmarks.step_cost`, compared with FLOPs counted on another device."""
     settings = Settings("nano", 32, levels=2, device="cuda:0", amp=True)
     now = sum(step_cost.count_pretraining(settings).values(), Cost())
     before = sum(step_cost.count_pretraining(settings, as_it_was=True).values(), Cost())

@@ -34,7 +34,7 @@ CLASSIFICATION: dict[str, Any] = {"input_size": [48, 48, 16]}
 
 
 def name_the_device(extension: str) -> None:
-    """Tell PyTorch of the device what a module `torch.cuda` tells of CUDA."""
+    """Register a device module with PyTorch that describes the device as `torch.cuda` describes CUDA."""
     torch.ops.load_library(extension)
     torch.utils.rename_privateuse1_backend("strict")
     torch.ops.strict.begin()
@@ -60,11 +60,11 @@ def name_the_device(extension: str) -> None:
 
 
 class Stopped(Exception):
-    """Ends a training on purpose."""
+    """Ends a training deliberately."""
 
 
 def run(bundle: str, *names: str, stop: int | None = None, **options: Any) -> dict[int, dict[str, int]]:
-    """Run a workflow; what made the host wait, by name, for every step of a training."""
+    """Run a workflow; returns the operations that made the host wait in every step of a training."""
     folder = BUNDLES / bundle / "configs"
     workflow = ConfigWorkflow(
         config_file=[str(folder / f"{name}.json") for name in names],
@@ -104,7 +104,7 @@ def scans(folder: Path) -> Path:
 
 
 def task(bundle: str, data: Path, one: Path, work: Path, own: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """All workflows of a bundle; the steps of the continued training with their waits."""
+    """Run all workflows of a bundle; returns the steps of the continued training with their waits."""
     output = work / bundle
     own = {**own, "dataset_dir": str(data), "output_dir": str(output)}
     cache = {"cache_dir": str(work / f"{bundle}_cache")}
@@ -138,7 +138,7 @@ def classification(work: Path) -> dict[str, Any]:
 
 
 def mixes() -> list[str]:
-    """What the device says of operators that CUDA refuses, and nothing of those that it allows."""
+    """Errors of the device for operators that CUDA refuses; it must raise none for those that CUDA allows."""
     x = torch.arange(12.0).view(3, 4).to("strict:0")
     scalar, index = torch.ones(()), torch.tensor([0, 1])
     refused: list[Callable[[], Any]] = [

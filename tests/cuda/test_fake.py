@@ -1,4 +1,4 @@
-"""All networks, a whole step of each, on fake CUDA tensors: nothing mixes devices or reads what is on the device."""
+"""A whole step of every network on fake CUDA tensors: nothing mixes devices or reads values from the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = next(ast.literal_eval(ast.Tuple([*node.value.keys], ast.Load())) for nod
 def results(
     program: Callable[..., Any], extension: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """What went wrong in every case."""
+    """The error of every case."""
     return program("fake", tmp_path_factory.mktemp("fake"), extension("guard"))
 
 

@@ -1,4 +1,4 @@
-"""The bundles of the three tasks on a device that errors when devices mix, and what makes a step wait for it."""
+"""The bundles of the three tasks on a device that errors when devices mix; how often a step waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TASKS = ("pretraining", "segmentation", "classification")
 
 @pytest.fixture(scope="module")
 def seen(program: Callable[..., Any], extension: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What every task did, or its traceback."""
+    """The result of every task, or its traceback."""
     return program("strict", tmp_path_factory.mktemp("strict"), extension("strict"))
 
 

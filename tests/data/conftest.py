@@ -23,7 +23,7 @@ AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
 
 @pytest.fixture(params=["isal", "zlib"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> stream.Decoder:
-    """Reads deflated files with each implementation that is installed."""
+    """Read deflated files with each installed implementation."""
     installed = {each.name: each for each in stream.installed_decoders()}
     if request.param not in installed:
         pytest.skip(f"{request.param} is not installed")
@@ -33,13 +33,13 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def ct() -> np.ndarray:
-    """int16 (10, 12, 14) in HU, no two neighbours alike, so that a swapped axis shows."""
+    """int16 (10, 12, 14) in HU, with no two equal neighbours, so that a swapped axis is noticed."""
     return np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
 
 
 @pytest.fixture
 def write_nifti(tmp_path: Path, ct: np.ndarray) -> Callable[..., Path]:
-    """Write a NIfTI file below `tmp_path`; without an array the CT."""
+    """Write a NIfTI file below `tmp_path`; the CT if no array is given."""
 
     def write(name: str, array: np.ndarray | None = None, affine: np.ndarray | None = AFFINE) -> Path:
         path = tmp_path / name
@@ -109,7 +109,7 @@ CASE_AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 @pytest.fixture
 def touch(tmp_path: Path) -> Callable[[Iterable[str]], Path]:
-    """Make empty files below `tmp_path`, which is returned."""
+    """Create empty files below `tmp_path`, and return `tmp_path`."""
 
     def make(names: Iterable[str]) -> Path:
         for name in names:

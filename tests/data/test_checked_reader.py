@@ -1,4 +1,4 @@
-"""Training reads what the checks have read: the same voxels in the same place as MONAI's readers, damage excepted."""
+"""Training reads what the checks read: the same voxels and affine as with MONAI's readers, except for damaged files."""
 
 import gzip
 import struct

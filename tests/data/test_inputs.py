@@ -1,4 +1,4 @@
-"""Which scans a segmentation finds, what it refuses, and what it reads."""
+"""Input scans of a segmentation: which are found, which are refused, and what is read."""
 
 import logging
 from pathlib import Path
@@ -62,7 +62,7 @@ def write_series(folder, volume, uid="1.2.3"):
         data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
         data.RescaleSlope, data.RescaleIntercept = 1, -1024
         data.PixelData = (volume[:, :, z].T + 1024).astype(np.uint16).tobytes()
-        # neither name nor order of the files tells the order of the slices
+        # neither names nor order of the files give the order of the slices
         data.save_as(folder / f"{uid}_{(7 * z) % 31:02d}.dcm", enforce_file_format=True)
 
 
@@ -225,7 +225,7 @@ def test_unreadable_scans_stop_or_are_left_out(tmp_path):
     bad, good = ScanDataset(items(tmp_path), CheckedLoadImaged("image", scans()))
     assert bad["cause"].startswith("damaged compressed data") and bad["image"].shape == (1, 1, 1, 1)
     assert good["cause"] == "" and good["image"].shape == (1, *SHAPE)
-    with pytest.raises(RuntimeError, match="applying transform") as caught:  # MONAI's, around ours
+    with pytest.raises(RuntimeError, match="applying transform") as caught:  # MONAI's error, raised from ours
         ScanDataset(items(tmp_path), CheckedLoadImaged("image", scans()), on_bad="stop")[0]
     assert isinstance(caught.value.__cause__, BadVolumesError)
 

@@ -1,4 +1,4 @@
-"""Digests in the place of names: of scans, files and patients, and back."""
+"""Digests in place of names of scans, files and patients, and the way back to the names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Resampling: means by hand, where voxels lie in the world, the cache, and what is refused."""
+"""Resampling: means by hand, positions of voxels in the world, the cache, and refusals."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_slabs_leave_no_seams(spacing: tuple[float, float, float], monkeypatch: 
 
 
 def test_voxels_lie_where_the_scan_does() -> None:
-    """A linear field of the world's coordinates: read back, it is that of the new voxels' centres."""
+    """A linear field of world coordinates gives, after resampling, the coordinates of the new voxel centres."""
     affine = np.eye(4)
     affine[:3, :3] = TILT @ np.diag([0.8, 1.5, 5.0])
     affine[:3, 3] = (-100.0, 40.0, -310.0)
@@ -142,7 +142,7 @@ def test_spacing_counts_along_the_turned_axes(write_nifti: Callable[..., Path]) 
     np.testing.assert_allclose(turned @ [0, 0, 2, 1], its_affine @ [0.5, 0, 0, 1])
 
 
-# what is refused
+# refusals
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_volume_that_would_vanish_is_named_with_numbers(
     name: str, write_nifti: Callable[..., Path], ct: np.ndarray, tmp_path: Path
 ) -> None:
     path = tmp_path / name
-    if name.endswith("mha"):  # its spacing is known when ITK reads it
+    if name.endswith("mha"):  # its spacing is only known once ITK reads it
         import itk
 
         path.parent.mkdir()
@@ -175,7 +175,7 @@ def test_volume_that_would_vanish_is_named_with_numbers(
     why = r"10 x 12 x 14 voxels of 2 x 3 x 4 mm, resampled to 50 x 3 x 4 mm, would be 0.4 voxels along R"
     with pytest.raises(BadVolumesError, match=f"{path}: {why}, expected at least 1; lower --spacing"):
         prepare_volumes(find_volumes(tmp_path / "data"), tmp_path / "cache", progress=False, spacing=(50, 3, 4))
-    # 20 mm in voxels of 40 mm is half a voxel, which rounds to one; and the refusal was not of the file for good
+    # 20 mm in voxels of 40 mm is half a voxel, which rounds to one; and the refusal was not cached for the file
     volume = prepare_volumes(find_volumes(tmp_path / "data"), tmp_path / "cache", progress=False, spacing=(40, 3, 4))
     assert volume.volumes[0].shape == (1, 12, 14) and volume.volumes[0].spacing == (20.0, 3.0, 4.0)
 

@@ -1,4 +1,4 @@
-"""Volumes in several passes: the same losses and gradients as in one, for what never lies in memory at once."""
+"""Volumes in several passes: the same losses and gradients as in a single pass, with less memory."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def make_network(num_levels: int = 3, dtype: torch.dtype = torch.float64, **opti
 
 
 def make_engine(network: torch.nn.Module, loss: MiMLoss, iteration: int = 1) -> Any:
-    """A trainer that does not change the weights."""
+    """A trainer that leaves the weights unchanged."""
     state = SimpleNamespace(device=torch.device("cpu"), iteration=iteration)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     return SimpleNamespace(network=network, optimizer=optimizer, loss_function=loss, state=state)
 
 
 def loader_of(accumulation: int = 1, num_steps: int = 1) -> Any:
-    """As much of a loader as a step needs."""
+    """The part of a loader that a step needs."""
     return SimpleNamespace(sampler=StepSampler(1, num_steps, accumulation))
 
 
 def run_step(
     network: MiM, loss: MiMLoss, batches: list[dict[str, Any]], limit: int | None, iteration: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses of a step with the norm of its gradient, and gradients by name."""
+    """Run a step; returns its losses with the gradient's norm, and the gradients by name."""
     dtype = next(network.parameters()).dtype
     batches = [
         {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
@@ -199,7 +199,7 @@ def test_no_pass_is_larger_than_the_limit_and_all_have_every_parameter_in_their_
     for make in step.passes(make_engine(network, make_loss()), batch):
         network.zero_grad()
         make()["loss"].backward()
-        assert all(p.grad is not None for p in network.parameters())  # what DDP asks of the pass that it exchanges
+        assert all(p.grad is not None for p in network.parameters())  # which DDP's exchange needs
     assert sizes == [1, 2, 2, 2]
 
 
@@ -217,7 +217,7 @@ def test_limit_below_one_is_refused() -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Counts operations whose result Python has to have: on a CUDA device they wait for everything before them."""
+    """Counts operations whose result Python needs: on a CUDA device they wait for everything before them."""
 
     count = 0
 
@@ -245,7 +245,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LOCAL_RANK", "0")
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
-    idist.finalize()  # destroys the group, and Ignite's memory of it
+    idist.finalize()  # destroys the group, and Ignite's record of it
 
 
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of a weight with one channel, a few numbers
@@ -274,7 +274,7 @@ def test_ddp_exchanges_every_gradient_once_a_step(one_process: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
-@torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp)  # back afterwards
+@torch._dynamo.config.patch(optimize_ddp=torch._dynamo.config.optimize_ddp)  # restored afterwards
 def test_a_compiled_network_trains_in_several_processes(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     real = nn.Module.compile

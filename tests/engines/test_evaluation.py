@@ -78,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(place: Path, output: str = "run", **options: Any) -> Path:
-    """Run the bundle in this process; returns its folder of results."""
+    """Run the bundle in this process; returns its results folder."""
     monai.bundle.run(
         config_file=[str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")],
         logging_file=False,
@@ -127,7 +127,7 @@ def test_alignment_scores_by_hand() -> None:
     token = torch.tensor([0, 0])
     overlap = torch.tensor([[True, False, False, False], [True, True, False, False]])
     scores = alignment_scores(context, patches, token, overlap, temperature=0.5)
-    # the second child is most like token 1, which it overlaps but was not drawn for
+    # the second child is most similar to token 1, which it overlaps but was not drawn for
     assert scores["accuracy"].tolist() == [1.0, 0.0]
     assert scores["overlap_accuracy"].tolist() == [1.0, 1.0]
     assert scores["overlap_chance"].tolist() == [1 / 4, 2 / 4]
@@ -307,7 +307,7 @@ def test_other_levels_matter_where_they_are_used(place: Path) -> None:
 
 @pytest.fixture
 def resampled(place: Path, tmp_path: Path) -> Path:
-    """The run with weights that were trained at 3 mm."""
+    """The run, with weights that were trained at 3 mm."""
     shutil.copytree(place / "run" / "models", tmp_path / "models")
     (tmp_path / "models" / "encoder.safetensors").unlink()
     encoder = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16).encoder
@@ -347,7 +347,7 @@ def test_report_on_validation_data(place: Path) -> None:
     before = (place / "run" / "run.json").read_bytes()
     folder = evaluate(place, validation_dir=str(place / "validation"))
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.csv", "metrics.json", "report.md"]
-    # the training's own files are not touched, and no others are made
+    # the training's own files are not touched, and no others are created
     assert sorted(path.name for path in (place / "run").iterdir()) == ["evaluation", "models", "run.json"]
     assert (place / "run" / "run.json").read_bytes() == before
     report = json.loads((folder / "metrics.json").read_text())

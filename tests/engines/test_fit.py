@@ -1,4 +1,4 @@
-"""Micro-batch and compilation that are left to "auto": a device with so much memory stands in for CUDA."""
+"""Micro-batch and compilation set to "auto": a simulated device of limited memory replaces CUDA."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Items:
 
 
 class Network(nn.Module):
-    """One weight; says how many samples it saw."""
+    """One weight; records how many samples it saw."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Network(nn.Module):
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Fit:
-    """Fit a training of 12 samples a step to a device; what it became, with the line that was logged."""
+    """Fit a training of 12 samples per step to a device; returns the settings and the logged line."""
 
     def run(
         batch_size: int | str = 1, compile: bool | str = False, free: int = 0, need: tuple[int, int] = (10, 30),
@@ -80,7 +80,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     ("free", "size"),
     [
         (400, 12),  # 10 + 12 x 30 = 370
-        (369, 6),  # 11 would fit, and does not divide 12
+        (369, 6),  # 11 would fit, but does not divide 12
         (129, 3),
         (70, 2),
         (69, 1),
@@ -152,7 +152,7 @@ def test_compiled_where_it_succeeds(fitted: Fit, monkeypatch: pytest.MonkeyPatch
     compiled: list[bool] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compiled.append(how["dynamic"]))
     done = fitted("auto", "auto", free=100)
-    assert compiled == [False] and done.network.seen == [1, 2, 3]  # both for the memory; the size that was chosen
+    assert compiled == [False] and done.network.seen == [1, 2, 3]  # both to measure memory; then with the chosen size
     assert "compiled in 0 s (compile auto)" in done.said
     assert "no autocast, else TF32 in convolutions and float32 in matrix products" in done.said
 

@@ -1,4 +1,4 @@
-"""Inference: masks, windows and where features lie in space, and the bundle from scans to feature files and NIfTI."""
+"""Inference: masks, windows and positions of features, and the bundle from scans to feature files and NIfTI."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write_weights(
 
 
 def infer(output: Path, dataset_dir: Path | None, overlay: str | None = None, **options: Any) -> Path:
-    """Run the bundle in this process; returns its folder of results."""
+    """Run the bundle in this process; returns its results folder."""
     files = [str(CONFIGS / "inference.json"), *([str(CONFIGS / overlay)] if overlay else [])]
     settings = {} if overlay else SMALL_PRETRAIN
     given = {} if dataset_dir is None else {"dataset_dir": str(dataset_dir)}
@@ -194,7 +194,7 @@ def test_stitched_features_lie_where_the_affine_says(network: MiMReconstructor, 
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
     world = index @ AFFINE[:3, :3].T + AFFINE[:3, 3]
     step = InferenceStep(network, WINDOW, overlap=overlap, reconstruction=False)
-    # in place of the network, the mean of every 8x8x8 block: each feature then says where its voxels were
+    # in place of the network, the mean of every 8x8x8 block, so that each feature gives the position of its voxels
     step.feature_map = torch.nn.AvgPool3d(8)  # type: ignore[assignment]
     coordinates = []
     for axis in range(3):
@@ -251,7 +251,7 @@ def test_reconstruction_and_mask(network: MiMReconstructor) -> None:
         expected = network.reconstruct(image, network.draw_masks([(32, 0, 0)]))[0, 0] * 2000 - 1000
     inside = tokens[1].reshape(WINDOW)
     np.testing.assert_allclose(filled[32:, :32][inside], expected.numpy()[inside], atol=0.51)
-    # windows that go through the network together do not change the result
+    # running several windows together does not change the result
     alone = run_step(step, hu, np.eye(4), windows=1)
     assert torch.equal(alone["masked"], output["masked"])
     assert (alone["reconstruction"] - output["reconstruction"]).abs().max() <= 1
@@ -364,7 +364,7 @@ def test_volumes_overlay_the_scan(run: Path, name: str, file: str) -> None:
         data = np.asanyarray(image.dataobj)
         assert data.dtype == np.int16 and "".join(nib.aff2axcodes(image.affine)) == "RAS"
         assert int(image.header["sform_code"]) > 0 and data.size == voxels.size
-        # the place in mm of every voxel of the scan, looked up in the result
+        # the position in mm of every voxel of the scan, looked up in the result
         index = np.stack(np.meshgrid(*(np.arange(n) for n in voxels.shape), indexing="ij"), -1).reshape(-1, 3)
         there = nib.affines.apply_affine(np.linalg.inv(image.affine) @ scan.affine, index)
         np.testing.assert_allclose(there, there.round(), atol=1e-3)
@@ -419,7 +419,7 @@ def test_weights_of_a_spacing_get_volumes_of_that_spacing(run: Path, tmp_path: P
 
 
 def test_resampled_voxels_lie_on_the_scan(tmp_path: Path) -> None:
-    """Coordinates as intensities: what is read at a new voxel is where its affine says it lies."""
+    """Intensities are coordinates: every new voxel contains the position given by its affine."""
     shape = (36, 50, 40)
     world = nib.affines.apply_affine(AFFINE, np.stack(np.indices(shape), -1))
     for axis in range(3):
@@ -499,7 +499,7 @@ def test_volume_that_fails_on_the_way_is_its_own_cause(tmp_path: Path, network: 
 
     item = {"image": "x.nii", "source": "x.nii", "name": "x", "cause": ""}
     assert ScanDataset([item], fail)[0]["cause"] == "Unable to allocate 1 PiB"
-    with pytest.raises(RuntimeError, match="applying transform"):  # MONAI's, with the error as its cause
+    with pytest.raises(RuntimeError, match="applying transform"):  # MONAI's error, with ours as its cause
         ScanDataset([item], fail, on_bad="stop")[0]
     batch = {"name": ["x"], "source": ["x.nii"], "cause": [""], "voxels": torch.zeros(1, 1, 8, 8)}
     step = InferenceStep(network, WINDOW, on_bad="report")

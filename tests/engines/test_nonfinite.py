@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: what is left as it was, what is said, and what comes after."""
+"""Steps whose loss or gradient is not finite: unchanged state, messages, and the steps that follow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 
 class Levels(nn.Module):
-    """A network for pre-training: one weight for the reconstruction, one that no term uses."""
+    """A pre-training network with one weight for the reconstruction, and one that no loss term uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def make_engine(task: str) -> Any:
 
 
 def loader_of(accumulation: int = 2) -> Any:
-    """As much of a loader as a step needs."""
+    """The part of a loader that a step needs."""
     return SimpleNamespace(sampler=StepSampler(3, 9, accumulation, seed=4))
 
 
@@ -144,14 +144,14 @@ def test_the_schedule_goes_on_and_the_first_step_may_be_skipped() -> None:
     engine = make_engine("finetune")
     schedule = torch.optim.lr_scheduler.LambdaLR(engine.optimizer, lambda step: 1 / (1 + step))
     step_with("finetune", make_step("finetune", on_nonfinite="skip"), engine, 1.0, math.nan)
-    schedule.step()  # PyTorch warns where the optimizer was not called before
+    schedule.step()  # PyTorch warns if the optimizer was not called before
     assert engine.optimizer.param_groups[0]["lr"] == 0.05
 
 
 def test_more_in_a_row_than_allowed_stop_also_across_a_restart() -> None:
     skipping = {"on_nonfinite": "skip", "max_skipped": 2}
     step, engine = make_step("finetune", **skipping), make_engine("finetune")
-    for value in (math.nan, math.nan, 1.0, math.nan):  # the good one ends the row
+    for value in (math.nan, math.nan, 1.0, math.nan):  # the finite step resets the count
         step_with("finetune", step, engine, value, 1.0)
     again = make_step("finetune", **skipping)
     again.guard.load_state_dict(step.guard.state_dict())
@@ -228,11 +228,11 @@ def test_numbers_that_are_not_finite_are_null_in_the_file(folder: RunFolder) -> 
     assert json.loads((folder.path / "lines").read_text()) == {"step": 1, "loss": None, "norm": None, "rate": 0.5}
 
 
-# the batch again
+# the recreated batch
 
 
 class Dataset(KeyedDataset):
-    """Three images that are turned at random."""
+    """Three images with random rotations."""
 
     def __init__(self) -> None:
         data = [{"image": torch.arange(9.0).view(1, 3, 3) + 10 * i, "name": f"scan_{i}"} for i in range(3)]
@@ -240,7 +240,7 @@ class Dataset(KeyedDataset):
 
 
 def run_until_report(folder: RunFolder) -> list[Any]:
-    """Batches of the step of which there is a report."""
+    """Run until a step is reported; returns the batches of that step."""
     dataset, sampler = Dataset(), StepSampler(3, 9, 2, seed=1)
     batches = [[dataset[key] for key in keys] for keys in sampler.samples_of(4)]
     engine = make_engine("finetune")

@@ -24,7 +24,7 @@ def test_auto_is_bfloat16_unless_a_gpu_only_emulates_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
 
-    def supported(including_emulation: bool = True) -> bool:  # as a card before Ampere answers
+    def supported(including_emulation: bool = True) -> bool:  # as on a GPU older than Ampere
         return including_emulation or bfloat16
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
@@ -38,12 +38,12 @@ def test_other_types_are_refused() -> None:
 
 
 def loader_of(accumulation: int) -> Any:
-    """What a step asks of its loader."""
+    """The part of a loader that a step needs."""
     return SimpleNamespace(sampler=StepSampler(1, 1, accumulation))
 
 
 class Step(OptimizerStep):
-    """The loss is the sum of what the network makes of the batch."""
+    """The loss is the sum of the network's output."""
 
     def terms(self, engine: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         with self.autocast(torch.device("cpu")):

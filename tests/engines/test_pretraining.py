@@ -30,7 +30,7 @@ class OneWeight(nn.Module):
 
 
 class MeanLoss:
-    """The mean of the output, and its double as a term that is only reported."""
+    """The mean of the output, and twice the mean as a term that is only reported."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -55,7 +55,7 @@ def make_engine(lr: float = 0.1) -> Any:
 
 
 def loader_of(accumulation: int = 1, num_steps: int = 1) -> Any:
-    """As much of a loader as a step needs."""
+    """The part of a loader that a step needs."""
     return SimpleNamespace(sampler=StepSampler(1, num_steps, accumulation))
 
 
@@ -88,7 +88,7 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before() -> None:
     assert float(output["gradient_norm"]) == pytest.approx(4.0)
     assert weight(engine) == pytest.approx(1 - 0.1 * 0.5, rel=1e-5)
     small = make_engine()
-    PretrainStep(1, loader_of(1), max_norm=0.5)(small, [batch_of(0.25)])  # below the bound: as it is
+    PretrainStep(1, loader_of(1), max_norm=0.5)(small, [batch_of(0.25)])  # below the bound: unchanged
     assert weight(small) == pytest.approx(1 - 0.1 * 0.25)
 
 

@@ -1,4 +1,4 @@
-"""What the rows of the fault table share, and the page that is made of their results."""
+"""Shared fixtures of the rows of the fault table, and the page written from their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = set("A1p A1s A2s A3 A11s A17s A21b A21ds A21e A21f A21s A23s A24s B1s E2 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An MLflow store with its tables, which take seconds to make."""
+    """An MLflow store with its tables, which take seconds to create."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
     mlflow.MlflowClient(uri).search_experiments()
     return uri
@@ -54,7 +54,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, store: str) -> dict[str, 
 
 @pytest.fixture(scope="session")
 def data_of(request: pytest.FixtureRequest) -> Callable[[Bundle], dict[str, str]]:
-    """Options of the data of a bundle: `scans` or `labelled`."""
+    """Data options of a bundle: `scans` or `labelled`."""
     names = {PRETRAIN: "scans", SEGMENTATION: "labelled"}
     return lambda bundle: dict(request.getfixturevalue(names[bundle]))
 
@@ -63,7 +63,7 @@ def data_of(request: pytest.FixtureRequest) -> Callable[[Bundle], dict[str, str]
 def reference(
     data_of: Callable[[Bundle], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """Output folder of the undisturbed run of a bundle, which is run when first asked for."""
+    """Output folder of an undisturbed run of a bundle, which runs on first use."""
     outputs: dict[str, Path] = {}
 
     def run(bundle: Bundle, **options: Any) -> Path:
@@ -80,7 +80,7 @@ def reference(
 def interrupted(
     data_of: Callable[[Bundle], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Bundle, Path], Path]:
-    """Give an output the state of a run that was killed in step 5 and has checkpoints of steps 2 and 4."""
+    """Give an output folder the state of a run killed in step 5, with checkpoints of steps 2 and 4."""
     outputs: dict[str, Path] = {}
 
     def copy(bundle: Bundle, output: Path) -> Path:
@@ -101,12 +101,12 @@ def interrupted(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the page is."""
+    """Add the option that names the page."""
     parser.addoption(OPTION, type=Path, help="write the table of faults with the results to this page")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark long rows, so that they can be left out."""
+    """Mark long rows, so that they can be deselected."""
     for item in items:
         if LONG & {row.id for row in rows_of(item.iter_markers())}:
             item.add_marker(pytest.mark.long)
@@ -114,20 +114,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Name the rows in the report of a test: it may come from another process."""
+    """Store the rows in the report of a test, which may come from another process."""
     report: Any = yield
     report.user_properties.append(("faults", [row.id for row in rows_of(item.iter_markers())]))
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep what became of a row."""
+    """Record the result of a row."""
     if report.skipped:
         result = f"skipped: {str(report.longrepr[2]).removeprefix('Skipped: ')}" if report.longrepr else "skipped"
     else:
         result = "failed" if report.failed else "passed"
     for row in dict(report.user_properties).get("faults", []):
-        if RESULTS.get(row, "passed") == "passed":  # what its set-up, call or end before this one said
+        if RESULTS.get(row, "passed") == "passed":  # the result of an earlier phase: set-up, call or tear-down
             RESULTS[row] = result
 
 

@@ -1,4 +1,4 @@
-"""Scans as hospitals, downloads and disks leave them: what is done to a good one, and what must be said of it."""
+"""Damaged scans, as from hospitals, downloads and disks: how a good scan is changed, and the cause expected."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def with_voxel(value: float) -> Callable[[Path, Path], Any]:
 
 
 def flip(content: bytes, position: int) -> bytes:
-    """The bytes with one bit turned."""
+    """The bytes with one bit flipped."""
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
@@ -108,7 +108,7 @@ def floats(offset: int, *values: float) -> tuple[int, bytes]:
 
 
 def only_qform() -> tuple[int, bytes]:
-    """A patch that takes the sform away."""
+    """A patch that removes the sform."""
     return CODES, struct.pack("<2h", 1, 0)
 
 
@@ -118,7 +118,7 @@ def colours(voxels: np.ndarray) -> np.ndarray:
 
 
 def metaimage_without_voxels(path: Path, good: Path) -> None:
-    """The header of a pair whose other file is not there."""
+    """The header of a pair without the other file."""
     path.write_text(
         "ObjectType = Image\nNDims = 3\nDimSize = 44 42 36\nElementType = MET_SHORT\nElementDataFile = gone.raw\n"
     )

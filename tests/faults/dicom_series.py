@@ -1,4 +1,4 @@
-"""DICOM series made of a NIfTI scan, whole and damaged."""
+"""DICOM series made from a NIfTI scan, intact and damaged."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def write_series(folder: Path, scan: Path, uid: str = "1.2.3", **changes: Any) -
 
 
 def series_cut_short(path: Path, good: Path) -> None:
-    """A series of which one slice is truncated."""
+    """A series with one truncated slice."""
     cut = write_series(path.with_name("cut_short"), good)[18]
     cut.write_bytes(cut.read_bytes()[:-20])
 
 
 def series_with_a_gap(folder: Path, good: Path) -> None:
-    """A series of which one slice is missing."""
+    """A series with one missing slice."""
     write_series(folder, good, "1.3.1")[18].unlink()
 
 
 def series_with_a_copy(folder: Path, good: Path) -> None:
-    """A series of which one slice is there twice."""
+    """A series with one duplicated slice."""
     shutil.copy(write_series(folder, good, "1.3.2")[18], folder / "copy")

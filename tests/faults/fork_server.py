@@ -49,7 +49,7 @@ def serve() -> tuple[str | None, list[str]]:
 
 
 def write_exits(logs: dict[int, Path]) -> None:
-    """Keep the exit codes of the children that have ended."""
+    """Record the exit codes of children that have ended."""
     for pid in list(logs):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -60,7 +60,7 @@ def write_exits(logs: dict[int, Path]) -> None:
 
 
 def become(request: dict[str, Any]) -> tuple[str | None, list[str]]:
-    """Make a child what a new process would be: its own session, files, environment and folder."""
+    """Turn a child into what a new process would be: its own session, files, environment and folder."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -76,7 +76,7 @@ if __name__ == "__main__":
     for name in PRELOADED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # collections in the children pass over what was imported, and copy none of it
+    gc.freeze()  # garbage collections in the children skip the imported objects, and copy none of them
     program, sys.argv[1:] = serve()
     if program is None:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Handlers that the runs get through their configuration: one that waits at a step, and one that makes files large."""
+"""Handlers that the configuration gives to the runs: one waits at a step, one makes checkpoints large."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mim_components.run.folder import RunFolder
 
 
 class Hold:
-    """At a step make a file and wait until it is gone: the place of a fault is exact, whatever the machine's speed.
+    """Create a file at a step and wait until it is removed, so that faults occur at exact places on any machine.
 
     It stands for a bundle's progress bar or pictures, whose drawing takes longer than these runs.
 
@@ -39,11 +39,11 @@ class Hold:
                 time.sleep(0.005)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to restore."""
 
 
 class Ballast:
-    """A handler with a state in the checkpoint, so large that writing it takes a while.
+    """A handler whose state in the checkpoint is so large that writing it takes a while.
 
     Args:
         folder: of the run.
@@ -62,4 +62,4 @@ class Ballast:
         return {"zeros": torch.zeros(self.size, dtype=torch.uint8)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take."""
+        """Nothing to restore."""

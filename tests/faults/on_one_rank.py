@@ -10,7 +10,7 @@ from tests.faults.hold import Hold
 
 
 class HoldEach(Hold):
-    """Every process waits at a step while its own file is there: `file` with `_` and its rank."""
+    """Every process waits at a step while its own file exists: `file` with `_` and its rank."""
 
     def __init__(self, event: str, step: int, file: str) -> None:
         super().__init__(event, step, f"{file}_{os.environ['RANK']}")
@@ -37,4 +37,4 @@ class FailOnRank:
         raise ValueError(f"scan_7: broken in process {self.rank}")
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to restore."""

@@ -1,4 +1,4 @@
-"""The table in docs/reliability.md, made from the markers of the tests and from their results."""
+"""The table in docs/reliability.md, generated from the markers of the tests and from their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPTION = "--reliability"
 START, END = "<!-- table: pytest tests/faults --reliability docs/reliability.md -->", "<!-- end of table -->"
 HEAD = ["| case | injection | expected | result |", "|---|---|---|---|"]
 NOT_RUN = "not run"
-# the faults that are promised; the tests have more
+# the promised faults; the tests cover more
 REQUIRED = """
 A1 A2 A3 A4 A6 A8 A9 A11 A12 A13 A14 A15 A16 A17 A18 A21 A23 A24 A25
 B1 B2 B4 B5 B6 B7 B8 B10 B12
@@ -26,7 +26,7 @@ K1 K2 K3 K4 K5 K6 K7 K8 K9 K10
 
 @dataclass(frozen=True)
 class Row:
-    """A fault: what its marker says, `fault("A1", fault=..., injection=..., expected=...)`."""
+    """A fault with the values of its marker, `fault("A1", fault=..., injection=..., expected=...)`."""
 
     id: str
     fault: str
@@ -72,7 +72,7 @@ def _marks(function: Any) -> Iterator[Any]:
 
 
 def read_results(page: Path) -> dict[str, str]:
-    """Result by row, a row being its line without the result."""
+    """Results by row; the key is the row's line without the result."""
     table = page.read_text().partition(f"{START}\n")[2].partition(f"\n{END}")[0].splitlines()
     cut = (line.removesuffix(" |").rpartition(" | ") for line in table[len(HEAD) :])
     return {row: result for row, _, result in cut}

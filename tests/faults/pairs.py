@@ -1,4 +1,4 @@
-"""Labelled cases that are wrong: what is done to a good one, and what must be said of it."""
+"""Invalid labelled cases: how a good one is changed, and the cause expected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def replace_label(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path,
 
 
 def some(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Sets 30 voxels of a label map."""
+    """A change that sets 30 voxels of a label map."""
 
     def change(values: np.ndarray) -> np.ndarray:
         values[:30, 0, 0] = value
@@ -66,25 +66,25 @@ def shifted(affine: np.ndarray) -> np.ndarray:
 
 
 def mirrored(affine: np.ndarray) -> np.ndarray:
-    """An affine with its first axis turned round, as tools do that drop the sign of an axis."""
+    """An affine with its first axis reversed, as by tools that drop the sign of an axis."""
     return affine @ np.diag([-1, 1, 1, 1])
 
 
 def turned(affine: np.ndarray) -> np.ndarray:
-    """An affine turned by 0.2 about the last axis."""
+    """An affine rotated by 0.2 radians about the last axis."""
     rotation = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])
     return nib.affines.from_matvec(rotation) @ affine
 
 
 def swap(image: Path, label: Path) -> None:
-    """Image and label in each other's place."""
+    """Swap image and label."""
     image.rename(image.with_name("x"))
     label.rename(image)
     image.with_name("x").rename(label)
 
 
 def in_micrometres(image: Path, label: Path) -> None:
-    """Both on a grid whose unit is not mm."""
+    """Put both on a grid whose unit is not mm."""
     for path in (image, label):
         write(path, voxels_of(path).copy(), np.diag([1000, 1000, 1000, 1]) @ affine_of(path))
 

@@ -1,4 +1,4 @@
-"""Real runs of a bundle, tiny, in processes of their own, and what they leave behind."""
+"""Tiny runs of a bundle in processes of their own, and access to their results."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ COMMON = SMALL | {
     "max_steps": 8,
     "checkpoint_interval": 2,
     "learning_rate": 1e-3,
-    "prepare_workers": 0,  # each imports everything anew, for three scans
+    "prepare_workers": 0,  # each would import everything again, for three scans
     "train::progress": NOTHING,
 }
 PRETRAIN = Bundle(
@@ -95,7 +95,7 @@ SEGMENTATION = Bundle(
 
 
 def environment_of_runs() -> dict[str, str]:
-    """This process's environment, with what all runs share."""
+    """This process's environment, with the variables common to all runs."""
     return {**os.environ, **ENVIRONMENT}
 
 
@@ -112,12 +112,12 @@ class Run:
 
     @property
     def text(self) -> str:
-        """What it has said until now, stdout and stderr together."""
+        """Its output so far, stdout and stderr together."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     @property
     def error(self) -> str:
-        """The last line that begins with ERROR, and what follows it; empty if there is none."""
+        """The last line that begins with ERROR, with the lines after it; empty if there is none."""
         found = re.split(r"(?m)^(?=ERROR: )", self.text)
         return found[-1].strip() if len(found) > 1 else ""
 
@@ -130,24 +130,24 @@ class Run:
         return int(exited.read_text()) if exited.exists() else None
 
     def wait(self, timeout: float = 120) -> int:
-        """The exit code when it has ended; a run that hangs is killed, and fails the test."""
+        """Wait for the end and return the exit code; a run that hangs is killed, and fails the test."""
         self._until(lambda: self.code is not None, timeout, "has not ended")
         code = self.code
         assert code is not None
         return code
 
     def wait_for(self, step: int, timeout: float = 120) -> None:
-        """Until a step is logged."""
+        """Wait until a step is logged."""
         self._until(lambda: any(row["step"] >= step for row in rows_of(self.output / "metrics.jsonl")), timeout,
                     f"has not reached step {step}", ended=True)  # fmt: skip
 
     def wait_for_file(self, pattern: str, timeout: float = 120) -> Path:
-        """Until a file is in the output folder; returns the first."""
+        """Wait until the output folder contains a matching file; returns the first."""
         self._until(lambda: any(self.output.glob(pattern)), timeout, f"has not made {pattern}", ended=True)
         return sorted(self.output.glob(pattern))[0]
 
     def wait_held(self, file: Path, timeout: float = 120) -> None:
-        """Until it waits at a step, see `hold`; it goes on when the file is removed."""
+        """Wait until it holds at a step, see `hold`; it goes on when the file is removed."""
         self._until(file.exists, timeout, f"has not come to {file.name}", ended=True)
 
     def _until(self, condition: Any, timeout: float, text: str, ended: bool = False) -> None:
@@ -205,7 +205,7 @@ class Server:
         return self._process.pid
 
     def close(self) -> None:
-        """End the server; its children go on."""
+        """End the server; its children continue."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -214,12 +214,12 @@ class Server:
 
 @cache
 def server() -> Server:
-    """The one that most runs use."""
+    """The server that most runs use."""
     return Server()
 
 
 def command_of(bundle: Bundle, output: Path, *arguments: str, **options: Any) -> list[str]:
-    """What follows `python -m monai.bundle`; an option None is left out."""
+    """The arguments of `python -m monai.bundle`; options that are None are left out."""
     given = {**bundle.options, "output_dir": str(output), **options}
     config = [] if "--config_file" in arguments else ["--config_file", str(bundle.config)]
     pairs = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
@@ -300,14 +300,14 @@ def start_each(argv: Sequence[str], folder: Path, program: str | None = None) ->
 
 
 def finish(run: Run, timeout: float = 120) -> Run:
-    """Wait for a run that must end well."""
+    """Wait for a run that must succeed."""
     code = run.wait(timeout)
     assert code == 0, run.text[-4000:]
     return run
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines, without times; empty where there is none."""
+    """The complete lines of a JSON lines file, without times; empty if there is no file."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]
@@ -315,12 +315,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def losses(output: Path) -> list[dict[str, Any]]:
-    """What was logged step by step, then what was validated."""
+    """The logged losses of every step, then the validation results."""
     return rows_of(output / "metrics.jsonl") + rows_of(output / "validation.jsonl")
 
 
 def weights_digest(output: Path) -> str:
-    """Of the weights that a run made, and of those in its newest checkpoint, bit by bit."""
+    """Digest of all bits of a run's weights, and of those in its newest checkpoint."""
     newest = CheckpointStore(output / "checkpoints").paths()[-1]
     sha = hashlib.sha256(newest.name.encode())
     for weights in (read_checkpoint(output / "models" / "model.pt"), read_checkpoint(newest)["network"]):

@@ -1,4 +1,4 @@
-"""Kill runs of a bundle at random, start them again with another number of workers, and compare with a run left alone.
+"""Kill runs of a bundle at random, restart them with other numbers of workers, and compare with an undisturbed run.
 
     python -m tests.faults.soak --kills 30 --bundle pretrain --seed 0 --json soak.json
 
@@ -64,7 +64,7 @@ class Kill:
 
 @dataclass
 class Soak:
-    """What was done, and what came of it."""
+    """Kills, and results of the comparison."""
 
     bundle: str
     seed: int
@@ -78,7 +78,7 @@ class Soak:
 
     @property
     def good(self) -> bool:
-        """Whether all runs are the same."""
+        """Whether all runs are equal."""
         return not self.differing and not self.other_weights
 
     def __str__(self) -> str:
@@ -110,11 +110,11 @@ def write_data(bundle: Bundle, folder: Path) -> dict[str, str]:
 
 
 def place_of(run: Run, began: float, steps: int) -> str:
-    """What a run was at when it was killed."""
+    """What a run was doing when it was killed."""
     if any(path.stat().st_mtime >= began for path in run.output.glob("*/.*.partial")):
         return "saving"
     metrics = run.output / "metrics.jsonl"
-    if not metrics.exists() or metrics.stat().st_mtime < began:  # written at the first step, also when continued
+    if not metrics.exists() or metrics.stat().st_mtime < began:  # written at the first step, also of a continued run
         return "start-up"
     return "finishing" if f'"step": {steps},' in metrics.read_text() else "training"
 
@@ -122,7 +122,7 @@ def place_of(run: Run, began: float, steps: int) -> str:
 def kill_once(
     bundle: Bundle, output: Path, options: dict[str, Any], longest: float, chance: random.Random
 ) -> Kill | None:
-    """Start, and send a signal at a random time; None when the run ended well before or in spite of it."""
+    """Start a run and send a signal at a random time; None if the run succeeded before or in spite of it."""
     workers, moment, number, group = (
         chance.choice(WORKERS), chance.uniform(0, longest), chance.choice(SIGNALS), chance.random() < 0.5
     )  # fmt: skip
@@ -141,7 +141,7 @@ def kill_once(
 
 
 def finish(run: Run) -> Path:
-    """Output of a run that must end well."""
+    """Output of a run that must succeed."""
     assert run.wait(HOUR) == 0, run.text[-4000:]
     return run.output
 
@@ -156,7 +156,7 @@ def compare(soak: Soak, output: Path, reference: Path) -> None:
 
 
 def run_soak(name: str, kills: int, seed: int, folder: Path, **options: Any) -> Soak:
-    """Kill runs until so many kills are counted."""
+    """Kill runs until the requested number of kills is counted."""
     bundle, chance, began = BUNDLES[name], random.Random(seed), time.monotonic()
     given = {**LONG, **OWN[name], **write_data(bundle, folder), **options}
     soak = Soak(name, seed, given["max_steps"])
@@ -169,7 +169,7 @@ def run_soak(name: str, kills: int, seed: int, folder: Path, **options: Any) -> 
         while len(soak.kills) < kills and (kill := kill_once(bundle, output, given, longest, chance)) is not None:
             soak.kills.append(kill)
             print(f"{len(soak.kills)}: {kill}", flush=True)
-        finish(start(bundle, output, **given))  # says so where it is finished
+        finish(start(bundle, output, **given))  # reports if it is finished already
         compare(soak, output, reference)
     soak.seconds = round(time.monotonic() - began, 1)
     return soak

@@ -1,4 +1,4 @@
-"""Code in files that are only to be read: it is refused, and never run."""
+"""Code in files that should only be read: it is refused, and never run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GOOD = {
 
 
 class Folder:
-    """A bundle, and the folder that code in it would make."""
+    """A bundle, and the folder that code in it would create."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.ran = root / "bundle", root / "ran"
@@ -43,7 +43,7 @@ class Folder:
 
     @property
     def code(self) -> str:
-        """An expression that makes the folder."""
+        """An expression that creates the folder."""
         return f"__import__('os').mkdir('{self.ran}')"
 
     def write(self, name: str, content: str | bytes) -> Path:
@@ -59,7 +59,7 @@ class Folder:
 
 
 class RunsCode:
-    """What an attacker pickles: reading it makes a folder."""
+    """An attacker's pickle: loading it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,7 +123,7 @@ def link(bundle: Folder) -> None:
     (bundle.root / "models").symlink_to("/etc")
 
 
-# id, fault, what is done to the bundle, what is said of it
+# id, fault, change to the bundle, expected finding
 BUNDLES: list[tuple[str, str, Callable[[Folder], object], str]] = [
     ("F1", "code in an expression", expression, "__import__"),
     ("F1b", "code by way of special attributes", hidden_expression, "__class__"),
@@ -159,7 +159,7 @@ def rows(table: list[Any], injection: str) -> list[Any]:
 
 
 def judge(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What the command finds; it must find something."""
+    """Findings of the command, of which there must be at least one."""
     assert main(list(words)) == 1
     return capsys.readouterr().out
 
@@ -283,7 +283,7 @@ def test_archive(
     assert not Path("/tmp/mim_evil.txt").exists()
 
 
-# weights that are to be downloaded
+# weights for download
 
 FILES: list[tuple[str, str, dict[str, str | None], str]] = [
     ("F8", "path with `../`", {"path": "../evil.pt"}, "leads out of the bundle"),

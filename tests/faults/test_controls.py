@@ -1,4 +1,4 @@
-"""Scans that are odd, but fit: they must not be refused."""
+"""Odd but valid scans, which must not be refused."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def rows(table: Sequence[Control], where: str) -> list[Any]:
 
 
 def sources_of(cache: Path) -> set[str]:
-    """Names of what is in the cache of a pre-training."""
+    """Names of the scans in the cache of a pre-training."""
     return {Path(json.loads(path.read_text())["source"]).name for path in cache.glob("*/*.json")}
 
 
@@ -136,7 +136,7 @@ def assert_finite(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def trained(scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A pre-training on all of them."""
+    """A pre-training on all controls."""
     folder = tmp_path_factory.mktemp("controls")
     good = Path(scans["dataset_dir"]) / "scan_0.nii.gz"
     (folder / "scans").mkdir()
@@ -214,7 +214,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tuned(labelled: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A fine-tuning on all of them; one plain case validates."""
+    """A fine-tuning on all controls, validated on one plain case."""
     root = tmp_path_factory.mktemp("controls") / "data"
     shutil.copytree(labelled["dataset_dir"], root)
     plain, items = "spleen_2.nii.gz", []
@@ -224,7 +224,7 @@ def tuned(labelled: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
             (root / item[key]).parent.mkdir(exist_ok=True)
             shutil.copy(root / folder / plain, root / item[key])
         image = voxels_of(root / item["image"]).copy()
-        image[:12, :12, :] -= np.int16(number + 1)  # no copy of another case
+        image[:12, :12, :] -= np.int16(number + 1)  # not a copy of another case
         write(root / item["image"], image, affine_of(root / item["image"]))
         each.make(root / item["image"], root / item["label"])
         items.append(item)

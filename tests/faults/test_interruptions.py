@@ -1,4 +1,4 @@
-"""Runs that are killed, or told to stop, and go on as if nothing had been."""
+"""Runs that are killed or told to stop, and continue as if undisturbed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAME = "the same command ends with losses and weights equal to an undisturbed ru
 
 
 def newest_step(output: Path) -> int:
-    """Step of the newest checkpoint that is whole, 0 without any."""
+    """Step of the newest intact checkpoint, or 0."""
     state = CheckpointStore(output / "checkpoints").newest()
     return 0 if state is None else int(state["step"])
 
@@ -92,7 +92,7 @@ def test_killed_while_writing(scans: dict[str, str], reference: Reference, tmp_p
     ballast = {"train::progress": large}
     run = start(PRETRAIN, tmp_path / "run", **scans, **ballast)
     run.wait_for_file("checkpoints/step_00000002.pt")
-    while True:  # the writing may be over before it is seen: then that of the next checkpoint
+    while True:  # if the writing ends before it is noticed, the next checkpoint is tried
         partial = run.wait_for_file("checkpoints/.*.partial")
         run.kill(signal.SIGSTOP)
         if partial.exists() and partial.stat().st_size < 200_000_000:

@@ -1,4 +1,4 @@
-"""Lists of scans that are wrong: every fault is named by list, section, item and key, before anything is read."""
+"""Invalid lists of scans: every fault is named by list, section, item and key, before anything is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Data = dict[str, str]
 
 
 def write_list(path: Path, **sections: Any) -> Path:
-    """Write a list; its name says what it is."""
+    """Write a list with these sections."""
     path.write_text(json.dumps(sections))
     return path
 
@@ -36,7 +36,7 @@ def refuse(bundle: Bundle, data: Data, output: Path, datalist: Path) -> Run:
     return run
 
 
-# items: id, fault, item, what is said of it
+# items: id, fault, item, expected message
 SCAN_ITEMS: list[tuple[str, str, Any, str]] = [
     ("D1", "item without its key", {"img": "scan_0.nii.gz"}, "has no key 'image'; keys: ['img']"),
     ("D1b", "null", {"image": None}, "key 'image' is null, expected a path"),
@@ -56,13 +56,13 @@ CASE_ITEMS: list[tuple[str, str, Any, str]] = [
      "expected a text without '/'"),
     ("D1m", "no image at all", {"image": [], "label": "f.nii.gz"}, "key 'image' is [], expected a path"),
 ]  # fmt: skip
-# what leads out of the folder: id, fault, path below the folder of the test
+# paths out of the folder: id, fault, path below the folder of the test
 OUTSIDE = [("D5", "`..`", "../pipe.nii.gz"), ("D5b", "absolute path", "{folder}/pipe.nii.gz"),
            ("D5c", "symlink out", "link.nii.gz")]  # fmt: skip
 
 
 def rows(table: Sequence[tuple[str, str, Any, str]], what: str) -> list[Any]:
-    """Parameters: number of the item and what is said of it."""
+    """Parameters: index of the item, and the expected message."""
     return [
         pytest.param(
             number,

@@ -1,4 +1,4 @@
-"""Runs of several processes of which one dies, fails, hangs or is missing the next time (gloo on the CPU).
+"""Runs of several processes, one of which dies, fails, hangs or is missing after a restart (gloo on the CPU).
 
 Where `torchrun` itself is not what is tested, the processes are begun as it begins them, without its imports.
 """
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 Data = Callable[[Bundle], dict[str, str]]
 Reference = Callable[..., Path]
 SAME = "the same command ends with losses and weights equal to an undisturbed run of two processes, bit for bit"
-SLOW = 300  # seconds; two processes import everything anew
+SLOW = 300  # seconds; both processes import everything again
 TWO = {"device": None, "global_batch_size": 2}  # 1 per process
 
 
@@ -105,7 +105,7 @@ def undisturbed(data_of: Data, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 def goes_on(bundle: Bundle, output: Path, data: dict[str, str]) -> Path:
-    """The output of a run of two processes that must end well."""
+    """Output of a run of two processes that must succeed."""
     for run in processes(bundle, output, **data):
         finish(run)
     assert state_of(output, data) == ("finished", "FINISHED")
@@ -113,7 +113,7 @@ def goes_on(bundle: Bundle, output: Path, data: dict[str, str]) -> Path:
 
 
 class Holds:
-    """All of two processes wait at a step until they are let go.
+    """Both processes wait at a step until they are released.
 
     Args:
         folder: for their files.
@@ -126,12 +126,12 @@ class Holds:
         self.option: dict[str, Any] = {"train::progress": handler}
 
     def wait(self, *runs: Run) -> None:
-        """Until both wait."""
+        """Wait until both processes hold."""
         for file in self.files:
             runs[0].wait_held(file, SLOW)
 
     def let_go(self) -> None:
-        """End the waiting."""
+        """Release both processes."""
         for file in self.files:
             file.unlink()
 
@@ -162,7 +162,7 @@ def test_process_killed(
     assert "This process ends because another one of this run has ended (" in other.text
     assert "most likely because memory ran out. The same command continues from the last checkpoint." in other.text
     assert "ERROR: " not in other.text and "Traceback" not in other.text
-    expected = ("failed", "FAILED") if rank else ("running", "RUNNING")  # process 0 keeps the books
+    expected = ("failed", "FAILED") if rank else ("running", "RUNNING")  # process 0 keeps the state of the run
     assert state_of(tmp_path / "run", data_of(bundle)) == expected
     assert_same(goes_on(bundle, tmp_path / "run", data_of(bundle)), undisturbed(bundle))
 

@@ -48,7 +48,7 @@ class Mounts:
         subprocess.run([*inside, "sh", "-ec", command], check=True, capture_output=True)
 
     def tmpfs(self, folder: Path, size: int) -> Path:
-        """Mount a file system of so many bytes; returns where it is seen from outside."""
+        """Mount a file system of a given size in bytes; returns its path as seen from outside."""
         folder.mkdir(exist_ok=True)
         self.shell(f"mount -t tmpfs -o size={size} none {shlex.quote(str(folder))}")
         return Path(f"/proc/{self.server.pid}/root{folder}")
@@ -70,14 +70,14 @@ def checkpoint_size(reference: Reference) -> int:
 
 
 def fill(folder: Path, left: int) -> Path:
-    """Fill a disk up to so many bytes; returns the file that does it."""
+    """Fill a disk until `left` bytes are free; returns the file."""
     free = shutil.disk_usage(folder).free
     (folder / "filler").write_bytes(b"\0" * (free - left))
     return folder / "filler"
 
 
 def whole_checkpoints(output: Path) -> list[int]:
-    """Steps of the checkpoints, all of which must be whole; nothing half is beside them."""
+    """Steps of the checkpoints, which must all be intact, without partial files beside them."""
     store = CheckpointStore(output / "checkpoints")
     state = store.newest()
     assert state is None or state["step"] == int(store.paths()[-1].stem.removeprefix("step_"))

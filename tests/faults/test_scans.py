@@ -1,4 +1,4 @@
-"""Bad scans among good ones: all are listed at once, and left out when that is asked for."""
+"""Bad scans among good ones: all are listed at once, and left out on request."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def rows(table: Sequence[Damage | PairDamage], expected: str = LISTED) -> list[A
 
 
 def causes(text: str) -> dict[str, str]:
-    """What an error says of every file, by name."""
+    """Cause given in an error for every file, by name."""
     return {Path(path).name: cause for path, cause in re.findall(r"(?m)^  (/.*?): (.*)$", text)}
 
 
 def assert_refused(run: Run) -> None:
-    """It ended with an error, before the first step, and left no weights."""
+    """Check that it ended with an error before the first step, and left no weights."""
     assert run.wait() == 1, run.text[-3000:]
     assert losses(run.output) == [] and not list(run.output.rglob("*.pt"))
 
@@ -80,7 +80,7 @@ def bad_scans(scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 @pytest.fixture(scope="module")
 def refused(bad_scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A pre-training that has stopped at them."""
+    """A pre-training that stopped because of them."""
     run = start(PRETRAIN, tmp_path_factory.mktemp("refused") / "run", **bad_scans)
     assert_refused(run)
     return run
@@ -88,7 +88,7 @@ def refused(bad_scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def left_out(bad_scans: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A pre-training that has gone on without them."""
+    """A pre-training that left them out."""
     return finish(start(PRETRAIN, tmp_path_factory.mktemp("left_out") / "run", **bad_scans, **ALL))
 
 
@@ -207,7 +207,7 @@ def bad_cases(labelled: Data, reference: Reference, tmp_path_factory: pytest.Tem
             (root / path).parent.mkdir(exist_ok=True)
             shutil.copy(root / good[key], root / path)
         image = voxels_of(root / paths[0]).copy()
-        image[0, 0, 0] = -900 - int(each.id[1:3])  # no copy of another case
+        image[0, 0, 0] = -900 - int(each.id[1:3])  # not a copy of another case
         write(root / paths[0], image, affine_of(root / paths[0]))
         each.make(*(root / path for path in paths))
         content["training"].append({"name": f"z_{each.id}", "image": paths[0], "label": paths[1], "fold": 1})
@@ -218,7 +218,7 @@ def bad_cases(labelled: Data, reference: Reference, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def refused_cases(bad_cases: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A fine-tuning that has stopped at them."""
+    """A fine-tuning that stopped because of them."""
     run = start(SEGMENTATION, tmp_path_factory.mktemp("refused_cases") / "run", **bad_cases)
     assert_refused(run)
     return run

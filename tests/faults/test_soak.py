@@ -1,4 +1,4 @@
-"""The script that kills runs at random, with two kills, and what it says of runs that are not the same."""
+"""The script that kills runs at random: two kills, and its report about runs that differ."""
 
 from __future__ import annotations
 

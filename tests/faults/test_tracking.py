@@ -26,14 +26,14 @@ ALL_STEPS = list(range(1, PRETRAIN.steps + 1))
 
 
 def spooled(run: Run) -> list[int]:
-    """Steps whose numbers wait."""
+    """Steps whose numbers wait in the spool."""
     path = run.output / "tracking_spool.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [record["step"] for record in records if "numbers" in record]
 
 
 def free_port() -> int:
-    """Of this machine."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -92,7 +92,7 @@ class TrackingServer:
             return False
 
     def kill(self) -> None:
-        """All its processes."""
+        """Kill all its processes."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -100,7 +100,7 @@ class TrackingServer:
 
 @pytest.fixture
 def servers(tmp_path: Path, store: str) -> Iterator[Callable[[], TrackingServer]]:
-    """Start the server, or start it again."""
+    """A function that starts the server, or restarts it."""
     port, begun = free_port(), list[TrackingServer]()
 
     def begin() -> TrackingServer:

@@ -31,7 +31,7 @@ REFUSED = "refused before the first step, exit 1, the last line names the file a
 
 
 class RunsCode:
-    """What an attacker pickles: reading it makes a folder."""
+    """An attacker's pickle: loading it creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ def empty(path: Path) -> None:
 
 def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4  # inside of a weight or moment
+    content[len(content) // 2] ^= 4  # inside a weight or moment
     path.write_bytes(content)
 
 
@@ -147,7 +147,7 @@ def test_best_model(labelled: dict[str, str], reference: Reference, tmp_path: Pa
     assert "from step 1 of 8" in again.text
     facts = reference(SEGMENTATION) / "models" / "model.json"
     assert (run.output / "models" / "model.json").read_text() == facts.read_text()
-    if '"step": 2' in facts.read_text():  # the best of all: not even written again
+    if '"step": 2' in facts.read_text():  # the best of the whole run: not even rewritten
         assert best.stat().st_mtime_ns == before.st_mtime_ns and best.read_bytes() == content
     assert_same(run.output, reference(SEGMENTATION))
 

@@ -1,4 +1,4 @@
-"""The spread of context vectors, by hand, and the warning."""
+"""The spread of context vectors, by hand, and the warning of a collapse."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def saved(state: dict[str, Any]) -> io.BytesIO:
 
 
 class Run:
-    """Steps with vectors, judged at every tenth."""
+    """Steps with vectors, judged at every tenth step."""
 
     def __init__(self, folder: RunFolder, **options: Any) -> None:
         self.spread = ContextSpread()
@@ -155,7 +155,7 @@ def test_noisy_steps_of_two_unrelated_vectors_never_warn(folder: RunFolder) -> N
     random = torch.Generator().manual_seed(0)
     run, lowest = Run(folder, bound=0.3), 1.0
     for _ in range(1000):
-        vectors = torch.randn(2, 2, generator=random)  # in a plane, so that two are often nearly parallel
+        vectors = torch.randn(2, 2, generator=random)  # in a plane, where two vectors are often nearly parallel
         lowest = min(lowest, spread_of(vectors))
         run.step(vectors)
     assert lowest < 0.01 and folder.notes == []

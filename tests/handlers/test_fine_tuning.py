@@ -1,4 +1,4 @@
-"""Step, average, early stop, best model and validation of a fine-tuning, on a trainer whose numbers are known."""
+"""Step, averaging, early stopping, best model and validation of a fine-tuning, on a trainer with known numbers."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ SETTINGS = ModelSettings("mim_test", {"network": "hybrid_swin_unetr", "spacing":
 
 
 class FakeEvaluator(Evaluator):
-    """Gives the metrics of a list, one entry per run."""
+    """Returns the metrics of a list, one entry per run."""
 
-    def __init__(self, metrics: list[float], details: list[list[float]] | None = None) -> None:  # makes no engine
+    def __init__(self, metrics: list[float], details: list[list[float]] | None = None) -> None:  # creates no engine
         self.values = iter(metrics)
         self.details = details
         self.runs = 0
@@ -58,7 +58,7 @@ class FakeEvaluator(Evaluator):
 
 
 def trainer_with(*handlers: Any, steps: int, start: int = 0) -> Engine:
-    """Run an engine whose steps do nothing but count."""
+    """Run an engine whose steps only count."""
     engine = Engine(lambda engine, batch: None)
     engine.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "iteration", start))
     for handler in handlers:
@@ -256,7 +256,7 @@ def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on(folder: Ru
     second.load_state_dict(first.state_dict())
     engine.add_event_handler(Events.COMPLETED, lambda engine: completed.append(engine.state.iteration))
     engine.run(range(4), max_epochs=1)
-    assert completed == [0]  # no step, and the end of a run
+    assert completed == [0]  # no step is run, but the run ends properly
 
 
 def test_early_stop_is_off_by_default(folder: RunFolder) -> None:
@@ -306,7 +306,7 @@ def test_best_model_is_kept_with_what_it_is(folder: RunFolder) -> None:
 def test_a_worse_model_after_a_resume_does_not_replace_a_better_one(folder: RunFolder) -> None:
     trainer_with(Training(folder, [0.2, 0.9]), steps=2)
     again = Training(folder, [0.5, 0.95])
-    again.best.load_state_dict({"best": 0.2, "step": 1})  # of a checkpoint before the best validation
+    again.best.load_state_dict({"best": 0.2, "step": 1})  # from a checkpoint before the best validation
     trainer_with(again, steps=3, start=1)
     # step 2 was validated with 0.5 this time: the 0.9 of models/model.json counts; step 3 beats it
     assert weight_of(folder.path / "models" / "model.pt") == 3.0
@@ -343,7 +343,7 @@ def test_run_without_a_checkpoint_keeps_its_best_too(folder: RunFolder) -> None:
     assert weight_of(folder.path / "models" / "model.pt") == 2.0
     (folder.path / "run.json").unlink()
     again.release()
-    new = RunFolder(folder.path)  # another run: what lies there is not its own
+    new = RunFolder(folder.path)  # another run: the model in the folder is not its own
     trainer_with(Training(new, [0.5]), steps=1)
     assert weight_of(folder.path / "models" / "model.pt") == 1.0
     new.release()
@@ -373,7 +373,7 @@ def test_full_disk_leaves_the_best_model_and_the_next_one_tries_again(
         folder.on_full_disk = "continue"
         worse = Training(folder, [0.5])
         trainer_with(worse, steps=2, start=1)
-        assert weight_of(training.best.path) == 1.0 and worse.best.best == 0.2  # what the file holds
+        assert weight_of(training.best.path) == 1.0 and worse.best.best == 0.2  # the content of the file
         assert "better models may be missing from now on" in folder.notes[0]
     trainer_with(Training(folder, [0.4]), steps=3, start=2)
     assert weight_of(training.best.path) == 3.0

@@ -1,4 +1,4 @@
-"""Numbers of a step, when they are collected, and where they go."""
+"""Numbers of a step: when they are collected, and where they are written."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_first_last_and_every_third_step(tmp_path: Path, folder: RunFolder, cloc
     @engine.on(Events.ITERATION_COMPLETED)
     def after() -> None:
         collected[engine.state.iteration] = engine.state.step_metrics
-        engine.optimizer.param_groups[0]["lr"] /= 2  # the schedule acts at the end of a step
+        engine.optimizer.param_groups[0]["lr"] /= 2  # the schedule advances at the end of a step
 
     engine.run([None] * 7, max_epochs=1)
     lines = rows(tmp_path / "metrics.jsonl")
@@ -160,7 +160,7 @@ def test_console_says_the_last_step_also_between(
 
 @pytest.fixture
 def console() -> Iterator[logging.Logger]:
-    """The project's logger with a console of its own, as logging.conf makes it."""
+    """The project's logger with a console handler, as set up by logging.conf."""
     logger = logging.getLogger("mim_components")
     handler = logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
@@ -198,7 +198,7 @@ def test_progress_bar_shows_losses_and_gives_the_console_back(
     assert text.count("above the bar") == 1
     assert "step" in text and "7/7" in text and "loss=7.0000" in text and "rec1=3.5000" in text
     assert "names" not in text and "gradient" not in text
-    # what is collected anyway: nothing else is waited for
+    # only numbers that are collected anyway, so no further wait
     assert set(re.findall(r"loss=(\d)\.0000", text)) <= {"1", "3", "6", "7"}
 
 

@@ -1,4 +1,4 @@
-"""Where the pictures of a training say that their volumes lie, and which volumes they show."""
+"""Pictures of a training: the positions that they state, and the volumes that they show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_dataset(folder: Path, level_sizes: list[tuple[int, ...]] = LEVELS, num_
     items = []
     for number in range(num_volumes):
         np.save(folder / f"{number}.npy", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))
-        affine = np.array([[0.0, -2, 0, 5], [3, 0, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])  # turned, and moved
+        affine = np.array([[0.0, -2, 0, 5], [3, 0, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])  # rotated, and moved
         volume = PreparedVolume(
             f"scan_{number}", f"scan_{number}.nii.gz", folder / f"{number}.npy", SHAPE, (3.0, 2.0, 4.0), affine, "", 0
         )
@@ -80,7 +80,7 @@ def test_start_of_level_2_is_the_voxel_that_its_corner_shows(tmp_path: Path, net
     for epoch in range(8):
         handler._sample = handler.dataset[(epoch, 0)]
         start = handler._start_in_scan(2)
-        if start[0] >= 0:  # else it begins in the padding
+        if start[0] >= 0:  # otherwise it begins in the padding
             compared += 1
             # interpolated without aligned corners, the first voxel is the native one
             shown = float(handler._shown("image", 2)[0, 0, 0, 0]) * RANGE[1]

@@ -1,4 +1,4 @@
-"""The probe during a training, with figures that are known."""
+"""The probe during a training, with known figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def result(dice: float) -> ProbeResult:
 
 
 class FakeProbe:
-    """Gives Dice values of a list, one per call with an encoder; 0.05 without one."""
+    """Returns the Dice values of a list, one per call with an encoder; 0.05 without one."""
 
     def __init__(self, *values: float) -> None:
         self.values = iter(values)
@@ -39,7 +39,7 @@ class FakeProbe:
 
 
 class Sent:
-    """Takes the place of a tracker."""
+    """Replaces a tracker, and records what is sent."""
 
     def __init__(self) -> None:
         self.numbers: dict[int, dict[str, float]] = {}
@@ -61,7 +61,7 @@ def encoder() -> nn.Module:
 
 
 def train(handler: ProbeHandler, encoder: Any, steps: int, start: int = 0) -> None:
-    """Steps in which the encoder's weight becomes the number of the step."""
+    """Train; each step sets the encoder's weight to the number of the step."""
 
     def step(engine: Engine, batch: Any) -> None:
         encoder.weight.data.fill_(engine.state.iteration)
@@ -100,7 +100,7 @@ def test_continued_run_keeps_the_best(folder: RunFolder, encoder: nn.Module) -> 
     train(first, encoder, 3)
     second = handler_of(folder, encoder, 0.2, 0.4)
     second.load_state_dict(first.state_dict())
-    train(second, encoder, 6, start=2)  # 3 is done again
+    train(second, encoder, 6, start=2)  # 3 is repeated
     assert [row["step"] for row in lines(folder)] == [0, 2, 4, 6]
     assert (second.best, second.step, read_contract(second.path).step) == (0.4, 6, 6)
     third = handler_of(folder, encoder, 0.3)

@@ -1,4 +1,4 @@
-"""Stopping in good order on the first signal, at once on the second."""
+"""Graceful shutdown on the first signal, immediate exit on the second."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @pytest.fixture
 def received() -> Iterator[list[int]]:
-    """What handlers of before get; those of the process are put back afterwards."""
+    """Signals that reach the previous handlers; the handlers of the process are restored afterwards."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     numbers: list[int] = []
     for number in SIGNALS:
@@ -29,7 +29,7 @@ def received() -> Iterator[list[int]]:
 
 
 def make_training(signals_at: dict[int, list[int]]) -> tuple[Engine, StopSignals, list[int], list[int]]:
-    """A training of 5 steps; returns it, the handler, the steps that were finished and those that were saved."""
+    """A training of 5 steps; returns it, the handler, and the lists of finished and of saved steps."""
     finished: list[int] = []
     saved: list[int] = []
 
@@ -93,7 +93,7 @@ def test_later_or_other_signal_is_a_second_one_also_under_torchrun(
 
 @pytest.fixture
 def interactive() -> Iterator[None]:
-    """Python's own answer to Ctrl-C: a job in the background of a shell is started with the signal ignored."""
+    """Restore Python's handler of Ctrl-C, since a shell starts background jobs with the signal ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

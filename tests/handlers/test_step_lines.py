@@ -1,4 +1,4 @@
-"""Lines by step: whole or absent, taken back when their steps are done again."""
+"""Lines by step: complete or absent, and removed when their steps are repeated."""
 
 from __future__ import annotations
 

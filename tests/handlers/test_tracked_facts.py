@@ -1,4 +1,4 @@
-"""What MLflow knows of a run beside its numbers: tags, data, machine, evaluation, model, and MONAI's own option."""
+"""Facts about a run in MLflow beside its numbers: tags, data, machine, model, and MONAI's own option."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Address of a store that all tests share: making one takes seconds."""
+    """Address of a store that all tests share, since creating one takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    """A run that is begun, from the weights of a pre-training."""
+    """A run that has begun, from the weights of a pre-training."""
     before = tmp_path / "pretraining"
     (before / "models").mkdir(parents=True)
     (before / "run.json").write_text(json.dumps({"name": "mim_pretrain_1", "mlflow_run_id": "0ab"}))
@@ -133,7 +133,7 @@ def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("file", "handlers"), [("train", "train::handlers"), ("inference", "handlers")])
 def test_monais_own_option_is_taken(tmp_path: Path, file: str, handlers: str) -> None:
-    """Its handlers took the losses of a step for a tensor, and crashed; of an inference they kept empty runs."""
+    """MONAI's handlers expect one tensor as the loss of a step, and would log an empty run for an inference."""
     options: dict[str, Any] = {"output_dir": str(tmp_path / "out")}
     if file == "train":
         options |= {"tracking_uri": f"sqlite:///{tmp_path / 'mlruns.db'}", **SMALL_PRETRAIN}

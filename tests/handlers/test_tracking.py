@@ -1,4 +1,4 @@
-"""One MLflow run per run folder: what it holds, how it goes on, how it ends."""
+"""One MLflow run per run folder: its content, how it continues, how it ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mim_components.run.folder import RunFolder
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a store that all tests share: making one takes seconds."""
+    """Folder of a store that all tests share, since creating one takes seconds."""
     return tmp_path_factory.mktemp("store with space")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    """A run that is begun."""
+    """A run that has begun."""
     run = RunFolder(tmp_path / "run").begin("digest")
     yield run
     run.release()
@@ -195,7 +195,7 @@ def test_a_new_run_has_the_numbers_of_validations_and_of_the_probe_under_their_n
     tracker.close()
     numbers = {"val_mean_dice": 0.5, "val_dice_left_right": 0.25, "probe_dice": 0.75, "probe_knn": 0.125}
     assert run_of(tracker, folder).data.metrics == numbers
-    (point,) = client.get_metric_history(folder.state["mlflow_run_id"], "val_mean_dice")  # what waited is not doubled
+    (point,) = client.get_metric_history(folder.state["mlflow_run_id"], "val_mean_dice")  # what waited is sent once
     assert point.timestamp == 7
 
 

@@ -1,4 +1,4 @@
-"""The probe on scans whose intensities name the classes."""
+"""The probe on scans whose intensities are the classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mim_components.weights.pretrained import save_encoder
 from mim_components.weights.trained import WrongWeightsError
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
-HU = {0: -900, 3: 0, 5: 800}  # of the values of a label map
+HU = {0: -900, 3: 0, 5: 800}  # by value of a label map
 
 
 class Identity(nn.Module):
@@ -43,7 +43,7 @@ class Nothing(nn.Module):
 
 
 class Noise(nn.Module):
-    """Features without any relation to the image."""
+    """Features unrelated to the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_features_that_are_the_classes_give_all(write: Callable[..., Path], tmp_
 def test_features_that_tell_nothing_give_chance(write: Callable[..., Path], tmp_path: Path) -> None:
     made = probe(write(), tmp_path / "cache")
     nothing = made(Nothing())
-    # whatever is predicted is predicted everywhere: the last class has 216 of 5760 voxels, the other one nothing
+    # one class is predicted everywhere: the last class has 216 of 5760 voxels, the other one scores nothing
     assert nothing.class_dice == {"value 3": 0.0, "value 5": pytest.approx(2 * 216 / (5760 + 216))}
     assert nothing.knn == pytest.approx(1 / 3)  # one class for all, of three
     noise = made(Noise())
@@ -214,7 +214,7 @@ def test_pairs_are_checked_as_in_fine_tuning(write: Callable[..., Path], tmp_pat
 def test_encoder_follows_from_the_contract_of_its_file(tmp_path: Path) -> None:
     trained = HybridEncoder(preset="nano")
     path = save_encoder(trained, tmp_path / "encoder.safetensors", CONTRACT)
-    expected = InputContract("vit", "tiny", 1, 16, (48, 48, 48), ((48, 48, 48),))  # is not asked
+    expected = InputContract("vit", "tiny", 1, 16, (48, 48, 48), ((48, 48, 48),))  # ignored
     state = torch.get_rng_state()
     probed = load_probed(path, [], expected)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Features of voxels, and the classifier over windows, against the plain computation."""
+"""Features of voxels, and the classifier over windows, against a straightforward computation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_classes_are_those_of_the_up_sampled_maps() -> None:
 
 def test_each_voxel_comes_from_the_window_whose_middle_is_nearest() -> None:
     class Corner(nn.Module):
-        """Knows only the first voxel of its window."""
+        """Sees only the first voxel of its window."""
 
         def forward(self, image: Tensor) -> list[Tensor]:
             return [image[..., :1, :1, :1].expand(-1, -1, 2, 2, 2)]

@@ -1,4 +1,4 @@
-"""Linear classifier and nearest neighbours on features whose answer is known."""
+"""Linear classifier and nearest neighbours on features with a known answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_fit_is_that_of_scikit_learn() -> None:
 
 
 def test_priors_are_those_of_all_voxels() -> None:
-    # a feature that tells nothing: the probabilities are the shares of all voxels, 90 % and 10 %, not the sample's half
+    # an uninformative feature: the probabilities are the shares of all voxels, 90 % and 10 %, not the sample's half
     classifier = fit_linear(torch.ones(8, 1), torch.tensor([0, 1] * 4), torch.tensor([900, 100]))
     torch.testing.assert_close((classifier.weight.sum(1) + classifier.bias).softmax(0), torch.tensor([0.9, 0.1]))
 

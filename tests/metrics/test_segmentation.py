@@ -1,4 +1,4 @@
-"""Scores of a case: numbers by hand, millimetres, empty masks, and that cropping changes nothing."""
+"""Scores of a case: numbers by hand, millimetres, empty masks, and cropping that changes nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_volumes_are_millilitres() -> None:
 
 @pytest.mark.parametrize(("tolerance", "nsd"), [(0.5, 32 / 52), (2.0, 34 / 52), (3.0, 1.0), (4.0, 1.0)])
 def test_tolerance_is_millimetres_on_anisotropic_voxels(tolerance: float, nsd: float) -> None:
-    """Cubes of 3x3x3 voxels, one shifted by a voxel of 3 mm; in voxels, 1 would be enough for an NSD of 1.
+    """Cubes of 3x3x3 voxels, one shifted by a voxel of 3 mm; measured in voxels, 1 would suffice for an NSD of 1.
 
     Their edges are all voxels but the centre, 26 and 26. The planes of the label:
     - the first (9 voxels) is 3 mm from the first of the prediction;

@@ -1,4 +1,4 @@
-"""Classifiers: the mean over tokens, the sizes, and every parameter learns."""
+"""Classifiers: mean over tokens, sizes, and a gradient for every parameter."""
 
 from __future__ import annotations
 

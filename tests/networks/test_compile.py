@@ -1,4 +1,4 @@
-"""Every network form compiles to one graph, and computes what it did before."""
+"""Every form of a network compiles to one graph, with the same results."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_one_graph(name: str) -> None:
     make, size = FORMS[name]
     network, image = make(), torch.rand(2, 1, *size)
     expected = output_and_gradient(network, image)
-    network.compile(backend="aot_eager", dynamic=False, fullgraph=True)  # an error where it is not
+    network.compile(backend="aot_eager", dynamic=False, fullgraph=True)  # raises if it is not
     for found, wanted in zip(output_and_gradient(network, image), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The depth-wise convolution of a whole grid is PyTorch's; that of blocks is in test_sparse_hybrid.py."""
+"""The depth-wise convolution of a whole grid equals PyTorch's; test_sparse_hybrid.py tests that of blocks."""
 
 import pytest
 import torch

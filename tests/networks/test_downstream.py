@@ -1,4 +1,4 @@
-"""Networks by name: the right class and sizes, and sizes of images that do not fit are refused."""
+"""Networks by name: the right class and sizes, and refusal of unsuitable image sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mim_components.networks import (
     [("hybrid_swin_unetr", HybridSwinUNETR, 48), ("unetr", UNETR, 16), ("swin_unetr", SwinUNETR, 48)],
 )
 def test_base_by_name(name: str, kind: type, width: int) -> None:
-    with torch.device("cpu" if name == "swin_unetr" else "meta"):  # MONAI's class reads numbers when it is made
+    with torch.device("cpu" if name == "swin_unetr" else "meta"):  # MONAI's class reads values in its constructor
         network: Any = segmentation_network(name, 4, 3, (96, 96, 96))
     assert type(network) is kind
     assert network.out.conv.conv.weight.shape == (3, width, 1, 1, 1)
@@ -102,7 +102,7 @@ def test_unknown_names() -> None:
 
 
 class ExactNorm(nn.Module):
-    """Instance norm in elementary operations, whose gradients are right in any layout."""
+    """Instance norm from elementary operations, with correct gradients in any memory layout."""
 
     def forward(self, maps: Tensor) -> Tensor:
         variance, mean = torch.var_mean(maps, (2, 3, 4), correction=0, keepdim=True)
@@ -138,11 +138,11 @@ def test_gradients_of_one_sample_are_right(
     for key, mine in network.named_parameters():
         if mine.grad is not None:
             error = (mine.grad.double() - right[key].grad).norm() / right[key].grad.norm()  # type: ignore[operator, union-attr]
-            assert error < 0.05, key  # rounding makes 0.005, what is wrong is of order 1
+            assert error < 0.05, key  # rounding gives 0.005, the wrong gradient is off by about 1
 
 
 def test_what_pytorch_gets_wrong_is_still_wrong() -> None:
-    # when this fails, the test above can go
+    # once this fails, the test above can be removed
     torch.manual_seed(0)
     maps, grad = torch.randn(2, 1, 3, 4, 5, 6, dtype=torch.float64)
     x, last = maps.clone().requires_grad_(), maps.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Hybrid Swin-UNETR: the decoder is Swin-UNETR's, all sizes of the datasets run, and every parameter learns."""
+"""Hybrid Swin-UNETR: Swin-UNETR's decoder, all image sizes of the datasets, and a gradient for every parameter."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_shapes_of_every_preset_forward_and_backward(preset: str, size: tuple[in
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_of_the_datasets_run_forward_and_backward(size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    # the sizes are what is tested: the strides of `base`, but few channels, for which the memory of CI is enough
+    # only sizes are tested: the strides of `base` with few channels, to fit the memory of CI
     thin = Preset(HybridSizes((1, 2, 2, 6), (1, 1, 1, 1), 1), *[PRESETS["tiny"].vit] * 2, head_width=8, feature_size=12)
     monkeypatch.setitem(PRESETS, "thin", thin)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_bfloat16_autocast_runs_backward() -> None:
     torch.manual_seed(0)
     network = HybridSwinUNETR(1, 2, "nano")
     with torch.autocast("cpu", torch.bfloat16):
-        # the deepest grid is 3x3x1: at 2x2x2, torch 2.13 on CPU reads unset memory on the way back
+        # the deepest grid is 3x3x1: at 2x2x2, the backward pass of torch 2.13 on CPU reads uninitialised memory
         logits = network(torch.rand(1, 1, 48, 48, 16))
     logits.float().square().mean().backward()
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
@@ -104,7 +104,7 @@ def test_a_voxel_stays_where_it_is() -> None:
     image[0, 0, 21, 6, 33] = 1.0
     with torch.no_grad():
         change = (network(image) - network(torch.zeros_like(image)))[0, 0]
-    change = change - change[0, 0, 0]  # what the instance norms do to all positions alike
+    change = change - change[0, 0, 0]  # the effect of the instance norms, equal at all positions
     assert change.any()
     far = torch.nonzero(change.abs() > 1e-3 * change.abs().max()) - torch.tensor([21, 6, 33])
     assert far.abs().max() <= 4 and (far == 0).all(1).any()  # four convolutions of 3x3x3

@@ -27,7 +27,7 @@ def random_masks(batch, tokens, ratio, seed=0):
 
 
 def case(preset="nano", ratio=0.6, batch=3, seed=0):
-    """Image, masks and the voxels `(B, 1, H, W, D)` that they hide."""
+    """Image, masks, and the voxels `(B, 1, H, W, D)` that the masks hide."""
     size, patch = SIZES[preset], PRESETS[preset].patch_size
     grid = tuple(side // patch for side in size)
     image = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(seed))
@@ -70,7 +70,7 @@ def test_control_a_visible_voxel_moves_other_tokens(preset):
 
 
 def test_control_the_convolution_needs_the_mask():
-    # the same weights without the masks in the convolutional stages leak: so the test above can fail
+    # without masks in the convolutional stages the same weights leak, so the test above can fail
     image, masked, hidden = case("nano")
     changed = torch.where(hidden, torch.rand_like(image), image)
     ids, _ = visible_and_masked_ids(masked)
@@ -193,7 +193,7 @@ def test_patch_embedding_ends_in_gelu():
     embed = PatchEmbedding(1, 2)
     nn.init.zeros_(embed.norm.weight)
     embed.norm.bias.data = torch.tensor([1.0, -1.0])
-    # whatever the convolution gives, the norm gives its bias: x * Phi(x), Phi(1) = 0.8413447
+    # the norm outputs its biases 1 and -1 for any input; GELU(x) = x * Phi(x), Phi(1) = 0.8413447
     expected = torch.tensor([0.8413447, -0.1586553])
     torch.testing.assert_close(embed(torch.rand(1, 2, 2, 2, 1))[0, 0, 0, 0], expected)
     torch.testing.assert_close(embed(torch.rand(1, 1, 2, 2, 2, 1)).flatten(), expected)

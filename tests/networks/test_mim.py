@@ -1,4 +1,4 @@
-"""The pre-training network: shapes, gradients, leaks, reconstruction, and that it learns."""
+"""The pre-training network: shapes, gradients, no leaks, reconstruction, and learning."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def network(encoder="hybrid", num_levels=3, **options):
 
 
 def levels(num_levels=3, children=2, ratio=0.6, seed=0):
-    """Images and masks of every level; masks are of equal count and differ in every row."""
+    """Images and masks of every level; all rows of a mask differ, and hide equally many tokens."""
     generator = torch.Generator().manual_seed(seed)
     volumes = [children**level for level in range(num_levels)]
     images = [torch.rand(v, 1, *SIZE, generator=generator) for v in volumes]
@@ -259,7 +259,7 @@ def error_of_the_visible_mean(images, masked):
 
 
 def train(net, loss, batches, rate):
-    """One step for every batch; the learning rate goes up to `rate` and down again."""
+    """Train one step per batch; the learning rate rises to `rate` and falls again."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches), cycle_momentum=False)
     for batch in batches:
@@ -274,9 +274,9 @@ def test_masked_reconstruction_beats_the_mean_of_the_visible_voxels(encoder):
     torch.manual_seed(0)
     net, loss = MiM(1, (32, 32, 32), "nano", encoder, num_levels=1), MiMLoss(8, (1.0,), ())
     crop = MultiLevelCropMaskd("image", [(32, 32, 32)], (32, 32, 32), 8, 0.6).set_random_state(0)
-    volume = {"image": structured_volume()}  # the same volume under ever new masks
+    volume = {"image": structured_volume()}  # the same volume with a new mask in every step
     train(net, loss, [level_batch(list_data_collate([crop(volume)]), 1) for _ in range(200)], rate=1e-2)
-    batch = level_batch(list_data_collate([crop(volume) for _ in range(8)]), 1)  # masks that it has not seen
+    batch = level_batch(list_data_collate([crop(volume) for _ in range(8)]), 1)  # masks not used in training
     with torch.no_grad():
         found = loss(net(batch.images, batch.masked), batch)["loss"].item()
     assert found < error_of_the_visible_mean(batch.images[0], batch.masked[0]) / 4

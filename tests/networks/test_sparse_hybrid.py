@@ -1,4 +1,4 @@
-"""Visible tokens only against the whole grid: same weights, same tokens, same gradients, nothing of what is masked."""
+"""Computing only visible tokens equals computing the whole grid: same tokens and gradients, no masked voxels."""
 
 import copy
 import itertools
@@ -27,10 +27,10 @@ def random_masks(batch, tokens, ratio, seed=0):
 
 
 def case(preset, ratio, batch=2, in_channels=1, dtype=torch.float32):
-    """Both forms of an encoder with the same random weights, image and masks."""
+    """Both forms of an encoder with the same random weights, an image, and masks."""
     torch.manual_seed(0)
     sparse = HybridEncoder(in_channels, preset).to(dtype)
-    for parameter in sparse.parameters():  # biases and norms that are not 0 and 1
+    for parameter in sparse.parameters():  # biases and norms other than 0 and 1
         nn.init.normal_(parameter, std=0.05 if parameter.dim() > 1 else 0.3)
     dense = copy.deepcopy(sparse)
     dense.sparse = False
@@ -44,7 +44,7 @@ def difference(a, b):
 
 
 def gradients(network, image, masked):
-    """Tokens, and gradients of the image and all parameters, of a sum that gives every number another weight."""
+    """Tokens, and gradients of the image and all parameters for a sum in which every number has a different weight."""
     image = image.clone().requires_grad_()
     tokens = network(image, masked=masked)
     weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(tokens)
@@ -202,7 +202,7 @@ def test_gradients_in_many_chunks_and_of_one_input_alone():
 
 
 class _Weights:
-    """What the operation reads of a convolution."""
+    """The attributes of a convolution that the operation reads."""
 
     def __init__(self, weight, bias):
         self.weight, self.bias = weight, bias

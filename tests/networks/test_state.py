@@ -1,4 +1,4 @@
-"""The grid that a hybrid encoder was trained on goes with its weights, through whatever keeps or copies them."""
+"""The grid that a hybrid encoder was trained on stays with its weights when they are saved or copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks made ready for training: less memory and compiled, the same weights, losses and gradients."""
+"""Networks prepared for training, with less memory or compiled: same weights, losses and gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def images_and_masks() -> tuple[list[Tensor], list[Tensor]]:
 
 
 def outputs_and_gradients(net: MiM) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the network returns, and gradients of its mean square."""
+    """The network's output, and the gradients of its mean square."""
     images, masked = images_and_masks()
     output = net(images, masked, VISIBLE)
     values = [each for part in output for each in part]
@@ -40,7 +40,7 @@ def outputs_and_gradients(net: MiM) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 
 class SavedBytes:
-    """Bytes of what autograd keeps for the backward pass, each storage once."""
+    """Bytes that autograd keeps for the backward pass, each storage counted once."""
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}
@@ -78,7 +78,7 @@ def test_less_is_kept_for_the_backward_pass(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_no_block_draws_random_numbers(encoder: str) -> None:
-    # the state of the generator is not kept for the second time
+    # the state of the generator is not saved for recomputation
     dropouts = [m for block in network(encoder).modules() if isinstance(block, BLOCKS) for m in block.modules()]
     assert all(m.p == 0 for m in dropouts if isinstance(m, nn.Dropout))
 
@@ -102,7 +102,7 @@ def test_the_network_is_one_graph(checkpoint_activations: bool) -> None:
     torch.compiler.reset()
     plain = network()
     whole = for_training(copy.deepcopy(plain), "cpu", checkpoint_activations)
-    whole.compile(backend="aot_eager", dynamic=False, fullgraph=True)  # an error where it is not
+    whole.compile(backend="aot_eager", dynamic=False, fullgraph=True)  # raises if it is not
     expected, found = outputs_and_gradients(plain), outputs_and_gradients(whole)
     for pair in zip(expected, found, strict=True):
         torch.testing.assert_close(pair[1], pair[0], rtol=1e-4, atol=1e-6)

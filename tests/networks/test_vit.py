@@ -19,7 +19,7 @@ def encoder(preset="nano"):
 
 
 def case(preset="nano", ratio=0.6, batch=3):
-    """Image, masks of equal count that differ in every row, and the voxels they hide."""
+    """Image, masks that differ in every row but hide equally many tokens, and the voxels that they hide."""
     size, patch = SIZES[preset], PRESETS[preset].patch_size
     grid = tuple(side // patch for side in size)
     tokens = grid[0] * grid[1] * grid[2]

@@ -1,4 +1,4 @@
-"""What differs between two configurations, and options that nothing reads."""
+"""Differences between two configurations, and options that nothing reads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_free_keys_are_ignored_with_what_stands_below_them() -> None:
     new = {"seed": 1, "x": 1, "train": {"handlers": [2, 3], "step": {"max_norm": 2, "amp": False}}}
     free = ["x", "train::handlers", "train::step::amp"]
     assert differences(old, new, free) == ["seed: 0 -> 1", "train::step::max_norm: 1 -> 2"]
-    assert differences({"xy": 0}, {"xy": 1}, free) == ["xy: 0 -> 1"]  # the beginning of a name is no path
+    assert differences({"xy": 0}, {"xy": 1}, free) == ["xy: 0 -> 1"]  # the beginning of a name is not a path
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS.parents[1]).glob("*/configs/train.json")), ids=lambda p: p.parts[-3])
@@ -140,7 +140,7 @@ def test_option_that_nothing_reads_is_refused(option: str, hint: str, bundle: Pa
 
 @pytest.fixture
 def parts(bundle: Path) -> Path:
-    """The same bundle with a part that has options."""
+    """The same bundle with a part with options."""
     train = json.loads((bundle / "train.json").read_text())
     crop = {"_target_": "mim_components.transforms.MultiLevelCropMaskd", "keys": "image", "resize": "area"}
     train |= {"train": {"crop": {**crop, "content_range": 50.0}}, "run": ["$@train::crop"]}
@@ -180,7 +180,7 @@ def test_wrong_option_of_a_part_is_refused(options: dict[str, Any], text: str, p
 
 @pytest.fixture
 def lengths(bundle: Path) -> Path:
-    """The same bundle, whose length can be given in steps or in epochs."""
+    """The same bundle, with a length in steps or in epochs."""
     train = json.loads((bundle / "train.json").read_text())
     train |= {
         "max_steps": {"_target_": "types.SimpleNamespace", "derived_from": "@max_epochs"},

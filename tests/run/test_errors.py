@@ -25,14 +25,14 @@ class NamedError(RuntimeError):
 
 
 class NamedOfOurs(ValueError):
-    """As if a module of the package had defined it."""
+    """An error as if defined by a module of the package."""
 
 
 NamedOfOurs.__module__ = "mim_components.data"
 
 
 def chain(*errors: Exception) -> Exception:
-    """Each error raised from the next."""
+    """A chain of errors, each raised from the next."""
     for error, cause in zip(errors, errors[1:], strict=False):
         error.__cause__ = cause
     return errors[0]
@@ -55,7 +55,7 @@ def test_root_cause_stops_at_an_error_that_says_what_it_is() -> None:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hook as it was before, and the order in which it was called."""
+    """A previous hook, and the order of its calls."""
     called: list[str] = []
 
     def before(kind: type[BaseException], error: BaseException, traceback: object) -> None:
@@ -189,7 +189,7 @@ SILENT = "[/gloo/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operat
 
 @pytest.fixture
 def torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Path, list[Callable[[], Any]]]]:
-    """The file that torchrun quotes, and what is to happen at exit."""
+    """The file that torchrun quotes, and the functions registered to run at exit."""
     leaving: list[Callable[[], Any]] = []
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     monkeypatch.setattr(atexit, "register", lambda f, *args, **kwargs: leaving.append(lambda: f(*args, **kwargs)))
@@ -197,7 +197,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
 
 
 def quoted(path: Path) -> str:
-    """What torchrun prints of its file."""
+    """The text that torchrun prints from its file."""
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
     failure: Any = ProcessFailure(local_rank=1, pid=2, exitcode=1, error_file=str(path))

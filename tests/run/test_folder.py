@@ -21,14 +21,14 @@ from mim_components.utils.files import FullDiskError
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The configuration that the bundle would have."""
+    """The configuration of a bundle."""
     values: dict[str, Any] = {"seed": 0, "num_workers": 4, "level_sizes": [[40, 40, 32], [16, 16, 16]]}
     monkeypatch.setattr(module, "current_config", lambda: values)
     return values
 
 
 def begun(path: Path, resume: str = "auto", digest: str = "abc", **contents: str) -> RunFolder:
-    """A run that is begun and whose process has ended."""
+    """A run that has begun, and whose process has ended."""
     folder = RunFolder(path, resume)
     try:
         return folder.begin(digest, contents=contents)
@@ -84,7 +84,7 @@ def test_names_are_unique_also_within_a_second(tmp_path: Path, config: dict[str,
 def test_auto_continues_and_keeps_name_and_state(tmp_path: Path, config: dict[str, Any]) -> None:
     first = begun(tmp_path)
     first.update(status="interrupted", mlflow_run_id="x")
-    config["num_workers"] = 0  # changes nothing that is computed
+    config["num_workers"] = 0  # does not affect the computation
     again = begun(tmp_path)
     assert again.path == tmp_path and again.name == first.name
     assert again.state["mlflow_run_id"] == "x" and not again.finished
@@ -116,7 +116,7 @@ def test_changed_settings_and_data_are_all_named_and_the_folder_is_free_again(
 def test_volumes_that_differ_are_named(tmp_path: Path, config: dict[str, Any]) -> None:
     begun(tmp_path, a="1", b="2", c="3")
     with_checkpoint(tmp_path)
-    assert begun(tmp_path, a="1", moved="2", c="3").continued  # the digest says that the data are the same
+    assert begun(tmp_path, a="1", moved="2", c="3").continued  # by the digest the data are the same
     with pytest.raises(SettingsChangedError) as refused:
         begun(tmp_path, digest="other", a="9", b="2", d="4")
     assert str(refused.value).splitlines()[1:4] == ["  data: changed: a", "  data: missing: c", "  data: new: d"]

@@ -115,7 +115,7 @@ def test_defaults_of_every_bundle_are_what_they_may_be(bundle: Path) -> None:
 
 
 def right_value(option: dict[str, Any]) -> Any:
-    """A value that an option may have."""
+    """A valid value of an option."""
     number = option.get("least", option.get("above", 0) + (option.get("most", option.get("below", 2)) / 2))
     return {
         "path": "x", "text": "x", "bool": False, "int": option.get("least", 1), "number": number,
@@ -139,7 +139,7 @@ def test_every_option_of_every_command_is_checked(bundle: Path) -> None:
         places = {name: holder_of(workflow.parser.config, name) for name in checked()}
         places = {name: (place, key) for name, (place, key) in places.items() if key in place}
         assert len(places) > 15
-        inner = {name for name in places if name.rpartition("::")[0] in places}  # of an option that is a part
+        inner = {name for name in places if name.rpartition("::")[0] in places}  # for an option that is a part
         for names_now in (inner, places.keys() - inner):
             for name in names_now:
                 place, key = places[name]

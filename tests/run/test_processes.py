@@ -1,4 +1,4 @@
-"""Beginning and ending several processes; what two of them do together is in data/prepare/test_nodes.py."""
+"""Set-up and tear-down of distributed runs; data/prepare/test_nodes.py tests the joint work of two processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_restarted_processes_do_not_find_what_the_dead_ones_left(
 ) -> None:
     store = torch.distributed.HashStore()
     monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
-    for restart, there in (("0", True), ("1", found)):  # several machines count their restarts each for itself
+    for restart, there in (("0", True), ("1", found)):  # each machine counts its own restarts
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restart)
         part = processes._of_this_start(store)
         if restart == "0":
@@ -44,7 +44,7 @@ def test_restarted_processes_do_not_find_what_the_dead_ones_left(
         assert part.check(["address"]) is there
 
 
-# as gloo and NCCL say it
+# as worded by gloo and NCCL
 CLOSED = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:23421. This is typically caused by"
 RESET = "[/gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:23421: Connection reset by peer"
 WAITED = "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete"
@@ -60,7 +60,7 @@ REMOTE = "NCCL error in: ncclRemoteError: A call failed possibly due to a networ
         (torch.distributed.DistBackendError(REMOTE), True, False),
         (RuntimeError(WAITED), False, True),
         (RuntimeError(WAITED_TOO), False, True),
-        (RuntimeError("Connection closed by peer"), False, False),  # of MLflow, say
+        (RuntimeError("Connection closed by peer"), False, False),  # such as one of MLflow
         (ValueError(WAITED), False, False),
         (ConnectionResetError("Connection reset by peer"), False, False),
     ],

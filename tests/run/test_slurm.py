@@ -1,6 +1,6 @@
 """`torchrun` inside a SLURM job, where Ignite takes the local rank from SLURM: two processes, a faked environment.
 
-The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process records its observations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("local_id", ["0", None])  # of the one task per machine; None: not started by srun
+@pytest.mark.parametrize("local_id", ["0", None])  # local id of the only task of a machine; None: not started by srun
 def test_every_process_keeps_its_own_device_and_prepares_its_share(
     local_id: str | None,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""What is refused before the first step, and what a full disk or a lost worker says later."""
+"""Refusals before the first step, and later messages about a full disk or a lost worker."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(folder: RunFolder, **options: Any) -> None:
 
 
 def test_room_for_three_checkpoints(folder: RunFolder, free: dict[str, int]) -> None:
-    size = 3 * 4 * 100 * 100 + 2**16  # weights and two moments, and what stands around them
+    size = 3 * 4 * 100 * 100 + 2**16  # weights, two moments, and the rest of the file
     assert start_checks.checkpoint_bytes(nn.Linear(100, 100, bias=False)) == size
     free["disk"] = 3 * size
     check(folder)
@@ -70,7 +70,7 @@ def test_room_for_three_checkpoints(folder: RunFolder, free: dict[str, int]) -> 
     store = CheckpointStore(folder.path / "checkpoints", keep=3)
     for step in (1, 2):
         store.save(step, {})
-    free["disk"] = size  # two are there
+    free["disk"] = size  # two exist
     check(folder)
     with pytest.raises(FullDiskError, match="missing"):
         check(folder, ema_decay=0.9)  # another 40 kB
@@ -199,7 +199,7 @@ def test_full_disk_may_cost_the_checkpoint_only(folder: RunFolder, monkeypatch: 
         fill_disk(patched)
         handler.save(at(2))
     assert files(folder) == [] and "There is no checkpoint yet. The training continues without" in folder.notes[0]
-    handler.save(at(4))  # there is room again
+    handler.save(at(4))  # there is space again
     assert files(folder) == ["step_00000004.pt"]
     with pytest.raises(ValueError, match="on_full_disk must be one of stop, continue, got 'no'"):
         RunFolder(folder.path, on_full_disk="no")
@@ -280,7 +280,7 @@ def slow_or_dead(item: dict[str, Any]) -> dict[str, Any]:
     return {"image": torch.zeros(1), "name": item["name"]}
 
 
-# PyTorch's loader asks after its workers when it is thrown away, and stumbles over one that was killed just before
+# PyTorch's loader checks its workers when it is deleted, and fails on one that was just killed
 @pytest.mark.filterwarnings("ignore:.*_MultiProcessingDataLoaderIter.__del__:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize(

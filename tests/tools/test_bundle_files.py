@@ -1,4 +1,4 @@
-"""Shared files of bundles are made of fragments, each of which has one source."""
+"""Shared files of bundles are generated from fragments, each with a single source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_bundle(folder: Path, workflow: object = "segmentation") -> Path:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sources of three workflows: one file of all, one of "segmentation"; what an interpreter leaves is no source."""
+    """Sources of three workflows: one common file, one for "segmentation"; `__pycache__` is not a source."""
     folder = tmp_path / "sources"
     for name, content in (
         ("common/LICENSE", b"free\n"),
@@ -158,7 +158,7 @@ def test_text_says_the_same_in_lines_of_one_width(path: Path) -> None:
 
 
 def test_no_fragment_repeats_what_another_one_says() -> None:
-    """A key with its value stands once on the way from the common fragment to the task."""
+    """A key with the same value occurs once on the way from the common fragment to that of the task."""
     for workflow in workflows():
         for name, paths in fragments_of(workflow).items():
             items = [read_fragment(path) for path in paths if path.suffix == ".json"]
@@ -226,7 +226,7 @@ def test_every_workflow_has_the_common_files() -> None:
 
 
 def test_an_installed_package_has_the_sources() -> None:
-    """The patterns of setup.cfg reach every source file; no source lies deeper than they do."""
+    """The patterns of setup.cfg match every source file."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     patterns = setup["options.package_data"]["mim_tools.bundle_files"].split()

@@ -1,4 +1,4 @@
-"""Exported networks compute what PyTorch does, by our command and by MONAI's; a failed export leaves no file."""
+"""Networks exported by our command and by MONAI's give PyTorch's results; a failed export leaves no file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def network(name: str) -> nn.Module:
 
 
 def reader(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """What another program would do with the file."""
+    """Read the file as another program would."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path)
         return lambda image: [
@@ -75,7 +75,7 @@ def check(path: Path, net: nn.Module, image: Tensor) -> None:
         for found, wanted in zip(reader(path)(image), expected, strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
             first, second = wanted.topk(2, dim=1).values.unbind(1)
-            clear = first - second > 2e-4  # elsewhere rounding decides
+            clear = first - second > 2e-4  # elsewhere rounding decides the class
             assert clear.float().mean() > 0.98
             assert torch.equal(found.argmax(1)[clear], wanted.argmax(1)[clear])
 
@@ -95,7 +95,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A network, and its file in a format; exported when first asked for."""
+    """A network, and its file in a format; exported on first use."""
     folder = tmp_path_factory.mktemp("exported")
     made: dict[Path, nn.Module] = {}
 
@@ -112,7 +112,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.mark.parametrize(("name", "ending"), list(cases()))
 def test_every_network_in_every_format(name: str, ending: str, exported: Exported) -> None:
     net, path = exported(name, ending)
-    check(path, net, torch.rand(3, 1, *SIZES[name]))  # another number than was recorded
+    check(path, net, torch.rand(3, 1, *SIZES[name]))  # a batch size other than the recorded one
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_blocks_that_are_recomputed_in_training_are_exported_plain(tmp_path: Pat
 
 
 def test_a_network_that_was_exported_before_it_ever_ran_still_runs(tmp_path: Path) -> None:
-    _make_sincos.cache_clear()  # what is computed while exporting has no numbers
+    _make_sincos.cache_clear()  # during the export tensors have no values
     net = network("encoder")
     assert export(net, (1, 1, 16, 16, 16), tmp_path / "a.pt2") <= 1e-4
     assert type(net(torch.rand(1, 1, 16, 16, 16))[-1].detach()) is Tensor
@@ -217,14 +217,14 @@ def test_onnx_by_monai(checkpoint: Path) -> None:
 
 
 class Draws(nn.Module):
-    """Computes something else every time."""
+    """Returns a different result every time."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image + torch.rand_like(image)
 
 
 class Branches(nn.Module):
-    """Depends on its input, which no graph can."""
+    """Branches on its input, which a graph cannot."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image if image.sum() > 0 else -image

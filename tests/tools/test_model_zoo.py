@@ -1,4 +1,4 @@
-"""What MONAI's Model Zoo checks, as its page for contributors states it, offline: of all bundles, and of releases.
+"""The checks of MONAI's Model Zoo, as described for its contributors, offline: on all bundles and on releases.
 
 Shapes of all networks are in `tests/bundles/test_static.py`, properties of all workflows in `test_runs.py` beside it.
 """
@@ -25,7 +25,7 @@ from tests.small import SMALL_PRETRAIN
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-LARGEST = 25 * 10**6  # bytes of a file that is not in large_files.yml
+LARGEST = 25 * 10**6  # most bytes of a file that is not in large_files.yml
 
 TEXT, OBJECT = {"type": "string", "minLength": 1}, {"type": "object"}
 TENSOR = {
@@ -75,14 +75,14 @@ def read(path: Path) -> Any:
 
 
 def check_schema(bundle: Path, folder: Path) -> None:
-    """By MONAI, which takes a schema that is there already and then downloads none."""
+    """Check metadata with MONAI, which uses an existing schema instead of downloading one."""
     schema = folder / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     kept: dict[str, Any] = {"filepath": str(schema), "hash_val": sha256(schema), "hash_type": "sha256"}
     verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), **kept)
 
 
-# the bundles as they are
+# the bundles themselves
 
 
 def test_all_bundles_are_here() -> None:
@@ -149,7 +149,7 @@ def test_pages_with_weights_contradict_themselves_nowhere(bundle: Path, tmp_path
 
 
 def weights_of(bundle: Path, folder: Path) -> Path:
-    """What a training with the preset nano leaves, with random weights."""
+    """The files of a training with the preset nano, with random weights."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     if bundle.name == "mim_pretrain":
@@ -180,7 +180,7 @@ def weights_of(bundle: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=["mim_brats_segmentation", "mim_ccccii_classification", "mim_pretrain"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release of one bundle of every task; exports have tests of their own."""
+    """A release of one bundle per task; exports have tests of their own."""
     bundle, place = ROOT / "bundles" / request.param, tmp_path_factory.mktemp("zoo")
     options = {"projection_dim": SMALL_PRETRAIN["projection_dim"]} if bundle.name == "mim_pretrain" else {}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A release has trained weights and its code in it, is checked, and runs where only MONAI is installed."""
+"""A release contains trained weights and its code, is verified, and runs with only MONAI installed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run with the preset nano would write."""
+    """The files that a run with the preset nano would write."""
     torch.manual_seed(0)
     network = segmentation_network("hybrid_swin_unetr", 1, 2, (32, 32, 32), "nano")
     path = tmp_path_factory.mktemp("run") / "models" / "model.pt"
@@ -50,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release, unpacked elsewhere; ONNX takes long and is tested where networks are exported."""
+    """A release, unpacked elsewhere, without ONNX, which is slow and tested in test_export.py."""
     tmp_path = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(release, "FORMATS", (".ts",))
@@ -109,14 +109,14 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     command = [str(BUNDLE), "--weights", str(weights), "--output", str(out), "--no_wheel", "--url", "https://host"]
     assert main([*command, "--version", "2.0.0"]) == 1
     assert "version 2.0.0 has no line in the changelog; give one with --changes" in capsys.readouterr().err
-    assert not (out / BUNDLE.name).exists()  # nothing is left of it
+    assert not (out / BUNDLE.name).exists()  # nothing of it remains
     assert main([*command, "--changes", "weights"]) == 1  # they would not be in it
     assert "has a line in the changelog already; give a new --version" in capsys.readouterr().err
     assert main([*command, "--presett", "nano"]) == 1
     assert "has no option presett" in capsys.readouterr().err
     assert main([*command, "--positions", "index"]) == 1  # not that of the weights
     assert "positions: 'rescaled' in the file, 'index' here" in capsys.readouterr().err
-    assert main([*command, "--preset", "tiny"]) == 1  # a network that cannot be made
+    assert main([*command, "--preset", "tiny"]) == 1  # a network that cannot be built
     assert "ERROR hybrid_swin_unetr needs" in capsys.readouterr().err
     assert main([*command[:-1], "http://host"]) == 1
     assert "must begin with https://, got 'http://host'" in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Stands for huggingface_hub, which is not reached: notes what is asked of it, keeps what is uploaded."""
+    """Replaces huggingface_hub: records calls, keeps uploaded files, and contacts no server."""
     asked: list[tuple[Any, ...]] = []
 
     class HfApi:
@@ -166,7 +166,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def test_what_goes_to_the_hub(made: Path, hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    """All of the release, with its own card, and a tag of its version; MONAI would make a card of docs/README.md."""
+    """The whole release with its own card, and a tag of its version; MONAI would use docs/README.md as the card."""
     before = files_of(made)
     assert push(made, "me/spleen", "secret") == "https://huggingface.co/me/spleen"
     assert hub == [("token", "secret"), ("repository", "me/spleen", True), ("folder", "me/spleen"),
@@ -204,7 +204,7 @@ def test_command_of_a_push(
     assert len(given) == 2 and '--push needs huggingface_hub: pip install -e ".[hub]"' in capsys.readouterr().err
 
 
-# hides this repository, however it is installed, and is then `python -m monai.bundle`
+# hides this repository, however it is installed, and then acts as `python -m monai.bundle`
 RUNNER = f"""
 import runpy, sys
 sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each)]

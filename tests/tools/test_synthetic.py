@@ -272,7 +272,7 @@ def test_without_labels_the_folder_has_images_only(tmp_path):
 def test_second_run_keeps_whole_files_and_mends_the_others(tmp_path, monkeypatch):
     files = write_synthetic_dataset(tmp_path, 3, **SMALL)
     before = [path.read_bytes() for path in files]
-    files[1].write_bytes(before[1][:-4])  # as a full disk leaves it: only the length behind the checksum is gone
+    files[1].write_bytes(before[1][:-4])  # as after a full disk: only the length after the checksum is missing
     files[2].write_bytes(b"<html>")
     stamps = [path.stat().st_mtime_ns for path in files]
     write_synthetic_dataset(tmp_path, 3, **SMALL)

@@ -18,7 +18,7 @@ from mim_tools.synthetic.writer import turn
 
 SMALL = {"spatial_size": (40, 33, 30)}
 TINY = {"spatial_size": (8, 7, 9), "spacing": (30.0, 30.0, 30.0)}
-CT_VALUES = {  # labels that the files of each dataset hold
+CT_VALUES = {  # label values in the files of each dataset
     "btcv": range(14),
     "mmwhs": (0, 205, 420, 500, 550, 600, 820, 850),
     "amos22": range(16),
@@ -40,7 +40,7 @@ LABEL_OF = {  # image path to label path, by replacement
 
 
 def fake_ct(seed, size, spacing, center=None, phase=None, findings=None, fine_labels=False):
-    """Noise and all labels, in no time."""
+    """Noise with all labels, to save time."""
     rng = np.random.default_rng(seed)
     shown = len(FINE_LABELS) if findings is None or findings else LABEL_NUMBERS["lung_tumour"]
     label = np.resize(np.arange(shown, dtype=np.uint8), size)
@@ -224,7 +224,7 @@ def test_labels_and_images(layout, small_sets):
         np.testing.assert_array_equal(image.affine, label.affine)
         np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-3)
         seen |= set(np.unique(np.asarray(label.dataobj)).tolist())
-        voxels, _ = load_volume(path)  # the gate of preparation
+        voxels, _ = load_volume(path)  # the checks of the preparation
         assert voxels.min() >= -1024
     assert seen == set(CT_VALUES[layout])
 
@@ -242,7 +242,7 @@ def test_orientations_do_not_mirror_the_body(small_sets):
 
 @pytest.mark.parametrize(
     ("layout", "value", "beside", "least", "most"),
-    [  # median HU of a structure less that of the voxels beside it that have another label
+    [  # median HU of a structure minus that of adjacent voxels with another label
         ("msd_liver", 2, 1, -70, -15),
         ("msd_pancreas", 2, 1, -70, -10),
         ("msd_hepaticvessel", 2, 0, -70, -10),

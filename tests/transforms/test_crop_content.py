@@ -1,4 +1,4 @@
-"""Children with content, and padding at random: what is drawn, from what, and that rounding cannot change it."""
+"""Children with content, and random padding: what is drawn, from which tokens, and independent of rounding."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ GRID, TOKENS, VISIBLE = (4, 4, 4), 64, 25  # floor(64 * 0.4)
 
 
 def body(seed=0, size=(70, 66, 40), dtype=np.int16, edge=(30, 30, 20)):
-    """Air and, in a corner, noise: few tokens have content."""
+    """Air with noise in one corner: few tokens have content."""
     image = np.full((1, *size), -1000, dtype=dtype)
     image[(slice(None), *map(slice, edge))] = np.random.RandomState(seed).randint(-200, 200, (1, *edge))
     return image
@@ -30,7 +30,7 @@ def crop_of(**changes):
 
 
 def content_by_hand(volume, bound):
-    """Which tokens of a resized volume `(C, H, W, D)` span more than `bound`, one after the other."""
+    """Which tokens of a resized volume `(C, H, W, D)` span more than `bound`, computed one by one."""
     found = []
     for h, w, d in itertools.product(*(range(n) for n in GRID)):
         token = volume[:, 8 * h : 8 * h + 8, 8 * w : 8 * w + 8, 8 * d : 8 * d + 8].flatten(1)
@@ -39,7 +39,7 @@ def content_by_hand(volume, bound):
 
 
 def documented_draw(seed, source, content):
-    """What docs/method.md, 2 says of the random numbers, and the tokens that `content(level, parent)` makes of them."""
+    """Random numbers as documented in docs/method.md, 2, and the tokens drawn with `content(level, parent)`."""
     random = np.random.RandomState(seed)
     start = [random.randint(0, have - want + 1) for have, want in zip((70, 66, 40), LEVELS[0], strict=True)]
     tokens, orders = [], []

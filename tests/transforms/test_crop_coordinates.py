@@ -1,4 +1,4 @@
-"""Crops proved on intensities: every voxel holds its own coordinate, so a crop tells where it was cut.
+"""Positions of crops, read from intensities: every voxel contains its coordinate, so a crop shows where it was cut.
 
 One image per axis, `image[0, i, j, k] = i` (or j, or k), held as a broadcast view, so that it takes no memory.
 """
@@ -146,7 +146,7 @@ def test_with_a_window_small_volumes_are_padded_with_its_lower_end(size, window)
     start = out["start_level1"][0]
     missing = torch.tensor([max(32 - n, 0) for n in size])
     assert ((start <= 0) | (missing == 0)).all() and (start >= -missing).all()
-    # what is padded beforehand by the same split gives the same volumes
+    # padding beforehand by the same split gives the same volumes
     ends = [
         (max(-first, 0), max(32 - n + first, 0) if n < 32 else 0) for first, n in zip(start.tolist(), size, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Geometry of the nested crops: counts, containment, overlap, and how the draws are distributed.
+"""Geometry of the nested crops: counts, containment, overlap, and distribution of the draws.
 
 Everything is integers here; `transforms/test_crop.py` proves on intensities that the crops are cut where this says.
 """

@@ -1,4 +1,4 @@
-"""What prepared voxels mean: HU of CT, per mille between two percentiles of MR."""
+"""Meaning of prepared voxels: HU for CT, per mille between two percentiles for MR."""
 
 from __future__ import annotations
 

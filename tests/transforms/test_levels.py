@@ -1,4 +1,4 @@
-"""Batches of levels: child i belongs to parent i // num_children in a sample and in a batch."""
+"""Batches of levels: child i belongs to parent i // num_children, in a sample and in a batch."""
 
 import pytest
 import torch

@@ -32,9 +32,9 @@ def test_regions_of_brats(regions, et):
         (WRONG_ET, voxels([1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0]), [3, 2, 2, 3]),
         # regions that only touch: each has its own class, the one named later wins
         ({"a": [1], "b": [2]}, voxels([1, 0, 1], [0, 1, 1]), [1, 2, 2]),
-        # overlap without nesting: nothing inside, so the lowest class
+        # overlap without nesting: no inner region, so the lowest class
         ({"a": [1, 2], "b": [2, 3]}, voxels([1, 0, 1], [0, 1, 1]), [1, 2, 2]),
-        # the regions inside take everything: the lowest class
+        # the inner regions cover everything: the lowest class
         ({"all": [1, 2], "a": [1], "b": [2]}, voxels([1, 1, 1], [0, 1, 0], [0, 0, 1]), [1, 1, 2]),
     ],
 )

@@ -12,7 +12,7 @@ WINDOW = (-1000.0, 1000.0)
 
 
 def plainly(volumes, size, mode="area", window=None):
-    """Scale every voxel in float32 with MONAI, then resize with PyTorch."""
+    """Reference: scale every voxel in float32 with MONAI, then resize with PyTorch."""
     volumes = volumes.float()
     if window is not None:
         volumes = ScaleIntensityRange(*window, 0.0, 1.0, clip=True)(volumes)

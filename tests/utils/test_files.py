@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: old content survives every failure, and the message names the file."""
+"""Files are written atomically: the old content survives every failure, and the message names the file."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_any_other_error_passes_and_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """No file of this process may grow beyond 100 kB, as on a full disk."""
+    """Limit files of this process to 100 kB, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     yield

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused by name, no code run, the previous one serves."""
+"""Checkpoints: intact or refused by name, without running code, and with the previous one as a fallback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATE = {"step": 4, "network": {"weight": torch.arange(64.0), "count": torch.ten
 
 
 class RunsCode:
-    """What an attacker pickles: reading it makes a folder."""
+    """An attacker's pickle: loading it creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -182,7 +182,7 @@ def test_failed_save_leaves_the_others_and_no_part(tmp_path: Path, monkeypatch: 
 
 
 def altered(path: Path) -> None:
-    """Another weight, and checksums that fit: nothing but the digest tells."""
+    """A changed weight with matching checksums, which only the digest reveals."""
     state = torch.load(path, weights_only=True)
     state["network"]["weight"][3] += 1
     with path.open("wb") as file:
@@ -268,7 +268,7 @@ def test_file_that_a_killed_save_left_is_not_a_checkpoint(tmp_path: Path) -> Non
 
 
 def make_handler(folder: Path) -> CheckpointHandler:
-    """A handler of a toy training, as at the start of a process."""
+    """A checkpoint handler of a toy training, as at the start of a process."""
     torch.manual_seed(0)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""Overlay pictures: sides, planes, what is shown of the volume, outlines and differences, checked by hand."""
+"""Overlay pictures: sides, planes, visible part of the volume, outlines and differences, checked by hand."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_limits_of_scaled_ct_and_of_mr() -> None:
 
 def test_mr_background_is_black() -> None:
     image, label, pred = case()
-    image = image - 0.5  # 0 is a middle grey now
+    image = image - 0.5  # 0 becomes a middle grey
     image[:, :3] = 0
     channels = np.concatenate([image, image + 9])  # the second is not shown
     picture = overlay_picture(channels, label, pred, AFFINE)
@@ -114,7 +114,7 @@ def test_mr_background_is_black() -> None:
 
 
 def test_right_of_the_patient_is_left_in_the_picture(rendered: Rendered) -> None:
-    """The prediction lies one voxel further to the right: what it adds is left of what it misses."""
+    """The prediction is one voxel further to the patient's right, so its added voxels are left of the missed ones."""
     figure = overlay_figure(overlay_picture(*case(), AFFINE), "case", LEGEND)
     assert [text.get_text() for text in panels(figure)["axial-difference"].texts] == ["R", "L", "A", "P"]
     pixels = rendered(panels(figure)["axial-difference"])
@@ -128,7 +128,7 @@ def test_label_and_prediction_are_tinted_where_they_are(rendered: Rendered) -> N
     image, label, pred = case()
     label[label == 1] = 2
     figure = overlay_figure(overlay_picture(np.zeros_like(image), label, pred, AFFINE), "case", LEGEND)
-    for name, channel in (("label", 2), ("prediction", 0)):  # the label is blue now, the prediction red
+    for name, channel in (("label", 2), ("prediction", 0)):  # label blue, prediction red
         axes = panels(figure)[f"axial-{name}"]
         pixels = rendered(axes)
         coloured = pixels[..., channel] - pixels[..., 2 - channel] > 30

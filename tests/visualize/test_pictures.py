@@ -1,4 +1,4 @@
-"""Pictures: what a reader relies on (sides, proportions, slice numbers, boxes, error figures), checked by hand."""
+"""Pictures: sides, proportions, slice numbers, boxes and error figures, checked by hand."""
 
 import math
 import struct
@@ -191,7 +191,7 @@ def test_marker_at_right_anterior_superior_is_drawn_top_left(plane, rendered):
     assert [int(colour.sum()) for colour in corner] == [3 * 255, 0, 0]  # top left white; top right, bottom left black
     hidden = rendered(axes[f"level1-{plane.name}-masked"])
     assert not (hidden[rows // 4, columns // 4] == hidden[rows // 4, columns // 4][0]).all()  # a colour, not a grey
-    assert (hidden[-rows // 2, -columns // 2] == 0).all()  # air that the network did see stays black
+    assert (hidden[-rows // 2, -columns // 2] == 0).all()  # air that the network saw stays black
 
 
 def test_letters_stand_at_their_edges():

@@ -1,4 +1,4 @@
-"""Loading a pre-trained encoder: from every product, into every network, and what is refused."""
+"""Loading a pre-trained encoder: from every file of a run, into every network, and refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def network() -> MiM:
 
 @pytest.fixture(scope="module")
 def files(network: MiM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The three products of a pre-training that hold an encoder."""
+    """The three files of a pre-training that contain an encoder."""
     folder = tmp_path_factory.mktemp("models")
     paths = {name: folder / name for name in ("encoder.safetensors", "model.pt", "step_00000004.pt")}
     save_encoder(network.encoder, paths["encoder.safetensors"], CONTRACT)
@@ -93,7 +93,7 @@ def test_four_channels_keep_the_scale_of_activations(files: dict[str, Path], net
         one, four = network.encoder(image), encoder(image.expand(-1, 4, -1, -1, -1))
     for a, b in zip(one, four, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    with torch.no_grad():  # the loaded weight is no view that all channels share
+    with torch.no_grad():  # the loaded weight is not a view shared by all channels
         encoder.embeddings[0].conv.weight[:, 0] += 1
         assert not torch.equal(encoder.embeddings[0].conv.weight[:, 0], encoder.embeddings[0].conv.weight[:, 1])
 

@@ -1,4 +1,4 @@
-"""Nothing of ours runs code that comes in a file, or opens a file outside of the folder of the data."""
+"""Our code neither runs code from a file nor opens files outside the data folder."""
 
 import ast
 import json
@@ -47,7 +47,7 @@ CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),), 
 
 
 class RunsCode:
-    """What an attacker pickles: reading it makes a folder."""
+    """An attacker's pickle: loading it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,7 +83,7 @@ def test_nothing_in_the_package_unpickles() -> None:
         if name == "yaml.load":
             assert place.startswith("mim_tools/verify/configs.py"), place  # with a subclass of SafeLoader
         if name == "torch.jit.load":
-            assert place.startswith("mim_tools/export.py"), place  # what it has just made itself, from memory
+            assert place.startswith("mim_tools/export.py"), place  # its own object, from memory
         assert name not in ("torch.hub.load", "yaml.unsafe_load", "yaml.full_load"), place
         assert keywords.get("allow_pickle", False) is False and keywords.get("weights_only", True) is True, place
         assert keywords.get("shell", False) is False, place

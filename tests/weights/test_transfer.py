@@ -1,4 +1,4 @@
-"""Beginning a fine-tuning: what is loaded, what is said, and what is refused."""
+"""Starting a fine-tuning: loaded weights, load report, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pretrained() -> MiM:
 
 @pytest.fixture(scope="module")
 def models(pretrained: MiM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two products of a finished pre-training, and an unfinished one beside it."""
+    """A folder with the two files of a finished pre-training, beside that of an unfinished one."""
     folder = tmp_path_factory.mktemp("run") / "models"
     save_encoder(pretrained.encoder, folder / "encoder.safetensors", CONTRACT)
     torch.save(pretrained.state_dict(), folder / "model.pt")
@@ -143,7 +143,7 @@ def test_one_channel_weights_into_four_channels_keep_the_scale(models: Path) -> 
     with torch.no_grad():
         same = image.expand(-1, 4, -1, -1, -1)  # each channel gives a quarter
         torch.testing.assert_close(four(same), one(image), rtol=1e-12, atol=1e-12)
-        parts = torch.cat([4 * image, torch.zeros(2, 3, 16, 16, 16)], 1)  # and one of four times the size all of it
+        parts = torch.cat([4 * image, torch.zeros(2, 3, 16, 16, 16)], 1)  # and one of four times the size all
         torch.testing.assert_close(four(parts), one(image), rtol=1e-12, atol=1e-12)
 
 

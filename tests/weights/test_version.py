@@ -1,4 +1,4 @@
-"""Weights from before the present hybrid encoder are refused with that reason, whatever way they come."""
+"""Weights of an older hybrid encoder are refused for that reason, in whatever file they come."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unetr_like() -> nn.Module:
 
 
 def old(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict as it was before: no projection, and no trained grid."""
+    """A state dict of the older encoder: no projection, and no trained grid."""
     news = ("projection.weight", "projection.bias", "_extra_state")
     prefix = "" if isinstance(network, HybridEncoder) else "encoder."
     dropped = {prefix + each for each in news}
@@ -46,13 +46,13 @@ def old(network: nn.Module) -> dict[str, Tensor]:
 
 
 def old_contract(path: Path) -> None:
-    """An `encoder.safetensors` of before: its contract has no version."""
+    """Write an `encoder.safetensors` in the older form: its contract has no version."""
     metadata = {name: text for name, text in CONTRACT.to_metadata().items() if name != "contract_version"}
     save_file(old(HybridEncoder(preset="nano")), path, metadata=metadata)
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """Old weights in every form in which they are kept."""
+    """Write old weights in each of their file formats."""
     (folder / "beside").mkdir()
     paths = {name: folder / name for name in ("model.pt", "step.pt", "encoder.pt", "tuned.pt", "plain.safetensors")}
     paths["with contract"] = folder / "beside" / "encoder.safetensors"

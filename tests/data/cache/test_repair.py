@@ -1,4 +1,4 @@
-"""A cache file that goes bad while a run reads it: regenerated, or the run stops and names both files."""
+"""A cache file damaged while a run reads it: it is regenerated, or the run stops and names both files."""
 
 from __future__ import annotations
 

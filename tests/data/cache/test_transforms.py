@@ -46,7 +46,7 @@ def test_second_time_comes_from_the_cache(folder: Path) -> None:
     assert item["image"].shape == (1, 3, 4, 5) and bool((item["image"] == 0.5).all())
     assert not isinstance(item["image"], MetaTensor)
     assert len(files(folder)) == 1
-    torch.save({"image": torch.full((1, 1, 1, 1), 7.0)}, files(folder)[0])  # what is read is the file
+    torch.save({"image": torch.full((1, 1, 1, 1), 7.0)}, files(folder)[0])  # the file is what is read
     assert first(folder)["image"].item() == 7.0
 
 
@@ -105,7 +105,7 @@ def test_without_a_cache(folder: Path) -> None:
 
 
 def checked(folder: Path) -> dict[str, Any]:
-    """What the preparation says of the scan."""
+    """The result of the preparation's check of the scan."""
     return {"digest": "a", "state": state_text(state_of([folder / "scan.nii"]))}
 
 
@@ -138,7 +138,7 @@ def test_scan_that_changed_matters_only_where_the_cache_has_it_not(lost: str, so
         first(folder, **item)
     said = "its files have changed since they were checked" if source == "changed" else "No such file"
     assert said in str(failed.value)
-    assert files(folder) == ([] if lost == "deleted" else [path])  # nothing of the other scan is kept
+    assert files(folder) == ([] if lost == "deleted" else [path])  # nothing of the changed scan is cached
 
 
 def test_folder_of_slices_and_several_channels_have_a_state(tmp_path: Path) -> None:

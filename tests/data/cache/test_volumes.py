@@ -15,7 +15,7 @@ from mim_components.data.prepare import volumes as prepare_module
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the volumes decoded since the last look."""
+    """Names of the volumes decoded since the last query."""
     names = []
     original = prepare_module.decode_volume
 
@@ -29,7 +29,7 @@ def decoded(monkeypatch):
 
 @pytest.fixture
 def prepare(tmp_path, decoded):
-    """Prepare everything below `tmp_path / "data"`; returns the volumes and what was decoded for them."""
+    """Prepare everything below `tmp_path / "data"`; returns the volumes and the names of those decoded."""
 
     def run(**options):
         decoded.clear()

@@ -1,4 +1,4 @@
-"""Every kind of damage and mistake is a cause that names the file, what was found and what was expected."""
+"""Every kind of damage and mistake gives a cause that names the file, what was found and what was expected."""
 
 import gzip
 import os
@@ -21,7 +21,7 @@ LABEL = np.arange(60).reshape(3, 4, 5).astype(np.uint8) % 3
 
 @pytest.fixture
 def pair(write):
-    """A case of an image and a label: an array, a seed, or a path."""
+    """A case of image and label, each given as an array, a seed, or a path."""
 
     def make(image=0, label="label", **options):
         paths = [
@@ -123,7 +123,7 @@ def test_faults_of_image_and_label_are_named_together(tmp_path, pair):
 
 @pytest.mark.parametrize("which", ["image", "label"])
 def test_damaged_bytes(pair, which):
-    random = np.random.default_rng(0)  # so that the files are longer than what the header is read from
+    random = np.random.default_rng(0)  # so that the files are longer than the part read for the header
     image = random.integers(-1000, 1000, (12, 12, 12)).astype(np.int16)
     case = pair(image, random.integers(0, 3, (12, 12, 12)).astype(np.uint8))
     path = case.image[0] if which == "image" else case.label

@@ -1,4 +1,4 @@
-"""Lists of labelled cases: every fault is named, and a list that was written divides as before."""
+"""Lists of labelled cases: every fault is named, and a written list gives the same split when read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every dataset as it unpacks, the usual renamings, and what is said of other folders."""
+"""Every dataset as unpacked and with usual renamings, and the messages about other folders."""
 
 import time
 
@@ -239,7 +239,7 @@ def test_brats_as_task01(touch):
     assert names(found.cases) == ["BRATS_001", "BRATS_002"] and len(found.cases[0].image) == 1
 
 
-# --- what is not there
+# --- missing data
 
 
 def test_dataset_of_another_bundle_is_named(touch):
@@ -302,7 +302,7 @@ def test_empty_folder_and_no_folder_at_all(tmp_path):
         find_cases(tmp_path, None, BTCV)
     assert (
         find_cases(None, None, BTCV).layout == NO_DATA
-    )  # a workflow is built without data; preparing it asks for them
+    )  # a workflow can be built without data; only preparing it needs them
     with pytest.raises(ValueError, match="layout must be one of btcv, .*, got 'kits'"):
         find_cases(tmp_path, None, [{"name": "kits"}])
 

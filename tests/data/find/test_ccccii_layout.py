@@ -11,7 +11,7 @@ from mim_components.data.volumes import DataError, NoVolumesError
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Scans of 2 to 4 (empty) slices: the layout opens no pictures."""
+    """Scans of 2 to 4 slices, which are empty files, since the layout opens no pictures."""
     for folder, count in {
         "NCP/NCP-1/9/20": 3,
         "NCP/NCP-1/10/21": 4,

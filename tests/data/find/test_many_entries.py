@@ -1,4 +1,4 @@
-"""Folders and lists of many entries: memory stays flat, and the work grows with the number of entries only."""
+"""Folders and lists with many entries: memory use is constant, and work is linear in the number of entries."""
 
 import json
 import os
@@ -23,13 +23,13 @@ MIB = 2**20
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.slow
 def test_folder_of_many_scans_takes_little_memory(tmp_path, write_nifti):
-    """The files are one file under many names: headers are read 10,000 times."""
+    """The files are one file under many names, whose header is read 10,000 times."""
     first = write_nifti("data/000/scan.nii.gz")
     for number in range(1, ENTRIES):
         folder = tmp_path / "data" / f"{number % 100:03d}"
@@ -49,7 +49,7 @@ def test_folder_of_many_scans_takes_little_memory(tmp_path, write_nifti):
 
 @pytest.mark.slow
 def test_voxels_of_many_scans_are_not_kept(tmp_path, write_nifti, monkeypatch):
-    """Every volume decodes to 1 MiB: what is left of 300 is what is known about them."""
+    """Every volume decodes to 1 MiB; of 300 of them, only the facts about them stay in memory."""
     path = write_nifti("data/scan.nii.gz")
     sources = [VolumeSource(path, (path,), alias=f"scan {number}") for number in range(300)]
     decode = prepare_module.decode_volume
@@ -75,7 +75,7 @@ def test_voxels_of_many_scans_are_not_kept(tmp_path, write_nifti, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [load_datalist, load_cases])
 def test_work_of_a_list_grows_with_its_entries_only(tmp_path, load):
-    """Many volumes have the same file name, and must be told apart."""
+    """Many volumes have the same file name, and must get distinct names."""
     seconds = []
     for count in (ENTRIES, 10 * ENTRIES):
         items = [{"image": f"p{n % 500}/ct_{n // 500}.nii", "label": f"p{n % 500}/l.nii"} for n in range(count)]

@@ -1,4 +1,4 @@
-"""Batches copied to CUDA ahead of their step, on streams that are written down."""
+"""Batches copied to CUDA ahead of their step, with recorded streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mim_components.data.load.loader import StepLoader, copied_ahead
 
 
 class Items:
-    """Samples that are their own key."""
+    """Samples whose value is their key."""
 
     def __len__(self) -> int:
         return 5
@@ -25,7 +25,7 @@ class Items:
 
 
 class Streams:
-    """Stands in for `torch.cuda`: writes down what is asked of its two streams, in order."""
+    """Replaces `torch.cuda`: records the calls on its two streams, in order."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -45,7 +45,7 @@ class Streams:
 
 
 class Pinned(torch.Tensor):
-    """A tensor whose copies are written down."""
+    """A tensor whose copies are recorded."""
 
     cuda: Streams
 

@@ -36,14 +36,14 @@ def test_open_gives_voxels_and_affine(prepared: PreparedDataset, ct: np.ndarray)
     assert np.array_equal(image[0].numpy(), ct)
     assert image.affine.dtype == torch.float64
     assert image.affine.tolist() == np.diag([2.0, 3.0, 4.0, 1.0]).tolist()
-    assert items[0]["image"] is prepared.volumes[0]  # the list is not touched
+    assert items[0]["image"] is prepared.volumes[0]  # the list is unchanged
     assert OpenPreparedd("other", allow_missing_keys=True)(items[0]).keys() == items[0].keys()
 
 
 def test_nothing_is_read_until_it_is_touched_and_nothing_written_back(prepared: PreparedDataset) -> None:
     volume = prepared.volumes[0]
     image = OpenPreparedd("image")({"image": volume})["image"]
-    with volume.cache_file.open("rb+") as file:  # change the last voxel behind the mapping's back
+    with volume.cache_file.open("rb+") as file:  # change the last voxel in the file, not through the mapping
         file.seek(-2, 2)
         file.write(np.int16(777).tobytes())
     assert int(image[0, -1, -1, -1]) == 777
@@ -59,13 +59,13 @@ def test_nothing_is_read_until_it_is_touched_and_nothing_written_back(prepared: 
 def test_damaged_cache_file_is_named(left: int, prepared: PreparedDataset) -> None:
     volume = prepared.volumes[0]
     volume.cache_file.write_bytes(volume.cache_file.read_bytes()[:left])
-    Path(volume.source).unlink()  # else it is made again
+    Path(volume.source).unlink()  # otherwise it is regenerated
     with pytest.raises(CacheError, match=f"{volume.cache_file}: the cache file of .*a.nii.gz cannot be read"):
         OpenPreparedd("image")({"image": volume})
 
 
 def crop_dataset(seed: int = 0) -> KeyedDataset:
-    """Three volumes of unique voxels and a chain with nested random transforms."""
+    """Three volumes with unique voxels, and a chain with nested random transforms."""
     volumes = [torch.arange(1000.0).view(1, 10, 10, 10) + 1000 * number for number in range(3)]
     noisy = OneOf([RandGaussianNoise(prob=1.0), RandFlip(prob=0.5, spatial_axis=0)])
     chain = Compose([RandSpatialCrop((4, 4, 4), random_size=False), Compose([RandFlip(0.5, spatial_axis=1), noisy])])
@@ -94,7 +94,7 @@ def test_transform_without_randomness() -> None:
 
 
 class Key:
-    """Turns an item into its own key, after a rest."""
+    """Turns an item into its key, after a pause."""
 
     def __init__(self, rest: float = 0.0) -> None:
         self.rest = rest

@@ -1,4 +1,4 @@
-"""Workers and the signals that all processes of a job get."""
+"""Workers and signals sent to all processes of a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mim_components.data.load.loader import SteadyDataLoader, init_worker
 
 
 def signalled_early(worker_id: int) -> None:
-    """The signal comes while a worker starts, before it could ignore it."""
+    """The signal arrives while a worker starts, before the worker can ignore it."""
     os.kill(os.getpid(), signal.SIGTERM)
     init_worker(worker_id)
 

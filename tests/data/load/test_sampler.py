@@ -1,4 +1,4 @@
-"""The stream of samples: one for all divisions of a step, a permutation per epoch, and the same after a restart."""
+"""The stream of samples: the same however a step is divided and after a restart, one permutation per epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Sample = tuple[int, int]
 def steps_of(
     num_devices: int, batch_size: int, start: int = 0, seed: int = 0, num_items: int = 7
 ) -> list[list[Sample]]:
-    """Samples of every step of 6 steps of 12, over all processes."""
+    """Samples of each of 6 steps of 12, over all processes."""
     steps: list[list[Sample]] = [[] for _ in range(start, 6)]
     for rank in range(num_devices):
         sampler = StepSampler(num_items, 6, 12, batch_size, seed, rank, num_devices)

@@ -41,7 +41,7 @@ def case_of(*paths: Path, label: int | None = 0) -> Case:
 
 
 def test_axes_are_those_of_ras(tmp_path):
-    """The picture's right is the patient's left, its top is the front; slices keep their order."""
+    """The right of a picture is the patient's left, and its top the front; slices keep their order."""
     folder = tmp_path / "scan"
     folder.mkdir()
     for number in range(3):

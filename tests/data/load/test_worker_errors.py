@@ -1,4 +1,4 @@
-"""A batch that is lost with its worker; what else workers meet is in run/test_start_checks.py."""
+"""A batch lost with its worker; run/test_start_checks.py tests other failures of workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mim_components.data.load.loader import WorkerError, explain_worker_error
 
 
 class Lost(Dataset):
-    """Items whose reading meets what the main process meets when a worker is gone."""
+    """Items whose reading raises the error that the main process gets when a worker is gone."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""From cases to parts that are checked, and what is written down about them."""
+"""From cases to checked training and validation parts, and the report about them."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ def dataset(tmp_path, write):
 
 @pytest.fixture
 def prepare(tmp_path, dataset):
-    """Find and prepare; the cache is kept between calls."""
+    """Find and prepare cases; the cache is kept between calls."""
 
     def make(datalist=None, checker=CHECKER, **options):
         options = {"split": SPLIT, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out", **options}

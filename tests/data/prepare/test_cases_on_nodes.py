@@ -1,6 +1,6 @@
-"""Two processes prepare cases (gloo on the CPU): they divide the checks, and have the same parts or the same error.
+"""Two processes prepare cases (gloo on the CPU): they share the checks, and get the same parts or the same error.
 
-The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process records its observations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TwoProcesses = Callable[[str, Path, int], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesses) -> list[dict[str, Any]]:
-    """What process 0 and process 1 wrote down."""
+    """Observations of process 0 and process 1."""
     folder = tmp_path_factory.mktemp("processes")
     for name in ("good", "bad"):
         for number in range(1, 5):
@@ -61,7 +61,7 @@ def test_bad_case_is_left_out_by_both(seen: list[dict[str, Any]]) -> None:
 
 
 def main(folder: Path) -> None:
-    """What one process does."""
+    """Run one process."""
     from mim_components.data import DataError, SegmentationChecker, find_cases, prepare_cases
     from mim_components.data.check import segmentation
     from mim_components.data.prepare import cases as prepare

@@ -1,4 +1,4 @@
-"""A folder with label maps beside the scans: the scans are prepared, the label maps passed over and listed."""
+"""A folder with label maps beside the scans: the scans are prepared, the label maps skipped and listed."""
 
 import json
 import logging
@@ -101,7 +101,7 @@ def test_scan_is_never_passed_over_for_its_name(prepare, write_nifti, ct, organs
     cut = write_nifti("data/cut_seg.nii.gz", ct[:, ::-1])
     cut.write_bytes(cut.read_bytes()[:-8])
     with pytest.raises(BadVolumesError, match="1 of 3 volumes cannot be used:\n.*cut_seg.nii.gz: truncated"):
-        prepare()  # a scan has such a name, too: it tells nothing about a damaged file
+        prepare()  # a scan has such a name too, so the name says nothing about a damaged file
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_list_names_its_scans(prepare, tmp_path, write_nifti, organs):
     (tmp_path / "list.json").write_text('{"training": [{"image": "a.nii.gz"}, {"image": "labels/a.nii.gz"}]}')
     with pytest.raises(BadVolumesError, match="1 of 2 volumes cannot be used(.|\n)*3 different values"):
         prepare(tmp_path / "list.json")
-    assert [volume.name for volume in prepare()[0].volumes] == ["a"]  # what is kept of the check serves both ways
+    assert [volume.name for volume in prepare()[0].volumes] == ["a"]  # the cached check serves both cases
 
 
 @pytest.mark.parametrize(("modality", "what"), [("SEG", "DICOM segmentation"), ("RTSTRUCT", "DICOM structure set")])

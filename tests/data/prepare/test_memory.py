@@ -1,4 +1,4 @@
-"""What a check found out is used again only for the same files and the same checker."""
+"""Cached results of checks are reused only for the same files and the same checker."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def case(write):
 
 @pytest.fixture
 def memory(tmp_path):
-    """A new start that reads what earlier ones left."""
+    """The memory of a new start, which reads what earlier ones left."""
     return lambda checker="checker": CheckMemory(tmp_path / "cache", checker)
 
 
@@ -33,7 +33,7 @@ def recall(memory, case):
 
 @pytest.fixture
 def kept(case, memory):
-    """A case whose facts were kept."""
+    """A case whose facts were cached."""
     keep(memory(), case, FACTS)
     return case
 
@@ -91,7 +91,7 @@ def test_damaged_lines_are_passed_over(kept, memory, tmp_path, damage):
         }[damage]
     )
     assert recall(memory(), kept) is None
-    keep(memory(), kept, FACTS)  # also behind a line that was cut off
+    keep(memory(), kept, FACTS)  # even after a line that was cut off
     assert recall(memory(), kept) == FACTS
 
 

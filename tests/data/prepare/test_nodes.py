@@ -1,6 +1,6 @@
-"""What two processes do together (gloo on the CPU).
+"""Joint work of two processes (gloo on the CPU).
 
-The file is its own program: the fixture starts it twice, as torchrun does, and each process writes down what it saw.
+The file is its own program: the fixture starts it twice, as torchrun does, and each process records its observations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TwoProcesses = Callable[[str, Path, int], list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, in_two_processes: TwoProcesses) -> list[dict[str, Any]]:
-    """What process 0 and process 1 wrote down."""
+    """Observations of process 0 and process 1."""
     folder = tmp_path_factory.mktemp("processes")
     for name in ("good", "bad"):
         (folder / name).mkdir()
@@ -266,7 +266,7 @@ def restore(folder: Path, rank: int) -> str:
 
 
 def main(folder: Path) -> None:
-    """What one process does."""
+    """Run one process."""
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""Bad volumes: listed in a file, remembered while their files stay as they are, and left out only when they are few."""
+"""Bad volumes: listed in a file, cached until their files change, and left out only if they are few."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def scans(tmp_path, write_nifti, ct):
 
 @pytest.fixture
 def prepare(scans, tmp_path, monkeypatch):
-    """Prepare and leave out; returns the result and the names of what was decoded."""
+    """Prepare, leaving out bad volumes; returns the result and the names of the decoded volumes."""
 
     def run(output="out", found=None, **options):
         decoded, decode = [], prepare_module.decode_volume

@@ -1,4 +1,4 @@
-"""The published split of every dataset, written down by hand."""
+"""The published split of every dataset, against values entered by hand."""
 
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def test_listed_fold_of_a_subset(metadata):
     assert parts(["0001", "0036", "0040"], split) == (["0001"], ["0036", "0040"])
     with pytest.raises(DataError, match="no case of validation fold 1 exists, expected 0029, .*0034; found 3: 0001,"):
         parts(["0001", "0036", "0040"], split, 1)
-    # of a list that is not complete the share by number remains: half of 3, rounded up
+    # in an incomplete list the share by number remains: half of 3, rounded up
     assert parts(["0001", "0002", "0030", "0035"], split, ratio=0.5)[0] == ["0001", "0002"]
 
 
@@ -209,7 +209,7 @@ def test_patient_on_both_sides_is_an_error():
         divide(found("abcdef", group="p"), {"rule": "fifths"})
 
 
-# --- what a list says
+# --- splits in a list
 
 
 def test_folds_of_a_list():

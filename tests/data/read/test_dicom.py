@@ -22,9 +22,9 @@ def test_series_is_found_whatever_the_extension(tmp_path, write_dicom, suffix):
 def test_voxels_and_world_positions_of_a_series(write_dicom, tmp_path):
     write_dicom("scan", VOLUME)
     voxels, affine = load_volume(tmp_path / "scan")
-    # LPS to RAS: the first two axes are turned round
+    # LPS to RAS: the first two axes are reversed
     np.testing.assert_array_equal(voxels, VOLUME[::-1, ::-1])
-    # the voxel stored first lies at LPS (-20, -30, 10) = RAS (20, 30, 10); it is the last one of both turned axes
+    # the voxel stored first lies at LPS (-20, -30, 10) = RAS (20, 30, 10); it is the last along both reversed axes
     np.testing.assert_allclose(affine @ [5, 4, 0, 1], [20, 30, 10, 1])
     np.testing.assert_allclose(np.diag(affine), [2.5, 1.5, 3.0, 1.0])
 
@@ -138,7 +138,7 @@ def test_missing_pydicom_is_said_at_once(tmp_path, write_dicom, monkeypatch):
 
 
 def tilted(degrees, slices, step):
-    """Positions of slices that a tilted gantry took: straight up, while their normal leans."""
+    """Positions of slices from a tilted gantry: straight up, while their normal is inclined."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return [1, 0, 0, 0, cosine, sine], [z * step / cosine for z in range(slices)]
 

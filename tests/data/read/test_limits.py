@@ -58,9 +58,7 @@ def test_bit_flip_in_compressed_metaimage_is_noticed(tmp_path, ct):
     body = bytearray(zlib.compress(ct.tobytes(order="F")))
     path = tmp_path / "a.mha"
     path.write_bytes(header + b"ElementDataFile = LOCAL\n" + body)
-    np.testing.assert_array_equal(
-        load_volume(path)[0], ct[::-1, ::-1]
-    )  # ITK alone reads other values, and says nothing
+    np.testing.assert_array_equal(load_volume(path)[0], ct[::-1, ::-1])  # ITK alone reads wrong values silently
     body[-1] ^= 1  # in the checksum: only a reader that goes to the end sees it
     path.write_bytes(header + b"ElementDataFile = LOCAL\n" + body)
     assert "damaged compressed data" in cause(path)
@@ -262,7 +260,7 @@ def test_affine_that_is_missing(tmp_path, write_nifti):
     path = patch(write_nifti("a.nii.gz"), (252, struct.pack("<2h", 0, 0)))  # qform_code, sform_code
     with pytest.raises(BadVolumesError, match="the affine is missing .neither qform nor sform is set."):
         prepare_volumes([VolumeSource(path, (path,))], tmp_path / "cache", progress=False)
-    assert load_volume(path)[0].shape == (10, 12, 14)  # what an inference reads goes back to the same grid
+    assert load_volume(path)[0].shape == (10, 12, 14)  # accepted for inference, whose result goes back to the same grid
 
 
 def test_affine_of_a_volume_far_away(write_nifti):

@@ -1,4 +1,4 @@
-"""MR: any intensities, as per mille between the percentiles 0.5 and 99.5 of the volume."""
+"""MR: any intensities, in per mille between the percentiles 0.5 and 99.5 of the volume."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RAMP = np.arange(1001).reshape(7, 11, 13)  # percentiles of 0 to 1000: 5 and 995
         (RAMP.astype(np.uint16) + 60000, (1.0, 0.0), (60005, 60995)),  # beyond int16
         (RAMP / 1000, (1.0, 0.0), (0.005, 0.995)),
         (RAMP.astype(np.int16), (2.0, -100.0), (-90, 1890)),
-        (RAMP[::-1, ::-1, ::-1].astype(np.int16), (-1.0, 1000.0), (5, 995)),  # a slope below 0 turns the order round
+        (RAMP[::-1, ::-1, ::-1].astype(np.int16), (-1.0, 1000.0), (5, 995)),  # a negative slope reverses the order
     ],
     ids=["int16", "uint16", "unit", "scaled", "negative"],
 )
@@ -83,7 +83,7 @@ def test_ct_is_noted() -> None:
 
 @pytest.fixture
 def mr(write_nifti: Callable[..., Path], tmp_path: Path) -> Path:
-    """A folder with an MR that no CT could be, and its label map."""
+    """A folder with an MR volume that cannot be CT, and its label map."""
     write_nifti("data/mr.nii.gz", (RAMP * 40).astype(np.uint16))
     write_nifti("data/mr_seg.nii.gz", (RAMP % 3).astype(np.uint8))
     return tmp_path / "data"

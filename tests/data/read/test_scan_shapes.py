@@ -1,4 +1,4 @@
-"""Sizes of scans after they are resampled, from their headers."""
+"""Sizes of scans after resampling, computed from their headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every decoder of deflated data must keep: checksums, the end of the data, and a bound on what it hands out."""
+"""Promises of every decoder of deflated data: verified checksums, verified end of data, bounded output."""
 
 from __future__ import annotations
 

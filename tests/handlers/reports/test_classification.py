@@ -31,7 +31,7 @@ PUBLISHED = {"source": "paper, Table 8", "accuracy": {"MiM 10k": 94.26}, "auc": 
 
 
 def batch_of(*names: str) -> SimpleNamespace:
-    """State of an evaluator after a batch: what was loaded stands beside the output."""
+    """State of an evaluator after a batch: the loaded items beside the output."""
     batch = [{"name": name, "group": f"patient_{name in 'ab'}", "source": f"/data/{name}"} for name in names]
     output = [{"label": torch.tensor(ROWS[name][0]), "pred": torch.tensor(ROWS[name][1])} for name in names]
     return SimpleNamespace(batch=batch, output=output, metrics={})
@@ -65,7 +65,7 @@ def test_output_that_is_not_finite_names_the_scan(scores):
 
 
 def test_processes_put_their_scans_together(scores, monkeypatch):
-    other = [ScoredScan("e", "p", "/data/e", 2, (0.0, 0.0, 1.0)), *scores._own]  # of few scans, all have all
+    other = [ScoredScan("e", "p", "/data/e", 2, (0.0, 0.0, 1.0)), *scores._own]  # few scans: every process has all
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("ignite.distributed.all_gather", lambda own: [own, other])
     assert scores.compute()["accuracy"] == 4 / 5
@@ -73,7 +73,7 @@ def test_processes_put_their_scans_together(scores, monkeypatch):
 
 
 def test_works_with_monais_evaluator(tmp_path):
-    """Names come through, the softmax is applied, and the figures are in the state."""
+    """Names are passed on, the softmax is applied, and the figures are in the state."""
     logits = torch.tensor([ROWS[name][1] for name in ROWS]).log()
     items = {"image": logits, "label": torch.tensor([row[0] for row in ROWS.values()])}
     items |= {key: [f"{key}_{name}" for name in ROWS] for key in ("name", "group", "source")}

@@ -42,7 +42,7 @@ def meta(volume: np.ndarray, shift: float = 0.0) -> MetaTensor:
 
 
 def case(name: str, missed: int, liver: bool = True, **changes: Any) -> dict[str, Any]:
-    """A spleen of 10x4x4 voxels of 10 mm³ whose first `missed` planes are not predicted, and a liver that is found."""
+    """A spleen of 10x4x4 voxels of 10 mm³ without its first `missed` planes in the prediction, and a correct liver."""
     label = np.zeros((1, 16, 8, 6), dtype=np.uint8)
     label[0, 2:12, 2:6, 1:5] = 1
     if liver:
@@ -55,7 +55,7 @@ def case(name: str, missed: int, liver: bool = True, **changes: Any) -> dict[str
 
 
 class Network(torch.nn.Module):
-    """Does nothing; the post-processing brings the prediction."""
+    """Returns the image; the prediction comes from the post-processing."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the image."""
@@ -67,7 +67,7 @@ def post(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(cases: list[dict[str, Any]], scores: CaseScores, *handlers: Any) -> None:
-    """As a bundle does: batches of one, scored after the post-processing."""
+    """Evaluate as a bundle does: batches of one, scored after the post-processing."""
     items = [{**each, "made": each["pred"]} for each in cases]
     loader = DataLoader(Dataset(items), batch_size=1, num_workers=0)
     evaluator = SupervisedEvaluator(
@@ -90,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = CaseScores(LABELS, TOLERANCE)
     cases = [case("b/10", 0), case("b/9", 5, liver=False), case("a", 2), case("c", 10)]
     cases[1]["pred"][0, 15, 0, 0] = 2  # a voxel of liver where there is none
-    run(cases[:1], scores)  # the next run starts from nothing
+    run(cases[:1], scores)  # the next run starts empty
     run(cases, scores, report(scores, folder))
     return folder
 
@@ -210,7 +210,7 @@ def test_cases_of_two_processes_count_once(tmp_path: Path, monkeypatch: pytest.M
     assert [result.name for result in first.gather()] == [result.name for result in second.gather()] == ["a", "b", "c"]
     monkeypatch.setattr(idist, "get_rank", lambda: 1)
     report(second, tmp_path)(SimpleNamespace())  # type: ignore[arg-type]
-    # the second process draws what it has, and writes nothing else
+    # the second process draws pictures of its cases, and writes nothing else
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best_a.png", "median_c.png"]
     monkeypatch.setattr(idist, "get_rank", lambda: 0)
     report(first, tmp_path)(SimpleNamespace())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Names and colours as ITK-SNAP and 3D Slicer read them."""
+"""Files with names and colours of the classes for ITK-SNAP and 3D Slicer."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""A saved label map lies on its scan: by world coordinates, whatever axes, tilt, spacing and format the scan has.
+"""A saved label map lies on its scan in world coordinates, whatever axes, tilt, spacing and format the scan has.
 
-A block of known place is segmented by a threshold in place of a network, through the transforms of the bundles.
+A block at a known position is segmented by a threshold in place of a network, through the transforms of the bundles.
 """
 
 import gzip
@@ -127,12 +127,12 @@ def save_scan(path, affine, voxels=None):
 
 
 def world_centre(image):
-    """Centre of what is labelled, mm RAS."""
+    """Centre of the labelled voxels, mm RAS."""
     return nib.affines.apply_affine(image.affine, np.argwhere(np.asanyarray(image.dataobj)).mean(0))
 
 
 def check_place(saved, affine):
-    """The centre lies where the block's does, within half a voxel of the scan; in mm RAS."""
+    """Check that the centre, mm RAS, is that of the block within half a voxel of the scan."""
     away = np.linalg.inv(affine[:3, :3]) @ (world_centre(saved) - nib.affines.apply_affine(affine, CENTRE))
     assert np.abs(away).max() < 0.5, f"{away} voxels away"
 

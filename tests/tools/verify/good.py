@@ -1,4 +1,4 @@
-"""A bundle in which nothing is found, and what the tests do with it."""
+"""A bundle without findings, and helpers to modify and check it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_archive_that_does_more_than_unpack(bundle: Path, extra: Callable[[zipfi
 def test_archive_that_cannot_be_judged(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zipped(bundle)
     content = bytearray(path.read_bytes())
-    content[content.rindex(b"PK\x01\x02") + 8] |= 1  # in the list at the end: encrypted
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1  # in the central directory: encrypted
     path.write_bytes(content)
     assert only(judge_bundle(path)).why == "is encrypted and cannot be judged"
     monkeypatch.setattr(bundles, "MOST_FILES", 2)

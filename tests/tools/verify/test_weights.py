@@ -17,7 +17,7 @@ from tests.tools.verify.good import only, write
 
 
 class RunsCode:
-    """What an attacker pickles: reading it makes a folder."""
+    """An attacker's pickle: loading it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
