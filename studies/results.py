@@ -1,6 +1,7 @@
 """Results of a study: one JSON line per cell that was done or failed, added to and never changed.
 
-A line holds name and digest of the cell. Lines of other definitions of a cell stay in the file and are not read.
+A line holds name and digest of the cell. Lines of other definitions of a cell stay in the file and are not read. A cell
+that a study has taken over from the one that it extends, digest and all, has the line of that study until it has its own.
 """
 
 from __future__ import annotations
@@ -31,18 +32,33 @@ def results_file(study: Study, path: Path | None = None) -> Path:
 def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
     """The newest line of every cell as the study file defines it now, by name; a cell that was done stays done.
 
+    Cells that an earlier round has done, and that are defined alike, are read from its file beside `path`.
+
     Raises:
         StudyError: a line is no result; names it.
     """
+    found = _lines(path, study, study.name)
+    for name in study.earlier:
+        earlier = _lines(path.with_name(f"{name}.jsonl"), study, name)
+        found |= {
+            cell: line
+            for cell, line in earlier.items()
+            if line["state"] == DONE and found.get(cell, {}).get("state") != DONE
+        }
+    return found
+
+
+def _lines(path: Path, study: Study, owner: str) -> dict[str, dict[str, Any]]:
+    """The lines of one file that a study of this name has written of cells that `study` has too."""
     found: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             line = json.loads(text)
-            name, digest, state, owner = line["cell"], line["digest"], line["state"], line["study"]
+            name, digest, state, writer = line["cell"], line["digest"], line["state"], line["study"]
         except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"{path}: line {number} is no result of a study ({error!r}).") from error
         cell = study.cells.get(name)
-        if cell is None or owner != study.name or digest != cell.digest:
+        if cell is None or writer != owner or digest != cell.digest:
             continue
         if found.get(name, {}).get("state") != DONE or state == DONE:
             found[name] = line
