@@ -1,7 +1,7 @@
 """Results of a study: one JSON line per cell that was done or failed, added to and never changed.
 
 A line holds name and digest of the cell. Lines of other definitions of a cell stay in the file and are not read. A cell
-that a study has taken over from the one that it extends, digest and all, has the line of that study until it has its own.
+that is defined alike in the study that this one extends has the line of that study until it has its own.
 """
 
 from __future__ import annotations
