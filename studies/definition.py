@@ -4,7 +4,8 @@ A study is arms x label counts x seeds. A cell is a few bundle commands: the pre
 fine-tuning and evaluation of an arm, number of labelled patients and seed. A fine-tuning needs the pre-training of its
 arm, if the arm has one: that of the same seed, or, to save time, that of the study's `pretraining_seed`.
 
-A later round `extends` the file of an earlier one: it states the keys that differ and inherits the rest.
+A later round `extends` the file of an earlier one: it states the keys that differ and inherits the rest. Cells that
+stay the same are not run again: their results are those of the earlier round.
 
 Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
 `{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
@@ -19,7 +20,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ class Study:
     """A validated study file.
 
     Args:
-        path: JSON file; a folder of the same name beside it, or beside the file that it extends, holds the metadata
-            of the fine-tuning bundle.
+        path: JSON file; a folder of the same name beside it, or beside the first file that it extends, holds the
+            metadata of the fine-tuning bundle.
 
     Attributes:
         cells: cells by name, in the order in which they run.
+        earlier: names of the studies that it extends, latest first.
 
     Raises:
         StudyError: the file is invalid; names the key, its value and what was expected.
@@ -100,14 +102,10 @@ class Study:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.content = _read(self.path)
-        self.bundle = self.path.with_suffix("")  # folder with the metadata of the fine-tuning bundle
-        if "extends" in self.content:
-            earlier = self.path.parent / self._take("extends", str)
-            self.bundle = earlier.with_suffix("")
-            if "extends" in (base := _read(earlier)):
-                raise self.fault("'extends'", f"names {earlier.name}, which itself extends a study; name that study.")
-            self.content = _extended(base, self.content)
+        rounds = _rounds(self.path)
+        self.bundle = rounds[-1][0].with_suffix("")  # folder with the metadata of the fine-tuning bundle
+        self.earlier = [str(content.get("name")) for _, content in rounds[1:]]
+        self.content = reduce(lambda base, own: _extended(base, own[1]), reversed(rounds), {})
         self.name: str = self._take("name", str)
         self.seeds: list[int] = self._take("seeds", list)
         self.labels: list[int] = self._take("labels", list)
@@ -235,6 +233,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StudyError(f"{path}: must hold a JSON object, got {type(content).__name__}.")
     return content
+
+
+def _rounds(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A study file and the files that it extends, latest first, each with its content."""
+    rounds = [(path, _read(path))]
+    while "extends" in rounds[-1][1]:
+        file, content = rounds[-1]
+        if not isinstance(name := content["extends"], str):
+            raise StudyError(f"{file}: 'extends' must be the name of a study file, got {name!r}.")
+        earlier = file.parent / name
+        if earlier in [known for known, _ in rounds]:
+            raise StudyError(f"{file}: 'extends' names {name}, which leads back to itself.")
+        rounds.append((earlier, _read(earlier)))
+    return rounds
 
 
 def _inherit(path: Path, arms: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Results of a study: an append-only file with a JSON line per finished or failed cell.
 
 A line contains name and digest of its cell. Lines of a cell that was defined differently stay in the file and are
-ignored.
+ignored. A cell that is defined identically in an earlier round has the line of that round until it has its own.
 """
 
 from __future__ import annotations
@@ -32,18 +32,33 @@ def results_file(study: Study, path: Path | None = None) -> Path:
 def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
     """The newest line of every cell as currently defined, by name; a cell that was done stays done.
 
+    Finished cells of earlier rounds that are defined identically are read from the files of these rounds beside `path`.
+
     Raises:
         StudyError: a line is not a result; names it.
     """
+    found = _lines(path, study, study.name)
+    for name in study.earlier:
+        earlier = _lines(path.with_name(f"{name}.jsonl"), study, name)
+        found |= {
+            cell: line
+            for cell, line in earlier.items()
+            if line["state"] == DONE and found.get(cell, {}).get("state") != DONE
+        }
+    return found
+
+
+def _lines(path: Path, study: Study, owner: str) -> dict[str, dict[str, Any]]:
+    """Lines that the study named `owner` wrote to a file, for cells that are also part of `study`."""
     found: dict[str, dict[str, Any]] = {}
     for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             line = json.loads(text)
-            name, digest, state, owner = line["cell"], line["digest"], line["state"], line["study"]
+            name, digest, state, writer = line["cell"], line["digest"], line["state"], line["study"]
         except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"{path}: line {number} is not a result of a study ({error!r}).") from error
         cell = study.cells.get(name)
-        if cell is None or owner != study.name or digest != cell.digest:
+        if cell is None or writer != owner or digest != cell.digest:
             continue
         if found.get(name, {}).get("state") != DONE or state == DONE:
             found[name] = line

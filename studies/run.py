@@ -27,7 +27,7 @@ from types import FrameType
 from typing import IO, Any
 
 from mim_components.utils.files import append_line, read_rows
-from studies.definition import ROOT, Cell, Study, StudyError
+from studies.definition import ENCODER, ROOT, Cell, Study, StudyError
 from studies.results import DONE, FAILED, append_result, facts_of, outcome_of, read_results
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,10 @@ class Runner:
         self._states = {name: line["state"] for name, line in read_results(results, study).items()}
         if retry:
             self._states = {name: state for name, state in self._states.items() if state == DONE}
+        for name in {cell.needs for cell in cells if cell.needs and cell.name not in self._states}:
+            if self._states.get(name) == DONE and not self._has_encoder(study.cells[name]):
+                logger.info("%s: done before, but its encoder is not in %s; running it again", name, self.work)
+                del self._states[name]
 
     def run(self, jobs: int) -> dict[str, str]:
         """Run up to `jobs` cells at a time; returns the state of every cell that has one.
@@ -207,9 +211,13 @@ class Runner:
                 logger.info("%s: another process runs it", cell.name)
                 return None
             line = read_results(self.results, self.study).get(cell.name, {})
-            if line.get("state") == DONE:  # meanwhile, by another process
+            if line.get("state") == DONE and self._has_encoder(cell):  # meanwhile, by another process
                 return DONE
             return self._run_commands(cell, lock)
+
+    def _has_encoder(self, cell: Cell) -> bool:
+        """Whether the encoder that other cells need from this one is in the working folder; True for fine-tunings."""
+        return cell.phase != "pretraining" or (self.work / "cells" / cell.folder / ENCODER).exists()
 
     def _run_commands(self, cell: Cell, lock: IO[str]) -> str:
         folder = self.work / "cells" / cell.folder
@@ -303,6 +311,7 @@ def read_again(study: Study, results: Path, work: Path) -> list[str]:
         folder = work / "cells" / study.cells[name].folder
         if (
             line["state"] != DONE
+            or line["study"] != study.name
             or not folder.is_dir()
             or any(line[key] != cost for key, cost in cost_of(folder).items())
         ):

@@ -194,7 +194,10 @@ def cells(evidence: Evidence) -> list[str]:
     failed = [line for line in evidence.results.values() if line["state"] == FAILED]
     causes = "\n".join(f"- `{line['cell']}` failed: {line['cause']}" for line in failed)
     text = f"Cells done of those planned; an empty field was not planned, '{NOT_RUN}' has no result yet."
-    return ["### Cells", text, markdown_table(rows), *([causes] if causes else [])]
+    name = evidence.study.name
+    taken = [f"`{line['cell']}` of `{line['study']}`" for line in evidence.done if line["study"] != name]
+    shared = f"Run in an earlier round that defines them identically: {', '.join(taken)}."
+    return ["### Cells", text, markdown_table(rows), *([shared] if taken else []), *([causes] if causes else [])]
 
 
 def _count(planned: int, done: int, failed: int) -> str:

@@ -60,8 +60,12 @@ def test_a_later_round_states_what_differs(small: dict[str, Any], write: Write) 
         else:
             assert cell.options == {**one.cells[name].options, "lr": 3}
     third = first.with_name("third.json")
-    third.write_text(json.dumps({"extends": "second.json", "name": "third"}))
-    with pytest.raises(StudyError, match=r"'extends' names second.json, which itself extends a study"):
+    third.write_text(json.dumps({"extends": "second.json", "name": "third", "seeds": [0, 1]}))
+    three = Study(third)
+    assert (three.earlier, three.bundle) == (["second", "small"], one.bundle)
+    assert {name: three.cells[name] for name in two.cells} == two.cells and len(three.cells) == 2 * len(two.cells)
+    second.write_text(json.dumps({"extends": "third.json", "name": "second"}))
+    with pytest.raises(StudyError, match=r"second.json: 'extends' names third.json, which leads back to itself"):
         Study(third)
 
 

@@ -29,6 +29,26 @@ def test_lines_of_other_definitions_are_not_read(small: dict[str, Any], write: W
         read_results(results, study)
 
 
+def test_a_cell_that_an_earlier_round_has_done_counts(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    first = write(small)
+    second = first.with_name("second.json")
+    second.write_text(json.dumps({"extends": first.name, "name": "second", "pretraining": {"options": {"alpha": 1}}}))
+    one, two = Study(first), Study(second)
+    for line in (
+        tuned(one, one.cells["scratch/1/seed0"], [0.5, 0.5], [0.5, 0.5]),  # unchanged in the second round
+        tuned(one, one.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]),  # in the second round after another pre-training
+    ):
+        append_result(tmp_path / "small.jsonl", line)
+    results = tmp_path / "second.jsonl"
+    assert {name: line["study"] for name, line in read_results(results, two).items()} == {"scratch/1/seed0": "small"}
+    own = tuned(two, two.cells["scratch/1/seed0"], [0.75, 0.75], [0.75, 0.75])
+    append_result(results, {**own, "state": "failed"})
+    assert read_results(results, two)["scratch/1/seed0"]["study"] == "small"
+    append_result(results, own)
+    assert read_results(results, two)["scratch/1/seed0"]["study"] == "second"
+    assert read_results(tmp_path / "small.jsonl", one)["scratch/1/seed0"]["study"] == "small"
+
+
 def test_status_names_failed_cells(
     small: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

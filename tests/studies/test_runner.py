@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,29 @@ def test_a_failed_cell_stops_only_what_needs_it(
     assert runner(study, tmp_path).run(jobs=1) == states and commands.ran == []  # a failed cell stays failed
     states = runner(study, tmp_path, retry=True).run(jobs=1)
     assert set(states.values()) == {"done"} and commands.ran == ["mim/train", "mim/probe", "mim/train", "mim/evaluate"]
+
+
+def test_an_encoder_that_is_not_here_is_made_again(
+    small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path
+) -> None:
+    study = Study(write(small))
+    name = "mim/pretraining/seed0"
+    Runner(study, [study.cells[name]], tmp_path, tmp_path / "work", tmp_path / "results.jsonl", "abc").run(jobs=1)
+    encoder = tmp_path / "work" / "cells" / study.cells[name].folder / "models" / "encoder.safetensors"
+    encoder.parent.mkdir()
+    encoder.touch()
+
+    def run(work: str) -> list[str]:
+        commands.ran = []
+        cells = [study.cells[name], study.cells["mim/1/seed0"]]
+        Runner(study, cells, tmp_path, tmp_path / work, tmp_path / f"{work}.jsonl", "abc").run(jobs=1)
+        return commands.ran
+
+    for work in ("work", "elsewhere"):
+        shutil.copy(tmp_path / "results.jsonl", tmp_path / f"{work}.jsonl")
+    assert run("work") == ["mim/train", "mim/evaluate"]
+    assert run("elsewhere") == ["mim/train", "mim/probe", "mim/train", "mim/evaluate"]
+    assert run("elsewhere") == []  # no remaining cell needs it
 
 
 def test_no_two_processes_take_a_cell(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:
@@ -149,7 +173,7 @@ def test_commit_of_the_tree(
     (tmp_path / "code.py").write_text("")
     git("add", "--all")
     git("commit", "--quiet", "--message", "first")
-    results.write_text("a result")  # the study's own, which does not count
+    results.write_text("a result")  # written by the study itself, so not counted
     assert commit_of_tree(study, results) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "code.py").write_text("changed")
     assert commit_of_tree(study, results) == (git("rev-parse", "HEAD"), True)

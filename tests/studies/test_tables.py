@@ -64,6 +64,14 @@ def test_fine_tunings_need_all_seeds(small: dict[str, Any], write: Write) -> Non
     assert "| not run |  | -12.5 [-12.5, -12.5], 1 of 2 seeds | cannot tell |" in text[2]
 
 
+def test_cells_of_an_earlier_round_are_named(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(small))
+    line = tuned(study, study.cells["scratch/1/seed0"], [0.5, 0.5], [0.5, 0.5])
+    named = "Run in an earlier round that defines them identically: `scratch/1/seed0` of `first`."
+    assert tables.cells(Evidence(study, {line["cell"]: line | {"study": "first"}}))[-1] == named
+    assert named not in tables.cells(Evidence(study, {line["cell"]: line}))
+
+
 def test_counts_of_cells(small: dict[str, Any], write: Write) -> None:
     small["seeds"] = [0, 1]
     small["pretraining_seed"] = 0
