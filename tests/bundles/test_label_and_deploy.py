@@ -1,7 +1,7 @@
-"""MONAI Label and MONAI Deploy take the inference of a bundle from `inference.json`, as it is.
+"""MONAI Label and MONAI Deploy run the inference of a bundle from its unchanged `inference.json`.
 
-Both are large (MONAI Deploy brings a CUDA library), so what they do with the file is repeated here by a stand-in; their
-own classes run where they are installed. `docs/serve.md` says how to serve a bundle.
+Both are large (MONAI Deploy needs a CUDA library), so stand-ins repeat here what they do with the file; their own
+classes are tested if they are installed. `docs/serve.md` describes how to serve a bundle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Build an extension by name, unoptimised: it runs for seconds. The last line printed is its file.
+"""Build an extension by name, without optimisation, since it runs only for seconds. The last line printed is its file.
 
-It is built in the working folder: a build in PyTorch's own folder that was killed leaves a lock there, for which
-all later ones wait without end.
+It is built in the working folder: a killed build in PyTorch's own folder leaves a lock there, on which all later builds
+wait forever.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Two devices that are none: fake CUDA tensors, and a second device that errors when devices mix.
+"""Two simulated devices: fake CUDA tensors, and a second device that errors when devices mix.
 
-Each needs a small extension in C++, built for its test file, and a process of its own: what it
-tells PyTorch cannot be taken back. So a test file starts a program beside it, which writes down what it saw.
+Each needs a small C++ extension, built for its test file, and a process of its own, since what it registers with
+PyTorch cannot be undone. A test file therefore starts the program beside it, which writes its observations to a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Steps of all networks on fake CUDA tensors, under CUDA's autocast rules; run by test_fake.py.
 
-A fake tensor has a shape, a type and a device, and no memory: on a machine without CUDA too, operators that mix devices
-or read a value fail. `python fake.py EXTENSION RESULT`.
+A fake tensor has a shape, a type and a device, but no memory: operators that mix devices or read a value fail even on
+a machine without CUDA. `python fake.py EXTENSION RESULT`.
 """
 
 import json

@@ -35,11 +35,11 @@ class Damage:
     """A bad file.
 
     Args:
-        id: of the row.
-        name: of the file.
-        fault: what is wrong with it.
-        injection: how.
-        cause: part of what is said of it.
+        id: id of the row.
+        name: name of the file.
+        fault: what is wrong with the file.
+        injection: how the fault is made.
+        cause: part of the cause that must be reported.
         make: writes the file; receives its path and that of a good scan beside it.
     """
 

@@ -1,4 +1,4 @@
-"""Start `python -m monai.bundle`, or a program, without the seconds that imports take: a process that has them forks.
+"""Start `python -m monai.bundle` or a program without seconds of imports, by forking a process that has done them.
 
 Reads requests from stdin, one JSON object a line: `program` (file; null for the module), `argv` (after its name),
 `environment` (added), `cwd`, `log` (file for stdout and stderr). Answers with the process id. When that process ends,

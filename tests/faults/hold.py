@@ -15,12 +15,12 @@ from mim_components.run.folder import RunFolder
 class Hold:
     """Create a file at a step and wait until it is removed, so that faults occur at exact places on any machine.
 
-    It stands for a bundle's progress bar or pictures, whose drawing takes longer than these runs.
+    It replaces a bundle's progress bar or pictures, whose drawing takes longer than these runs.
 
     Args:
-        event: name of ignite's event.
-        step: at which; 0 = never.
-        file: that is made.
+        event: name of Ignite's event.
+        step: step to wait at; 0 = never.
+        file: file to create.
     """
 
     def __init__(self, event: str = "ITERATION_STARTED", step: int = 0, file: str = "") -> None:
@@ -46,15 +46,15 @@ class Ballast:
     """A handler whose state in the checkpoint is so large that writing it takes a while.
 
     Args:
-        folder: of the run.
-        size: bytes.
+        folder: run folder.
+        size: size of the state in bytes.
     """
 
     def __init__(self, folder: RunFolder, size: int) -> None:
         self.folder, self.size = folder, size
 
     def attach(self, engine: Engine) -> None:
-        """Have it saved."""
+        """Register the state for the checkpoint."""
         self.folder.keep("ballast", self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class FailOnRank:
     """Raise ValueError after a step, in one process.
 
     Args:
-        rank: of the process.
-        step: after which.
+        rank: rank of the process.
+        step: step after which it fails.
     """
 
     def __init__(self, rank: int, step: int) -> None:

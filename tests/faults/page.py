@@ -79,14 +79,14 @@ def read_results(page: Path) -> dict[str, str]:
 
 
 def write_page(page: Path, results: Mapping[str, str]) -> str:
-    """Put the table into the page; a row that was not run keeps its result if its text is the same.
+    """Write the table to the page; a row that was not run keeps its result if its text is unchanged.
 
     Args:
-        page: with the lines START and END.
-        results: by id, of the rows that were run.
+        page: page that contains the lines START and END.
+        results: results of the rows that were run, by id.
 
     Returns:
-        What was done.
+        A summary of what was written.
     """
     before, start, rest = page.read_text().partition(f"{START}\n")
     _, end, after = rest.partition(f"\n{END}")

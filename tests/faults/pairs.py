@@ -21,10 +21,10 @@ class PairDamage:
     """A bad case of an image and its label map.
 
     Args:
-        id: of the row.
-        fault: what is wrong.
-        injection: how.
-        cause: part of what is said of it.
+        id: id of the row.
+        fault: what is wrong with the case.
+        injection: how the fault is made.
+        cause: part of the cause that must be reported.
         make: changes copies of a good pair; receives the paths of image and label.
     """
 

@@ -104,7 +104,7 @@ class Run:
 
     Attributes:
         output: its output folder.
-        pid: of the process, and of its group.
+        pid: id of the process, and of its group.
     """
 
     def __init__(self, output: Path, log: Path, process: subprocess.Popen[bytes] | None, pid: int) -> None:
@@ -174,7 +174,7 @@ class Server:
     """A fork server, see fork_server.py.
 
     Args:
-        prefix: of its command.
+        prefix: words before its command.
     """
 
     def __init__(self, prefix: Sequence[str] = ()) -> None:
@@ -232,9 +232,9 @@ def configs(bundle: Bundle) -> tuple[str, str]:
 
 
 def hold(step: int, file: Path, event: str = "ITERATION_STARTED") -> dict[str, Any]:
-    """Value of the option `train::progress`: wait at a step (before validation and checkpoint) while a file is there.
+    """Value of the option `train::progress`: wait at a step (before validation and checkpoint) while a file exists.
 
-    As `train::pictures` (pre-training only) it comes after the checkpoint.
+    As `train::pictures` (pre-training only) it waits after the checkpoint.
     """
     return {**NOTHING, "event": event, "step": step, "file": str(file)}
 
@@ -252,14 +252,14 @@ def start(
     """Start a training of a bundle.
 
     Args:
-        bundle: that is run.
-        output: its output folder.
+        bundle: bundle to run.
+        output: output folder of the run.
         arguments: further arguments, such as "--config_file" and its value in place of the bundle's own.
-        environment: added to the environment.
-        prefix: what the command is given to, such as `unshare -rm sh -c "...; exec $@" sh`.
-        plain: start the interpreter anew, as a user does; with a prefix always.
-        forked_by: another fork server than the one that all share.
-        options: of the bundle, beside those of `bundle`.
+        environment: variables added to the environment.
+        prefix: words before the command, such as `unshare -rm sh -c "...; exec $@" sh`.
+        plain: start a new interpreter, as a user does; always so with a prefix.
+        forked_by: fork server to use instead of the shared one.
+        options: options of the bundle, in addition to those of `bundle`.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     log = output.parent / f"{output.name}_{uuid.uuid4().hex[:6]}.log"

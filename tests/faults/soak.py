@@ -2,9 +2,9 @@
 
     python -m tests.faults.soak --kills 30 --bundle pretrain --seed 0 --json soak.json
 
-Half of the signals are SIGKILL, half SIGTERM; half go to the main process only, half to its workers too. Runs are begun
-anew until so many kills are counted; a signal that comes too late to end a run is not. The exit code is 0 when every
-number of every iteration and the final weights are those of the run that was left alone, bit for bit, else 1.
+Half of the signals are SIGKILL, half SIGTERM; half go to the main process only, half to its workers too. Runs are
+started until the requested number of kills is reached; a signal too late to end a run does not count. The exit code is
+0 if every number of every iteration and the final weights equal those of the undisturbed run bit for bit, else 1.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Kill:
     """A signal that ended a run.
 
     Attributes:
-        signal: its name.
-        group: it went to the workers too.
-        workers: number of them.
-        seconds: after the start.
-        place: what the run was at.
+        signal: name of the signal.
+        group: whether the workers got it too.
+        workers: number of workers.
+        seconds: time of the signal after the start.
+        place: what the run was doing.
         code: exit code of the run.
     """
 

@@ -42,13 +42,13 @@ NAMES = ("a name.nii.gz", "Müller.nii.gz", "new\nline.nii.gz", 'it\'s "one".nii
 
 @dataclass(frozen=True)
 class Control:
-    """A scan that is fit.
+    """An odd but valid scan.
 
     Args:
-        id: of the row.
-        name: of the file.
-        what: it is.
-        note: part of what is remarked; empty = nothing.
+        id: id of the row.
+        name: name of the file.
+        what: what is odd about the scan.
+        note: part of the note that must be reported; empty = none.
         make: writes the file; receives its path and that of a plain scan.
     """
 

@@ -1,6 +1,6 @@
 """Runs of several processes, one of which dies, fails, hangs or is missing after a restart (gloo on the CPU).
 
-Where `torchrun` itself is not what is tested, the processes are begun as it begins them, without its imports.
+Except in tests of `torchrun` itself, the processes are started as by torchrun, but without its imports.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Holds:
     """Both processes wait at a step until they are released.
 
     Args:
-        folder: for their files.
-        step: at which.
+        folder: folder for their files.
+        step: step to wait at.
     """
 
     def __init__(self, folder: Path, step: int = 5) -> None:

@@ -67,8 +67,8 @@ class TrackingServer:
     """A real `mlflow server`.
 
     Args:
-        folder: of its store and log.
-        port: where it listens.
+        folder: folder of its store and log.
+        port: port on which it listens.
     """
 
     def __init__(self, folder: Path, store: str, port: int) -> None:

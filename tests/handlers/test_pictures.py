@@ -27,7 +27,7 @@ SCALE = IntensityScale(hu_window=RANGE)
 
 
 def make_dataset(folder: Path, level_sizes: list[tuple[int, ...]] = LEVELS, num_volumes: int = 1) -> KeyedDataset:
-    """Scans whose every voxel holds its own number, through the chain of the bundle."""
+    """Scans in which every voxel holds its own number, passed through the chain of the bundle."""
     items = []
     for number in range(num_volumes):
         np.save(folder / f"{number}.npy", np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE))

@@ -20,7 +20,7 @@ def encoder(preset="nano", in_channels=1):
 
 
 def random_masks(batch, tokens, ratio, seed=0):
-    """Masks `(batch, tokens)` of equal count, different in every row."""
+    """Masks `(batch, tokens)` that hide equally many tokens in every row, but different ones."""
     generator = torch.Generator().manual_seed(seed)
     visible = max(int(tokens * (1 - ratio) + 1e-9), 1)
     return torch.stack([torch.randperm(tokens, generator=generator) >= visible for _ in range(batch)])

@@ -18,7 +18,7 @@ RATIOS = (0.25, 0.6, 0.9)
 
 
 def random_masks(batch, tokens, ratio, seed=0):
-    """Masks `(batch, tokens)` of equal count, different in every row."""
+    """Masks `(batch, tokens)` that hide equally many tokens in every row, but different ones."""
     generator = torch.Generator().manual_seed(seed)
     visible = max(int(tokens * (1 - ratio) + 1e-9), 1)
     masked = torch.stack([torch.randperm(tokens, generator=generator) >= visible for _ in range(batch)])

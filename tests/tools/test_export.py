@@ -83,7 +83,7 @@ def check(path: Path, net: nn.Module, image: Tensor) -> None:
 def cases() -> Iterator[Any]:
     """Every network in every format; the exporter takes minutes for the graph of a Swin transformer.
 
-    The graph of swin_vit is the encoder of swin_unetr, whose .pt2 takes long enough.
+    The graph of swin_vit is the encoder of swin_unetr, whose .pt2 is slow enough.
     """
     for name in SIZES:
         for ending in (".ts", ".pt2", ".onnx"):

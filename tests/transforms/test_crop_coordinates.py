@@ -46,7 +46,7 @@ def cut(case, seed=0):
 def box_along(volume, axis, native, wanted):
     """First and last voxel of a crop along an axis, read from its corners after the resize.
 
-    Growing repeats the outermost voxels at the corners; shrinking puts there the mean of the first (last)
+    Growing repeats the outermost voxels at the corners; after shrinking, a corner holds the mean of the first (last)
     ceil(native / wanted) voxels, which lies (ceil(native / wanted) - 1) / 2 inside.
     """
     inset = (math.ceil(native / wanted) - 1) / 2

@@ -1,6 +1,6 @@
 """Geometry of the nested crops: counts, containment, overlap, and distribution of the draws.
 
-Everything is integers here; `transforms/test_crop.py` proves on intensities that the crops are cut where this says.
+Everything here is in integers; `transforms/test_crop_coordinates.py` verifies on intensities that crops are cut there.
 """
 
 import itertools
