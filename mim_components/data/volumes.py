@@ -39,6 +39,10 @@ class LabelMapError(VolumeError):
     """The voxels are those of a label map."""
 
 
+class ItemError(RuntimeError):
+    """An item cannot be made; names the volume and the cause."""
+
+
 @dataclass(frozen=True)
 class BadVolume:
     """A volume that failed a check.
@@ -284,26 +288,3 @@ def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
         f"median {text([median(axis) for axis in axes])} {unit}, "
         f"from {text([min(axis) for axis in axes])} to {text([max(axis) for axis in axes])}"
     )
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """Cheap indicators of a change in a source.
-
-    Attributes:
-        files: number of files.
-        size: bytes of all files.
-        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time changes even if a
-            copy keeps the old modification time.
-    """
-
-    files: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, files: tuple[Path, ...]) -> SourceState:
-        """State of the files now."""
-        infos = [path.stat() for path in files]
-        latest = max(max(info.st_mtime_ns, info.st_ctime_ns) for info in infos)
-        return cls(len(infos), sum(info.st_size for info in infos), latest)

@@ -14,9 +14,9 @@ from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
-from mim_components.data.load.dataset import ItemError
 from mim_components.data.names import hide, names_of_item
-from mim_components.data.prepare.memory import STATE, is_unchanged
+from mim_components.data.state import STATE, is_unchanged
+from mim_components.data.volumes import ItemError
 from mim_components.utils.files import write_safely
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
 from mim_components.utils.text import root_cause

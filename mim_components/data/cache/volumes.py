@@ -30,7 +30,8 @@ from mim_components.data.names import hide, names_of_source
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
 from mim_components.data.resample import Spacing
-from mim_components.data.volumes import CacheError, PreparedVolume, SourceState, VolumeSource
+from mim_components.data.state import SourceState
+from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
 from mim_components.utils.files import PARTIAL, as_size, sha256, write_safely
 
 logger = logging.getLogger(__name__)
