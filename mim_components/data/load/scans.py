@@ -29,11 +29,12 @@ from mim_components.data.names import natural_key
 from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
 from mim_components.data.read.limits import AIR_ONLY, MAX_VOXELS, check_file, check_header
 from mim_components.data.read.slices import HU_ADVICE, holds_slices, hu_to_8_bit, is_slice, read_slices, stack_slices
-from mim_components.data.read.volume import cause_of, inspect_source, load_volume, to_int16
-from mim_components.data.resample import as_spacing
+from mim_components.data.read.volume import cause_of, decode_volume, inspect_source, to_int16
+from mim_components.data.resample import Spacing, as_spacing
 from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
+    DataError,
     NoVolumesError,
     VolumeError,
     VolumeSource,
@@ -186,6 +187,34 @@ def scans_of(modality: str, max_voxels: int = MAX_VOXELS, spacing: Sequence[floa
     """
     check_modality(modality)
     return (MRScans if modality == "mr" else CTScans)(max_voxels, spacing)
+
+
+def load_volume(
+    source: VolumeSource | str | Path,
+    max_voxels: int = MAX_VOXELS,
+    spacing: Spacing | None = None,
+    modality: str = "ct",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume with axes reoriented to RAS: CT in HU, MR in per mille, see `to_per_mille`.
+
+    Args:
+        source: a volume source, a file, or the folder of one DICOM series.
+        max_voxels: largest number of voxels accepted.
+        spacing: target spacing, mm along R, A and S, see `resample`; None = native voxels.
+        modality: "ct" or "mr".
+
+    Returns:
+        int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
+
+    Raises:
+        BadVolumesError: the volume cannot be used; names the file and the cause.
+    """
+    source = as_source(source, modality)
+    try:
+        decoded = decode_volume(source, inspect_source(source, max_voxels), modality).at(spacing, max_voxels)
+    except (DataError, OSError) as error:
+        raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
+    return decoded.voxels, decoded.affine
 
 
 class NativeScans:

@@ -14,7 +14,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.find.sources import as_source
 from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.limits import (
     MAX_VOXELS,
@@ -28,7 +27,7 @@ from mim_components.data.read.mr import to_per_mille
 from mim_components.data.read.parts import scaled_parts
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
-from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
+from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
 _INT16 = np.iinfo(np.int16)
@@ -63,34 +62,6 @@ class DecodedVolume:
             return self
         voxels, affine = resample(self.voxels, self.affine, spacing, max_voxels)
         return replace(self, voxels=voxels, affine=affine)
-
-
-def load_volume(
-    source: VolumeSource | str | Path,
-    max_voxels: int = MAX_VOXELS,
-    spacing: Spacing | None = None,
-    modality: str = "ct",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read a volume with axes reoriented to RAS: CT in HU, MR in per mille, see `to_per_mille`.
-
-    Args:
-        source: a volume source, a file, or the folder of one DICOM series.
-        max_voxels: largest number of voxels accepted.
-        spacing: target spacing, mm along R, A and S, see `resample`; None = native voxels.
-        modality: "ct" or "mr".
-
-    Returns:
-        int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
-
-    Raises:
-        BadVolumesError: the volume cannot be used; names the file and the cause.
-    """
-    source = as_source(source, modality)
-    try:
-        decoded = decode_volume(source, inspect_source(source, max_voxels), modality).at(spacing, max_voxels)
-    except (DataError, OSError) as error:
-        raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
-    return decoded.voxels, decoded.affine
 
 
 def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:
