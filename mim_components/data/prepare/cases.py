@@ -15,12 +15,11 @@ from typing import Any
 import ignite.distributed as idist
 
 from mim_components.data.cases import NO_DATA, Case, CaseChecker, CheckResult, FoundCases
-from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
 from mim_components.data.prepare.memory import CheckMemory, bad_volume
 from mim_components.data.prepare.phase import check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
-from mim_components.data.prepare.report import count_rows, data_report
+from mim_components.data.prepare.report import count_rows, data_report, datalist_of
 from mim_components.data.prepare.splits import Division, divide, take_share
 from mim_components.data.prepare.team import Team
 from mim_components.data.state import files_in, state_of, state_text
