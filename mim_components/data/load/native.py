@@ -20,7 +20,8 @@ from mim_components.data.find.sources import as_source
 from mim_components.data.load.scans import volumes_at
 from mim_components.data.read.headers import VolumeHeader, first_bytes, read_header
 from mim_components.data.read.limits import AIR_ONLY, MAX_VOXELS, check_file, check_header
-from mim_components.data.read.volume import cause_of, inspect_source, to_int16
+from mim_components.data.read.stored import to_int16
+from mim_components.data.read.volume import cause_of, inspect_source
 from mim_components.data.volumes import VolumeError, VolumeSource, suffix_of
 from mim_components.utils.text import counted
 

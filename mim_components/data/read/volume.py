@@ -20,17 +20,14 @@ from mim_components.data.read.limits import (
     check_affine,
     check_file,
     check_header,
-    check_intensities,
     note_geometry,
 )
-from mim_components.data.read.mr import to_per_mille
-from mim_components.data.read.parts import scaled_parts
+from mim_components.data.read.stored import to_int16, to_per_mille
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
 from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
-_INT16 = np.iinfo(np.int16)
 _BLOCK = (64, 64, 16)  # voxels transposed at a time
 
 
@@ -207,38 +204,3 @@ def _read_series(source: VolumeSource, header: VolumeHeader, digest: hashlib._Ha
 
 def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1][:200]
-
-
-def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str], int]:
-    """Scale to HU, check and round; returns voxels int16 `(H, W, D)`, notes, and the number of different values.
-
-    Args:
-        raw: stored voxels (H, W, D).
-        scale: slope and intercept from stored value to HU.
-
-    Raises:
-        VolumeError: not finite, or no CT in HU.
-    """
-    total = raw.size
-    if not any(raw.strides):
-        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`, so one is enough
-    voxels = np.empty(raw.shape, dtype=np.int16, order="F")
-    histogram = np.zeros(2**16, dtype=np.int64)
-    low, high, clipped, unfit, whole = np.inf, -np.inf, 0, 0, True
-    for part, values in scaled_parts(raw, scale):
-        if values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            if not finite.all():
-                unfit += int((~finite).sum())
-                continue
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if values.dtype != np.int16:
-            clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
-            rounded = np.rint(values)
-            whole = whole and np.array_equal(values, rounded)
-            values = np.clip(rounded, _INT16.min, _INT16.max)
-        voxels[part] = values
-        histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
-    if unfit:
-        raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
-    return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))
