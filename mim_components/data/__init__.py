@@ -1,4 +1,7 @@
-"""What `monai.data` lacks, in the order in which a scan passes through it: find, read, check, cache, prepare, load."""
+"""What `monai.data` lacks. Each room imports only those before it: read, find, check, cache, prepare, load.
+
+Finding comes after reading, because the headers of DICOM files say which of them are one scan.
+"""
 
 from mim_components.data.cache.transforms import TransformCache
 from mim_components.data.cache.volumes import open_cached
