@@ -6,7 +6,7 @@ Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -274,9 +274,9 @@ def a_volume(modality: str) -> str:
     return {"ct": "a CT volume", "mr": "an MR volume"}[modality]
 
 
-def per_axis(values: Sequence[float]) -> str:
-    """Format as `1.5 x 1.5 x 2`."""
-    return " x ".join(f"{value:.6g}" for value in values)
+def per_axis(values: Iterable[float], digits: int = 6) -> str:
+    """Numbers as `1.5 x 1.5 x 2`, each rounded to so many significant digits."""
+    return " x ".join(f"{value:.{digits}g}" for value in values)
 
 
 def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
