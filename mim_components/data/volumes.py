@@ -5,7 +5,6 @@ Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_components.utils.files import text_digest
 from mim_components.utils.text import counted, printable
 
 GIB = 2**30
@@ -241,7 +241,7 @@ class PreparedDataset:
     @property
     def digest(self) -> str:
         """The sha256 over the sorted digests of the volumes: equal for the same data in another place."""
-        return hashlib.sha256("\n".join(sorted(volume.digest for volume in self.volumes)).encode()).hexdigest()
+        return text_digest("\n".join(sorted(volume.digest for volume in self.volumes)))
 
     @property
     def contents(self) -> dict[str, str]:

@@ -227,6 +227,11 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """Hexadecimal sha256 of a text; bytes of file names in it that are not UTF-8 count as they are."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from mim_components.data.prepare.splits import Division, divide, take_share
 from mim_components.data.prepare.team import Team
 from mim_components.data.state import files_in, state_of, state_text
 from mim_components.data.volumes import BadVolume, DataError
-from mim_components.utils.files import write_text_safely
+from mim_components.utils.files import text_digest, write_text_safely
 from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -278,7 +277,7 @@ def _prepared(
         unlabelled=[_item(case) for case in found.unlabelled],
         bad=checked.bad,
         notes=notes,
-        digest=hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+        digest=text_digest("\n".join(lines)),
         counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
     )
 

@@ -7,7 +7,6 @@ Lines are appended as results arrive, so that a killed run loses nothing.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from mim_components.data.names import hide
 from mim_components.data.read.volume import cause_of
 from mim_components.data.state import state_of
 from mim_components.data.volumes import BadVolume, DataError, LabelMapError, VolumeError
-from mim_components.utils.files import sha256
+from mim_components.utils.files import sha256, text_digest
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class CheckMemory:
     def _key(self, part: str, paths: Sequence[Path], name: str = "") -> str:
         # a cause may name files, by paths or digests: it is valid only for a volume of the same name
         text = "\n".join([self._check, part, name, *(os.path.abspath(path) for path in paths)])
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return text_digest(text)[:32]
 
 
 class RecordLines:
