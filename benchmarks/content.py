@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.report import add_report_options, report, size_option
 from mim_components.data import find_sources
-from mim_components.data.read.volume import load_volume
+from mim_components.data.load.scans import load_volume
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.transforms.geometry import CHILD_CONTENT
 from mim_components.transforms.resize import resize_volumes

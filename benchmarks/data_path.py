@@ -33,8 +33,8 @@ from torch import Tensor
 from benchmarks.data_stores import WINDOW, Store, blosc_store, map_store, monai_store, noisy_ct
 from benchmarks.report import add_report_options, measure, report, size_option
 from mim_components.data import find_sources, open_cached, prepare_volumes
+from mim_components.data.load.scans import load_volume
 from mim_components.data.read import stream
-from mim_components.data.read.volume import load_volume
 from mim_components.transforms.crop import MultiLevelCropMask
 from mim_components.transforms.geometry import LevelGeometry, draw_geometry
 from mim_components.transforms.resize import resize_volumes

@@ -173,19 +173,19 @@ def unpatchify(tokens: Tensor, grid: Grid, patch_size: int) -> Tensor:
     return blocks.reshape(b, -1, h * p, w * p, d * p)
 
 
-def standardize_tokens(tokens: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
-    """Give each token `(..., P)` mean 0 and (biased) variance v / (v + floor): MAE's normalised target, with a floor.
+def standardize_tokens(tokens: Tensor) -> Tensor:
+    """Give each token `(..., P)` mean 0 and (biased) variance v / (v + `VARIANCE_FLOOR`): MAE's target, with a floor.
 
     So a textured token has a variance of nearly 1, and noise of 10 HU in air one of 0.2 instead of 1.
     """
     var, mean = torch.var_mean(tokens, dim=-1, keepdim=True, correction=0)
-    return (tokens - mean) / (var + floor).sqrt()
+    return (tokens - mean) / (var + VARIANCE_FLOOR).sqrt()
 
 
-def restore_tokens(standardized: Tensor, like: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
+def restore_tokens(standardized: Tensor, like: Tensor) -> Tensor:
     """Inverse of `standardize_tokens`, with the mean and deviation of `like`; both `(..., P)`."""
     var, mean = torch.var_mean(like, dim=-1, keepdim=True, correction=0)
-    return standardized * (var + floor).sqrt() + mean
+    return standardized * (var + VARIANCE_FLOOR).sqrt() + mean
 
 
 def num_visible_tokens(num_tokens: int, mask_ratio: float) -> int:

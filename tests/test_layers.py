@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     (f"mim_components.networks.{module}", "weights"): "a class that loads its own weights, imported on demand"
     for module in ("hub", "hybrid", "vit")
 }
+
+# the modules and rooms of `data`, in the order in which a scan passes: each imports only those before it
+DATA = "volumes names cases state grids resample read find check checked_reader cache prepare load inputs".split()
 
 
 def room_of(module: str) -> str:
@@ -76,6 +80,27 @@ def test_imports_go_down() -> None:
     placed = {(module, room) for module, room in arrows() if {room_of(module), room} <= FLOOR.keys()}
     assert placed
     assert {(module, room) for module, room in placed if FLOOR[room_of(module)] <= FLOOR[room]} == EXCEPTIONS.keys()
+
+
+def test_rooms_of_data_stand_in_the_order_of_a_scan() -> None:
+    def of_data(name: str) -> str:
+        return name.removeprefix("mim_components.data.").partition(".")[0]
+
+    own = {module: tree for module, tree in modules() if module.startswith("mim_components.data.")}
+    pairs = {(module, of_data(name)) for module in own for name in imports(own[module]) if room_of(name) == "data"}
+    rooms = {of_data(module) for module in own}
+    assert rooms == set(DATA) and {room for _, room in pairs} <= rooms  # the face of the package is none
+    assert not [(module, room) for module, room in pairs if DATA.index(of_data(module)) < DATA.index(room)]
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    trees = dict(modules())
+    graph: dict[str, set[str]] = {module: set() for module in trees}
+    for module, tree in trees.items():
+        for name in imports(tree):
+            if (module, room_of(name)) not in EXCEPTIONS:
+                graph[module].add(name if name in trees else name.rpartition(".")[0])
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(trees)  # CycleError names the modules
 
 
 def test_components_need_no_command() -> None:

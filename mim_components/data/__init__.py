@@ -1,4 +1,7 @@
-"""What `monai.data` lacks, in the order in which a scan passes through it: find, read, check, cache, prepare, load."""
+"""What `monai.data` lacks. Each room imports only those before it: read, find, check, cache, prepare, load.
+
+Finding comes after reading, because the headers of DICOM files say which of them are one scan.
+"""
 
 from mim_components.data.cache.transforms import TransformCache
 from mim_components.data.cache.volumes import open_cached
@@ -10,8 +13,9 @@ from mim_components.data.find.sources import find_cases, find_scans, find_source
 from mim_components.data.inputs import ScanDataset, scan_items
 from mim_components.data.load.dataset import EvaluationCrops, KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import SteadyDataLoader, StepLoader, init_worker
+from mim_components.data.load.native import NativeScans
 from mim_components.data.load.sampler import StepSampler, accumulation_steps
-from mim_components.data.load.scans import CheckedLoadImaged, CTScans, MRScans, NativeScans, SliceScans, scans_of
+from mim_components.data.load.scans import CheckedLoadImaged, CTScans, MRScans, SliceScans, scans_of
 from mim_components.data.names import unique_names
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.nodes import prepare_on_nodes

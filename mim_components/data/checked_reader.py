@@ -19,7 +19,8 @@ from mim_components.data.find.sources import as_source
 from mim_components.data.grids import grid_fault
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.limits import MAX_VOXELS, check_extent
-from mim_components.data.read.volume import cause_of, inspect_source, read_stored, scaled_parts
+from mim_components.data.read.stored import scaled_parts
+from mim_components.data.read.volume import cause_of, inspect_source, read_stored
 from mim_components.data.volumes import BadVolume, BadVolumesError, VolumeError, VolumeSource
 
 

@@ -7,6 +7,8 @@ from itertools import product
 import nibabel as nib
 import numpy as np
 
+from mim_components.data.volumes import per_axis
+
 # of a voxel's shortest edge; rounding in headers is far below, a shift by one voxel or a mirrored axis far above
 TOLERANCE = 0.05
 
@@ -34,14 +36,10 @@ def grid_fault(shape: tuple[int, ...], affine: np.ndarray, other: np.ndarray) ->
         return ""
     other_spacing = nib.affines.voxel_sizes(other)
     if not np.allclose(spacing, other_spacing, rtol=1e-3):
-        return f"its spacing is {_text(other_spacing)} mm, expected {_text(spacing)}"
+        return f"its spacing is {per_axis(other_spacing, 4)} mm, expected {per_axis(spacing, 4)}"
     axes, other_axes = ("".join(nib.aff2axcodes(each)) for each in (affine, other))
     if axes != other_axes:
         return f"its axes are {other_axes}, expected {axes} (mirrored or turned)"
     if np.allclose(affine[:3, :3], other[:3, :3], atol=1e-3 * spacing.min()):
-        return f"its position differs by {_text(np.abs(other - affine)[:3, 3])} mm"
+        return f"its position differs by {per_axis(np.abs(other - affine)[:3, 3], 4)} mm"
     return f"it is turned: its corners are up to {distance:.3g} mm away"
-
-
-def _text(numbers: np.ndarray) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)

@@ -8,7 +8,6 @@ Also natural sorting of names with numbers, and unique file names.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mim_components.data.volumes import DataError, FoundVolumes, VolumeSource, suffix_of
-from mim_components.utils.files import shorten_name
+from mim_components.utils.files import shorten_name, text_digest
 from mim_components.utils.text import counted
 
 SCAN, FILE, PATIENT = "scan-", "file-", "patient-"
@@ -45,7 +44,7 @@ def digest_name(text: str, prefix: str = SCAN) -> str:
         >>> digest_name("MUELLER_ANNA_1961.nii.gz")
         'scan-8f7ed625b202'
     """
-    return prefix + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
+    return prefix + text_digest(text)[:_DIGITS]
 
 
 def path_name(path: Path, root: Path, prefix: str = SCAN, series_uid: str | None = None) -> str:

@@ -5,8 +5,7 @@ Axis order is (H, W, D) = (x, y, z) of a RAS grid after preparation. Spacing is 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mim_components.utils.files import text_digest
 from mim_components.utils.text import counted, printable
 
 GIB = 2**30
@@ -37,6 +37,10 @@ class VolumeError(DataError):
 
 class LabelMapError(VolumeError):
     """The voxels are those of a label map."""
+
+
+class ItemError(RuntimeError):
+    """An item cannot be made; names the volume and the cause."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ class PreparedDataset:
     @property
     def digest(self) -> str:
         """The sha256 over the sorted digests of the volumes: equal for the same data in another place."""
-        return hashlib.sha256("\n".join(sorted(volume.digest for volume in self.volumes)).encode()).hexdigest()
+        return text_digest("\n".join(sorted(volume.digest for volume in self.volumes)))
 
     @property
     def contents(self) -> dict[str, str]:
@@ -270,9 +274,9 @@ def a_volume(modality: str) -> str:
     return {"ct": "a CT volume", "mr": "an MR volume"}[modality]
 
 
-def per_axis(values: Sequence[float]) -> str:
-    """Format as `1.5 x 1.5 x 2`."""
-    return " x ".join(f"{value:.6g}" for value in values)
+def per_axis(values: Iterable[float], digits: int = 6) -> str:
+    """Numbers as `1.5 x 1.5 x 2`, each rounded to so many significant digits."""
+    return " x ".join(f"{value:.{digits}g}" for value in values)
 
 
 def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
@@ -284,26 +288,3 @@ def _spread(rows: Sequence[Sequence[float]], unit: str, digits: int) -> str:
         f"median {text([median(axis) for axis in axes])} {unit}, "
         f"from {text([min(axis) for axis in axes])} to {text([max(axis) for axis in axes])}"
     )
-
-
-@dataclass(frozen=True)
-class SourceState:
-    """Cheap indicators of a change in a source.
-
-    Attributes:
-        files: number of files.
-        size: bytes of all files.
-        modified_ns: latest time at which content or inode of a file changed, ns. The inode's time changes even if a
-            copy keeps the old modification time.
-    """
-
-    files: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, files: tuple[Path, ...]) -> SourceState:
-        """State of the files now."""
-        infos = [path.stat() for path in files]
-        latest = max(max(info.st_mtime_ns, info.st_ctime_ns) for info in infos)
-        return cls(len(infos), sum(info.st_size for info in infos), latest)

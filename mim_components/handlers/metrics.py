@@ -22,7 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mim_components.data.load.loader import StepLoader
 from mim_components.run.folder import RunFolder
-from mim_components.utils.files import append_line, write_text_safely
+from mim_components.utils.files import append_line, read_rows, write_text_safely
 from mim_components.utils.text import LINE_SECONDS, on_terminal
 
 logger = logging.getLogger(__name__)
@@ -256,11 +256,11 @@ class StepLines:
         """Remove the lines of steps after `step`, and truncated ones."""
         if idist.get_rank() != 0 or not self.path.exists():
             return
-        lines = self.path.read_text(errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        if kept != lines:
+        rows = [row for row in read_rows(self.path) if row.get("step", math.inf) <= step]
+        kept = "".join(f"{json.dumps(row)}\n" for row in rows)
+        if kept != self.path.read_text(encoding="utf-8", errors="replace"):
             with self.folder.unless_full(f"removal of repeated steps in {self.path.name}"):
-                write_text_safely(self.path, "".join(f"{line}\n" for line in kept))
+                write_text_safely(self.path, kept)
 
     def append(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Add a line; numbers that are not finite, which JSON lacks, become null.
@@ -273,11 +273,3 @@ class StepLines:
         plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in numbers.items()}
         with self.folder.unless_full(f"steps in {self.path.name}"):
             append_line(self.path, json.dumps({"step": step, **plain}))
-
-
-def _step_of(line: str) -> float:
-    """Step of a line; infinite if it is damaged."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

@@ -34,18 +34,8 @@ class Spool:
         append_line(self.path, json.dumps(record))
 
     def records(self) -> list[Record]:
-        """All records; an incomplete line of a killed run is ignored."""
-        if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and "step" in record:
-                records.append(record)
-        return records
+        """All records."""
+        return [record for record in read_rows(self.path) if "step" in record]
 
     def replace(self, records: Sequence[Record]) -> None:
         """Keep these records only.

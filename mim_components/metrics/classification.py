@@ -21,6 +21,8 @@ from ignite.metrics import Metric, MetricsLambda
 from monai.metrics import compute_confusion_matrix_metric, compute_roc_auc, get_confusion_matrix
 from torch import Tensor
 
+from mim_components.metrics.segmentation import mean_of
+
 # name here to name in MONAI
 CLASS_FIGURES = {"sensitivity": "sensitivity", "precision": "precision", "f1": "f1 score"}
 
@@ -74,12 +76,6 @@ def class_figures(predicted: Tensor, labels: Tensor, num_classes: int) -> dict[s
     return {name: compute_confusion_matrix_metric(monai, counts).tolist() for name, monai in CLASS_FIGURES.items()}
 
 
-def mean_of_defined(values: list[float]) -> float:
-    """Mean of the values that are not NaN; NaN if all are."""
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
-
-
 def summary_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """`accuracy`, `auc_macro` (mean over the classes where it is defined) and `auc_micro`, in [0, 1] or NaN.
 
@@ -89,7 +85,7 @@ def summary_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     """
     return {
         "accuracy": float((probabilities.argmax(1) == labels).double().mean()),
-        "auc_macro": mean_of_defined(auc_of_classes(probabilities, labels)),
+        "auc_macro": mean_of(auc_of_classes(probabilities, labels)),
         "auc_micro": micro_auc(probabilities, labels),
     }
 

@@ -6,9 +6,9 @@ from monai.networks.blocks.transformerblock import TransformerBlock
 from torch import nn
 
 
-def transformer_block(hidden_size: int, num_heads: int, mlp_ratio: int = 4) -> TransformerBlock:
-    """A pre-norm block with biases in q, k, v and PyTorch's fused attention; acts on `(B, N, E)`."""
-    block = TransformerBlock(hidden_size, mlp_ratio * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True)
+def transformer_block(hidden_size: int, num_heads: int) -> TransformerBlock:
+    """A pre-norm block with biases in q, k, v, fused attention, and an MLP of width 4E; acts on `(B, N, E)`."""
+    block = TransformerBlock(hidden_size, 4 * hidden_size, num_heads, qkv_bias=True, use_flash_attention=True)
     # MONAI creates this norm even without cross-attention; unused parameters break DDP and are dead weight
     block.register_module("norm_cross_attn", nn.Identity())
     return block

@@ -63,14 +63,14 @@ class ConvBlock(nn.Module):
     masked voxel reaches a visible position.
     """
 
-    def __init__(self, channels: int, kernel_size: int = KERNEL_SIZE, mlp_ratio: int = 4) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.conv1 = nn.Linear(channels, channels)  # 1x1x1 convolutions, on the last axis
-        self.depthwise = nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.depthwise = nn.Conv3d(channels, channels, KERNEL_SIZE, padding=KERNEL_SIZE // 2, groups=channels)
         self.conv2 = nn.Linear(channels, channels)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = MLPBlock(channels, mlp_ratio * channels)
+        self.mlp = MLPBlock(channels, 4 * channels)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Mix positions, then channels.

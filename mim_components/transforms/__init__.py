@@ -3,7 +3,7 @@
 from mim_components.transforms.crop import MultiLevelCropMask, MultiLevelCropMaskd
 from mim_components.transforms.intensity import IntensityScale, hu_to_unit, unit_to_hu, window_to_grey
 from mim_components.transforms.levels import LevelBatch, level_batch, split_levels
-from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
+from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel
 from mim_components.transforms.resize import resize_volumes
 from mim_components.transforms.slices import UniformSlices, UniformSlicesd, in_plane_size
 
@@ -15,7 +15,6 @@ __all__ = [
     "MultiLevelCropMask",
     "MultiLevelCropMaskd",
     "RegionsToLabel",
-    "RegionsToLabeld",
     "UniformSlices",
     "UniformSlicesd",
     "hu_to_unit",

@@ -116,23 +116,6 @@ class LabelToRegionsd(MapTransform):
         return {**data, **{key: self.convert(data[key]) for key in self.key_iterator(dict(data))}}
 
 
-class RegionsToLabeld(MapTransform):
-    """Dictionary version of `RegionsToLabel`; keys that are not there are skipped.
-
-    Args:
-        keys: regions.
-        regions: see `RegionsToLabel`.
-    """
-
-    def __init__(self, keys: KeysCollection, regions: Mapping[str, Sequence[int]]) -> None:
-        super().__init__(keys, allow_missing_keys=True)
-        self.convert = RegionsToLabel(regions)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Convert the items."""
-        return {**data, **{key: self.convert(data[key]) for key in self.key_iterator(dict(data))}}
-
-
 def _like(tensor: Tensor, source: Tensor) -> Tensor:
     return MetaTensor(tensor).copy_meta_from(source) if isinstance(source, MetaTensor) else tensor
 

@@ -133,8 +133,24 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines written by `append_line`; none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    r"""The JSON objects in the lines of a file, one each; none if there is no file.
+
+    A line that is no object, such as the last one of a killed run, is passed over.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "metrics.jsonl")
+        ...     _ = path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+        ...     read_rows(path), read_rows(Path(folder, "absent"))
+        ([{'step': 1}, {'step': 2}], [])
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append(row)
+    return rows
 
 
 def tensors_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], object]:
@@ -209,6 +225,11 @@ def sha256(*paths: Path) -> str:
     for path in paths:
         hash_file(path, digest)
     return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """Hexadecimal sha256 of a text; bytes of file names in it that are not UTF-8 count as they are."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

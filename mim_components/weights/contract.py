@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
-from mim_components.transforms.intensity import HU_RANGE, PERCENTILES
+from mim_components.transforms.intensity import IntensityScale
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError, what_it_is
 
 TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: an identifier of each scan's voxels, one per line
@@ -46,6 +46,9 @@ class InputContract:
         modality: "ct" or "mr".
         percentiles: percentiles of each MR volume that become 0 and 1; values outside are clipped. None = 0.5 and 99.5.
 
+    Raises:
+        ValueError: unknown modality.
+
     Example:
         >>> contract = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((64, 64, 64), (32, 32, 32)))
         >>> contract.to_metadata()["hu_window"]
@@ -72,10 +75,11 @@ class InputContract:
 
     def __post_init__(self) -> None:
         """Set the scaling that follows from the modality."""
-        if self.modality == "ct" and self.hu_window is None:
-            object.__setattr__(self, "hu_window", HU_RANGE)
-        if self.modality == "mr" and self.percentiles is None:
-            object.__setattr__(self, "percentiles", PERCENTILES)
+        scale = IntensityScale(self.modality)
+        if self.hu_window is None:
+            object.__setattr__(self, "hu_window", scale.hu_range)
+        if self.percentiles is None:
+            object.__setattr__(self, "percentiles", scale.percentiles)
 
     def to_metadata(self) -> dict[str, str]:
         """Convert to the metadata of a safetensors file: strings, each value as JSON."""
@@ -87,7 +91,7 @@ class InputContract:
 
         Raises:
             OtherVersionError: the contract has another version.
-            ValueError: an entry is missing or damaged.
+            ValueError: an entry is missing or damaged, or the modality is unknown.
         """
         names = [field.name for field in fields(cls)]
         if metadata and any(name in metadata for name in names):
@@ -104,7 +108,10 @@ class InputContract:
                 values[name] = _tuples(json.loads(metadata[name]))
             except ValueError as error:
                 raise ValueError(f"{source}: {name} of its input contract is damaged ({error}).") from error
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{source}: its input contract cannot be used: {error}") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -19,9 +19,9 @@ WIDTH = 128
 INDENT = 4
 # Keys that are not options, in reading order; also inside `train` and `validate`.
 PARTS = """
-    class_names label_set crop_size imports results_dir synthetic_ct folder found labels prepared
-    network_def contract settings started probed trained module network averaged evaluated_network class_loss
-    region_loss loss optimizer lr_scheduler tracker probe crop preprocessing dataset dataloader sample_shapes
+    class_names label_set crop_size original imports results_dir synthetic_ct folder found labels prepared
+    network_def scale contract settings started probed trained module network averaged evaluated_network class_loss
+    region_loss loss optimizer lr_scheduler tracker probe crop scans preprocessing dataset dataloader sample_shapes
     start_check begin step inferer postprocessing scores dice error accuracy auc_macro auc_micro metric key_metric
     additional_metrics progress collapse validation checkpoints pictures signals handlers evaluator trainer fit train
     validate initialize run finalize
@@ -33,7 +33,7 @@ def merge(fragments: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge fragments of a configuration, in the order of `PARTS`.
 
     Raises:
-        ValueError: `+key` joins values of different types.
+        ValueError: `+key` joins values of different types, or a key has no place in `PARTS`.
 
     Example:
         >>> merge([{"run": [1], "step": {"amp": True}}, {"+run": [2], "step::norm": 1.0, "trainer::x": 3}])
@@ -68,7 +68,7 @@ def as_overlay(config: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = value
     check = {"_target_": "mim_components.run.check_overrides"}
     made["+initialize"] = [check, *made.pop("initialize", [])]
-    return made
+    return _sorted(made)
 
 
 def _set(config: dict[str, Any], key: str, value: Any, extend: bool) -> None:
@@ -128,7 +128,9 @@ def _sorted(config: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in option_table() if "::" not in name]
     order = {name: number for number, name in enumerate(["bundle_root", *names, *PARTS])}
     roots = {name: name if name in order else name.removeprefix("+").split("::")[0] for name in config}
-    return dict(sorted(config.items(), key=lambda item: order.get(roots[item[0]], len(order))))
+    if unplaced := sorted(set(roots.values()) - order.keys()):
+        raise ValueError(f"no place for {', '.join(unplaced)}: add it to the table of options, or to PARTS.")
+    return dict(sorted(config.items(), key=lambda item: order[roots[item[0]]]))
 
 
 def as_text(config: Mapping[str, Any]) -> str:

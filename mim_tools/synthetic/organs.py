@@ -159,9 +159,9 @@ class Branch:
     start_radius: float
     end_radius: float
 
-    def piece(self, wall: float = 0.0) -> Piece:
-        """Return the segment as a shape, `wall` mm thicker."""
-        return capsule(self.start, self.end, self.start_radius + wall, self.end_radius + wall)
+    def piece(self) -> Piece:
+        """Return the segment as a shape."""
+        return capsule(self.start, self.end, self.start_radius, self.end_radius)
 
 
 def points_inside(

@@ -10,7 +10,7 @@ import torch
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 
 from mim_components.data import BadVolumesError, CheckedReader
-from mim_components.data.read.volume import load_volume
+from mim_components.data.load.scans import load_volume
 from tests.nifti_bytes import patch
 
 READER = "mim_components.data.CheckedReader"

@@ -15,8 +15,8 @@ from mim_components.data import BadVolumesError, DataError, open_cached, prepare
 from mim_components.data import resample as resample_module
 from mim_components.data.cache.volumes import VolumeCache, open_or_remake
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.load.scans import load_volume
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.data.read.volume import load_volume
 from mim_components.data.resample import as_spacing, axis_weights, resample
 from mim_components.data.volumes import VolumeSource
 from mim_tools.prepare import main

@@ -9,7 +9,6 @@ from mim_components.metrics.classification import (
     auc_of_classes,
     class_figures,
     confusion_counts,
-    mean_of_defined,
     micro_auc,
     summary_figures,
 )
@@ -60,8 +59,3 @@ def test_one_class_only():
     assert all(map(math.isnan, auc_of_classes(PROBABILITIES, labels)))
     figures = summary_figures(PROBABILITIES, labels)
     assert math.isnan(figures["auc_macro"]) and not math.isnan(figures["auc_micro"])
-
-
-def test_mean_of_defined():
-    assert mean_of_defined([1.0, math.nan, 2.0]) == 1.5
-    assert math.isnan(mean_of_defined([math.nan]))

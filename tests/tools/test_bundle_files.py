@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mim_tools.bundle_files import BundleFilesError, __main__, find_bundles, update_bundle
-from mim_tools.bundle_files.compose import WIDTH, as_text, merge, read_fragment
+from mim_tools.bundle_files.compose import WIDTH, as_overlay, as_text, merge, read_fragment
 from mim_tools.bundle_files.copies import FRAGMENTS, SOURCES, fragments_of, shared_files, workflows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,13 @@ def test_keys_have_one_order_whatever_the_fragments() -> None:
     one, two = {"run": [], "seed": 0, "folder": {}}, {"prepared::output_dir": "x", "dataset_dir": None}
     expected = ["dataset_dir", "seed", "folder", "prepared::output_dir", "run"]
     assert list(merge([one, two])) == list(merge([two, one])) == expected
-    assert list(merge([{"train": {"trainer": 1, "crop": 2, "_x": 3}}])["train"]) == ["crop", "trainer", "_x"]
+    assert list(merge([{"train": {"trainer": 1, "crop": 2}}])["train"]) == ["crop", "trainer"]
+    assert list(as_overlay({"seed": 1, "run": [], "initialize": []})) == ["seed", "+initialize", "run"]
+
+
+def test_part_without_a_place_is_named() -> None:
+    with pytest.raises(ValueError, match="no place for other, part: add it to the table of options, or to PARTS"):
+        merge([{"part": 1, "seed": 0, "+other::key": 2}])
 
 
 def test_what_cannot_be_extended_is_refused() -> None:

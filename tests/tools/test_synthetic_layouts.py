@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mim_components.data.read.volume import load_volume
+from mim_components.data.load.scans import load_volume
 from mim_tools.synthetic import write_synthetic_layout
 from mim_tools.synthetic.__main__ import main
 from mim_tools.synthetic.generate import SyntheticCT

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel, RegionsToLabeld
+from mim_components.transforms.regions import LabelToRegions, LabelToRegionsd, RegionsToLabel
 
 BRATS = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [3]}
 WRONG_ET = {"TC": [2, 3], "WT": [1, 2, 3], "ET": [2]}  # et_label=2, as the paper's code has it
@@ -42,13 +42,13 @@ def test_class_of_a_voxel(regions, membership, classes):
     assert RegionsToLabel(regions)(membership).flatten().tolist() == classes
 
 
-def test_dictionary_versions_keep_meta_and_pass_over_what_is_missing():
+def test_dictionary_version_keeps_meta_and_passes_over_what_is_missing():
     affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
     label = MetaTensor(voxels([0, 3]), affine=affine, meta={"filename_or_obj": "x.nii"})
     out = LabelToRegionsd(["label", "pred"], BRATS)({"label": label, "name": "x"})
     assert set(out) == {"label", "name"}
     assert out["label"].meta["filename_or_obj"] == "x.nii" and torch.equal(out["label"].affine, affine)
-    back = RegionsToLabeld("label", BRATS)(out)["label"]
+    back = RegionsToLabel(BRATS)(out["label"])
     assert torch.equal(back.affine, affine) and back.flatten().tolist() == [0, 3]
 
 

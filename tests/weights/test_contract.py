@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_contract_of_mr_and_one_from_before_it() -> None:
     earlier = CONTRACT.to_metadata()
     del earlier["modality"], earlier["percentiles"]
     assert InputContract.from_metadata(earlier, "file") == CONTRACT
+
+
+def test_modality_that_this_version_cannot_scale_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={**CONTRACT.to_metadata(), "modality": '"pet"'})
+    text = f"{path}: its input contract cannot be used: modality must be one of ct, mr, got 'pet'."
+    for read in (read_contract, find_contract):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            read(path)
 
 
 def test_missing_entries_are_named(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from mim_components.data import (
     scan_items,
 )
 from mim_components.data.cases import Case
-from mim_components.data.find.datalist import datalist_of
+from mim_components.data.prepare.report import datalist_of
 from mim_components.data.prepare.splits import Division
 from mim_components.labels import LabelSet
 from mim_components.networks import HybridEncoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,10 @@ from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
-from mim_components.data.load.dataset import ItemError
 from mim_components.data.names import hide, names_of_item
-from mim_components.data.prepare.memory import STATE, is_unchanged
-from mim_components.utils.files import write_safely
+from mim_components.data.state import STATE, is_unchanged
+from mim_components.data.volumes import ItemError
+from mim_components.utils.files import text_digest, write_safely
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
 from mim_components.utils.text import root_cause
 
@@ -84,8 +83,8 @@ class TransformCache(PersistentDataset):
     def _path(self, item: Mapping[str, Any]) -> Path | None:
         if self.cache_dir is None:
             return None
-        name = f"{self.hash_func(item).decode()}{self.transform_hash}"
-        return Path(self.cache_dir) / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.pt"
+        name = text_digest(f"{self.hash_func(item).decode()}{self.transform_hash}")[:32]
+        return Path(self.cache_dir) / f"{name}.pt"
 
     def _write(self, path: Path, made: Any) -> None:
         try:
@@ -104,7 +103,7 @@ def _item_hash(item: Mapping[str, Any]) -> bytes:
     values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
     if "digest" not in item:
         values += [_state(path) for name in ("image", "label") for path in _paths(item.get(name))]
-    return hashlib.sha256("\n".join(values).encode("utf-8", "surrogateescape")).hexdigest().encode()
+    return text_digest("\n".join(values)).encode()
 
 
 def _paths(value: Any) -> list[str]:

@@ -9,7 +9,6 @@ read from it cannot be caught: the system ends the process (SIGBUS). The next st
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -30,8 +29,9 @@ from mim_components.data.names import hide, names_of_source
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
 from mim_components.data.resample import Spacing
-from mim_components.data.volumes import CacheError, PreparedVolume, SourceState, VolumeSource
-from mim_components.utils.files import PARTIAL, as_size, sha256, write_safely
+from mim_components.data.state import SourceState
+from mim_components.data.volumes import CacheError, PreparedVolume, VolumeSource
+from mim_components.utils.files import PARTIAL, as_size, sha256, text_digest, write_safely
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class VolumeCache:
             identity += f"\n{self.spacing}"
         if self.modality != "ct":
             identity += f"\n{self.modality}"
-        key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        key = text_digest(identity)[:32]
         return self.folder / key[:2] / f"{key}.npy"
 
     def read(self, source: VolumeSource, header: VolumeHeader, verify: str) -> PreparedVolume | None:

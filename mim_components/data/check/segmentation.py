@@ -16,7 +16,8 @@ from mim_components.data.check.voxels import LabelValues, check_channel, count_l
 from mim_components.data.grids import grid_fault
 from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.limits import check_extent, check_file, check_header, check_placed, note_geometry
-from mim_components.data.read.volume import cause_of, read_stored, to_int16
+from mim_components.data.read.stored import to_int16
+from mim_components.data.read.volume import cause_of, read_stored
 from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.labels import LabelSet
 from mim_components.utils.text import counted, shorten

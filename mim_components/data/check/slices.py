@@ -14,6 +14,7 @@ from mim_components.data.find.sources import as_source
 from mim_components.data.read.slices import HU_ADVICE, decode_slice, holds_slices, read_bytes, slice_files, slice_number
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.volumes import VolumeError
+from mim_components.utils.files import text_digest
 from mim_components.utils.text import counted, shorten
 
 SHOWN = 3
@@ -91,7 +92,7 @@ def _check_slices(files: Sequence[Path]) -> CheckResult:
         raise VolumeError("holds a single slice, expected a volume")
     if low == high:
         raise VolumeError(f"every pixel of all {len(files)} slices is {low}")
-    digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    digest = text_digest("\n".join(digests))
     return CheckResult(digest, (*_note_sizes(sizes), *_note_order(files), *_note_repeats(digests)))
 
 

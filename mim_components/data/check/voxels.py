@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mim_components.data.read.limits import check_range
-from mim_components.data.read.parts import scaled_parts
+from mim_components.data.read.stored import scaled_parts
 from mim_components.data.volumes import VolumeError
 
 _OFFSET = 2**15

@@ -1,4 +1,4 @@
-"""MONAI/Decathlon-style JSON lists of volumes and labelled cases: read a user's list, write the one that a run used.
+"""Read a user's MONAI/Decathlon-style JSON list of volumes or labelled cases.
 
 All faults of a list are reported together, each with section, item and key.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import unique_names
-from mim_components.data.prepare.splits import Division
 from mim_components.data.volumes import DataError, FoundVolumes, NoVolumesError, VolumeSource
 from mim_components.utils.text import counted, shorten
 
@@ -278,42 +277,6 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
     unlabelled = [replace(case, section=None) for _, case in placed if case.section == "test"]
     label_set = listed.content.get("label_set")
     return FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
-
-
-def datalist_of(found: FoundCases, division: Division, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a list that reproduces the same division of the same cases.
-
-    Args:
-        found: location of the cases, and those without labels.
-        division: the cases and their folds.
-        facts: further entries of the list, such as name, modality and labels.
-    """
-    by_fold = division.folds is not None
-    cases = [*division.training, *division.validation] if by_fold else division.training
-    content: dict[str, Any] = {
-        **facts,
-        "numTraining": len(division.training) + len(division.validation),
-        "numTest": len(found.unlabelled),
-        "training": [_item_of(case, found.root, division.folds or {}) for case in cases],
-    }
-    if not by_fold:
-        content["validation"] = [_item_of(case, found.root, {}) for case in division.validation]
-    content["test"] = [{"name": case.name, "image": _relative(case.image, found.root)} for case in found.unlabelled]
-    if found.label_set is not None:
-        content["label_set"] = found.label_set
-    return content
-
-
-def _item_of(case: Case, root: Path, folds: Mapping[str, int]) -> dict[str, Any]:
-    item: dict[str, Any] = {"fold": folds[case.name]} if case.name in folds else {}
-    item |= {"name": case.name, "image": _relative(case.image, root)}
-    item["label"] = _relative((case.label,), root) if isinstance(case.label, Path) else case.label
-    return item | ({"group": case.group} if case.group != case.name else {})
-
-
-def _relative(files: tuple[Path, ...], root: Path) -> str | list[str]:
-    paths = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files]
-    return paths[0] if len(paths) == 1 else paths
 
 
 def _case_of(item: Any, folder: DataFolder, section: str | None) -> Case:

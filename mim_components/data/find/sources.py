@@ -190,8 +190,6 @@ def as_source(source: VolumeSource | str | Path, modality: str = "ct") -> Volume
     path = Path(source)
     if not path.is_dir():
         return VolumeSource(path, (path,))
-    from mim_components.data.find.walk import find_volumes
-
     found = find_volumes(path, modality).sources
     if len(found) != 1:
         raise BadVolumesError([BadVolume(str(path), f"holds {len(found)} volumes, expected one")], 1)

@@ -14,6 +14,7 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import MapTransform, Randomizable
 
 from mim_components.data.cache.volumes import open_or_remake
+from mim_components.data.volumes import ItemError
 from mim_components.randomness import keyed_seed
 from mim_components.utils.text import root_cause
 
@@ -52,10 +53,6 @@ class OpenPreparedd(MapTransform):
             voxels = torch.from_numpy(open_or_remake(out[key]))
             out[key] = MetaTensor(voxels.unsqueeze(0), affine=torch.as_tensor(out[key].affine, dtype=torch.float64))
         return out
-
-
-class ItemError(RuntimeError):
-    """An item cannot be made; names the volume and the cause."""
 
 
 class KeyedDataset(Dataset):

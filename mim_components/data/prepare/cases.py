@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,16 @@ from typing import Any
 import ignite.distributed as idist
 
 from mim_components.data.cases import NO_DATA, Case, CaseChecker, CheckResult, FoundCases
-from mim_components.data.find.datalist import datalist_of
 from mim_components.data.names import hide, is_anonymous
-from mim_components.data.prepare.memory import CheckMemory, bad_volume, files_in, state_of, state_text
+from mim_components.data.prepare.memory import CheckMemory, bad_volume
 from mim_components.data.prepare.phase import check_options, note_copies, run_each
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION, settle_bad
-from mim_components.data.prepare.report import count_rows, data_report
+from mim_components.data.prepare.report import count_rows, data_report, datalist_of
 from mim_components.data.prepare.splits import Division, divide, take_share
 from mim_components.data.prepare.team import Team
+from mim_components.data.state import files_in, state_of, state_text
 from mim_components.data.volumes import BadVolume, DataError
-from mim_components.utils.files import write_text_safely
+from mim_components.utils.files import text_digest, write_text_safely
 from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
@@ -278,7 +277,7 @@ def _prepared(
         unlabelled=[_item(case) for case in found.unlabelled],
         bad=checked.bad,
         notes=notes,
-        digest=hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
+        digest=text_digest("\n".join(lines)),
         counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
     )
 

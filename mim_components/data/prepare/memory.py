@@ -7,12 +7,11 @@ Lines are appended as results arrive, so that a killed run loses nothing.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from mim_components.data.cases import CheckResult
 from mim_components.data.find.walk import is_regular
 from mim_components.data.names import hide
 from mim_components.data.read.volume import cause_of
-from mim_components.data.volumes import BadVolume, DataError, LabelMapError, SourceState, VolumeError
-from mim_components.utils.files import sha256
+from mim_components.data.state import state_of
+from mim_components.data.volumes import BadVolume, DataError, LabelMapError, VolumeError
+from mim_components.utils.files import sha256, text_digest
 
 logger = logging.getLogger(__name__)
 
@@ -68,48 +68,6 @@ def digest_of_files(files: Iterable[Path]) -> str | None:
         return sha256(*files) if files and all(map(is_regular, files)) else None
     except OSError:
         return None
-
-
-def state_of(paths: Iterable[Path]) -> dict[str, int] | None:
-    """Number, size and time of files, including those in slice folders; None if there are none or one is missing."""
-    try:
-        return dict(vars(SourceState.of(tuple(files_in(paths)))))
-    except (OSError, RuntimeError, ValueError):  # a circular link, or no files
-        return None
-
-
-def files_in(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and those in the given folders, by name.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-    files: list[Path] = []
-    for path in paths:
-        files += sorted(path.iterdir()) if path.is_dir() else [path]
-    return files
-
-
-STATE = "state"
-
-
-def state_text(state: Mapping[str, int] | None) -> str:
-    """State of files as text; empty if one is missing."""
-    return "" if state is None else " ".join(f"{name}={value}" for name, value in state.items())
-
-
-def is_unchanged(item: Mapping[str, Any]) -> bool:
-    """Whether the files of an item are unchanged since they were checked; True for an unchecked item."""
-    return STATE not in item or state_text(state_of(_paths_of(item))) == item[STATE]
-
-
-def _paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
-    """Files and folders of image and label."""
-    for name in ("image", "label"):
-        value = item.get(name)
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, str):
-                yield Path(each)
 
 
 class CheckMemory:
@@ -172,7 +130,7 @@ class CheckMemory:
     def _key(self, part: str, paths: Sequence[Path], name: str = "") -> str:
         # a cause may name files, by paths or digests: it is valid only for a volume of the same name
         text = "\n".join([self._check, part, name, *(os.path.abspath(path) for path in paths)])
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return text_digest(text)[:32]
 
 
 class RecordLines:

@@ -1,9 +1,10 @@
-"""Data report of a run."""
+"""What a run writes about its data: the report, and the list by which another run divides the same cases alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.prepare.splits import Division
@@ -73,3 +74,39 @@ def count_rows(
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def datalist_of(found: FoundCases, division: Division, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a list that reproduces the same division of the same cases.
+
+    Args:
+        found: location of the cases, and those without labels.
+        division: the cases and their folds.
+        facts: further entries of the list, such as name, modality and labels.
+    """
+    by_fold = division.folds is not None
+    cases = [*division.training, *division.validation] if by_fold else division.training
+    content: dict[str, Any] = {
+        **facts,
+        "numTraining": len(division.training) + len(division.validation),
+        "numTest": len(found.unlabelled),
+        "training": [_item_of(case, found.root, division.folds or {}) for case in cases],
+    }
+    if not by_fold:
+        content["validation"] = [_item_of(case, found.root, {}) for case in division.validation]
+    content["test"] = [{"name": case.name, "image": _relative(case.image, found.root)} for case in found.unlabelled]
+    if found.label_set is not None:
+        content["label_set"] = found.label_set
+    return content
+
+
+def _item_of(case: Case, root: Path, folds: Mapping[str, int]) -> dict[str, Any]:
+    item: dict[str, Any] = {"fold": folds[case.name]} if case.name in folds else {}
+    item |= {"name": case.name, "image": _relative(case.image, root)}
+    item["label"] = _relative((case.label,), root) if isinstance(case.label, Path) else case.label
+    return item | ({"group": case.group} if case.group != case.name else {})
+
+
+def _relative(files: tuple[Path, ...], root: Path) -> str | list[str]:
+    paths = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in files]
+    return paths[0] if len(paths) == 1 else paths

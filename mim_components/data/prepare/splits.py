@@ -9,7 +9,6 @@ found, and adding a patient moves at most the one at the border.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from mim_components.data.cases import Case, FoundCases
 from mim_components.data.names import natural_key
 from mim_components.data.volumes import DataError
+from mim_components.utils.files import text_digest
 from mim_components.utils.text import counted, shorten
 
 NUM_FOLDS = 5
@@ -142,7 +142,7 @@ def first_patients(cases: Sequence[Case], share: float, key: str) -> set[str]:
         classes[label].append(group)
     chosen: set[str] = set()
     for groups in classes.values():
-        ordered = sorted(groups, key=lambda group: hashlib.sha256(f"{key} {group}".encode()).hexdigest())
+        ordered = sorted(groups, key=lambda group: text_digest(f"{key} {group}"))
         chosen.update(ordered[: round(share * len(ordered))])
     return chosen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from mim_components.data.volumes import DataError
 from mim_components.run.folder import content_changes
-from mim_components.utils.files import PARTIAL
+from mim_components.utils.files import PARTIAL, text_digest
 
 PREPARE_TIMEOUT = timedelta(days=7)  # a process may wait while another decodes thousands of scans
 T = TypeVar("T")
@@ -43,7 +42,7 @@ class Team:
         self._members = [0]
         if several:
             seen = "" if folder is None else self._who_sees(folder)
-            keys = self._gather(hashlib.sha256(f"{key}\n{seen}".encode("utf-8", "surrogateescape")).hexdigest())
+            keys = self._gather(text_digest(f"{key}\n{seen}"))
             self._members = [rank for rank, each in enumerate(keys) if each == keys[idist.get_rank()]]
         self.size = len(self._members)
         self.place = self._members.index(idist.get_rank()) if several else 0

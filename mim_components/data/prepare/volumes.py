@@ -26,6 +26,7 @@ from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.limits import MAX_VOXELS, check_placed
 from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import Spacing, as_spacing, resampled_shape
+from mim_components.data.state import SourceState
 from mim_components.data.volumes import (
     BadVolume,
     BadVolumesError,
@@ -35,7 +36,6 @@ from mim_components.data.volumes import (
     PassedOver,
     PreparedDataset,
     PreparedVolume,
-    SourceState,
     VolumeSource,
 )
 from mim_components.utils.text import counted, shorten

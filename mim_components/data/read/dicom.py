@@ -8,7 +8,6 @@ series whose slices are spaced otherwise is refused.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 from mim_components.data.read.stream import Payload, check_claimed_size
 from mim_components.data.volumes import DataError, FoundVolumes, PassedOver, VolumeError, VolumeSource, a_volume
 from mim_components.transforms.intensity import MODALITIES
+from mim_components.utils.files import text_digest
 from mim_components.utils.text import counted
 
 MIN_SLICES = 3
@@ -201,7 +201,7 @@ def _uid(text: str) -> str:
     """The text if it is a valid UID, else a digest of it, since it may contain anything."""
     if not text or re.fullmatch(r"[0-9.]{1,64}", text):
         return text
-    return "uid_" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return "uid_" + text_digest(text)[:16]
 
 
 def find_series(files: list[Path], min_slices: int = MIN_SLICES, modality: str = "ct") -> FoundVolumes:

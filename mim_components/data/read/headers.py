@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from mim_components.data.read.stream import Payload
 from mim_components.data.read.text_headers import TextHeader, read_metaimage, read_nrrd
-from mim_components.data.volumes import VolumeError, VolumeSource, suffix_of
+from mim_components.data.volumes import VolumeError, VolumeSource, per_axis, suffix_of
 
 _NIFTI_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -153,7 +153,7 @@ def _from_nifti(path: Path, header: nib.Nifti1Header, compressed: bool, stored: 
     pixdim = tuple(stored["pixdim"][1:4].tolist())
     # nibabel replaces an edge of 0 by 1 mm
     if int(header["sform_code"]) == 0 and any(n > 1 and edge == 0 for n, edge in zip(shape, pixdim, strict=False)):
-        raise VolumeError(f"the spacing is unknown: pixdim {_text(pixdim)} mm, and there is no sform")
+        raise VolumeError(f"the spacing is unknown: pixdim {per_axis(pixdim, 4)} mm, and there is no sform")
     affine = _place(header, shape)
     notes = _notes_on_place(header, affine)
     unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
@@ -198,14 +198,10 @@ def _notes_on_place(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[str, 
             return ("the qform is damaged; the sform is used",)
         spacing = nib.affines.voxel_sizes(sform)
         if not np.allclose(sform, qform, rtol=1e-3, atol=_FORM_TOLERANCE * spacing.min()):
-            edges = _text(tuple(nib.affines.voxel_sizes(qform)))
+            edges = per_axis(nib.affines.voxel_sizes(qform), 4)
             used = "sform" if np.allclose(affine, sform) else "qform"
-            return (f"sform and qform differ: spacing {_text(tuple(spacing))} and {edges} mm; the {used} is used",)
+            return (f"sform and qform differ: spacing {per_axis(spacing, 4)} and {edges} mm; the {used} is used",)
     return ()
-
-
-def _text(edges: tuple[float, ...]) -> str:
-    return " x ".join(f"{edge:.4g}" for edge in edges)
 
 
 def first_bytes(path: Path) -> tuple[bytes, bool]:

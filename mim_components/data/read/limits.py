@@ -14,7 +14,7 @@ import numpy as np
 
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.stream import check_claimed_size
-from mim_components.data.volumes import LabelMapError, VolumeError
+from mim_components.data.volumes import LabelMapError, VolumeError, per_axis
 from mim_components.utils.text import counted
 
 MAX_VOXELS = 2**31
@@ -139,10 +139,9 @@ def check_extent(shape: tuple[int, ...], affine: np.ndarray) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     edges = np.array(shape[:3]) * spacing
     if np.prod(edges) > _MAX_MM3:
-        raise VolumeError(f"the volume is {' x '.join(f'{edge / 1000:.3g}' for edge in edges)} m large; expected mm")
+        raise VolumeError(f"the volume is {per_axis(edges / 1000, 3)} m large; expected mm")
     if spacing.max() < _FINEST:
-        text = " x ".join(f"{step:.3g}" for step in spacing)
-        raise VolumeError(f"the spacing is {text} mm, finer than any scanner's (metres?); expected mm")
+        raise VolumeError(f"the spacing is {per_axis(spacing, 3)} mm, finer than any scanner's (metres?); expected mm")
 
 
 def check_range(low: float, high: float) -> None:

@@ -14,24 +14,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mim_components.data.find.sources import as_source
 from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.limits import (
     MAX_VOXELS,
     check_affine,
     check_file,
     check_header,
-    check_intensities,
     note_geometry,
 )
-from mim_components.data.read.mr import to_per_mille
-from mim_components.data.read.parts import scaled_parts
+from mim_components.data.read.stored import to_int16, to_per_mille
 from mim_components.data.read.stream import Payload, read_payload
 from mim_components.data.resample import Spacing, resample
-from mim_components.data.volumes import BadVolume, BadVolumesError, DataError, VolumeError, VolumeSource
+from mim_components.data.volumes import VolumeError, VolumeSource
 from mim_components.utils.files import hash_file
 
-_INT16 = np.iinfo(np.int16)
 _BLOCK = (64, 64, 16)  # voxels transposed at a time
 
 
@@ -63,34 +59,6 @@ class DecodedVolume:
             return self
         voxels, affine = resample(self.voxels, self.affine, spacing, max_voxels)
         return replace(self, voxels=voxels, affine=affine)
-
-
-def load_volume(
-    source: VolumeSource | str | Path,
-    max_voxels: int = MAX_VOXELS,
-    spacing: Spacing | None = None,
-    modality: str = "ct",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read a volume with axes reoriented to RAS: CT in HU, MR in per mille, see `to_per_mille`.
-
-    Args:
-        source: a volume source, a file, or the folder of one DICOM series.
-        max_voxels: largest number of voxels accepted.
-        spacing: target spacing, mm along R, A and S, see `resample`; None = native voxels.
-        modality: "ct" or "mr".
-
-    Returns:
-        int16 voxels (H, W, D) and the 4x4 affine from voxel index to RAS world in mm.
-
-    Raises:
-        BadVolumesError: the volume cannot be used; names the file and the cause.
-    """
-    source = as_source(source, modality)
-    try:
-        decoded = decode_volume(source, inspect_source(source, max_voxels), modality).at(spacing, max_voxels)
-    except (DataError, OSError) as error:
-        raise BadVolumesError([BadVolume(str(source), cause_of(error))], 1) from error
-    return decoded.voxels, decoded.affine
 
 
 def inspect_source(source: VolumeSource, max_voxels: int = MAX_VOXELS, any_channels: bool = False) -> VolumeHeader:
@@ -236,38 +204,3 @@ def _read_series(source: VolumeSource, header: VolumeHeader, digest: hashlib._Ha
 
 def _last_line(error: RuntimeError) -> str:
     return str(error).strip().splitlines()[-1][:200]
-
-
-def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str], int]:
-    """Scale to HU, check and round; returns voxels int16 `(H, W, D)`, notes, and the number of different values.
-
-    Args:
-        raw: stored voxels (H, W, D).
-        scale: slope and intercept from stored value to HU.
-
-    Raises:
-        VolumeError: not finite, or no CT in HU.
-    """
-    total = raw.size
-    if not any(raw.strides):
-        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`, so one is enough
-    voxels = np.empty(raw.shape, dtype=np.int16, order="F")
-    histogram = np.zeros(2**16, dtype=np.int64)
-    low, high, clipped, unfit, whole = np.inf, -np.inf, 0, 0, True
-    for part, values in scaled_parts(raw, scale):
-        if values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            if not finite.all():
-                unfit += int((~finite).sum())
-                continue
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if values.dtype != np.int16:
-            clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
-            rounded = np.rint(values)
-            whole = whole and np.array_equal(values, rounded)
-            values = np.clip(rounded, _INT16.min, _INT16.max)
-        voxels[part] = values
-        histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
-    if unfit:
-        raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
-    return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from mim_components.data.grids import grid_fault
-from mim_components.data.load.scans import SCAN_FILE, WRITTEN_BY
+from mim_components.data.load.native import SCAN_FILE, WRITTEN_BY
 from mim_components.data.read.headers import stored_nifti_header
 from mim_components.data.volumes import suffix_of
 from mim_components.handlers.saving.results import Results

@@ -24,18 +24,17 @@ class LinearClassifier(NamedTuple):
     bias: Tensor
 
 
-def fit_linear(features: Tensor, classes: Tensor, priors: Tensor, penalty: float = 1.0) -> LinearClassifier:
+def fit_linear(features: Tensor, classes: Tensor, priors: Tensor) -> LinearClassifier:
     """Multinomial logistic regression on standardised features, by PyTorch's L-BFGS.
 
     Rare classes are over-represented in the sample of voxels. The fit is that of scikit-learn's
-    `LogisticRegression(C=1 / penalty)` on this sample; then log(share among all voxels / share in the sample) is added
-    to each bias, which makes the probabilities those of all voxels (King and Zeng's prior correction).
+    `LogisticRegression(C=1)` on this sample; then log(share among all voxels / share in the sample) is added to each
+    bias, which makes the probabilities those of all voxels (King and Zeng's prior correction).
 
     Args:
         features: `(n, F)`.
         classes: int64 `(n,)`; each of the K classes occurs.
         priors: number of voxels of every class among all voxels, `(K,)`.
-        penalty: factor of half the squared weights, added to the sum of the cross-entropies.
 
     Raises:
         ValueError: a class does not occur; gives its number.
@@ -54,7 +53,7 @@ def fit_linear(features: Tensor, classes: Tensor, priors: Tensor, penalty: float
     def loss() -> Tensor:
         solver.zero_grad()
         value = F.cross_entropy(F.linear(x, weight, bias), classes)
-        value = value + penalty / (2 * len(x)) * weight.square().sum()
+        value = value + 0.5 / len(x) * weight.square().sum()
         torch.autograd.backward(value)
         return value
 

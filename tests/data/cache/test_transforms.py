@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
 
 from mim_components.data import TransformCache
-from mim_components.data.load.dataset import ItemError
-from mim_components.data.prepare.memory import is_unchanged, state_of, state_text
+from mim_components.data.state import state_of, state_text
+from mim_components.data.volumes import ItemError
 
 
 def write(path: Path, value: int) -> None:
@@ -139,17 +139,3 @@ def test_scan_that_changed_matters_only_where_the_cache_has_it_not(lost: str, so
     said = "its files have changed since they were checked" if source == "changed" else "No such file"
     assert said in str(failed.value)
     assert files(folder) == ([] if lost == "deleted" else [path])  # nothing of the changed scan is cached
-
-
-def test_folder_of_slices_and_several_channels_have_a_state(tmp_path: Path) -> None:
-    folder = tmp_path / "slices"
-    folder.mkdir()
-    for name in ("1.png", "2.png"):
-        (folder / name).write_bytes(b"slice")
-    (tmp_path / "label.nii").write_bytes(b"label")
-    every = [folder / "1.png", folder / "2.png", tmp_path / "label.nii"]
-    item = {"image": [str(folder)], "label": str(tmp_path / "label.nii"), "state": state_text(state_of(every))}
-    assert is_unchanged(item) and is_unchanged({"image": "x"})
-    (folder / "3.png").write_bytes(b"slice")
-    assert not is_unchanged(item)
-    assert state_text(None) == "" and not is_unchanged({"image": str(folder / "none"), "state": "files=1"})

@@ -6,7 +6,8 @@ import pytest
 
 from mim_components.data import DataError, NoVolumesError
 from mim_components.data.cases import Case, FoundCases
-from mim_components.data.find.datalist import datalist_of, load_cases
+from mim_components.data.find.datalist import load_cases
+from mim_components.data.prepare.report import datalist_of
 from mim_components.data.prepare.splits import divide
 
 

@@ -19,7 +19,7 @@ from mim_components.data import (
     prepare_cases,
 )
 from mim_components.data.prepare import cases as prepare_module
-from mim_components.data.prepare.memory import state_of
+from mim_components.data.state import state_of
 from mim_components.labels import LabelSet
 
 SPLIT = {"rule": "fifths", "folds": [], "label_ratios": {}}

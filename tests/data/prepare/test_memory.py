@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mim_components.data import BadVolume, Case, CheckResult
-from mim_components.data.prepare.memory import CheckMemory, state_of
+from mim_components.data.prepare.memory import CheckMemory
+from mim_components.data.state import state_of
 
 FACTS = CheckResult("d" * 64, ("odd",), "c" * 64)
 

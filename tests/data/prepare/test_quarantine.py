@@ -10,8 +10,9 @@ from mim_components.data import BadVolumesError, DataError, prepare_volumes
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.names import name_sources
 from mim_components.data.prepare import volumes as prepare_module
-from mim_components.data.prepare.memory import RecordLines, bad_volume, digest_of_files, state_of
+from mim_components.data.prepare.memory import RecordLines, bad_volume, digest_of_files
 from mim_components.data.prepare.quarantine import check_on_bad, refuse_bad, write_quarantine
+from mim_components.data.state import state_of
 from mim_components.data.volumes import BadVolume, VolumeError
 
 

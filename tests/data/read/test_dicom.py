@@ -4,8 +4,8 @@ import pytest
 
 from mim_components.data import DataError, NoVolumesError, prepare_volumes
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.load.scans import load_volume
 from mim_components.data.read.dicom import find_series, is_dicom, read_slice
-from mim_components.data.read.volume import load_volume
 
 VOLUME = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
 

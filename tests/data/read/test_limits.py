@@ -11,8 +11,8 @@ import pytest
 
 from mim_components.data import BadVolumesError, FoundVolumes, VolumeSource, prepare_volumes
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.load.scans import load_volume
 from mim_components.data.read.limits import check_intensities
-from mim_components.data.read.volume import load_volume
 from tests.nifti_bytes import patch
 
 

@@ -24,7 +24,7 @@ from mim_components.data import (
     open_cached,
     prepare_volumes,
 )
-from mim_components.data.read.mr import to_per_mille
+from mim_components.data.read.stored import to_per_mille
 
 RAMP = np.arange(1001).reshape(7, 11, 13)  # percentiles of 0 to 1000: 5 and 995
 

@@ -10,9 +10,10 @@ import pytest
 from monai.transforms import LoadImage, Orientation
 
 from mim_components.data import DataError
+from mim_components.data.find.sources import as_source
 from mim_components.data.find.walk import find_volumes
+from mim_components.data.load.scans import load_volume
 from mim_components.data.read import volume as reading
-from mim_components.data.read.volume import load_volume
 
 # a rotation by 30 degrees about z, spacings 2, 3, 4 mm, then the axes in the order P, I, R
 OBLIQUE = np.array([[0.866, -0.5, 0, 5], [0.5, 0.866, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([2, 3, 4, 1])
@@ -252,7 +253,7 @@ def test_small_file_that_expands_to_one_value_is_refused_without_memory(tmp_path
 
 def test_empty_label_of_any_size_is_read(tmp_path, write_nifti):
     path = write_nifti("a.nii.gz", np.full((64, 64, 64), 3, dtype=np.float64))
-    source = reading.as_source(path)
+    source = as_source(path)
     raw, _ = reading.read_stored(source, reading.inspect_source(source), hashlib.sha256())
     assert raw.shape == (64, 64, 64) and raw.dtype == np.float64 and (raw == 3).all() and raw.strides == (0, 0, 0)
 

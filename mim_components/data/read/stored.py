@@ -1,15 +1,75 @@
-"""Voxels of MR volumes, which have no unit: per mille of the range between two percentiles of the volume."""
+"""Voxels as stored in a file, to int16: HU of a CT, or per mille of the range between two percentiles of an MR.
+
+A part at a time: a whole volume as float64 would not fit into memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from mim_components.data.read.limits import check_mr_intensities, check_range
-from mim_components.data.read.parts import scaled_parts
+from mim_components.data.read.limits import check_intensities, check_mr_intensities, check_range
 from mim_components.data.volumes import VolumeError
 from mim_components.transforms.intensity import MR_RANGE, PERCENTILES
 
+_INT16 = np.iinfo(np.int16)
+_PART = 2**22  # voxels scaled at a time
 _COUNTED = 2**16
+
+
+def scaled_parts(
+    raw: np.ndarray, scale: tuple[float, float]
+) -> Iterator[tuple[tuple[slice, slice, slice], np.ndarray]]:
+    """A few slices at a time, float64 if floats or a scale are stored.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept to apply.
+    """
+    step = max(_PART // (raw.shape[0] * raw.shape[1]), 1)
+    for z in range(0, raw.shape[2], step):
+        part = (slice(None), slice(None), slice(z, z + step))
+        values = raw[part]
+        if scale != (1.0, 0.0) or values.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float64) * scale[0] + scale[1]
+        yield part, values
+
+
+def to_int16(raw: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, list[str], int]:
+    """Scale to HU, check and round; returns voxels int16 `(H, W, D)`, notes, and the number of different values.
+
+    Args:
+        raw: stored voxels (H, W, D).
+        scale: slope and intercept from stored value to HU.
+
+    Raises:
+        VolumeError: not finite, or no CT in HU.
+    """
+    total = raw.size
+    if not any(raw.strides):
+        raw = raw[:1, :1, :1]  # all are equal, see `read_stored`, so one is enough
+    voxels = np.empty(raw.shape, dtype=np.int16, order="F")
+    histogram = np.zeros(2**16, dtype=np.int64)
+    low, high, clipped, unfit, whole = np.inf, -np.inf, 0, 0, True
+    for part, values in scaled_parts(raw, scale):
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            if not finite.all():
+                unfit += int((~finite).sum())
+                continue
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if values.dtype != np.int16:
+            clipped += int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
+            rounded = np.rint(values)
+            whole = whole and np.array_equal(values, rounded)
+            values = np.clip(rounded, _INT16.min, _INT16.max)
+        voxels[part] = values
+        histogram += np.bincount((voxels[part].ravel("K").astype(np.int32) + 32768), minlength=2**16)
+    if unfit:
+        raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
+    return voxels, check_intensities(histogram, low, high, clipped, whole), int(np.count_nonzero(histogram))
 
 
 def to_per_mille(
