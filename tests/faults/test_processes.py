@@ -155,10 +155,9 @@ def test_process_killed(
     runs = processes(bundle, tmp_path / "run", **data_of(bundle), **holds.option)
     holds.wait(*runs)
     runs[rank].kill()
-    began = time.monotonic()
     holds.let_go()
     other = runs[1 - rank]
-    assert other.wait(60) == 1 and time.monotonic() - began < 60
+    assert other.wait(60) == 1
     assert "This process ends because another one of this run has ended (" in other.text
     assert "most likely because memory ran out. The same command continues from the last checkpoint." in other.text
     assert "ERROR: " not in other.text and "Traceback" not in other.text

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,10 +83,9 @@ def test_records_come_back_in_order_and_a_cut_line_is_none(tmp_path: Path) -> No
 # stores that fail
 
 
-def test_refusing_server_costs_no_time_and_the_numbers_wait(
+def test_numbers_wait_for_a_server_that_refuses(
     folder: RunFolder, store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = monotonic()
     tracker = RunTracker(folder, "http://127.0.0.1:9", experiment_name="tests")
     with caplog.at_level("WARNING"):
         tracker.start(engine_at(0))
@@ -94,7 +94,6 @@ def test_refusing_server_costs_no_time_and_the_numbers_wait(
         (tmp_path / "picture.png").write_bytes(b"png")
         tracker.log_artifact(tmp_path / "picture.png", "pictures")
         tracker.close("KILLED")
-    assert monotonic() - start < 5
     assert caplog.text.count("Tracking stopped, the training continues: http://127.0.0.1:9") == 1
     assert len(folder.notes) == 1 and f"3 records wait in {tracker.spool.path}" in folder.notes[0]
     # the resumed run continues from step 1: step 2 is repeated
@@ -135,12 +134,17 @@ def test_server_that_never_answers_costs_its_timeout_once(folder: RunFolder, mon
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         tracker = RunTracker(folder, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = monotonic()
         tracker.start(engine_at(0))
         for step in range(1, 50):
             tracker.log_numbers({"loss": 1.0}, step)
-        assert monotonic() - start < 5  # one time-out of 1 s, not 50
         tracker.close()
+        silent.setblocking(False)
+        tries = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                tries += 1
+    assert tries == 2  # at the start and, because the run ends, once more; not at each of 49 steps
     assert len(tracker.spool.records()) == 49
 
 
