@@ -60,13 +60,13 @@ def state_text(state: Mapping[str, int] | None) -> str:
 
 def is_unchanged(item: Mapping[str, Any]) -> bool:
     """Whether the files of an item are unchanged since they were checked; True for an unchecked item."""
-    return STATE not in item or state_text(state_of(_paths_of(item))) == item[STATE]
+    return STATE not in item or state_text(state_of(paths_of(item))) == item[STATE]
 
 
-def _paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
+def paths_of(item: Mapping[str, Any]) -> Iterator[Path]:
     """Files and folders of image and label."""
     for name in ("image", "label"):
         value = item.get(name)
         for each in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(each, str):
+            if isinstance(each, (str, Path)):
                 yield Path(each)

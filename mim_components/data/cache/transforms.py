@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +13,7 @@ from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
 from mim_components.data.names import hide, names_of_item
-from mim_components.data.state import STATE, is_unchanged
+from mim_components.data.state import STATE, is_unchanged, paths_of
 from mim_components.data.volumes import ItemError
 from mim_components.utils.files import text_digest, write_safely
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
@@ -102,15 +101,10 @@ def _item_hash(item: Mapping[str, Any]) -> bytes:
     """Hash of the content, if known, and of all values of the item."""
     values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
     if "digest" not in item:
-        values += [_state(path) for name in ("image", "label") for path in _paths(item.get(name))]
+        values += [_state(path) for path in paths_of(item)]
     return text_digest("\n".join(values)).encode()
 
 
-def _paths(value: Any) -> list[str]:
-    paths = value if isinstance(value, (list, tuple)) else [value]
-    return [str(path) for path in paths if isinstance(path, (str, Path))]
-
-
-def _state(path: str) -> str:
-    info = os.stat(path)
+def _state(path: Path) -> str:
+    info = path.stat()
     return f"{info.st_size} {info.st_mtime_ns}"
