@@ -79,6 +79,10 @@ class Cell:
         """Path below the folder of all cells; a changed definition gets another folder."""
         return f"{self.name}-{self.digest[:8]}"
 
+    def folder_in(self, work: Path) -> Path:
+        """The folder of the cell in the working folder of a study."""
+        return work / "cells" / self.folder
+
     @property
     def options(self) -> dict[str, Any]:
         """Options of the first command, the training."""

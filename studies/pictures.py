@@ -78,7 +78,7 @@ def write_picture(
 def _segment(cell: Cell, image: Path, work: Path) -> Path:
     """Run the bundle's inference with the network of a cell; returns the label map."""
     config = work / "bundle" / "configs" / "inference.json"
-    weights = work / "cells" / cell.folder / MODEL
+    weights = cell.folder_in(work) / MODEL
     if not weights.is_file():
         raise StudyError(f"{weights}: the network of {cell.name} is missing; run the study in this folder again.")
     output = work / "pictures" / cell.folder

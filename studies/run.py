@@ -217,10 +217,10 @@ class Runner:
 
     def _has_encoder(self, cell: Cell) -> bool:
         """Whether the encoder that other cells need from this one is in the working folder; True for fine-tunings."""
-        return cell.phase != "pretraining" or (self.work / "cells" / cell.folder / ENCODER).exists()
+        return cell.phase != "pretraining" or (cell.folder_in(self.work) / ENCODER).exists()
 
     def _run_commands(self, cell: Cell, lock: IO[str]) -> str:
-        folder = self.work / "cells" / cell.folder
+        folder = cell.folder_in(self.work)
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("%s: starts in %s", cell.name, folder)
         for command in cell.commands:
@@ -274,7 +274,7 @@ class Runner:
 
     def _fail(self, cell: Cell, cause: str, log: str = "") -> str:
         logger.error("%s: failed, %s\n%s", cell.name, cause, log)
-        folder = self.work / "cells" / cell.folder
+        folder = cell.folder_in(self.work)
         self._record(cell, {"state": FAILED, "cause": cause, "log": log, **cost_of(folder)})
         return FAILED
 
@@ -308,7 +308,7 @@ def read_again(study: Study, results: Path, work: Path) -> list[str]:
     """
     changed = []
     for name, line in read_results(results, study).items():
-        folder = work / "cells" / study.cells[name].folder
+        folder = study.cells[name].folder_in(work)
         if (
             line["state"] != DONE
             or line["study"] != study.name
