@@ -250,6 +250,8 @@ class Runner:
             "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads,
             "GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "Agg",
             "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": paths,
+            # glibc keeps freed memory instead of asking the kernel for it again in every step
+            "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40),
         }  # fmt: skip
         start = monotonic()
         note(folder, command=name, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))

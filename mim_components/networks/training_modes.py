@@ -42,6 +42,9 @@ def for_training(
         True
     """
     network.to(device)
+    if torch.device(device).type == "cpu":
+        # large convolutions of few channels are a third faster in this layout, the same up to rounding
+        nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
     if checkpoint_activations:
         for module in network.modules():
             if isinstance(module, BLOCKS):
