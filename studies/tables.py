@@ -178,8 +178,8 @@ def cost(evidence: Evidence) -> list[str]:
             )
     total = sum(line["cpu_seconds"] for line in evidence.done) / 3600
     text = (
-        f"Means per cell; {total:.1f} CPU hours in all; cells may have run on different machines. A network volume is one "
-        "input of the network in the pre-training, whatever its level."
+        f"Means per cell; {total:.1f} CPU hours in all; cells may have run on different machines. A network volume "
+        "is one input of the network in the pre-training, whatever its level."
     )
     return ["### Cost", text, markdown_table(rows)] if rows else []
 

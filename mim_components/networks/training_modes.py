@@ -41,16 +41,36 @@ def for_training(
         >>> for_training(network, "cpu") is network
         True
     """
-    network.to(device)
-    if torch.device(device).type == "cpu":
-        # large convolutions of few channels are a third faster in this layout, the same up to rounding
-        nn.utils.convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
+    on_device(network, device)
     if checkpoint_activations:
         for module in network.modules():
             if isinstance(module, BLOCKS):
                 module.forward = partial(_checkpointed, module.forward)  # type: ignore[method-assign]
     if compile and compile != "auto":
         compile_network(network, compile if isinstance(compile, str) else None)
+    return network
+
+
+def on_device(network: Network, device: torch.device | str) -> Network:
+    """Move a network to a device and lay out its convolutions for it; returns the network itself.
+
+    On a CPU the 3D convolutions get the channels-last layout, in which a training step of large ones with few channels
+    takes two thirds of the time; results are the same up to rounding. An `encoder` keeps its layout, so that its
+    features are the same bits in every use.
+
+    Args:
+        network: modified in place; the weights stay the same.
+        device: device to compute on.
+
+    Example:
+        >>> on_device(nn.Linear(2, 1), "cpu").weight.device
+        device(type='cpu')
+    """
+    network.to(device)
+    if torch.device(device).type == "cpu":
+        for name, part in network.named_children():
+            if name != "encoder":
+                nn.utils.convert_conv3d_weight_memory_format(part, torch.channels_last_3d)
     return network
 
 

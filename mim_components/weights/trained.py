@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mim_components.data.resample import Spacing, as_spacing
@@ -212,13 +211,3 @@ def _shown(value: object) -> str:
 def _as_option(value: object) -> str:
     text = "None" if value is None else json.dumps(value, separators=(",", ":"))
     return f'"{text}"' if text.startswith("[") else text.strip('"')
-
-
-def on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network.to(device)`, for configurations that load weights first (`_requires_`).
-
-    Example:
-        >>> on_device(nn.Linear(2, 1), torch.device("cpu")).weight.device
-        device(type='cpu')
-    """
-    return network.to(device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mim_components.networks import MiM, for_training, segmentation_network
 from mim_components.networks.mim import ENCODERS
-from mim_components.networks.training_modes import BLOCKS
+from mim_components.networks.training_modes import BLOCKS, on_device
 
 SIZE, TOKENS, VISIBLE = (16, 16, 24), 12, 4  # nano: patch 8
 
@@ -63,7 +63,7 @@ class SavedBytes:
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_recomputed_activations_give_the_same_bits(encoder: str) -> None:
-    plain, light = (for_training(network(encoder), "cpu", checkpoint_activations=each) for each in (False, True))
+    plain, light = network(encoder), for_training(network(encoder), "cpu", checkpoint_activations=True)
     expected, found = outputs_and_gradients(plain), outputs_and_gradients(light)
     assert all(torch.equal(a, b) for a, b in zip(expected[0], found[0], strict=True))
     assert expected[1].keys() == found[1].keys()
@@ -94,19 +94,23 @@ def test_it_is_the_same_network_with_the_same_keys(options: dict[str, bool | str
 
 def test_the_layout_of_the_weights_on_a_cpu_changes_nothing_but_rounding() -> None:
     plain = segmentation_network("hybrid_swin_unetr", 1, 3, (32, 16, 16), "nano")
-    ready = for_training(copy.deepcopy(plain), "cpu")
-    assert all(
-        module.weight.is_contiguous(memory_format=torch.channels_last_3d)
-        for module in ready.modules()
-        if isinstance(module, nn.Conv3d)
-    )
+    trained, evaluated = for_training(copy.deepcopy(plain), "cpu"), on_device(copy.deepcopy(plain), torch.device("cpu"))
     image = torch.rand(2, 1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
-    for network in (plain, ready):
-        network(image).square().mean().backward()
-    torch.testing.assert_close(ready(image), plain(image))
-    for (name, a), (_, b) in zip(plain.named_parameters(), ready.named_parameters(), strict=True):
+    for each in (plain, trained):
+        each(image).square().mean().backward()
+    torch.testing.assert_close(trained(image), plain(image))
+    for (name, a), (_, b) in zip(plain.named_parameters(), trained.named_parameters(), strict=True):
         assert torch.equal(a, b), name
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-6, msg=name)
+    # a validation in the training and an evaluation after it give the same scores, encoders the same features
+    assert torch.equal(evaluated(image), trained(image))
+    assert all(torch.equal(a, b) for a, b in zip(plain.encoder(image), trained.encoder(image), strict=True))
+    layouts = {
+        name.split(".")[0]: module.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        for name, module in trained.named_modules()
+        if isinstance(module, nn.Conv3d) and min(module.weight.shape[1], *module.kernel_size) > 1
+    }
+    assert layouts == {"encoder": False, "bottleneck": True, "down": True, "skips": True, "ups": True}
 
 
 # --- compiled ---------------------------------------------------------------------------------------------------------
