@@ -326,7 +326,9 @@ def weights_digest(output: Path) -> str:
     for weights in (read_checkpoint(output / "models" / "model.pt"), read_checkpoint(newest)["network"]):
         for name, value in sorted(weights.items()):
             sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else str(value).encode())
+            sha.update(
+                value.contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.ndim else str(value).encode()
+            )
     return sha.hexdigest()
 
 
