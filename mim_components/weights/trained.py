@@ -116,6 +116,7 @@ def load_trained(
         WrongWeightsError: it was trained with different settings; names them.
 
     Example:
+        >>> import torch
         >>> from tempfile import TemporaryDirectory
         >>> settings = ModelSettings("mim_btcv_segmentation", {"preset": "base"}, ["spleen"])
         >>> with TemporaryDirectory() as folder:
