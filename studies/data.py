@@ -1,8 +1,8 @@
 """The data of a study: label maps of only the study's organs, and lists of patients in the bundles' format.
 
-The source has a folder per part, with one scan and one label map per patient. An organ without voxels was not
-contoured rather than absent: patients that lack an organ are used neither for training nor for testing. All scans of
-the training part, labelled or not, are used for pre-training.
+The source has a folder per part, with one scan and one label map per patient. By default an organ without voxels was
+not contoured rather than absent: patients that lack an organ are used neither for training nor for testing
+(`"require_all": false` takes them). All scans of the training part, labelled or not, are used for pre-training.
 
 The labelled patients depend only on names and seed: they are the first n in the order of the sha256 of "SEED:NAME", so
 that the first 4 are among the first 8, and these among the first 16. The patient after the largest set is listed as the
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,9 @@ import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
+from mim_components.utils.files import write_text_safely
 from mim_tools.bundle_files.copies import update_bundle
-from studies.definition import Study, StudyError
+from studies.definition import PARTS, PRETRAINING_LIST, Study, StudyError, list_name
 
 READY = "data.json"  # what was found; written last
 
@@ -65,13 +65,18 @@ def prepare_data(study: Study, data: Path, work: Path) -> dict[str, Any]:
 
 def _prepare(study: Study, data: Path, work: Path) -> dict[str, Any]:
     settings = study.data
-    scans = {part: _patients(data / settings[part], settings) for part in ("train", "test")}
+    scans = {part: _patients(data / settings[part], settings) for part in PARTS}
+    if both := scans["train"].keys() & scans["test"].keys():
+        raise StudyError(
+            f"{data}: {len(both)} patients have the same name in {settings['train']} and {settings['test']}, such as "
+            f"{min(both)}. Nobody may train and test: rename other patients, remove copies."
+        )
     complete: dict[str, dict[str, dict[str, str]]] = {}
     for part, patients in scans.items():
         complete[part] = {}
         for name, (image, label) in patients.items():
-            target = work / "labels" / f"{name}.nii.gz"
-            if label is not None and _write_label(label, target, settings["classes"]):
+            target = label_path(work, name)
+            if label is not None and _write_label(label, target, settings):
                 complete[part][name] = {"name": name, "image": str(image), "label": str(target)}
     found = {
         "pretraining": len(scans["train"]),
@@ -81,7 +86,8 @@ def _prepare(study: Study, data: Path, work: Path) -> dict[str, Any]:
     if found != settings["expected"]:
         raise StudyError(
             f"{data}: found {_counts(found)}; {study.path} expects {_counts(settings['expected'])}. Patients count as "
-            f"labelled if all {len(settings['classes'])} organs have voxels."
+            f"labelled if {'all' if settings.get('require_all', True) else 'any'} of {len(settings['classes'])} organs "
+            f"have voxels."
         )
     _write_lists(study, scans["train"], complete, work / "lists")
     return found
@@ -97,7 +103,8 @@ def _counts(found: Mapping[str, int]) -> str:
 def _patients(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[Path, Path | None]]:
     """Scan and label map (None if missing) of every patient in a folder, in natural order of the names."""
     before, after = settings["image"].split("{name}")
-    names = [path.name.removeprefix(before).removesuffix(after) for path in folder.glob(f"{before}*{after}")]
+    paths = [path.relative_to(folder).as_posix() for path in folder.glob(f"{before}*{after}")]
+    names = [path.removeprefix(before).removesuffix(after) for path in paths]
     if not names:
         raise StudyError(f"{folder}: has no scan {settings['image'].format(name='NAME')}; set --data.")
     patients: dict[str, tuple[Path, Path | None]] = {}
@@ -111,12 +118,18 @@ def _parts(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
 
-def _write_label(source: Path, target: Path, classes: Mapping[str, int]) -> bool:
-    """Write only the organs in `classes` (class by value in the file); returns False if one has no voxels."""
+def label_path(work: Path, name: str) -> Path:
+    """Label map of a patient in the working folder."""
+    return work / "labels" / f"{name}.nii.gz"
+
+
+def _write_label(source: Path, target: Path, settings: Mapping[str, Any]) -> bool:
+    """Write only the organs in `classes` (class by value in the file); returns False if the patient does not count."""
     volume = nib.load(source)
     values = np.asanyarray(volume.dataobj)
-    wanted = {int(value): number for value, number in classes.items()}
-    if not set(wanted) <= set(np.unique(values).tolist()):
+    wanted = {int(value): number for value, number in settings["classes"].items()}
+    there = wanted.keys() & set(np.unique(values).tolist())
+    if not there or (settings.get("require_all", True) and there != wanted.keys()):
         return False
     label = np.zeros(values.shape, np.uint8)
     for value, number in wanted.items():
@@ -139,14 +152,14 @@ def _write_lists(
     most = max(study.labels)
     if most >= len(train):
         raise study.fault("'labels'", f"asks for {most} of {len(train)} labelled patients; one more must validate.")
-    _write(folder / "pretraining.json", {"training": [{"image": str(image)} for image, _ in scans.values()]})
+    _write(folder / f"{PRETRAINING_LIST}.json", {"training": [{"image": str(image)} for image, _ in scans.values()]})
     for seed in study.seeds:
         names = order_of(list(train), seed)
         for labels in study.labels:
             chosen = [train[name] for name in names[:labels]]
             lists = {"train": [train[names[most]]], "test": test}
             for kind, validation in lists.items():
-                _write(folder / f"{kind}_{labels}_seed{seed}.json", {"training": chosen, "validation": validation})
+                _write(folder / f"{list_name(kind, labels, seed)}.json", {"training": chosen, "validation": validation})
 
 
 def _write_bundle(study: Study, folder: Path) -> None:
@@ -157,7 +170,4 @@ def _write_bundle(study: Study, folder: Path) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text_safely(path, json.dumps(content, indent=1) + "\n")

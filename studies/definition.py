@@ -5,7 +5,7 @@ fine-tuning and evaluation of an arm, number of labelled patients and seed. A fi
 arm, if the arm has one: that of the same seed, or, to save time, that of the study's `pretraining_seed`.
 
 A later round `extends` the file of an earlier one: it states the keys that differ and inherits the rest. Cells that
-stay the same are not run again: their results are those of the earlier round.
+stay the same are not run again: their results are those of the earlier round. All keys: `schema.json`.
 
 Placeholders in options and configuration files: `{data}`, `{work}`, `{cell}` (folder of the cell), `{seed}`,
 `{labels}` (fine-tuning only), `{pretrained}` (encoder of the arm's pre-training, `none` from scratch). An option that
@@ -24,9 +24,16 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretraining", "fine_tuning")
+SCHEMA = Path(__file__).with_name("schema.json")
 ENCODER = "models/encoder.safetensors"  # of a pre-training, in the folder of its cell
+PRETRAINING_LIST = "pretraining"  # names of the lists that `data.py` writes to `{work}/lists`
+PARTS = ("train", "test")
+SIZES = ("level_sizes", "num_children", "global_batch_size", "max_steps")  # options behind `network_volumes`
 _LATE = ("data", "work", "cell")  # filled in when a cell runs
 
 
@@ -110,18 +117,20 @@ class Study:
         self.bundle = rounds[-1][0].with_suffix("")  # folder with the metadata of the fine-tuning bundle
         self.earlier = [str(content.get("name")) for _, content in rounds[1:]]
         self.content = reduce(lambda base, own: _extended(base, own[1]), reversed(rounds), {})
-        self.name: str = self._take("name", str)
-        self.seeds: list[int] = self._take("seeds", list)
-        self.labels: list[int] = self._take("labels", list)
-        self.data: dict[str, Any] = self._take("data", dict)
-        self.arms = {name: _inherit(self.path, self._take("arms", dict), name) for name in self._take("arms", dict)}
-        self.phases = {phase: self._take(phase, dict) for phase in PHASES}
+        self._check_schema()
+        self.name: str = self.content["name"]
+        self.seeds: list[int] = self.content["seeds"]
+        self.labels: list[int] = self.content["labels"]
+        self.data: dict[str, Any] = self.content["data"]
+        self.arms = {name: _inherit(self.path, self.content["arms"], name) for name in self.content["arms"]}
+        self.phases = {phase: self.content[phase] for phase in PHASES}
         self.pretraining_seed: int | None = self.content.get("pretraining_seed")
-        self.threads = int(self.content.get("threads", 1))
+        self.threads: int = self.content.get("threads", 1)
         self.prune: list[str] = self.content.get("prune", [])
         self.cells: dict[str, Cell] = {}
-        for entry in self._take("order", list):
+        for entry in self.content["order"]:
             self._add(entry)
+        self._check_report()
 
     @cached_property
     def metadata(self) -> bytes:
@@ -140,10 +149,27 @@ class Study:
         """An error about a key of the file."""
         return StudyError(f"{self.path}: {key} {text}")
 
-    def _take(self, key: str, kind: type) -> Any:
-        if not isinstance(value := self.content.get(key), kind) or not value:
-            raise self.fault(repr(key), f"must be a non-empty {kind.__name__}, got {value!r}.")
-        return value
+    def _check_schema(self) -> None:
+        fault = best_match(Draft202012Validator(json.loads(SCHEMA.read_text())).iter_errors(self.content))
+        if fault is not None:
+            key = ".".join(str(part) for part in fault.absolute_path)
+            raise self.fault(repr(key) if key else "the study:", f"{fault.message} (see {SCHEMA.name}).")
+
+    def _check_report(self) -> None:
+        """Check that the section `report` names only arms and labels that exist."""
+        report = self.content["report"]
+        ablations = report.get("ablations", {"rows": []})
+        arms = [("primary.arm", report["primary"]["arm"]), ("primary.against", report["primary"]["against"])]
+        arms += [("references", arm) for arm in report["references"]]
+        arms += [("ablations", row["arm"]) for row in ablations["rows"]]
+        labels = [("primary.labels", report["primary"]["labels"])]
+        if "against" in ablations:
+            arms.append(("ablations.against", ablations["against"]))
+            labels.append(("ablations.labels", ablations["labels"]))
+        for wanted, known in ((arms, list(self.arms)), (labels, self.labels)):
+            for key, name in wanted:
+                if name not in known:
+                    raise self.fault(f"'report.{key}'", f"names {name!r}; there are {', '.join(map(str, known))}.")
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         """Add the cells of an entry of `order`, seed by seed, so that early results already compare arms.
@@ -151,8 +177,6 @@ class Study:
         An empty list of labels adds only the pre-trainings.
         """
         known = {"arms": list(self.arms), "labels": self.labels, "seeds": self.seeds}
-        if not isinstance(entry, Mapping) or not set(entry) <= set(known) or "arms" not in entry:
-            raise self.fault("'order'", f"has {entry!r}, expected an object with arms and optionally labels and seeds.")
         chosen: dict[str, Sequence[Any]] = {key: entry.get(key, values) for key, values in known.items()}
         for key, values in chosen.items():
             if unknown := [value for value in values if value not in known[key]]:
@@ -193,17 +217,28 @@ class Study:
         """Commands of a phase; options of the arm override those of the command, which override those of the phase."""
         template = self.phases[phase]
         commands = []
-        for name, command in template.get("commands", {}).items():
+        for name, command in template["commands"].items():
             own = {**template.get("options", {}), **command.get("options", {}), **(self.arms[arm].get(phase) or {})}
             where = f"arm {arm!r}, command {name!r} of {phase!r}:"
             filled = {key: self._expand(value, values, f"{where} option {key!r}") for key, value in own.items()}
-            files = [self._expand(file, values, f"{where} config_files") for file in command.get("config_files", [])]
-            if not files:
-                raise self.fault(where, "has no 'config_files'.")
+            files = [self._expand(file, values, f"{where} config_files") for file in command["config_files"]]
+            self._check_lists(filled, where)
             commands.append(Command(name, tuple(files), filled))
-        if not commands:
-            raise self.fault(repr(phase), "has no 'commands'.")
+        if phase == "pretraining" and (missing := [key for key in SIZES if key not in commands[0].options]):
+            text = f"lack {', '.join(missing)}, which its number of network volumes depends on."
+            raise self.fault(f"arm {arm!r}: the options of its pre-training", text)
         return commands
+
+    def _check_lists(self, options: Mapping[str, Any], where: str) -> None:
+        """Check that every list that an option names is written by `data.py`."""
+        known = [
+            PRETRAINING_LIST,
+            *(list_name(part, n, seed) for part in PARTS for n in self.labels for seed in self.seeds),
+        ]
+        for key, value in options.items():
+            found = re.fullmatch(r"\{work\}/lists/(.*)\.json", value) if isinstance(value, str) else None
+            if found and found[1] not in known:
+                raise self.fault(f"{where} option {key!r}", f"names {value}; the lists are {', '.join(known)}.")
 
     def _expand(self, value: Any, values: Mapping[str, Any], where: str) -> Any:
         """Fill in the values of a cell; placeholders that depend on where it runs remain."""
@@ -212,6 +247,16 @@ class Study:
             if name not in known:
                 raise self.fault(where, f"has the placeholder {{{name}}}; known here: {', '.join(known)}.")
         return _fill(value, values)
+
+
+def list_name(part: str, labels: int, seed: int) -> str:
+    """Name of a list of labelled patients: part `train`, or `test`, with the test patients as validation.
+
+    Example:
+        >>> list_name("train", 8, 0)
+        'train_8_seed0'
+    """
+    return f"{part}_{labels}_seed{seed}"
 
 
 def network_volumes(options: Mapping[str, Any]) -> tuple[int, int]:
@@ -261,9 +306,6 @@ def _inherit(path: Path, arms: Mapping[str, Any], name: str, seen: tuple[str, ..
     if name not in arms:
         raise StudyError(f"{where} is like {name!r}, which is not an arm; there are {', '.join(arms)}.")
     arm = arms[name]
-    unknown = set(arm) - {"title", "like", *PHASES}
-    if unknown:
-        raise StudyError(f"{where} has unknown keys {sorted(unknown)}; known: title, like, {', '.join(PHASES)}.")
     base = _inherit(path, arms, arm["like"], (*seen, name)) if "like" in arm else {}
     phases = {phase: _merged(base.get(phase), arm.get(phase)) for phase in PHASES if phase in {**base, **arm}}
     return {"title": arm.get("title", name), **phases}

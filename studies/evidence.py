@@ -48,6 +48,15 @@ class Evidence:
             if cell.arm == arm and cell.labels == labels and self._state(cell.name) == DONE
         ]
 
+    def digests(self, arm: str) -> set[str]:
+        """Digests of the definitions of an arm's finished pre-trainings."""
+        return {line["digest"] for line in self.lines(arm, None)}
+
+    def needing(self, name: str) -> list[Mapping[str, Any]]:
+        """Results of finished cells that need the pre-training of this name."""
+        cells = [cell.name for cell in self.study.cells.values() if cell.needs == name]
+        return [self.results[cell] for cell in cells if self._state(cell) == DONE]
+
     def counts(self, arm: str, labels: int | None) -> tuple[int, int, int]:
         """Numbers of cells of an arm that are planned, done, and failed."""
         cells = [cell for cell in self.study.cells.values() if cell.arm == arm and cell.labels == labels]
@@ -76,20 +85,41 @@ class Evidence:
         """Number of seeds that both arms have."""
         return len(self.scores(arm, labels).keys() & self.scores(other, labels).keys())
 
-    def probe(self, arm: str, kind: str = "encoder") -> dict[str, Any]:
-        """Scores of the frozen features of an arm's first pre-training; empty if there are none."""
-        lines = self.lines(arm, None)
-        return dict(lines[0].get("probe", {}).get(kind, {})) if lines else {}
+    def by_seed(self, arm: str, other: str, labels: int) -> dict[int, float]:
+        """Mean difference in Dice of every seed that both arms have."""
+        ours, theirs = self.scores(arm, labels), self.scores(other, labels)
+        return {
+            seed: float((as_array({0: ours[seed]}) - as_array({0: theirs[seed]})).mean())
+            for seed in sorted(ours.keys() & theirs.keys())
+        }
+
+    def probe(self, arm: str, kind: str = "encoder") -> dict[str, float]:
+        """Dice and kNN of the frozen features of an arm, means over its pre-trainings; empty if there are none."""
+        found = [line["probe"][kind] for line in self.lines(arm, None) if kind in line.get("probe", {})]
+        return {score: float(np.mean([each[score] for each in found])) for score in ("dice", "knn")} if found else {}
+
+    def probe_kinds(self, arm: str) -> list[str]:
+        """Kinds of features beside those of the encoder that its probe has, such as random weights."""
+        kinds = dict.fromkeys(kind for line in self.lines(arm, None) for kind in line.get("probe", {}))
+        return [kind for kind in kinds if kind != "encoder"]
+
+    def probe_scores(self, arm: str, kind: str = "encoder") -> Scores:
+        """Dice of the probe by seed of the pre-training and scan; empty if scores of single scans were not kept."""
+        found = {line["seed"]: line.get("probe", {}).get(kind, {}).get("scans") for line in self.lines(arm, None)}
+        return {seed: scans for seed, scans in found.items() if scans}
 
     def probe_interval(self, arm: str, kind: str = "encoder") -> Interval | None:
-        """Mean Dice of the probe over the scans, with its interval; None if scores of single scans were not kept."""
-        scans = self.probe(arm, kind).get("scans")
-        return interval(as_array({0: scans})) if scans else None
+        """Mean Dice of the probe over pre-trainings and scans, with its interval; None without `probe_scores`."""
+        scores = self.probe_scores(arm, kind)
+        return interval(as_array(scores)) if scores else None
 
     def probe_difference(self, arm: str, other: str) -> Interval | None:
-        """Dice of an arm's probe minus another's, paired by scan; None if scores of single scans are missing."""
-        ours, theirs = self.probe(arm).get("scans"), self.probe(other).get("scans")
-        return paired_interval({0: ours}, {0: theirs}) if ours and theirs else None
+        """Dice of an arm's probe minus another's, paired by seed and scan; None without `probe_scores` of both."""
+        return paired_interval(self.probe_scores(arm), self.probe_scores(other))
+
+    def most_pretrainings(self) -> int:
+        """The largest number of finished pre-trainings of an arm."""
+        return max((len(self.lines(arm, None)) for arm in self.arms), default=0)
 
 
 def direction(found: Interval) -> str | None:

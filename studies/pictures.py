@@ -25,6 +25,7 @@ from mim_components.visualize.sheet import (
     save_figure,
     title_panel,
 )
+from studies.data import label_path
 from studies.definition import ROOT, Cell, Command, Study, StudyError
 from studies.results import DONE
 
@@ -56,7 +57,7 @@ def write_picture(
         StudyError: a cell is not done, its network is missing, or there is no such test scan.
     """
     image = data / study.data["test"] / study.data["image"].format(name=scan)
-    label = work / "labels" / f"{scan}.nii.gz"
+    label = label_path(work, scan)
     if not image.is_file() or not label.is_file():
         raise StudyError(f"--scan {scan!r} is not a test scan with a label map: looked for {image} and {label}.")
     predictions, heads = [], []

@@ -53,10 +53,11 @@ def dice_figure(evidence: Evidence) -> Figure | None:
     figure = Figure(figsize=(4.5 * len(drawn), 4), layout="constrained")
     for axes, (title, points) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
         _draw_intervals(axes, evidence, points)
+        _mark_incomplete(axes, evidence, points, base if points is differences else None)
         axes.set_ylabel(title)
     if differences:
         figure.axes[1].axhline(0, color="0.4", linewidth=0.8)
-    figure.suptitle("bars: 95 % intervals over scans and seeds", fontsize=9)
+    figure.suptitle("bars: 95 % intervals over scans and seeds; hollow: seeds are missing", fontsize=9)
     _name_arms(figure)
     return figure
 
@@ -78,6 +79,15 @@ def _draw_intervals(axes: Axes, evidence: Evidence, points: Points) -> None:
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_xlabel("labelled patients")
     axes.grid(alpha=0.3, axis="y")
+
+
+def _mark_incomplete(axes: Axes, evidence: Evidence, points: Points, base: str | None) -> None:
+    """Make the points hollow that lack seeds, in the arm or in the reference `base`."""
+    for bars, (arm, of) in zip(axes.containers, points.items(), strict=True):
+        line = bars.lines[0]
+        for x, y, labels in zip(line.get_xdata(), line.get_ydata(), of, strict=True):
+            if evidence.common_seeds(arm, base or arm, labels) < len(evidence.study.seeds):
+                axes.plot(x, y, marker="o", markerfacecolor="white", color=line.get_color(), zorder=3)
 
 
 def curves_figure(evidence: Evidence) -> Figure | None:

@@ -15,8 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
+from benchmarks.report import cpu_model
 from mim_components.utils.files import append_line
 from studies.definition import ROOT, Cell, Study, StudyError, network_volumes
 
@@ -24,9 +26,9 @@ DONE, FAILED = "done", "failed"
 CURVE_POINTS = 40
 
 
-def results_file(study: Study, path: Path | None = None) -> Path:
-    """The file of a study's results: `results/NAME.jsonl` beside the study file unless another is given."""
-    return study.path.parent / "results" / f"{study.name}.jsonl" if path is None else path
+def results_file(study: Study, folder: Path | None = None) -> Path:
+    """File of a study's results: `NAME.jsonl`, in `results` beside the study file unless another folder is given."""
+    return (folder or study.path.parent / "results") / f"{study.name}.jsonl"
 
 
 def read_results(path: Path, study: Study) -> dict[str, dict[str, Any]]:
@@ -73,11 +75,12 @@ def append_result(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def facts_of(study: Study, cell: Cell, commit: str) -> dict[str, Any]:
-    """Facts about a cell that do not depend on its outcome: names, options, commit, versions."""
+    """Facts about a cell that do not depend on its outcome: names, options, commit, versions, machine."""
     facts = {
         "study": study.name, "cell": cell.name, "digest": cell.digest, "phase": cell.phase, "arm": cell.arm,
         "seed": cell.seed, "labels": cell.labels, "commit": commit, "threads": study.threads,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "monai")}},
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_model(),
         "options": {command.name: dict(command.options) for command in cell.commands},
     }  # fmt: skip
     if cell.phase == "pretraining":

@@ -8,7 +8,6 @@ folder and summed over interruptions.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -26,15 +25,16 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import IO, Any
 
-from mim_components.utils.files import append_line, read_rows
+import torch
+
+from mim_components.utils.files import sha256
+from studies.attempts import cost_of, last_lines, note
 from studies.definition import ENCODER, ROOT, Cell, Study, StudyError
 from studies.results import DONE, FAILED, append_result, facts_of, outcome_of, read_results
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = "attempts.jsonl"  # a line when a command starts, one when it ends
 LOG = "{command}.log"
-LAST_LINES = 15
 INTERRUPTED = "interrupted"
 TRIES = 3
 
@@ -118,6 +118,8 @@ class Runner:
         self._waiting = list(cells)
         self._active: set[str] = set()
         self._elsewhere: set[str] = set()
+        self._gpus = visible_gpus()
+        self._own = threading.local()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._untold: set[subprocess.Popen[bytes]] = set()  # those of them not yet told to stop
         self._states = {name: line["state"] for name, line in read_results(results, study).items()}
@@ -136,7 +138,7 @@ class Runner:
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(jobs) as pool:
-                workers = [pool.submit(self._work) for _ in range(jobs)]
+                workers = [pool.submit(self._work, number) for number in range(jobs)]
                 for worker in workers:
                     worker.result()
         finally:
@@ -165,12 +167,11 @@ class Runner:
                 self._untold.remove(process)
             os.kill(process.pid, signal.SIGTERM)
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
+        """Run cells in a thread of the pool; a machine's GPUs are dealt out to the threads."""
+        self._own.gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
         while (cell := self._next()) is not None:
-            try:
-                state = self._take(cell)
-            except Exception as error:  # the other cells go on
-                state = self._fail(cell, repr(error))
+            state = self._attempt(cell)
             with self._guard:
                 self._active.discard(cell.name)
                 if state is None:
@@ -178,6 +179,17 @@ class Runner:
                 else:
                     self._states[cell.name] = state
                 self._guard.notify_all()
+
+    def _attempt(self, cell: Cell) -> str | None:
+        """The state of a cell after it has run, None if another process runs it; on an error the other cells go on."""
+        try:
+            return self._take(cell)
+        except Exception as error:
+            try:
+                return self._fail(cell, repr(error))
+            except Exception as again:
+                logger.error("%s: the failure is not in %s, %r", cell.name, self.results, again)
+                return FAILED
 
     def _next(self) -> Cell | None:
         """The first cell that can run; waits while a running cell may make another one ready."""
@@ -219,6 +231,12 @@ class Runner:
         """Whether the encoder that other cells need from this one is in the working folder; True for fine-tunings."""
         return cell.phase != "pretraining" or (cell.folder_in(self.work) / ENCODER).exists()
 
+    def _encoder_digest(self, cell: Cell) -> str | None:
+        """SHA-256 of the encoder that a pre-training wrote or a fine-tuning began with; None from scratch."""
+        source = cell if cell.phase == "pretraining" else self.study.cells[cell.needs] if cell.needs else None
+        path = source.folder_in(self.work) / ENCODER if source else None
+        return sha256(path) if path and path.exists() else None
+
     def _run_commands(self, cell: Cell, lock: IO[str]) -> str:
         folder = cell.folder_in(self.work)
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +252,7 @@ class Runner:
                 return INTERRUPTED
             if status:
                 return self._fail(cell, f"{command.name}: exit status {status}", last_lines(log))
-        outcome = outcome_of(folder, cell.phase)
+        outcome = {"encoder": self._encoder_digest(cell), **outcome_of(folder, cell.phase)}
         self._record(cell, {"state": DONE, **cost_of(folder), **outcome})
         for name in self.study.prune:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -252,6 +270,7 @@ class Runner:
             "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": paths,
             # glibc keeps freed memory instead of asking the kernel for it again in every step
             "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40),
+            **({"CUDA_VISIBLE_DEVICES": self._own.gpu} if self._gpus else {}),
         }  # fmt: skip
         start = monotonic()
         note(folder, command=name, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -264,6 +283,8 @@ class Runner:
             )  # fmt: skip
             self._untold.add(process)
             self._processes.add(process)
+            with suppress(OSError):  # Linux shares the cores between sessions first, and `nice` acts only within one
+                Path(f"/proc/{process.pid}/autogroup").write_text(str(self.niceness))
             if self.stopping:  # the signal came between the check and here
                 self._terminate(process)
             _, status, usage = os.wait4(process.pid, 0)
@@ -284,47 +305,16 @@ class Runner:
         append_result(self.results, {**facts_of(self.study, cell, self.commit), **outcome})
 
 
-def note(folder: Path, **facts: Any) -> None:
-    """Add a line to the attempts of a cell."""
-    append_line(folder / ATTEMPTS, json.dumps(facts))
+def visible_gpus() -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES that each select one of the GPUs that this process sees."""
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(number) for number in range(count)]
 
 
-def cost_of(folder: Path) -> dict[str, Any]:
-    """Wall-clock and CPU seconds, summed over all attempts.
-
-    `attempts_lost` counts attempts whose end was not recorded because the runner was killed; the sums exclude them.
-    """
-    lines = read_rows(folder / ATTEMPTS)
-    ended = [line for line in lines if "status" in line]
-    return {
-        "seconds": round(sum(line["seconds"] for line in ended), 1),
-        "cpu_seconds": round(sum(line["cpu_seconds"] for line in ended), 1),
-        "attempts_lost": len(lines) - 2 * len(ended),
-    }
-
-
-def read_again(study: Study, results: Path, work: Path) -> list[str]:
-    """Add a line for every finished cell whose folder contains more than its line; returns the names of these cells.
-
-    A folder whose attempts differ from those of the line belongs to another run and is skipped.
-    """
-    changed = []
-    for name, line in read_results(results, study).items():
-        folder = study.cells[name].folder_in(work)
-        if (
-            line["state"] != DONE
-            or line["study"] != study.name
-            or not folder.is_dir()
-            or any(line[key] != cost for key, cost in cost_of(folder).items())
-        ):
-            continue
-        if (again := {**line, **outcome_of(folder, line["phase"])}) != line:
-            append_result(results, again)
-            changed.append(name)
-    return changed
-
-
-def last_lines(log: Path) -> str:
-    """The last lines of a log, with only the last state of a progress bar, which overwrites itself."""
-    lines = [line.split("\r")[-1] for line in log.read_bytes().decode(errors="replace").split("\n")]
-    return "\n".join([line for line in lines if line.strip()][-LAST_LINES:])
+def default_jobs(threads: int) -> int:
+    """Number of concurrent cells: one per GPU, or as many as the cores that this process may use have threads for."""
+    if gpus := visible_gpus():
+        return len(gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from studies.definition import StudyError
+
 DRAWS = 10_000
 
 
@@ -50,10 +52,15 @@ def paired_interval(
         theirs: scores that are subtracted.
         draws: number of samples of the bootstrap.
         seed: seed of the bootstrap.
+
+    Raises:
+        StudyError: the two were scored on different scans.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None
+    if other := ours[seeds[0]].keys() ^ theirs[seeds[0]].keys():
+        raise StudyError(f"two arms were scored on different scans; only one has {', '.join(sorted(other))}.")
     return interval(
         as_array({key: ours[key] for key in seeds}) - as_array({key: theirs[key] for key in seeds}), draws, seed
     )
@@ -63,9 +70,9 @@ def as_array(scores: dict[int, dict[str, float]]) -> np.ndarray:
     """Scores `(S, N)`, sorted by seed and scan.
 
     Raises:
-        ValueError: seeds have different scans.
+        StudyError: seeds have different scans.
     """
     scans = sorted(next(iter(scores.values())))
     if any(sorted(of_seed) != scans for of_seed in scores.values()):
-        raise ValueError(f"seeds {sorted(scores)} were scored on different scans.")
+        raise StudyError(f"seeds {sorted(scores)} were scored on different scans.")
     return np.array([[scores[seed][scan] for scan in scans] for seed in sorted(scores)])

@@ -1,15 +1,14 @@
-"""Sections of the report on a study, in Markdown. An arm without results appears only in the table of cells."""
+"""Sections of the report on one study, in Markdown. An arm without results appears only in the table of cells."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.report import markdown_table
-from studies.evidence import NOT_RUN, Evidence, direction, verdict
+from studies.evidence import NOT_RUN, Evidence, direction
 from studies.results import FAILED
-from studies.statistics import DRAWS, Interval
+from studies.statistics import Interval, paired_interval
 
 
 def answer(evidence: Evidence) -> str:
@@ -31,12 +30,7 @@ def scores(evidence: Evidence) -> list[str]:
     parts = [part for labels in evidence.labels for part in _of_labels(evidence, labels)]
     if not parts:
         return []
-    text = (
-        "Dice in %, mean over classes, then over test scans and seeds; in brackets the 95 % interval of a bootstrap "
-        f"over scans and seeds ({DRAWS:,} draws). Differences are paired by scan and seed, in points of Dice, over the "
-        "seeds that both arms have."
-    )
-    return ["### Scores", text, *parts]
+    return ["### Scores", *parts]
 
 
 def _of_labels(evidence: Evidence, labels: int) -> list[str]:
@@ -57,40 +51,55 @@ def _of_labels(evidence: Evidence, labels: int) -> list[str]:
             {"arm": f"`{arm}`", **{name: plain(evidence.interval(arm, labels, name=name)) for name in evidence.classes}}
         )
     head = f"#### {labels} labelled patients"
-    return [head, markdown_table(rows), "Dice of each class:", markdown_table(organs)]
+    parts = [head, markdown_table(rows), *_by_seed(evidence, labels, references)]
+    return [*parts, "Dice of each class:", markdown_table(organs)]
+
+
+def _by_seed(evidence: Evidence, labels: int, references: Sequence[str]) -> list[str]:
+    """The differences of the primary arm, seed by seed."""
+    arm = evidence.study.content["report"]["primary"]["arm"]
+    found = {other: evidence.by_seed(arm, other, labels) for other in references if other != arm}
+    texts = [
+        f"against `{other}` {', '.join(f'{100 * value:+.1f}' for value in of.values())}"
+        for other, of in found.items()
+        if of
+    ]
+    return [f"`{arm}` seed by seed: {'; '.join(texts)}."] if texts else []
 
 
 def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
-    """Table of the frozen features of every pre-training, and of random weights and intensity with position.
+    """Table of the frozen features of every arm, and of random weights and intensity with position.
 
     Args:
         evidence: evidence of the study.
-        earlier: evidence of earlier rounds, whose runs of identically defined pre-trainings are shown too.
+        earlier: evidence of earlier rounds, latest first. A pre-training that one of them defines identically is
+            shown too if it came out differently; one that is defined differently is the subject of a column.
     """
     rows, again = [], []
     primary = evidence.study.content["report"]["primary"]["arm"]
     for arm in evidence.arms:
         if not evidence.probe(arm):
             continue
-        rows.append(_probe_row(f"`{arm}`", evidence, arm))
+        row = _probe_row(f"`{arm}`", evidence, arm)
+        rows.append(row)
         for other in earlier:
-            if other.probe(arm) and other.lines(arm, None)[0]["digest"] == evidence.lines(arm, None)[0]["digest"]:
+            if not other.probe(arm):
+                continue
+            if other.digests(arm) == evidence.digests(arm):
                 points = evidence.probe(arm)["dice"] - other.probe(arm)["dice"]
                 again.append((arm, points))
                 if points:
                     rows.append(_probe_row(f"`{arm}`, run of `{other.study.name}`", other, arm))
+            elif found := paired_interval(evidence.probe_scores(arm), other.probe_scores(arm)):
+                row["Dice against an earlier round"] = f"{signed(found)} (`{other.study.name}`)"
+                break
     if not rows:
         return []
-    if primary_probe := evidence.lines(primary, None):
-        kinds = [kind for kind in primary_probe[0].get("probe", {}) if kind != "encoder"]
-        rows += [_probe_row(f"{kind}, network of `{primary}`", evidence, primary, kind) for kind in kinds]
-    text = (
-        "Frozen encoder, on the test scans. Dice: mean Dice in % of a linear classifier of single voxels, with the "
-        f"95 % interval of a bootstrap over scans ({DRAWS:,} draws) if the scores of single scans were kept. kNN: "
-        "share of voxels in %, averaged over classes, whose nearest neighbours in other patients give their class. "
-        "There is one pre-training per arm, so that no interval covers the effect of its seed."
-    )
-    return ["### Probe", text, markdown_table(rows), *_compared(again)]
+    for kind in evidence.probe_kinds(primary):
+        rows.append(_probe_row(f"{kind}, network of `{primary}`", evidence, primary, kind))
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = markdown_table([{name: row.get(name, "") for name in columns} for row in rows])
+    return ["### Probe", table, *_compared(again)]
 
 
 def _probe_row(name: str, evidence: Evidence, arm: str, kind: str = "encoder") -> dict[str, str]:
@@ -107,56 +116,6 @@ def _compared(again: Sequence[tuple[str, float]]) -> list[str]:
     most = max(abs(points) for _, points in again)
     came = "the same Dice" if most == 0 else f"Dice that differs by at most {100 * most:.1f} points"
     return [f"An earlier round ran the same pre-training (equal digest) of {names}, with {came}."]
-
-
-def ablations(evidence: Evidence) -> list[str]:
-    """Rows of the paper beside our differences, with the verdict of the declared rule."""
-    settings = evidence.study.content["report"].get("ablations")
-    if not settings:
-        return []
-    against, labels = settings["against"], settings["labels"]
-    rows, missing = [], []
-    for row in settings["rows"]:
-        tuned = evidence.difference(row["arm"], against, labels)
-        if tuned or (evidence.probe(row["arm"]) and evidence.probe(against)):
-            rows.append(_ablation_row(evidence, row, against, labels))
-        else:
-            missing.append(f"`{row['arm']}`")
-    if not rows:
-        return []
-    text = (
-        f"Each arm minus `{against}`, in points of Dice: the probe, paired by scan, and fine-tunings with {labels} "
-        "labelled patients, paired by scan and seed. Our difference has a direction if its 95 % interval excludes 0, "
-        "and then agrees or disagrees with the paper's; otherwise, or while seeds are missing, it cannot tell "
-        f"({plan_link(evidence)}). Intervals of the probe are over scans, not over pre-trainings, of which there is "
-        "one per arm. The paper's figures are Dice in % of the arm and of MiM, fine-tuned on all labelled scans."
-    )
-    parts = ["### Ablations of the paper", text, markdown_table(rows)]
-    parts += [f"{NOT_RUN.capitalize()}: {', '.join(missing)}."] if missing else []
-    return [*parts, f"The study has no arm for {settings['without']}."]
-
-
-def _ablation_row(evidence: Evidence, row: Mapping[str, Any], against: str, labels: int) -> dict[str, str]:
-    arm, published = row["arm"], row["direction"]
-    seeds = evidence.common_seeds(arm, against, labels)
-    tuned = evidence.difference(arm, against, labels) if seeds == len(evidence.study.seeds) else None
-    figures = [f"{name} {ours:.2f} / {mim:.2f}" for name, (ours, mim) in row.get("figures", {}).items()]
-    probed, shown = evidence.probe_difference(arm, against), NOT_RUN
-    if probed:
-        shown = signed(probed)
-    elif evidence.probe(arm) and evidence.probe(against):
-        shown = f"{100 * (evidence.probe(arm)['dice'] - evidence.probe(against)['dice']):+.1f}, no interval"
-    return {
-        "arm": f"`{arm}`",
-        "what differs": row["change"],
-        "the paper's row": row["where"],
-        "its Dice": ", ".join(figures),
-        "its direction": published or "",
-        "probe": shown,
-        "verdict": "" if shown == NOT_RUN else verdict(probed, published),
-        "fine-tuning": difference(evidence, arm, against, labels),
-        "verdict ": verdict(tuned, published) if seeds else "",
-    }
 
 
 def cost(evidence: Evidence) -> list[str]:
@@ -177,10 +136,9 @@ def cost(evidence: Evidence) -> list[str]:
                 }
             )
     total = sum(line["cpu_seconds"] for line in evidence.done) / 3600
-    text = (
-        f"Means per cell; {total:.1f} CPU hours in all; cells may have run on different machines. A network volume "
-        "is one input of the network in the pre-training, whatever its level."
-    )
+    machines = sorted({line["machine"] for line in evidence.done if "machine" in line})
+    text = f"Per cell, the least and the most; {total:.1f} CPU hours in all. Not all cells ran on equally fast machines"
+    text += f" (those that are recorded: {', '.join(machines)})." if machines else "."
     return ["### Cost", text, markdown_table(rows)] if rows else []
 
 
@@ -188,34 +146,51 @@ def cells(evidence: Evidence) -> list[str]:
     """Numbers of finished cells of every arm, and why others failed."""
     columns = {"pre-training": None, **{f"{labels} patients": labels for labels in evidence.labels}}
     rows = [
-        {"arm": f"`{arm}`", **{name: _count(*evidence.counts(arm, labels)) for name, labels in columns.items()}}
+        {"arm": f"`{arm}`", **{name: _count(evidence, arm, of) for name, of in columns.items()}}
         for arm in evidence.arms
     ]
     failed = [line for line in evidence.results.values() if line["state"] == FAILED]
     causes = "\n".join(f"- `{line['cell']}` failed: {line['cause']}" for line in failed)
-    text = f"Cells done of those planned; an empty field was not planned, '{NOT_RUN}' has no result yet."
+    text = (
+        "Cells done of those planned, and the commits that ran them; an empty field was not planned, "
+        f"'{NOT_RUN}' has no result yet."
+    )
     name = evidence.study.name
     taken = [f"`{line['cell']}` of `{line['study']}`" for line in evidence.done if line["study"] != name]
     shared = f"Run in an earlier round that defines them identically: {', '.join(taken)}."
-    return ["### Cells", text, markdown_table(rows), *([shared] if taken else []), *([causes] if causes else [])]
+    parts = ["### Cells", text, markdown_table(rows), *([shared] if taken else []), *([causes] if causes else [])]
+    return [*parts, *_unlike_encoders(evidence)]
 
 
-def _count(planned: int, done: int, failed: int) -> str:
+def _count(evidence: Evidence, arm: str, labels: int | None) -> str:
+    planned, done, failed = evidence.counts(arm, labels)
     if not planned:
         return ""
     if not done and not failed:
         return NOT_RUN if planned == 1 else f"{NOT_RUN} ({planned})"
-    return f"{done} of {planned}" + (f", {failed} failed" if failed else "")
+    commits = ", ".join(sorted({line["commit"][:7] for line in evidence.lines(arm, labels)}))
+    return f"{done} of {planned}" + (f", {failed} failed" if failed else "") + (f" ({commits})" if commits else "")
+
+
+def _unlike_encoders(evidence: Evidence) -> list[str]:
+    """A sentence per pre-training that was run more than once with unlike results."""
+    found = []
+    for name, cell in evidence.study.cells.items():
+        if cell.phase != "pretraining":
+            continue
+        lines = [evidence.results.get(name, {}), *evidence.needing(name)]
+        if len(encoders := {line["encoder"] for line in lines if line.get("encoder")}) > 1:
+            found.append(f"The pre-training `{name}` was run more than once, with {len(encoders)} different encoders.")
+    return found
 
 
 def made_by(evidence: Evidence) -> str:
-    """Commits and versions behind the results."""
+    """Versions behind the results, and attempts whose cost is unknown."""
     if not evidence.done:
         return "Nothing was run yet."
-    commits = sorted({line["commit"][:10] for line in evidence.done})
     versions = sorted({f"{name} {number}" for line in evidence.done for name, number in line["versions"].items()})
     lost = sum(line["attempts_lost"] for line in evidence.done)
-    text = f"Commits: {', '.join(commits)}. Versions: {', '.join(versions)}."
+    text = f"Versions: {', '.join(versions)}."
     return text + (f" The cost excludes {lost} attempts whose end was not recorded." if lost else "")
 
 
@@ -253,7 +228,8 @@ def difference(evidence: Evidence, arm: str, other: str, labels: int) -> str:
 
 
 def _hours(lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"{statistics.mean(line['cpu_seconds'] for line in lines) / 3600:.2f}" if lines else ""
+    hours = [f"{bound(line['cpu_seconds'] for line in lines) / 3600:.2f}" for bound in (min, max)] if lines else []
+    return " to ".join(dict.fromkeys(hours))
 
 
 def _number(lines: Iterable[Mapping[str, Any]], key: str) -> str:

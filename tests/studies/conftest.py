@@ -23,7 +23,7 @@ def content() -> dict[str, Any]:
     study["arms"] = {name: study["arms"][name] for name in ("scratch", "mim")}
     study["order"] = [{"arms": ["scratch", "mim"]}]
     study["report"]["primary"] |= {"arm": "mim", "against": "scratch", "labels": 1}
-    study["report"]["references"] = ["scratch"]
+    study["report"] |= {"references": ["scratch"], "picture": {"scan": "pt_3", "cells": ["mim/1/seed0"]}}
     small = {"preset": "nano", "max_steps": 4, "log_interval": 1, "checkpoint_interval": 1}
     study["pretraining"]["options"] |= {
         **small, "input_size": [16, 16, 16], "level_sizes": [[32, 32, 32], [16, 16, 16]], "projection_dim": 8,

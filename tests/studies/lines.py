@@ -17,9 +17,9 @@ def tuned(study: Study, cell: Cell, a: list[float], b: list[float]) -> dict[str,
     return {**facts, **COST, "steps": 4, "scores": {"dice": scores, "nsd": scores}}
 
 
-def pretrained(study: Study, arm: str, *dice: float) -> dict[str, Any]:
+def pretrained(study: Study, arm: str, *dice: float, seed: int = 0) -> dict[str, Any]:
     """A pre-training whose probe has these scores on scans 0 and 1, and random weights half of them."""
-    cell = next(cell for cell in study.cells.values() if cell.arm == arm and cell.phase == "pretraining")
+    cell = study.cells[f"{arm}/pretraining/seed{seed}"]
     kinds = {"encoder": dice, "random weights": [value / 2 for value in dice]}
     probe = {
         kind: {"dice": sum(values) / len(values), "knn": 0.5, "scans": {str(n): each for n, each in enumerate(values)}}

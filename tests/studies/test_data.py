@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,41 @@ def test_lists_and_labels(small: dict[str, Any], write: Write, patients: Path, t
 
 def test_other_numbers_than_expected(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
     small["data"]["expected"]["train"] = 86
-    with pytest.raises(StudyError, match="2 labelled patients .* and 1 for testing; .* expects .* 86 labelled"):
+    with pytest.raises(StudyError, match="2 labelled patients .* and 1 for testing; .* 86 labelled .* all of 2"):
         prepare_data(Study(write(small)), patients, tmp_path)
     small["data"] |= {"image": "{name}_scan.nii.gz"}
     with pytest.raises(StudyError, match="has no scan NAME_scan.nii.gz; set --data"):
         prepare_data(Study(write(small)), patients, tmp_path)
 
 
+def test_a_folder_per_patient(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for scan in patients.glob("*/*.nii.gz"):
+        name, kind = scan.name.removesuffix(".nii.gz").rsplit("_", 1)
+        (data / scan.parent.name / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan, data / scan.parent.name / name / f"{kind}.nii.gz")
+    small["data"] |= {"image": "{name}/ct.nii.gz", "label": "{name}/organs.nii.gz"}
+    assert prepare_data(Study(write(small)), data, tmp_path) == {"pretraining": 3, "train": 2, "test": 1}
+
+
+def test_patients_without_all_organs(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
+    small["data"]["classes"] = {"1": 1, "99": 2}  # no label map has the value 99
+    with pytest.raises(StudyError, match="0 labelled patients for training and 0 for testing"):
+        prepare_data(Study(write(small)), patients, tmp_path / "all")
+    small["data"]["require_all"] = False
+    assert prepare_data(Study(write(small)), patients, tmp_path / "any")["train"] == 2
+
+
+def test_nobody_trains_and_tests(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
+    shutil.copytree(patients, tmp_path / "data")
+    shutil.copy(patients / "validation" / "pt_3_ct.nii.gz", tmp_path / "data" / "train")
+    with pytest.raises(StudyError, match="1 patients have the same name in train and validation, such as pt_3"):
+        prepare_data(Study(write(small)), tmp_path / "data", tmp_path)
+
+
 def test_one_patient_is_left(small: dict[str, Any], write: Write, patients: Path, tmp_path: Path) -> None:
     small["labels"] = [2]
+    small["report"]["primary"]["labels"] = 2
+    del small["pretraining"]["commands"]["probe"]
     with pytest.raises(StudyError, match="asks for 2 of 2 labelled patients"):
         prepare_data(Study(write(small)), patients, tmp_path)

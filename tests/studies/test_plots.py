@@ -37,3 +37,16 @@ def test_an_arm_looks_the_same_everywhere(small: dict[str, Any], write: Write) -
     assert colours == {differences.containers[0].lines[0].get_color()} != {scores.containers[0].lines[0].get_color()}
     assert [text.get_text() for text in dice.legends[0].get_texts()] == ["scratch", "mim"]
     assert list(figures(evidence).values())[0][0] == "images/evidence_small_dice.png"
+
+
+def test_points_without_all_seeds_are_hollow(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(small | {"seeds": [0, 1]}))
+    lines = [tuned(study, study.cells[f"scratch/1/seed{seed}"], [0.5, 0.5], [0.25, 0.25]) for seed in (0, 1)]
+    lines.append(tuned(study, study.cells["mim/1/seed0"], [0.75, 0.75], [0.5, 0.5]))
+    figure = dice_figure(Evidence(study, {line["cell"]: line for line in lines}))
+    assert figure is not None
+    hollow = [
+        [float(line.get_ydata()[0]) for line in axes.lines if line.get_markerfacecolor() == "white"]
+        for axes in figure.axes
+    ]
+    assert hollow == [[62.5], [25.0]]

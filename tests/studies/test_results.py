@@ -52,10 +52,10 @@ def test_a_cell_that_an_earlier_round_has_done_counts(small: dict[str, Any], wri
 def test_status_names_failed_cells(
     small: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, results = write(small), tmp_path / "results.jsonl"
+    path, results = write(small), tmp_path / "small.jsonl"
     line = pretrained(Study(path), "mim", 0.5)
     append_result(results, {**line, "state": "failed", "cause": "train: exit status 1"})
-    assert command.main(["status", str(path), "--results", str(results), "--output", str(tmp_path)]) == 0
+    assert command.main(["status", str(path), "--results", str(tmp_path), "--output", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "failed    mim/pretraining/seed0  30 CPU minutes  train: exit status 1" in out
     assert "small: 2 not run, 1 failed" in out

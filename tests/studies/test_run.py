@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from studies import __main__ as command
+from studies.attempts import note
 from studies.definition import Study
 from studies.report import scan_picture
 from studies.results import read_results
-from studies.run import Runner, note
+from studies.run import Runner
 from tests.faults.runs import Run, environment_of_runs, server
 
 pytestmark = pytest.mark.slow
@@ -75,9 +76,9 @@ def test_stopped_in_a_cell_and_continued(
     start_others_by_fork(monkeypatch)
     small["order"] = [{"arms": ["mim"]}]
     small["pretraining"]["options"] |= {"max_steps": STEPS, "checkpoint_interval": STEPS, "log_interval": 5}
-    path, results, work = write(small), tmp_path / "results.jsonl", tmp_path / "work"
+    path, results, work = write(small), tmp_path / "results" / "small.jsonl", tmp_path / "work"
     study = Study(path)
-    places = [str(path), "--data", str(patients), "--output", str(work), "--results", str(results)]
+    places = [str(path), "--data", str(patients), "--output", str(work), "--results", str(results.parent)]
     run = ["run", *places, "--allow_dirty", "--jobs", "1", "--nice", "0"]
     pretraining, tuning = (
         work / "cells" / study.cells[name].folder for name in ("mim/pretraining/seed0", "mim/1/seed0")
@@ -106,12 +107,13 @@ def test_stopped_in_a_cell_and_continued(
     assert set(tuned["scores"]["dice"]) == {"a", "b"} and list(tuned["scores"]["dice"]["a"]) == ["pt_3"]
     assert "Pre-trained weights from" in (tuning / "train.log").read_text()
 
-    picture = ["picture", *places, "--cells", "mim/1/seed0", "--file", str(tmp_path / "docs" / scan_picture(study))]
-    assert command.main([*picture, "--scan", "pt_3"]) == 0
+    docs = str(tmp_path / "docs")
+    picture = ["picture", *places, "--file", str(tmp_path / "docs" / scan_picture(study))]
+    assert command.main(picture) == 0  # the scan and the cell in the study file
     assert command.main([*picture, "--scan", "pt_0"]) == 2  # no test scan
-    assert command.main(["report", str(path), "--results", str(results), "--output", str(tmp_path / "docs")]) == 0
+    assert command.main(["report", str(path), "--results", str(results.parent), "--output", docs]) == 0
     page = (tmp_path / "docs" / "evidence.md").read_text()
-    assert f"| `mim` | {100 * probe['dice']:.1f} [" in page and "| 2 of 2 |" in page
+    assert f"| `mim` | {100 * probe['dice']:.1f} [" in page and "| 1 of 1 (" in page
     shown = [line.split("](")[1].removesuffix(")") for line in page.splitlines() if line.startswith("![")]
     assert shown == [f"images/evidence_small_{kind}.png" for kind in ("dice", "pretraining", "scan")]
     assert all((tmp_path / "docs" / file).exists() for file in shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 
 from studies import __main__ as command
+from studies.attempts import cost_of, last_lines, note, read_again
 from studies.definition import Study
 from studies.results import commit_of_tree, read_results
-from studies.run import Runner, _lock_path, chosen, cost_of, is_running, last_lines, locked, note, read_again
+from studies.run import Runner, _lock_path, chosen, default_jobs, is_running, locked, visible_gpus
 
 Write = Callable[[dict[str, Any]], Path]
 
@@ -111,6 +113,64 @@ def test_missing_results_are_a_failure(
     assert runner(study, tmp_path).run(jobs=1)["scratch/1/seed0"] == "failed"
     cause = read_results(tmp_path / "results.jsonl", study)["scratch/1/seed0"]["cause"]
     assert "the commands succeeded but left no results" in cause
+
+
+def test_a_failure_that_cannot_be_recorded(
+    small: dict[str, Any], write: Write, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("studies.run.append_result", full)
+    study = Study(write(small))
+    states = runner(study, tmp_path).run(jobs=2)  # and it ends
+    assert states == {"scratch/1/seed0": "failed", "mim/pretraining/seed0": "failed", "mim/1/seed0": "skipped"}
+    assert "scratch/1/seed0: the failure is not in" in caplog.text
+
+
+def test_encoders_are_recorded(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:
+    study = Study(write(small))
+    encoder = study.cells["mim/pretraining/seed0"].folder_in(tmp_path / "work") / "models" / "encoder.safetensors"
+    encoder.parent.mkdir(parents=True)
+    encoder.write_text("abc")
+    runner(study, tmp_path).run(jobs=1)
+    lines = read_results(tmp_path / "results.jsonl", study)
+    assert {name: line["encoder"] for name, line in lines.items()} == {
+        "scratch/1/seed0": None,
+        "mim/pretraining/seed0": hashlib.sha256(b"abc").hexdigest(),
+        "mim/1/seed0": hashlib.sha256(b"abc").hexdigest(),
+    }
+
+
+def test_processes_yield_to_other_sessions(small: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    group = Path("/proc/self/autogroup")
+    if not group.exists() or not group.read_text():
+        pytest.skip("this kernel does not group processes by session")
+    study = Study(write(small))
+    code = "import os, time; time.sleep(0.5); print(os.nice(0), open('/proc/self/autogroup').read().split()[-1])"
+    with (tmp_path / "lock").open("w") as lock:
+        assert runner(study, tmp_path)._call(["-c", code], tmp_path, "train", tmp_path / "log", lock) == 0
+    assert (tmp_path / "log").read_text().split() == ["19", "19"]
+
+
+def test_a_cell_per_gpu_or_core(
+    small: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3, 4, 5})
+    assert (visible_gpus(), default_jobs(1), default_jobs(4), default_jobs(8)) == ([], 6, 1, 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert (visible_gpus(), default_jobs(4)) == (["0", "1"], 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    used = []
+
+    def call(runner: Runner, words: list[str], folder: Path, name: str, log: Path, lock: Any) -> int:
+        used.append(runner._own.gpu)
+        return 1
+
+    monkeypatch.setattr(Runner, "_call", call)
+    runner(Study(write(small)), tmp_path).run(jobs=1)
+    assert used == ["3", "3"]
 
 
 def test_folders_are_read_again(small: dict[str, Any], write: Write, commands: Commands, tmp_path: Path) -> None:

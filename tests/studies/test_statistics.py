@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from studies.definition import StudyError
 from studies.statistics import Interval, as_array, bootstrap_means, interval, paired_interval
 
 
@@ -41,5 +42,23 @@ def test_only_common_seeds_are_compared() -> None:
 
 
 def test_the_same_scans_in_every_seed() -> None:
-    with pytest.raises(ValueError, match=r"seeds \[0, 1\] were scored on different scans"):
+    with pytest.raises(StudyError, match=r"seeds \[0, 1\] were scored on different scans"):
         as_array({0: {"a": 0.5}, 1: {"b": 0.5}})
+
+
+def test_arms_were_scored_on_the_same_scans() -> None:
+    with pytest.raises(StudyError, match="two arms were scored on different scans; only one has b, c"):
+        paired_interval({0: {"a": 0.5, "b": 0.5}}, {0: {"a": 0.5, "c": 0.5}})
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(2, 0.81), (3, 0.88)])
+def test_intervals_of_few_seeds_are_too_narrow(seeds: int, share: float) -> None:
+    """The shares in `summary.py`; standard deviations in points, means of the five differences of two rounds."""
+    of_seeds, of_scans, rest = 1.4, 0.66, 2.3
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(500):
+        truth = rng.normal(0, of_seeds, (seeds, 1)) + rng.normal(0, of_scans, (1, 15))
+        low, high = interval(truth + rng.normal(0, rest, (seeds, 15)), draws=1000)[1:]
+        held.append(low <= 0 <= high)
+    assert np.mean(held) == pytest.approx(share, abs=0.03)  # 2 standard deviations of 500 tries

@@ -5,63 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from studies import tables
-from studies.definition import ROOT, Study
+from studies.definition import Study
 from studies.evidence import Evidence
 from studies.results import DONE
 from tests.studies.lines import pretrained, tuned
 
 Write = Callable[[dict[str, Any]], Path]
-
-
-def with_ablations(study: dict[str, Any]) -> dict[str, Any]:
-    """Three more arms, with rows of a paper that all say worse."""
-    names = ["lower", "higher", "same"]
-    study["arms"] |= {name: {"pretraining": {"seed": number}, "like": "mim"} for number, name in enumerate(names, 1)}
-    study["order"].append({"arms": [*names, "mim"], "labels": [1]})
-    rows = [{"arm": name, "change": "c", "where": "Table 1", "direction": "worse"} for name in names]
-    rows[0]["figures"] = {"D": [80.5, 82.0]}
-    study["report"]["ablations"] = {"against": "mim", "labels": 1, "rows": rows, "without": "Table 2"}
-    return study
-
-
-def test_a_direction_needs_an_interval_without_0(small: dict[str, Any], write: Write) -> None:
-    study = Study(write(with_ablations(small)))
-    lines = [
-        pretrained(study, "mim", 0.5, 0.25),
-        pretrained(study, "lower", 0.25, 0.125),  # -0.25, -0.125: every draw is below 0
-        pretrained(study, "higher", 0.625, 0.375),
-        pretrained(study, "same", 0.625, 0.125),  # +0.125, -0.125
-        tuned(study, study.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]),
-        tuned(study, study.cells["lower/1/seed0"], [0.75, 0.75], [0.5, 0.5]),
-    ]
-    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
-    assert text[2].splitlines()[2:] == [
-        "| `lower` | c | Table 1 | D 80.50 / 82.00 | worse | -18.8 [-25.0, -12.5] | agrees "
-        "| +12.5 [+12.5, +12.5] | disagrees |",
-        "| `higher` | c | Table 1 |  | worse | +12.5 [+12.5, +12.5] | disagrees | not run |  |",
-        "| `same` | c | Table 1 |  | worse | +0.0 [-12.5, +12.5] | cannot tell | not run |  |",
-    ]
-    assert text[3:] == ["The study has no arm for Table 2."]
-
-
-def test_a_probe_without_scores_of_scans_has_no_direction(small: dict[str, Any], write: Write) -> None:
-    study = Study(write(with_ablations(small)))
-    lines = [pretrained(study, "mim", 0.5), pretrained(study, "lower", 0.25)]
-    del lines[1]["probe"]["encoder"]["scans"]
-    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
-    assert "| worse | -25.0, no interval | cannot tell | not run |  |" in text[2]
-    assert text[3] == "Not run: `higher`, `same`."
-    assert tables.ablations(Evidence(study, {})) == []
-
-
-def test_fine_tunings_need_all_seeds(small: dict[str, Any], write: Write) -> None:
-    study = Study(write(with_ablations(small | {"seeds": [0, 1]})))
-    lines = [
-        tuned(study, study.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]),
-        tuned(study, study.cells["lower/1/seed0"], [0.25, 0.25], [0.5, 0.5]),
-    ]
-    text = tables.ablations(Evidence(study, {line["cell"]: line for line in lines}))
-    assert "| not run |  | -12.5 [-12.5, -12.5], 1 of 2 seeds | cannot tell |" in text[2]
 
 
 def test_cells_of_an_earlier_round_are_named(small: dict[str, Any], write: Write) -> None:
@@ -79,16 +28,52 @@ def test_counts_of_cells(small: dict[str, Any], write: Write) -> None:
     done = tuned(study, study.cells["scratch/1/seed0"], [0.5, 0.5], [0.5, 0.5])
     failed = {**pretrained(study, "mim", 0.5), "state": "failed", "cause": "train: exit status 1"}
     text = tables.cells(Evidence(study, {line["cell"]: line for line in (done, failed)}))
-    assert text[2].splitlines()[2:] == ["| `scratch` |  | 1 of 2 |", "| `mim` | 0 of 1, 1 failed | not run (2) |"]
+    assert text[2].splitlines()[2:] == [
+        "| `scratch` |  | 1 of 2 (0123456) |",
+        "| `mim` | 0 of 1, 1 failed | not run (2) |",
+    ]
     assert text[3] == "- `mim/pretraining/seed0` failed: train: exit status 1"
     assert done["state"] == DONE
 
 
-def test_directions_of_the_paper_are_those_of_its_figures() -> None:
-    study = Study(ROOT / "studies" / "openkbp_2.json")
-    settings = study.content["report"]["ablations"]
-    assert settings["against"] in study.arms
-    for row in settings["rows"]:
-        assert f"{row['arm']}/pretraining/seed0" in study.cells
-        for arm, reference in row.get("figures", {}).values():
-            assert row["direction"] == ("worse" if arm < reference else "better")
+def test_probes_of_several_pretrainings(small: dict[str, Any], write: Write) -> None:
+    small |= {"seeds": [0, 1]}  # and a pre-training of each
+    study = Study(write(small))
+    lines = [pretrained(study, "mim", 0.5, 0.5), pretrained(study, "mim", 0.25, 0.25, seed=1)]
+    text = tables.probes(Evidence(study, {line["cell"]: line for line in lines}))
+    assert "| `mim` | 37.5 [25.0, 50.0] | 50.0 |" in text[1]
+
+
+def test_a_longer_pretraining_beside_the_earlier_round(small: dict[str, Any], write: Write) -> None:
+    first = Study(write(small))
+    small["pretraining"]["options"] |= {"max_steps": 8}
+    second = Study(write(small | {"name": "longer"}))
+    before, after = pretrained(first, "mim", 0.25, 0.25), pretrained(second, "mim", 0.5, 0.5)
+    rounds = [Evidence(study, {line["cell"]: line}) for study, line in ((second, after), (first, before))]
+    table = tables.probes(rounds[0], rounds[1:])[1]
+    assert "| `mim` | 50.0 [50.0, 50.0] | 50.0 | +25.0 [+25.0, +25.0] (`small`) |" in table
+
+
+def test_unlike_encoders_of_one_pretraining(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(small))
+    made = {**pretrained(study, "mim", 0.5), "encoder": "a"}
+    used = {**tuned(study, study.cells["mim/1/seed0"], [0.5, 0.5], [0.5, 0.5]), "encoder": "a"}
+    text = "The pre-training `mim/pretraining/seed0` was run more than once, with 2 different encoders."
+    assert text not in tables.cells(Evidence(study, {line["cell"]: line for line in (made, used)}))
+    used["encoder"] = "b"
+    assert text in tables.cells(Evidence(study, {line["cell"]: line for line in (made, used)}))
+
+
+def test_differences_seed_by_seed(small: dict[str, Any], write: Write) -> None:
+    study = Study(write(small | {"seeds": [0, 1]}))
+    lines = [
+        tuned(study, study.cells[name], *scores)
+        for name, scores in {
+            "scratch/1/seed0": ([0.5, 0.5], [0.5, 0.5]),
+            "scratch/1/seed1": ([0.25, 0.25], [0.25, 0.25]),
+            "mim/1/seed0": ([0.5, 0.5], [0.25, 0.25]),
+            "mim/1/seed1": ([0.5, 0.5], [0.5, 0.5]),
+        }.items()
+    ]
+    text = tables.scores(Evidence(study, {line["cell"]: line for line in lines}))
+    assert text[3] == "`mim` seed by seed: against `scratch` -12.5, +25.0."
