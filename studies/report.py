@@ -82,8 +82,8 @@ def _commands(studies: Sequence[Study], pictures: Mapping[str, Mapping[str, str]
     listed = " ".join(reversed(files.values()))
     return [
         "## Commands",
-        "`DIR` is the folder of the data, see the plan. To run the cells that are missing, and draw the pictures again "
-        "from the networks of finished ones:",
+        "`DIR` is the folder of the data; the plan says how to get it. To run the cells that are missing, and draw the "
+        "pictures again from the networks of finished ones:",
         "```bash\n" + "\n".join(missing) + "\n```",
         "To repeat everything from nothing, with results and a page of your own:",
         "```bash\n" + "\n".join([*again, f"python -m studies report {listed} --results mine --output mine"]) + "\n```",
