@@ -14,10 +14,9 @@ from torch import nn
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
-from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
 from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract
-from mim_components.weights.pretrained import load_pretrained
+from mim_components.weights.pretrained import load_pretrained, random_encoders
 from mim_components.weights.trained import find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def load_probed(
         >>> from tempfile import TemporaryDirectory
         >>> from mim_components.weights import save_encoder
         >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
-        >>> encoder = MiM(input_size=(16, 16, 16), preset="nano", num_levels=1).encoder
+        >>> encoder = random_encoders(contract, seed=1, count=1)[0]
         >>> with TemporaryDirectory() as folder:
         ...     file = save_encoder(encoder, Path(folder, "encoder.safetensors"), contract)
         ...     probed = load_probed(file, folders=[], expected=contract)
@@ -79,21 +78,15 @@ def load_probed(
     path = find_checkpoint(checkpoint, folders)
     found = find_contract(path)
     contract = expected if found is None else found[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        networks = [
-            MiM(contract.in_channels, contract.input_size, contract.preset, contract.encoder, num_levels=1).encoder
-            for _ in range(2)
-        ]
-    report = load_pretrained(networks[0], path)
+    network, untrained = random_encoders(contract, seed, 2)
+    report = load_pretrained(network, path)
     if report.new:
         raise WrongWeightsError(
             f"{path}: {len(report.new)} tensors of the encoder are not in the file, such as {report.new[0]}; with "
             "random weights in their place the probe would be meaningless."
         )
-    trained, untrained = (network.to(device).eval() for network in networks)
     origin = f"{path}" + (f", step {contract.step}" if found else "")
-    return ProbedEncoder(trained, untrained, contract, origin)
+    return ProbedEncoder(network.to(device).eval(), untrained.to(device).eval(), contract, origin)
 
 
 def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker) -> None:
