@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine
 from torch import nn
 
+from mim_components.data.volumes import per_axis
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
-from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract
-from mim_components.weights.pretrained import load_pretrained, random_encoders
+from mim_components.transforms.intensity import HU_RANGE
+from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract, step_in_name
+from mim_components.weights.pretrained import LoadReport, load_pretrained, random_encoders
 from mim_components.weights.trained import find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -48,18 +50,21 @@ def load_probed(
 ) -> ProbedEncoder:
     """Build the encoder of a weights file from its input contract, which holds for the whole probe.
 
+    Without a contract, input is prepared as in the configuration, with a warning.
+
     Args:
         checkpoint: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training; None = `models/model.pt` in
             the first of the folders.
         folders: folders to search for it.
-        expected: input contract of the configuration, for weights without one.
+        expected: input contract of the configuration, for weights without one, see `find_contract`.
         device: device of the networks.
         seed: seed of the random weights.
 
     Raises:
         FileNotFoundError: there is no such file.
         PretrainedError: the weights do not fit.
-        WrongWeightsError: tensors of the encoder are missing.
+        WrongWeightsError: tensors of the encoder are missing, or weights without a contract were trained on another
+            token grid than the configuration's.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -77,7 +82,7 @@ def load_probed(
     """
     path = find_checkpoint(checkpoint, folders)
     found = find_contract(path)
-    contract = expected if found is None else found[0]
+    contract = found[0] if found else replace(expected, step=step_in_name(path) or 0)
     network, untrained = random_encoders(contract, seed, 2)
     report = load_pretrained(network, path)
     if report.new:
@@ -85,8 +90,29 @@ def load_probed(
             f"{path}: {len(report.new)} tensors of the encoder are not in the file, such as {report.new[0]}; with "
             "random weights in their place the probe would be meaningless."
         )
-    origin = f"{path}" + (f", step {contract.step}" if found else "")
+    origin = f"{path}" + (f", step {contract.step}" if found or contract.step else "")
+    if not found:
+        origin += ", input as in the configuration"
+        _check_assumed(path, contract, report)
     return ProbedEncoder(network.to(device).eval(), untrained.to(device).eval(), contract, origin)
+
+
+def _check_assumed(path: Path, contract: InputContract, report: LoadReport) -> None:
+    """Refuse weights that the configuration's contract cannot be of, and warn that it is assumed."""
+    for name, how in report.adapted:
+        if "position" in name:
+            raise WrongWeightsError(
+                f"{path}: no input contract is known, and its positions are not those of the configuration's "
+                f"input_size {list(contract.input_size)} ({how}). Set --input_size as in its training, or put the "
+                "encoder.safetensors of its training beside it."
+            )
+    scaled = "percentiles" if contract.percentiles else f"window {list(contract.hu_window or HU_RANGE)} HU"
+    spacing = "native" if contract.spacing is None else f"{per_axis(contract.spacing)} mm"
+    logger.warning(
+        "%s: no input contract in the file, its folder or its run. Input is assumed to be as in the configuration: "
+        "modality %s, %s, %s voxels. If it was trained otherwise, the figures are too low.",
+        path, contract.modality, scaled, spacing,
+    )  # fmt: skip
 
 
 def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker) -> None:

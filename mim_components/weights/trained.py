@@ -20,6 +20,7 @@ from mim_components.weights.contract import (
     InputContract,
     ModelSettings,
     WrongWeightsError,
+    file_beside,
     read_contract,
     read_facts,
 )
@@ -55,10 +56,8 @@ class TrainedNetwork:
     @property
     def training_volumes(self) -> frozenset[str]:
         """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if unknown."""
-        for folder in (self.path.parent, self.path.parent.parent / "models"):
-            if (folder / TRAINING_VOLUMES).is_file():
-                return frozenset((folder / TRAINING_VOLUMES).read_text(encoding="utf-8").splitlines())
-        return frozenset()
+        found = file_beside(self.path, TRAINING_VOLUMES)
+        return frozenset(found.read_text(encoding="utf-8").splitlines() if found else ())
 
     @property
     def origin(self) -> str:
