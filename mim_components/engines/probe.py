@@ -17,6 +17,7 @@ from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.intensity import HU_RANGE
+from mim_components.utils.text import counted
 from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract, step_in_name
 from mim_components.weights.pretrained import LoadReport, load_pretrained, random_encoders
 from mim_components.weights.trained import find_checkpoint
@@ -63,8 +64,8 @@ def load_probed(
     Raises:
         FileNotFoundError: there is no such file.
         PretrainedError: the weights do not fit.
-        WrongWeightsError: tensors of the encoder are missing, or weights without a contract were trained on another
-            token grid than the configuration's.
+        WrongWeightsError: tensors that the encoder needs for a whole image are missing, or weights without a contract
+            were trained on another token grid than the configuration's.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -85,9 +86,10 @@ def load_probed(
     contract = found[0] if found else replace(expected, step=step_in_name(path) or 0)
     network, untrained = random_encoders(contract, seed, 2)
     report = load_pretrained(network, path)
-    if report.new:
+    masked_only = getattr(network, "MASKED_ONLY", ())  # the probe masks nothing
+    if missing := [name for name in report.new if not name.startswith(masked_only)]:
         raise WrongWeightsError(
-            f"{path}: {len(report.new)} tensors of the encoder are not in the file, such as {report.new[0]}; with "
+            f"{path}: lacks {counted(len(missing), 'tensor')} of the encoder, such as {missing[0]}; with "
             "random weights in their place the probe would be meaningless."
         )
     origin = f"{path}" + (f", step {contract.step}" if found or contract.step else "")

@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from mim_components.engines import load_probed
-from mim_components.networks import MiM
+from mim_components.networks import HybridEncoder, MiM
 from mim_components.utils.tensor_files import save_safely
 from mim_components.weights.contract import InputContract, WrongWeightsError
 from mim_components.weights.pretrained import save_encoder
@@ -50,3 +51,20 @@ def test_weights_without_a_contract_get_a_warning_or_are_refused(
     other = InputContract(kind, preset, 1, patch_size, (24, 16, 16), ((24, 16, 16),))
     with pytest.raises(WrongWeightsError, match=r"not those of the configuration's input_size \[24, 16, 16\]"):
         load_probed(path, [], other)
+
+
+def test_weights_without_what_dense_features_need_are_refused(tmp_path: Path) -> None:
+    state = HybridEncoder(preset="nano").state_dict()
+    del state["blocks.0.norm1.weight"]
+    path = save_safely(tmp_path / "model.pt", state)
+    with pytest.raises(WrongWeightsError, match="lacks 1 tensor of the encoder, such as blocks.0.norm1.weight; with"):
+        load_probed(path, [], OTHER)
+
+
+def test_weights_saved_for_dense_features_alone_give_the_same_features(tmp_path: Path) -> None:
+    full = HybridEncoder(preset="nano", input_size=(16, 16, 16))
+    dense = HybridEncoder(preset="nano", input_size=(16, 16, 16), dense_only=True)
+    dense.load_state_dict({name: value for name, value in full.state_dict().items() if name in dense.state_dict()})
+    image = torch.rand(1, 1, 16, 16, 16)
+    found = load_probed(save_encoder(dense, tmp_path / "encoder.safetensors", OTHER), [], OTHER).network(image)
+    assert all(torch.equal(one, two) for one, two in zip(found, full(image), strict=True))
