@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine
 from torch import nn
 
-from mim_components.data.volumes import per_axis
+from mim_components.data.cache.volumes import content_of
+from mim_components.data.read.volume import decode_volume, inspect_source
+from mim_components.data.resample import as_spacing
+from mim_components.data.volumes import VolumeSource, per_axis
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.intensity import HU_RANGE
-from mim_components.utils.text import counted
-from mim_components.weights.contract import InputContract, WrongWeightsError, find_contract, step_in_name
+from mim_components.utils.text import counted, shorten
+from mim_components.weights.contract import (
+    InputContract,
+    WrongWeightsError,
+    find_contract,
+    read_training_volumes,
+    step_in_name,
+)
 from mim_components.weights.pretrained import LoadReport, load_pretrained, random_encoders
 from mim_components.weights.trained import find_checkpoint
 
@@ -34,12 +45,15 @@ class ProbedEncoder:
         untrained: the same encoder with random weights.
         contract: input contract of the encoder.
         origin: weights file, and its step if known.
+        training_volumes: `content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if
+            unknown.
     """
 
     network: nn.Module
     untrained: nn.Module
     contract: InputContract
     origin: str
+    training_volumes: frozenset[str] = frozenset()
 
 
 def load_probed(
@@ -96,7 +110,8 @@ def load_probed(
     if not found:
         origin += ", input as in the configuration"
         _check_assumed(path, contract, report)
-    return ProbedEncoder(network.to(device).eval(), untrained.to(device).eval(), contract, origin)
+    encoders = (network.to(device).eval(), untrained.to(device).eval())
+    return ProbedEncoder(*encoders, contract, origin, read_training_volumes(path))
 
 
 def _check_assumed(path: Path, contract: InputContract, report: LoadReport) -> None:
@@ -117,6 +132,25 @@ def _check_assumed(path: Path, contract: InputContract, report: LoadReport) -> N
     )  # fmt: skip
 
 
+def seen_scans(items: Sequence[Mapping[str, Any]], probed: ProbedEncoder) -> list[str] | None:
+    """Names of the scans whose voxels the encoder was trained on; None if its training volumes are unknown.
+
+    Args:
+        items: scans of a probe, as `PreparedCases` has them.
+        probed: encoder with its contract, by which the scans are prepared for the comparison.
+    """
+    if not probed.training_volumes:
+        return None
+    contract, seen = probed.contract, []
+    for item in items:
+        source = VolumeSource(Path(item["image"]), (Path(item["image"]),))
+        decoded = decode_volume(source, inspect_source(source, sys.maxsize), contract.modality)
+        voxels = decoded.at(as_spacing(contract.spacing), sys.maxsize).voxels
+        if content_of(voxels) in probed.training_volumes:
+            seen.append(str(item["name"]))
+    return seen
+
+
 def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tracker: RunTracker) -> None:
     """Probe the encoder, the same network with random weights, and intensity with position; write the report.
 
@@ -132,7 +166,7 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
         >>> from unittest.mock import patch
         >>> dice = {"encoder": 0.75, "random weights": 0.5, "intensity and position": 0.25}
         >>> probe = lambda network, pictures=False, title="": SimpleNamespace(dice=dice[title], knn=0.9)
-        >>> probe.prepared, probe.settings = SimpleNamespace(digest="", contents={}), {}
+        >>> probe.prepared, probe.settings = SimpleNamespace(digest="", contents={}, validation=[]), {}
         >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
         >>> probed = ProbedEncoder(nn.Identity(), nn.Identity(), contract, "encoder.safetensors")
         >>> tracker = SimpleNamespace(start=lambda engine: None, close=print)
@@ -150,7 +184,12 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
         results = {"encoder": probe(probed.network, pictures=True, title="encoder")}
         results["random weights"] = probe(probed.untrained, title="random weights")
         results["intensity and position"] = probe(None, title="intensity and position")
-        report = ProbeReport(results, {"weights": probed.origin, **probe.settings}, probe)
+        seen = seen_scans(probe.prepared.validation, probed)
+        if seen:
+            logger.warning(
+                "%s in the pre-training of the weights: %s", counted(len(seen), "validation scan"), shorten(seen)
+            )
+        report = ProbeReport(results, {"weights": probed.origin, **probe.settings}, probe, seen)
         numbers = {
             f"{prefix}_{name}": getattr(result, name)
             for prefix, result in zip(("probe", "random", "raw"), results.values(), strict=True)

@@ -139,6 +139,12 @@ def file_beside(weights: Path, name: str) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
+def read_training_volumes(weights: Path) -> frozenset[str]:
+    """`content` of the volumes that weights were pre-trained on, see `PreparedVolume`; empty if unknown."""
+    found = file_beside(weights, TRAINING_VOLUMES)
+    return frozenset(found.read_text(encoding="utf-8").splitlines() if found else ())
+
+
 def step_in_name(weights: Path) -> int | None:
     """Step of a checkpoint of a run, such as `step_00000500.pt`; None for other names."""
     number = re.fullmatch(r"step_(\d{8})\.pt", weights.name)

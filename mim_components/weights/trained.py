@@ -16,13 +16,12 @@ from mim_components.data.volumes import per_axis
 from mim_components.utils.tensor_files import read_checkpoint
 from mim_components.utils.text import shorten
 from mim_components.weights.contract import (
-    TRAINING_VOLUMES,
     InputContract,
     ModelSettings,
     WrongWeightsError,
-    file_beside,
     read_contract,
     read_facts,
+    read_training_volumes,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,7 @@ class TrainedNetwork:
     @property
     def training_volumes(self) -> frozenset[str]:
         """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if unknown."""
-        found = file_beside(self.path, TRAINING_VOLUMES)
-        return frozenset(found.read_text(encoding="utf-8").splitlines() if found else ())
+        return read_training_volumes(self.path)
 
     @property
     def origin(self) -> str:

@@ -161,6 +161,9 @@ def test_probe_of_weights(place: Path, finished: Path, tmp_path: Path) -> None:
     mean = sum(float(row["dice_organ"]) for row in rows[:2]) / 2
     assert mean == pytest.approx(report["features"]["encoder"]["dice"], rel=1e-4)
     text = (folder / "report.md").read_text()
+    # the pre-training had all five scans
+    assert "pre-trained on 2 of the 2 validation scans, with the same voxels" in text
+    assert report["settings"]["seen_in_training"] == ["scan_3", "scan_4"]
     assert "encoder.safetensors, step 4" in text and "guessing gives 50.0 %" in text
     assert (folder / "best.png").exists() and "![worst scan](worst.png)" in text
     state = json.loads((folder / "run.json").read_text())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mim_components.data.prepare.volumes import prepare_volumes
+from mim_components.data.volumes import VolumeSource
 from mim_components.engines import load_probed
+from mim_components.engines.probe import seen_scans
 from mim_components.networks import HybridEncoder, MiM
 from mim_components.utils.tensor_files import save_safely
 from mim_components.weights.contract import InputContract, WrongWeightsError
@@ -68,3 +74,19 @@ def test_weights_saved_for_dense_features_alone_give_the_same_features(tmp_path:
     image = torch.rand(1, 1, 16, 16, 16)
     found = load_probed(save_encoder(dense, tmp_path / "encoder.safetensors", OTHER), [], OTHER).network(image)
     assert all(torch.equal(one, two) for one, two in zip(found, full(image), strict=True))
+
+
+def test_validation_scans_of_the_pre_training_are_found(tmp_path: Path) -> None:
+    random, affine = np.random.default_rng(0), np.diag([-2.0, -2.0, 3.0, 1.0])  # LPS, so that both are turned
+    items = []
+    for name in "abc":
+        path = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(random.integers(-900, 900, (12, 10, 8), dtype=np.int16), affine), path)
+        items.append({"image": str(path), "name": name})
+    contract = replace(OTHER, spacing=(1.0, 1.0, 2.0))
+    weights = save_encoder(HybridEncoder(preset="nano"), tmp_path / "models" / "encoder.safetensors", contract)
+    assert seen_scans(items, load_probed(weights, [], OTHER)) is None
+    found = [VolumeSource(Path(item["image"]), (Path(item["image"]),)) for item in items[:2]]
+    volumes = prepare_volumes(found, tmp_path / "cache", spacing=contract.spacing, progress=False).volumes
+    weights.with_name("training_volumes.txt").write_text("".join(f"{volume.content}\n" for volume in volumes))
+    assert seen_scans(items, load_probed(weights, [], OTHER)) == ["a", "b"]

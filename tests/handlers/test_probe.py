@@ -206,3 +206,11 @@ def test_table_of_the_report() -> None:
         ["organ", "50.0", "-", "50.0", "50.0"],
         ["mean", "50.0", "-", "75.0", "75.0"],
     ]
+
+
+def test_report_says_which_scans_were_in_the_pre_training() -> None:
+    fake: Any = None
+    notes = [ProbeReport({}, {}, fake, seen)._seen(3) for seen in (None, [], ["a", "b"])]
+    assert "is unknown: the weights have no training_volumes.txt" in notes[0]
+    assert "on none of the validation scans" in notes[1]
+    assert "on 2 of the 3 validation scans, with the same voxels" in notes[2] and notes[2].endswith(": a, b.")
