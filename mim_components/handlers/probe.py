@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from mim_components.handlers.metrics import StepLines
+from mim_components.handlers.metrics import StepLines, untimed
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import read_rows, text_digest
@@ -96,6 +96,7 @@ class ProbeHandler:
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
+    @untimed
     def start(self, engine: Engine) -> None:
         """Remove lines of repeated steps, drop a best encoder that cannot be compared; probe the initial encoder."""
         step = engine.state.iteration
@@ -127,6 +128,7 @@ class ProbeHandler:
         rows = read_rows(self.lines.path)
         return any(row.get("probe") == self.digest[:8] and "raw_dice" in row for row in rows)
 
+    @untimed
     def __call__(self, engine: Engine) -> None:
         """Probe, if due, and keep the encoder if it is the best."""
         step = engine.state.iteration
