@@ -187,6 +187,14 @@ def test_refused_lists(
         probe(datalist, tmp_path / "cache", labels=labels)
 
 
+def test_list_of_a_dataset_elsewhere(write: Callable[..., Path], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "run" / "datalist.json"
+    elsewhere.parent.mkdir()
+    write().rename(elsewhere)
+    made = probe(elsewhere, tmp_path / "cache", dataset_dir=tmp_path)
+    assert [item["image"] for item in made.prepared.validation] == [str(tmp_path / f"s{n}.nii") for n in (3, 4)]
+
+
 def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--probe::datalist"):
         probe(None, tmp_path)
