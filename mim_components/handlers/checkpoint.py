@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mim_components.data.load.loader import StepLoader
+from mim_components.handlers.metrics import untimed
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import FullDiskError
@@ -83,6 +84,7 @@ class CheckpointHandler:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
 
+    @untimed
     def save(self, engine: Engine) -> None:
         """Save the state after the current step; the first process writes.
 

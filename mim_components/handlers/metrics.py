@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import wraps
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import ignite.distributed as idist
 import torch
@@ -26,15 +27,34 @@ from mim_components.utils.files import append_line, read_rows, write_text_safely
 from mim_components.utils.text import LINE_SECONDS, on_terminal
 
 logger = logging.getLogger(__name__)
+H = TypeVar("H")
+R = TypeVar("R")
+
+
+def untimed(handler: Callable[[H, Any], R]) -> Callable[[H, Any], R]:
+    """A handler's method whose time is none of a step's: `samples_per_second` and `data_wait_share` leave it out.
+
+    For what takes long and not in every step, such as a validation. It runs after `StepMetrics`.
+    """
+
+    @wraps(handler)
+    def measured(self: H, engine: Any) -> R:
+        begun = perf_counter()
+        try:
+            return handler(self, engine)
+        finally:
+            engine.state.untimed = getattr(engine.state, "untimed", 0.0) + perf_counter() - begun
+
+    return measured
 
 
 class StepMetrics:
     """Every `interval` steps, collect the step's numbers in `engine.state.step_metrics` and append them to a file.
 
     The numbers: every term of the loss and other results of the step, `gradient_norm`, `learning_rate` of the step,
-    `samples_per_second` and `data_wait_share` since the last time, `epoch` (passes over the volumes so far) and, on
-    CUDA, `device_memory_gib` (peak so far, GiB). The file has one JSON object per line; resuming a run removes lines of
-    repeated steps.
+    `samples_per_second` and `data_wait_share` since the last time, without what is `untimed`, `epoch` (passes over the
+    volumes so far) and, on CUDA, `device_memory_gib` (peak so far, GiB). The file has one JSON object per line;
+    resuming a run removes lines of repeated steps.
 
     Args:
         folder: run folder; the first process writes `metrics.jsonl` there.
@@ -66,9 +86,10 @@ class StepMetrics:
         engine.add_event_handler(Events.ITERATION_STARTED, self.read_learning_rate)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: Any) -> None:
         """Start measuring; remove lines of steps after the one the run continues from."""
         self._since = (engine.state.iteration, perf_counter())
+        engine.state.untimed = 0.0
         self.loader.reset_clock()
         self.lines.rewind(engine.state.iteration)
 
@@ -84,7 +105,8 @@ class StepMetrics:
             return
         numbers = _over_processes({name: v for name, v in engine.state.output.items() if name != "names"})
         then, now = self._since, (step, perf_counter())
-        seconds = max(now[1] - then[1], 1e-9)
+        seconds = max(now[1] - then[1] - getattr(engine.state, "untimed", 0.0), 1e-9)
+        engine.state.untimed = 0.0
         sampler = self.loader.sampler
         numbers["learning_rate"] = engine.state.learning_rate
         numbers["samples_per_second"] = (now[0] - then[0]) * sampler.global_batch_size / seconds

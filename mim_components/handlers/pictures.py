@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.volumes import PreparedVolume
+from mim_components.handlers.metrics import untimed
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
 from mim_components.transforms.intensity import CT, IntensityScale, hu_to_unit, unit_to_hu
@@ -116,6 +117,7 @@ class PictureHandler:
         """The scan of the pictures."""
         return self.dataset.data[self.volume % len(self.dataset)]["image"]
 
+    @untimed
     def draw(self, engine: Engine) -> list[Path]:
         """Reconstruct and draw one volume of every level; returns the files, none if they do not fit on the disk."""
         prefix = self.output_dir / f"step_{engine.state.iteration:08d}"

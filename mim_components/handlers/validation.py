@@ -17,7 +17,7 @@ from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
 
-from mim_components.handlers.metrics import StepLines
+from mim_components.handlers.metrics import StepLines, untimed
 from mim_components.handlers.spool import tracked_name
 from mim_components.run.folder import RunFolder
 
@@ -76,6 +76,7 @@ class Validation(ValidationHandler):
         """Register with a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
+    @untimed
     def __call__(self, engine: Any) -> None:
         """Validate, if due."""
         step = engine.state.iteration

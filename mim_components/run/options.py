@@ -107,7 +107,16 @@ def wrong_options(workflow: ConfigWorkflow) -> list[str]:
         # which would take `#` in a path for its separator
         resolver.resolved_content[name] = new
         place[key] = str(new) if isinstance(new, torch.device) else new
-    return [*wrong, *_wrong_lengths(config)]
+    return [*wrong, *_wrong_lengths(config), *_unused_list(config)]
+
+
+def _unused_list(config: Mapping[str, Any]) -> list[str]:
+    """A line for a list of scans to probe that is given where nothing probes."""
+    names, probe = given_names(), config.get("probe")
+    probes = isinstance(probe, Mapping) and probe.get("_disabled_") is False  # by probe.json
+    if "probe::datalist" not in names or "probe_interval" in names or probes or config.get("probe_interval"):
+        return []
+    return ["--probe::datalist: nothing probes; give --probe_interval as well, or add probe.json to --config_file."]
 
 
 def _wrong_lengths(config: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,24 +131,47 @@ def read_contract(path: str | Path) -> InputContract:
     return InputContract.from_metadata(_metadata(path), path)
 
 
+def file_beside(weights: Path, name: str) -> Path | None:
+    """A file beside weights or, for a checkpoint of a run, in the run's `models`; None if there is none."""
+    folders = [weights.parent]
+    if weights.parent.name == "checkpoints":
+        folders.append(weights.parent.parent / "models")
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def read_training_volumes(weights: Path) -> frozenset[str]:
+    """`content` of the volumes that weights were pre-trained on, see `PreparedVolume`; empty if unknown."""
+    found = file_beside(weights, TRAINING_VOLUMES)
+    return frozenset(found.read_text(encoding="utf-8").splitlines() if found else ())
+
+
+def step_in_name(weights: Path) -> int | None:
+    """Step of a checkpoint of a run, such as `step_00000500.pt`; None for other names."""
+    number = re.fullmatch(r"step_(\d{8})\.pt", weights.name)
+    return int(number[1]) if number else None
+
+
 def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
     """The input contract of a weights file, and the file that holds it; None if there is none.
 
     Args:
-        weights: a safetensors file with the contract in its metadata, or another file beside an `encoder.safetensors`.
+        weights: a safetensors file with the contract in its metadata, or another file beside an `encoder.safetensors`,
+            or a checkpoint of a run, whose `models` has one; the contract then has the step of the checkpoint.
 
     Raises:
         OtherVersionError: it is a contract of another version.
         ValueError: the file with the contract cannot be read, or holds only part of it.
     """
     path = Path(weights)
-    source = path if path.suffix == ".safetensors" else path.with_name("encoder.safetensors")
-    if not source.is_file():
+    source = path if path.suffix == ".safetensors" else file_beside(path, "encoder.safetensors")
+    if source is None or not source.is_file():
         return None
     metadata = _metadata(source)
     if not any(field.name in metadata for field in fields(InputContract)):
         return None
-    return InputContract.from_metadata(metadata, source), source
+    contract = InputContract.from_metadata(metadata, source)
+    step = step_in_name(path)
+    return (contract if step is None else replace(contract, step=step)), source
 
 
 def _metadata(path: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mim_components.networks.hybrid import HybridEncoder
+from mim_components.networks.mim import MiM
 from mim_components.tokens import Grid, check_positions, sincos_positions, token_grid
 from mim_components.utils.files import (
     WrongDigestError,
@@ -93,6 +94,20 @@ def save_encoder(encoder: nn.Module, path: str | Path, contract: InputContract) 
         return write_with_digest(Path(path), tensors_writer(state, contract.to_metadata()))
     except OSError as error:
         raise as_full_disk(error, Path(path), tensor_bytes(state)) from error
+
+
+def random_encoders(contract: InputContract, seed: int, count: int) -> list[nn.Module]:
+    """Encoders of a contract with random weights; PyTorch's generator stays as it is.
+
+    Args:
+        contract: input contract.
+        seed: seed of the weights; the first encoder is the one that a pre-training with this seed starts from.
+        count: number of encoders.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = (contract.in_channels, contract.input_size, contract.preset, contract.encoder)
+        return [MiM(*sizes, num_levels=1).encoder for _ in range(count)]
 
 
 def load_pretrained(network: nn.Module, path: str | Path, positions: str = "rescaled") -> LoadReport:

@@ -16,12 +16,12 @@ from mim_components.data.volumes import per_axis
 from mim_components.utils.tensor_files import read_checkpoint
 from mim_components.utils.text import shorten
 from mim_components.weights.contract import (
-    TRAINING_VOLUMES,
     InputContract,
     ModelSettings,
     WrongWeightsError,
     read_contract,
     read_facts,
+    read_training_volumes,
 )
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,7 @@ class TrainedNetwork:
     @property
     def training_volumes(self) -> frozenset[str]:
         """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if unknown."""
-        for folder in (self.path.parent, self.path.parent.parent / "models"):
-            if (folder / TRAINING_VOLUMES).is_file():
-                return frozenset((folder / TRAINING_VOLUMES).read_text(encoding="utf-8").splitlines())
-        return frozenset()
+        return read_training_volumes(self.path)
 
     @property
     def origin(self) -> str:

@@ -101,9 +101,9 @@ def test_figures_and_best_encoder(place: Path, finished: Path) -> None:
     assert "probe.jsonl" in {each.path for each in client.list_artifacts(state["mlflow_run_id"])}
 
 
-def test_stopped_and_continued_equals_undisturbed(
-    place: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stopped(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Run with these options up to step 3 of 4."""
     from mim_components.engines.pretraining import PretrainStep
 
     step = PretrainStep.__call__
@@ -113,17 +113,31 @@ def test_stopped_and_continued_equals_undisturbed(
             signal.raise_signal(signal.SIGTERM)
         return step(self, engine, batches)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainStep, "__call__", call)
-        with pytest.raises(BaseException, match="143"):
-            run(place, tmp_path / "run", **probed(place))
-    run(place, tmp_path / "run", **probed(place))
-    assert lines(tmp_path / "run") == lines(finished)
-    one, two = (path / "models" / "model.pt" for path in (finished, tmp_path / "run"))
+    def make(**options: Any) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(PretrainStep, "__call__", call)
+            with pytest.raises(BaseException, match="143"):
+                run(place, tmp_path / "run", **options)
+        return tmp_path / "run"
+
+    return make
+
+
+def test_stopped_and_continued_equals_undisturbed(place: Path, finished: Path, stopped: Callable[..., Path]) -> None:
+    output = run(place, stopped(**probed(place)), **probed(place))
+    assert lines(output) == lines(finished)
+    one, two = (path / "models" / "model.pt" for path in (finished, output))
     assert one.read_bytes() == two.read_bytes()
-    assert read_contract(tmp_path / "run" / "models" / "encoder_best.safetensors") == read_contract(
+    assert read_contract(output / "models" / "encoder_best.safetensors") == read_contract(
         finished / "models" / "encoder_best.safetensors"
     )
+
+
+def test_probe_that_begins_later_has_the_same_scores_of_step_0(
+    place: Path, finished: Path, stopped: Callable[..., Path]
+) -> None:
+    output = run(place, stopped(), **probed(place))
+    assert lines(output) == [row for row in lines(finished) if row["step"] != 2]
 
 
 def test_probe_of_weights(place: Path, finished: Path, tmp_path: Path) -> None:
@@ -147,6 +161,9 @@ def test_probe_of_weights(place: Path, finished: Path, tmp_path: Path) -> None:
     mean = sum(float(row["dice_organ"]) for row in rows[:2]) / 2
     assert mean == pytest.approx(report["features"]["encoder"]["dice"], rel=1e-4)
     text = (folder / "report.md").read_text()
+    # the pre-training had all five scans
+    assert "pre-trained on 2 of the 2 validation scans, with the same voxels" in text
+    assert report["settings"]["seen_in_training"] == ["scan_3", "scan_4"]
     assert "encoder.safetensors, step 4" in text and "guessing gives 50.0 %" in text
     assert (folder / "best.png").exists() and "![worst scan](worst.png)" in text
     state = json.loads((folder / "run.json").read_text())

@@ -93,6 +93,30 @@ def test_first_last_and_every_third_step(tmp_path: Path, folder: RunFolder, cloc
     assert [line["epoch"] for line in lines] == pytest.approx([0.8, 2.4, 4.8, 5.6])
 
 
+class Slow:
+    """Takes a minute at the start and after steps 2 and 4."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    @module.untimed
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.iteration in (0, 2, 4):
+            self.clock.now += 60.0
+
+
+def test_what_is_untimed_is_no_time_of_the_steps(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
+    engine = make_trainer(clock)
+    StepMetrics(folder, clock, interval=3).attach(engine)  # type: ignore[arg-type]
+    for event in (Events.STARTED, Events.ITERATION_COMPLETED):
+        engine.add_event_handler(event, Slow(clock))
+    engine.run([None] * 7, max_epochs=1)
+    lines = rows(tmp_path / "metrics.jsonl")
+    # 4 samples in the 2 s of a step, of which 0.5 s waiting
+    assert [line["samples_per_second"] for line in lines] == [2.0] * 4
+    assert [line["data_wait_share"] for line in lines] == [0.25] * 4
+
+
 def test_collected_numbers_are_the_step_s_own_not_a_mean(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
     engine = make_trainer(clock, steps=20)
     StepMetrics(folder, clock, interval=10).attach(engine)  # type: ignore[arg-type]

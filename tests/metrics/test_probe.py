@@ -22,7 +22,6 @@ from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract
 from mim_components.weights.pretrained import save_encoder
-from mim_components.weights.trained import WrongWeightsError
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),))
 HU = {0: -900, 3: 0, 5: 800}  # by value of a label map
@@ -188,6 +187,14 @@ def test_refused_lists(
         probe(datalist, tmp_path / "cache", labels=labels)
 
 
+def test_list_of_a_dataset_elsewhere(write: Callable[..., Path], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "run" / "datalist.json"
+    elsewhere.parent.mkdir()
+    write().rename(elsewhere)
+    made = probe(elsewhere, tmp_path / "cache", dataset_dir=tmp_path)
+    assert [item["image"] for item in made.prepared.validation] == [str(tmp_path / f"s{n}.nii") for n in (3, 4)]
+
+
 def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--probe::datalist"):
         probe(None, tmp_path)
@@ -224,13 +231,6 @@ def test_encoder_follows_from_the_contract_of_its_file(tmp_path: Path) -> None:
     assert not torch.equal(loaded["embeddings.0.conv.weight"], random["embeddings.0.conv.weight"])
     again = load_probed(path, [], expected).untrained.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in random.items())
-
-
-def test_weights_without_all_of_the_encoder_are_refused(tmp_path: Path) -> None:
-    partly = HybridEncoder(preset="nano", dense_only=True)
-    path = save_encoder(partly, tmp_path / "encoder.safetensors", CONTRACT)
-    with pytest.raises(WrongWeightsError, match="tensors of the encoder are not in the file, such as stage_outputs"):
-        load_probed(path, [], CONTRACT)
 
 
 def test_probe_that_fails_is_marked_and_frees_its_folder(tmp_path: Path) -> None:

@@ -235,6 +235,21 @@ def test_all_wrong_options_are_named_at_once(bundle: Path) -> None:
     ]
 
 
+def test_a_list_for_the_probe_is_refused_where_nothing_probes() -> None:
+    configs = Path(__file__).resolve().parents[2] / "bundles" / "mim_pretrain" / "configs"
+
+    def start(*names: str, **options: Any) -> None:
+        files = [str(configs / name) for name in names]
+        monai.bundle.create_workflow(config_file=files, **{"probe::datalist": "list.json"}, **options)
+
+    with pytest.raises(RuntimeError) as error:
+        start("train.json")
+    assert "--probe::datalist: nothing probes; give --probe_interval as well" in str(root_cause(error.value))
+    start("train.json", probe_interval=5)
+    start("train.json", probe_interval=0)  # switched off on purpose
+    start("train.json", "probe.json")
+
+
 @pytest.mark.filterwarnings("ignore:Can't merge entry")
 @pytest.mark.parametrize(
     "names", [("evaluate.json",), ("evaluate.json", "train.json"), ("inference.json", "evaluate.json")]

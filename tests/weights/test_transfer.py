@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,14 @@ def test_the_log_is_a_load_report(models: Path, caplog: pytest.LogCaptureFixture
     assert len(ignored) < 12
 
 
-def test_a_checkpoint_alone_has_no_contract_and_says_so(models: Path) -> None:
-    report = start_from(network(), models.parent / "checkpoints" / "step_00000004.pt", "LPS", ABDOMEN)
+def test_a_checkpoint_has_the_contract_of_its_run_and_none_alone(models: Path, tmp_path: Path) -> None:
+    checkpoint = models.parent / "checkpoints" / "step_00000004.pt"
+    report = start_from(network(), checkpoint, "RAS", ABDOMEN)
+    assert report is not None and "RAS, HU window [-1000.0, 1000.0], 4 steps" in report.notes[0]
+    with pytest.raises(PretrainedError, match="orientation: RAS in the contract of the weights, LPS here"):
+        start_from(network(), checkpoint, "LPS", ABDOMEN)
+    alone = Path(shutil.copy(checkpoint, tmp_path))
+    report = start_from(network(), alone, "LPS", ABDOMEN)
     assert report is not None
     assert report.notes == (
         "input contract unknown: neither in the file nor in an encoder.safetensors beside it; not compared",
@@ -296,9 +303,10 @@ def test_weights_of_another_preset(models: Path) -> None:
         start_from(network("tiny"), models / "encoder.safetensors", "RAS", ABDOMEN)
 
 
-def test_weights_of_another_preset_without_contract(models: Path) -> None:
+def test_weights_of_another_preset_without_contract(models: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(models.parent / "checkpoints" / "step_00000004.pt", tmp_path)
     with pytest.raises(PretrainedError, match="step_00000004.pt: .*another preset or patch size"):
-        start_from(network("tiny"), models.parent / "checkpoints" / "step_00000004.pt", "RAS", ABDOMEN)
+        start_from(network("tiny"), alone, "RAS", ABDOMEN)
 
 
 def test_token_size_of_the_contract(tmp_path: Path, pretrained: MiM) -> None:

@@ -226,6 +226,15 @@ def _bytes_of(voxels: np.ndarray) -> memoryview:
     return np.ascontiguousarray(voxels, dtype=_DTYPE).data.cast("B")
 
 
+def content_of(voxels: np.ndarray) -> str:
+    """`PreparedVolume.content` of prepared voxels, int16 `(H, W, D)`."""
+    return _content(zlib.crc32(_bytes_of(voxels)), (voxels.min(), voxels.max()), voxels.shape)
+
+
+def _content(crc: int, ends: Sequence[int], shape: Sequence[int]) -> str:
+    return f"{crc:08x} {ends[0]} {ends[1]} {'x'.join(map(str, shape))}"
+
+
 def _write_voxels(file: BinaryIO, voxels: np.ndarray) -> None:
     # numpy.save writes through tofile, which hides the reason when a disk is full
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": voxels.shape}
@@ -253,20 +262,18 @@ def _check_of(record: dict[str, Any]) -> int:
 
 
 def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> PreparedVolume:
-    low, high = record["intensity_range"]
-    h, w, d = record["shape"]
     return PreparedVolume(
         name=source.name,
         source=str(source),
         cache_file=path,
-        shape=(h, w, d),
+        shape=tuple(record["shape"]),
         spacing=tuple(record["spacing"]),
         affine=np.array(record["affine"], dtype=np.float64),
         digest=record["digest"],
         source_bytes=record["state"]["size"],
-        intensity_range=(low, high),
+        intensity_range=tuple(record["intensity_range"]),
         notes=tuple(record["notes"]),
-        content=f"{record['crc32']:08x} {low} {high} {h}x{w}x{d}",
+        content=_content(record["crc32"], record["intensity_range"], record["shape"]),
         resampled_to=tuple(record["resampled_to"]) if "resampled_to" in record else None,
         num_values=record.get("num_values", 0),
         modality=record.get("modality", "ct"),

@@ -198,8 +198,9 @@ class DataFolder:
         path = self.root / text
         if not self._allow_outside and not f"{self.real(path)}/".startswith(self._within):
             raise DataError(
-                f"key '{key}': {text!r} leads out of {self.root}; give the data folder as dataset_dir, or, for "
-                "a list that you trust, --found::allow_outside True (--allow_outside of mim_tools.prepare)"
+                f"key '{key}': {text!r} leads out of {self.root}; give the data folder as dataset_dir "
+                "(probe::dataset_dir of a probe), or, for a list that you trust, --found::allow_outside True "
+                "(--allow_outside of mim_tools.prepare)"
             )
         return path
 

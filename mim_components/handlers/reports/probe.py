@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mim_components.handlers.reports.frame import known, page, percent, write_re
 from mim_components.handlers.reports.segmentation import case_rows, case_table, choose_cases, legend_of
 from mim_components.metrics.probe.probe import FeatureProbe, ProbeResult
 from mim_components.metrics.segmentation import CaseResult
-from mim_components.utils.text import counted, markdown_table
+from mim_components.utils.text import counted, markdown_table, shorten
 from mim_components.visualize.overlay import overlay_figure
 from mim_components.visualize.sheet import save_figure
 
@@ -24,12 +24,20 @@ class ProbeReport:
         results: results by kind of features; pictures show the first.
         facts: settings to state.
         probe: probe that gave the results.
+        seen: names of the validation scans that the weights were pre-trained on; None = unknown.
     """
 
-    def __init__(self, results: Mapping[str, ProbeResult], facts: Mapping[str, Any], probe: FeatureProbe) -> None:
+    def __init__(
+        self,
+        results: Mapping[str, ProbeResult],
+        facts: Mapping[str, Any],
+        probe: FeatureProbe,
+        seen: Sequence[str] | None = None,
+    ) -> None:
         self.results = results
         self.facts = facts
         self.probe = probe
+        self.seen = seen
 
     def write(self, folder: Path) -> list[Path]:
         """Write the files and log the table; returns the files."""
@@ -60,6 +68,7 @@ class ProbeReport:
                 "classes": {labels.names[number]: value for value, number in labels.values.items() if number},
                 "training_scans": len(prepared.training),
                 "validation_scans": len(prepared.validation),
+                "seen_in_training": self.seen if self.seen is None else list(self.seen),
                 "data_digest": prepared.digest,
                 "version": __version__,
             },
@@ -105,6 +114,7 @@ class ProbeReport:
             "same network, which hold its structure and positions, and intensity with position, which need no network.",
             "A class without a voxel in a training scan's label map counts as absent there, as does every value that "
             "is not one of the classes.",
+            self._seen(metrics["settings"]["validation_scans"]),
         ]
         if metrics["excluded"]:
             notes.append(f"{counted(len(metrics['excluded']), 'scan')} left out; see metrics.json.")
@@ -114,6 +124,19 @@ class ProbeReport:
             "Pictures": [f"![{rank} scan]({name})" for rank, name in pictures.items()],
         }
         return page("Probe of frozen features", sections, notes)
+
+    def _seen(self, count: int) -> str:
+        if self.seen is None:
+            return (
+                "Whether the encoder was pre-trained on validation scans is unknown: the weights have no "
+                "training_volumes.txt. If it was, the lead over random weights is too large."
+            )
+        if not self.seen:
+            return "The encoder was pre-trained on none of the validation scans, as far as equal voxels tell."
+        return (
+            f"The encoder was pre-trained on {len(self.seen)} of the {counted(count, 'validation scan')}, with "
+            f"the same voxels; the lead over random weights is too large: {shorten(self.seen, 20)}."
+        )
 
 
 def _title(case: CaseResult, rank: str, count: int) -> str:

@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 FORM = '{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}'
 
 
-def find_probe_cases(datalist: str | Path | None, allow_outside: bool = False) -> FoundCases:
+def find_probe_cases(
+    datalist: str | Path | None, allow_outside: bool = False, dataset_dir: str | Path | None = None
+) -> FoundCases:
     """Read the list of labelled scans; see `mim_components.data.load_cases`.
 
     Raises:
@@ -45,7 +47,7 @@ def find_probe_cases(datalist: str | Path | None, allow_outside: bool = False) -
     """
     if not datalist:
         raise DataError(f"Give the labelled scans of the probe with --probe::datalist, a JSON list {FORM}.")
-    found = load_cases(datalist, allow_outside=allow_outside)
+    found = load_cases(datalist, dataset_dir, allow_outside)
     if not any(case.section == "validation" for case in found.cases):
         raise DataError(f"{datalist}: has no section 'validation' with scans to score; expected {FORM}.")
     return found

@@ -102,6 +102,7 @@ class FeatureProbe:
         overlap: overlap of windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
         seed: seed of the draws.
+        dataset_dir: folder that the paths in the list are relative to; None = the folder of the list.
 
     Raises:
         DataError: no list, a list without section `validation`, a class without voxels, or bad scans.
@@ -148,6 +149,7 @@ class FeatureProbe:
         overlap: float = 0.5,
         sw_batch_size: int = 4,
         seed: int = 0,
+        dataset_dir: str | Path | None = None,
     ) -> None:
         if voxels_per_class < 1:
             raise ValueError(f"voxels_per_class must be at least 1, got {voxels_per_class}.")
@@ -157,7 +159,7 @@ class FeatureProbe:
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
         self.seed = seed
-        found = find_probe_cases(datalist, allow_outside)
+        found = find_probe_cases(datalist, allow_outside, dataset_dir)
         self.labels: LabelSet = probe_labels(found, labels)
         self.prepared: PreparedCases = prepare_cases(
             found,
