@@ -19,7 +19,7 @@ from mim_components.weights.contract import (
     InputContract,
     ModelSettings,
     WrongWeightsError,
-    read_contract,
+    find_contract,
     read_facts,
     read_training_volumes,
 )
@@ -101,9 +101,9 @@ def load_trained(
         network: network of the configuration.
         checkpoint: `model.pt` or a checkpoint of a run; None = `models/model.pt` in the first of the folders.
         folders: folders to search for it.
-        expected: the configuration's settings. The contract of a pre-training is compared with that of the
-            `encoder.safetensors` beside the checkpoint; if its `spacing` is None, that of the weights is used. The
-            settings of a fine-tuning are compared with the `model.json` beside it.
+        expected: the configuration's settings. The contract of a pre-training is compared with that of the weights
+            (`find_contract`); if its `spacing` is None, that of the weights is used. The settings of a fine-tuning
+            are compared with the `model.json` beside the checkpoint.
         same_levels: whether the sizes of the levels must agree, or only their number.
 
     Raises:
@@ -129,9 +129,8 @@ def load_trained(
         if facts := read_facts(path.with_suffix(".json")):
             _compare_settings(path, facts, expected.as_dict())
     else:
-        beside = path.with_name("encoder.safetensors")
-        if beside.exists():
-            contract = read_contract(beside)
+        if found := find_contract(path):
+            contract, beside = found
             _compare_contracts(beside, contract, expected, same_levels)
         spacing = as_spacing((contract or expected).spacing)
     state = read_checkpoint(path)

@@ -325,6 +325,11 @@ def test_spacing_is_that_of_the_weights(place: Path, resampled: Path) -> None:
         load_trained(network, None, [resampled], contract(spacing=[1, 1, 1]))
     with pytest.raises(WrongWeightsError, match=r"spacing: null in the file, \[1, 1, 1\] here\n.*--spacing None"):
         load_trained(network, None, [place / "run"], contract(spacing=[1, 1, 1]))
+    checkpoint = resampled / "checkpoints" / "step_00000003.pt"
+    checkpoint.parent.mkdir()
+    shutil.copy(resampled / "models" / "model.pt", checkpoint)
+    trained = load_trained(network, checkpoint, [], contract())
+    assert trained.spacing == (3.0, 3.0, 3.0) and trained.origin == f"{checkpoint}, step 3"
     (resampled / "models" / "encoder.safetensors").unlink()  # nothing is recorded: as the configuration says
     assert load_trained(network, None, [resampled], contract(spacing=[1, 1, 1])).spacing == (1.0, 1.0, 1.0)
     assert load_trained(network, None, [resampled], contract()).spacing is None
