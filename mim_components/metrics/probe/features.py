@@ -54,6 +54,8 @@ class WindowFeatures:
         patch_size: windows begin at multiples of it, voxels.
         overlap: overlap of the windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
+        padding: what a scan is padded with at its far faces: "constant" = zeros (air), as in the training of the
+            encoder; "replicate" = its last voxels, for features that are averaged over cells.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class WindowFeatures:
         patch_size: int,
         overlap: float = 0.5,
         sw_batch_size: int = 4,
+        padding: str = "constant",
     ) -> None:
         self.encoder = encoder
         self.input_size = tuple(input_size)
         self.patch_size = patch_size
         self.overlap = window_overlap(input_size, patch_size, overlap)
         self.sw_batch_size = sw_batch_size
+        self.padding = padding
         self.device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
 
     def at(self, image: Tensor, voxels: Tensor) -> Tensor:
@@ -108,7 +112,7 @@ class WindowFeatures:
         return inferer(self._padded(image), head)[0, 0, :h, :w, :d]
 
     def _padded(self, image: Tensor) -> Tensor:
-        return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3)
+        return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3, self.padding)
 
     def _windows(self, shape: Sequence[int], voxels: Tensor) -> list[tuple[list[int], Tensor]]:
         """Starts of the windows that own a voxel, each with the row numbers of its voxels."""

@@ -195,7 +195,12 @@ class FeatureProbe:
         network.eval()
         try:
             windows = WindowFeatures(
-                network, self.contract.input_size, self.contract.patch_size, self.overlap, self.sw_batch_size
+                network,
+                self.contract.input_size,
+                self.contract.patch_size,
+                self.overlap,
+                self.sw_batch_size,
+                padding="constant" if encoder is not None else "replicate",
             )
             return self._probe(windows, encoder is None, pictures, title)
         finally:
