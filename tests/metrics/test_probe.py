@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mim_components.data.volumes import BadVolumesError, DataError
 from mim_components.engines import ProbedEncoder, load_probed, run_probe
 from mim_components.metrics import FeatureProbe
+from mim_components.metrics.probe.cases import LabelValuesReader
 from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract
@@ -186,6 +187,36 @@ def test_refused_lists(
             nib.save(nib.Nifti1Image(np.zeros((20, 18, 16), np.uint8), np.eye(4)), tmp_path / f"l{number}.nii")
     with pytest.raises(DataError, match=message):
         probe(datalist, tmp_path / "cache", labels=labels)
+
+
+def test_label_maps_that_cannot_be_read_are_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    (tmp_path / "l3.nii").unlink()
+    (tmp_path / "l4.nii").write_bytes(b"")
+    cause = r"none in 'validation'; not counted: .*s3.nii: .*l3.nii: .*[Nn]o such file.*; .*s4.nii: .*l4.nii: .*empty"
+    with pytest.raises(DataError, match=cause):
+        probe(datalist, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"'cube' \(value 3\) is in no label map of section 'validation'.*l3.nii"):
+        probe(datalist, tmp_path / "cache", labels={"cube": 3})
+    with pytest.raises(DataError) as caught:
+        probe(datalist, tmp_path / "cache", anonymous_paths=True)
+    assert "scan-" in str(caught.value) and "l3" not in str(caught.value)
+
+
+def test_label_maps_are_read_once(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    datalist = write()
+    caplog.set_level("INFO")
+    first = probe(datalist, tmp_path / "cache")
+    assert "label values of 5 cases: 5 to check, 0 checked before" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelValuesReader, "__call__", lambda self, case: pytest.fail(f"{case.name} is read again"))
+        assert probe(datalist, tmp_path / "cache").labels == first.labels
+    changed = np.full((20, 18, 16), 3, np.uint8)
+    nib.save(nib.Nifti1Image(changed, np.diag([-2.0, -2.0, 3.0, 1.0])), tmp_path / "l3.nii")
+    probe(datalist, tmp_path / "cache")
+    assert "label values of 5 cases: 1 to check, 4 checked before" in caplog.text
 
 
 def test_no_list(tmp_path: Path) -> None:

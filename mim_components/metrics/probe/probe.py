@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mim_components.data.check.segmentation import SegmentationChecker
+from mim_components.data.names import is_anonymous
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
+from mim_components.data.prepare.phase import check_options
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
 from mim_components.labels import LabelSet
-from mim_components.metrics.probe.cases import find_probe_cases, probe_labels, probe_transform
+from mim_components.metrics.probe.cases import find_probe_cases, probe_labels, probe_transform, read_label_values
 from mim_components.metrics.probe.features import RawFeatures, WindowFeatures, add_position
 from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
@@ -158,7 +160,9 @@ class FeatureProbe:
         self.sw_batch_size = sw_batch_size
         self.seed = seed
         found = find_probe_cases(datalist, allow_outside)
-        self.labels: LabelSet = probe_labels(found, labels)
+        check_options(on_bad, max_bad_fraction, num_workers)  # before hours of reading
+        named = found.named_by_digests() if is_anonymous(anonymous_paths) else found
+        self.labels: LabelSet = probe_labels(read_label_values(named, cache_dir, num_workers), labels)
         self.prepared: PreparedCases = prepare_cases(
             found,
             SegmentationChecker(self.labels, modality=contract.modality.upper()),
