@@ -189,6 +189,54 @@ def test_refused_lists(
         probe(datalist, tmp_path / "cache", labels=labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"liver": 3, "spleen": 3}, "probe::labels: classes 'liver' and 'spleen' have the same value, 3"),
+        ({"background": 0, "liver": 3}, "probe::labels: a class cannot be named 'background'"),
+        ({"background": 1}, "probe::labels: a class cannot be named 'background'"),
+        ({"liver": "3"}, "probe::labels: class 'liver' needs a whole number of at least 1, got '3'"),
+        ({"liver": True}, "'liver' needs a whole number of at least 1, got True"),
+        ({"liver": 0}, "'liver' needs a whole number of at least 1, got 0"),
+        ({3: 3}, "a class cannot be named 3"),
+        ({}, r"probe::labels must be names and values of classes.*got \{\}"),
+        ([3], r"probe::labels must be names and values of classes.*got \[3\]"),
+    ],
+)  # fmt: skip
+def test_refused_classes(labels: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        probe(tmp_path / "none.json", tmp_path, labels=labels)  # before any file is read
+
+
+def test_class_of_a_scan_that_is_left_out(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    for number in (1, 2):
+        kept = nib.load(tmp_path / f"l{number}.nii")
+        label = np.asarray(kept.dataobj).copy()
+        label[label == 5] = 0
+        nib.save(nib.Nifti1Image(label, kept.affine), tmp_path / f"l{number}.nii")
+    (tmp_path / "s0.nii").unlink()
+    message = r"class 'block' \(value 5\) is in no label map of section 'training'; .*not counted: .*s0.nii"
+    with pytest.raises(DataError, match=message):
+        probe(datalist, tmp_path / "cache", labels={"block": 5}, on_bad="exclude", max_bad_fraction=0.5)
+
+
+def test_class_that_resampling_loses(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    for number in range(5):
+        full = nib.load(tmp_path / f"l{number}.nii")
+        label = np.asarray(full.dataobj).copy()
+        label[label == 5] = 0
+        label[1, 1, 1] = 5  # a single voxel, between those that are kept
+        nib.save(nib.Nifti1Image(label, full.affine), tmp_path / f"l{number}.nii")
+    contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), spacing=(8.0, 8.0, 12.0))
+    made = FeatureProbe(datalist, contract, tmp_path / "cache", labels={"dot": 5, "cube": 3}, voxels_per_class=20)
+    assert made.labels.names == ("background", "cube", "dot")  # by value
+    message = "probe::labels: class 'dot' has no voxel in the training scans resampled to 8 x 8 x 12 mm"
+    with pytest.raises(DataError, match=message):
+        made(Identity())
+
+
 def test_label_maps_that_cannot_be_read_are_named(write: Callable[..., Path], tmp_path: Path) -> None:
     datalist = write()
     (tmp_path / "l3.nii").unlink()

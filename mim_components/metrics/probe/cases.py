@@ -101,6 +101,27 @@ class LabelValues:
         return {value for title in titles for value in self.of_case.get(title, ()) if value > 0}
 
 
+def check_classes(classes: Mapping[str, int] | None) -> None:
+    """Refuse classes that no label map can have; None is accepted.
+
+    Raises:
+        DataError: not a mapping of names to distinct whole numbers of at least 1, or a class is named background.
+    """
+    if classes is None:
+        return
+    if not isinstance(classes, Mapping) or not classes:
+        raise DataError(f'probe::labels must be names and values of classes, such as {{"liver": 1}}, got {classes!r}.')
+    names: dict[int, str] = {}
+    for name, value in classes.items():
+        if name == BACKGROUND or not isinstance(name, str) or not name:
+            raise DataError(f"probe::labels: a class cannot be named {name!r}; all other values are the background.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise DataError(f"probe::labels: class {name!r} needs a whole number of at least 1, got {value!r}.")
+        if value in names:
+            raise DataError(f"probe::labels: classes {names[value]!r} and {name!r} have the same value, {value}.")
+        names[value] = name
+
+
 def read_label_values(found: FoundCases, cache_dir: str | Path, num_workers: int = 0) -> LabelValues:
     """Read every label map, unless its values are cached; all processes of a run share the work.
 
@@ -123,6 +144,9 @@ def probe_labels(values: LabelValues, wanted: Mapping[str, int] | None = None) -
         values: values of the label maps.
         wanted: class name to value; None = the values above 0 that occur in both sections, named by value.
 
+    Returns:
+        The classes in ascending order of their values, however they are listed.
+
     Raises:
         DataError: a wanted value is missing from the label maps of a section, or no value is in both; names the label
             maps that cannot be read.
@@ -135,6 +159,7 @@ def probe_labels(values: LabelValues, wanted: Mapping[str, int] | None = None) -
                 f"no value of the label maps is in both sections: {_shown(training)} in 'training', "
                 f"{_shown(validation)} in 'validation'{_without(values.unread)}."
             )
+    wanted = dict(sorted(wanted.items(), key=lambda item: item[1]))
     check_sections(wanted, values, values.sections, values.unread)
     if others := sorted(values.of(values.of_case) - set(wanted.values())):
         logger.info("Probe: values %s of the label maps count as background.", _shown(others))

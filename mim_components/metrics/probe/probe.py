@@ -23,8 +23,16 @@ from mim_components.data.names import is_anonymous
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
 from mim_components.data.prepare.phase import check_options
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
+from mim_components.data.volumes import DataError, per_axis
 from mim_components.labels import LabelSet
-from mim_components.metrics.probe.cases import find_probe_cases, probe_labels, probe_transform, read_label_values
+from mim_components.metrics.probe.cases import (
+    check_classes,
+    check_sections,
+    find_probe_cases,
+    probe_labels,
+    probe_transform,
+    read_label_values,
+)
 from mim_components.metrics.probe.features import RawFeatures, WindowFeatures, add_position
 from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
@@ -92,7 +100,7 @@ class FeatureProbe:
         datalist: labelled scans, a JSON list with the sections `training` and `validation`.
         contract: input contract of the encoder.
         cache_dir: folder that caches results of checks.
-        labels: class name to value in the label maps; None = all values found.
+        labels: class name to value in the label maps; None = the values above 0 that occur in both sections.
         allow_outside: accept paths in the list that lead out of its folder.
         on_bad: "stop" raises if a scan or label map is bad, "exclude" leaves it out.
         max_bad_fraction: largest share of the scans that "exclude" may leave out.
@@ -106,7 +114,9 @@ class FeatureProbe:
         seed: seed of the draws.
 
     Raises:
-        DataError: no list, a list without section `validation`, a class without voxels, or bad scans.
+        DataError: no list, a list without section `validation`, classes that are not distinct values from 1 on, a
+            class without voxels in the usable scans of a section, or bad scans; when called: a class that has no
+            voxel once the training scans are resampled.
         ValueError: `voxels_per_class` is below 1.
 
     Attributes:
@@ -159,10 +169,12 @@ class FeatureProbe:
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
         self.seed = seed
+        check_classes(labels)
         found = find_probe_cases(datalist, allow_outside)
         check_options(on_bad, max_bad_fraction, num_workers)  # before hours of reading
         named = found.named_by_digests() if is_anonymous(anonymous_paths) else found
-        self.labels: LabelSet = probe_labels(read_label_values(named, cache_dir, num_workers), labels)
+        values = read_label_values(named, cache_dir, num_workers)
+        self.labels: LabelSet = probe_labels(values, labels)
         self.prepared: PreparedCases = prepare_cases(
             found,
             SegmentationChecker(self.labels, modality=contract.modality.upper()),
@@ -175,6 +187,11 @@ class FeatureProbe:
             name="probe",
             anonymous_paths=anonymous_paths,
         )
+        # a scan that was left out may have been the only one with a class
+        used = {"training": self.prepared.training, "validation": self.prepared.validation}
+        titles = {section: [item["name"] for item in items] for section, items in used.items()}
+        classes = {self.labels.names[number]: value for value, number in self.labels.values.items() if number}
+        check_sections(classes, values, titles, self.prepared.bad)
         self.load = probe_transform(contract, self.labels)
         self.settings = {
             "datalist": None if datalist is None else str(datalist),
@@ -216,6 +233,11 @@ class FeatureProbe:
         for item in self._items(self.prepared.training, raw, f"{title}, training" if title else ""):
             priors += self._counts(item)
             parts.append(self._voxels(item, windows))
+        if 0 in (counts := priors.tolist()):
+            how = f" resampled to {per_axis(self.contract.spacing)} mm" if self.contract.spacing else ""
+            raise DataError(
+                f"probe::labels: class {self.labels.names[counts.index(0)]!r} has no voxel in the training scans{how}."
+            )
         bank = _joined(parts)
         classifier = fit_linear(bank.features, bank.classes, priors)
         classifier = self._with_best_dice(classifier, windows, raw, f"{title}, biases" if title else "")
