@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mim_components.data.volumes import BadVolumesError, DataError
 from mim_components.engines import ProbedEncoder, load_probed, run_probe
+from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.metrics import FeatureProbe
 from mim_components.metrics.probe.cases import LabelValuesReader
 from mim_components.networks import HybridEncoder
@@ -125,11 +126,49 @@ def test_same_seed_same_figures_and_the_encoder_stays(write: Callable[..., Path]
     assert torch.equal(torch.get_rng_state(), state) and encoder.training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(each.grad is None for each in encoder.parameters())
+
+
+def test_figures_are_means_over_draws(write: Callable[..., Path], tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    datalist, encoder = write(), HybridEncoder(preset="nano")
     made = probe(datalist, tmp_path / "cache")
-    item = made.prepared.training[0]
-    other = probe(datalist, tmp_path / "cache", seed=1)
-    label = made.load(dict(item))["label"].as_tensor()[0].numpy()
-    assert not torch.equal(made._draw(label, "s0", "probe", 20)[0], other._draw(label, "s0", "probe", 20)[0])
+    result = made(encoder, title="encoder")
+    assert len(set(result.draw_dice)) == len(result.draw_dice) == 3  # the default
+    assert result.dice == pytest.approx(sum(result.draw_dice) / 3)
+    low, high = min(result.draw_dice), max(result.draw_dice)
+    assert f"probe of encoder: Dice {result.dice:.4f} ({low:.4f} to {high:.4f} over 3 draws)" in caplog.text
+    # the first draw does not depend on how many there are
+    alone = probe(datalist, tmp_path / "cache", draws=1)(encoder)
+    assert alone.draw_dice == [pytest.approx(result.draw_dice[0])] == [alone.dice] and alone.spread == ""
+    facts = ProbeReport({"encoder": result, "one": alone}, {}, made).metrics()["features"]
+    assert facts["encoder"]["dice"] == result.dice and facts["encoder"]["draw_dice"] == result.draw_dice
+    table = ProbeReport({"encoder": result, "one": alone}, {}, made).table().splitlines()[-1]
+    assert table.startswith("| draws") and f"{100 * low:.1f} to {100 * high:.1f}" in table
+
+
+def test_several_draws_need_no_further_pass(write: Callable[..., Path], tmp_path: Path) -> None:
+    class Counting(Identity):
+        windows = 0
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            self.windows += len(image)
+            return super().forward(image)
+
+    seen = []
+    for draws in (1, 4):
+        encoder = Counting()
+        probe(write(), tmp_path / "cache", draws=draws, voxels_per_class=400)(encoder)
+        seen.append(encoder.windows)
+    assert seen[0] == seen[1]
+
+
+def test_order_of_the_list_of_classes_changes_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist, encoder = write(), HybridEncoder(preset="nano")
+    first, second = (
+        probe(datalist, tmp_path / "cache", labels=labels, draws=1)(encoder)
+        for labels in ({"cube": 3, "block": 5}, {"block": 5, "cube": 3})
+    )
+    assert first.class_dice == second.class_dice and first.retrieval == second.retrieval
 
 
 def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -272,6 +311,8 @@ def test_no_list(tmp_path: Path) -> None:
         probe(None, tmp_path)
     with pytest.raises(ValueError, match="voxels_per_class must be at least 1, got 0"):
         probe(None, tmp_path, voxels_per_class=0)
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        probe(None, tmp_path, draws=0)
 
 
 def test_pairs_are_checked_as_in_fine_tuning(write: Callable[..., Path], tmp_path: Path) -> None:

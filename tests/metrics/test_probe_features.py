@@ -39,7 +39,7 @@ def test_classes_are_those_of_the_up_sampled_maps() -> None:
     weight = torch.tensor([[1.0, -2.0, 0.9], [-1.0, 2.0, -0.8], [5.0, 0.1, 0.3]])
     classifier = LinearClassifier(weight, torch.tensor([0.1, 0.0, -2.65]))
     expected = torch.einsum("kf,fhwd->khwd", weight, up_sampled(image)) + classifier.bias.view(-1, 1, 1, 1)
-    found = WindowFeatures(Pyramid(), (16, 16, 16), 4).classify(image, classifier)
+    found = WindowFeatures(Pyramid(), (16, 16, 16), 4).classify(image, [classifier])[0]
     assert found.dtype == torch.uint8
     assert len(found.unique()) > 1 and torch.equal(found.long(), expected.argmax(0))
 
@@ -61,7 +61,7 @@ def test_each_voxel_comes_from_the_window_whose_middle_is_nearest() -> None:
 def test_scan_smaller_than_a_window() -> None:
     image = torch.rand(1, 5, 6, 7)
     classifier = LinearClassifier(torch.zeros(2, 3), torch.tensor([0.0, 1.0]))
-    assert WindowFeatures(Pyramid(), (16, 16, 16), 4).classify(image, classifier).shape == (5, 6, 7)
+    assert WindowFeatures(Pyramid(), (16, 16, 16), 4).classify(image, [classifier] * 2).shape == (2, 5, 6, 7)
 
 
 def test_positions_end_at_one() -> None:
@@ -77,4 +77,4 @@ def test_far_faces_have_their_own_intensity_and_position() -> None:
     expected = torch.tensor([[0.7, 10 / 19, 10 / 19, 0.75 + 0.25 * 42.5 / 44]])
     torch.testing.assert_close(windows.at(image, torch.tensor([[10, 10, 44]])), expected)
     nothing = LinearClassifier(torch.tensor([[0.0] * 4, [1.0, 0.0, 0.0, 0.0]]), torch.tensor([0.0, -0.69]))
-    assert windows.classify(image, nothing).unique().tolist() == [1]  # above 0.69 up to every face
+    assert windows.classify(image, [nothing]).unique().tolist() == [1]  # above 0.69 up to every face

@@ -17,7 +17,7 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
 from mim_components.inferers import ClassMapInferer
-from mim_components.metrics.probe.heads import LinearClassifier
+from mim_components.metrics.probe.heads import LinearClassifier, stacked
 from mim_components.networks.features import pad_to_windows, window_overlap
 
 RAW_STRIDE = 2  # of the finest map of the hybrid encoder
@@ -75,15 +75,16 @@ class WindowFeatures:
         self.padding = padding
         self.device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
 
-    def at(self, image: Tensor, voxels: Tensor) -> Tensor:
+    def at(self, image: Tensor, voxels: Tensor, classifier: LinearClassifier | None = None) -> Tensor:
         """Features of some voxels, each from the window whose centre is nearest.
 
         Args:
             image: `(C, H, W, D)`.
             voxels: voxel indices, int64 `(n, 3)`.
+            classifier: classifier whose logits are wanted instead of the features.
 
         Returns:
-            float32 `(n, F)`, on the CPU.
+            float32 `(n, F)` or `(n, K)`, on the CPU.
         """
         padded = self._padded(image)
         windows = self._windows(padded.shape[2:], voxels)
@@ -96,20 +97,29 @@ class WindowFeatures:
             for number, (start, rows) in enumerate(batch):
                 inside = voxels[rows] - torch.tensor(start)
                 found = torch.cat([_interpolated(each[number].float(), inside, self.input_size) for each in maps], 1)
+                found = found.cpu() if classifier is None else F.linear(found.cpu(), *classifier)
                 if features is None:
                     features = torch.empty(len(voxels), found.shape[1])
-                features[rows] = found.cpu()
+                features[rows] = found
         assert features is not None
         return features
 
-    def classify(self, image: Tensor, classifier: LinearClassifier) -> Tensor:
-        """The class of every voxel, uint8 `(H, W, D)`; logits of overlapping windows are averaged."""
+    def classify(self, image: Tensor, classifiers: Sequence[LinearClassifier]) -> Tensor:
+        """The class of every voxel by each classifier, uint8 `(classifiers, H, W, D)`, from one pass of the encoder.
+
+        Logits of overlapping windows are averaged.
+        """
         inferer = ClassMapInferer(
-            self.input_size, self.sw_batch_size, self.overlap, sw_device=self.device, device="cpu"
+            self.input_size,
+            self.sw_batch_size,
+            self.overlap,
+            heads=len(classifiers),
+            sw_device=self.device,
+            device="cpu",
         )
-        head = _Logits(self.encoder, classifier).to(self.device).eval()
+        head = _Logits(self.encoder, stacked(classifiers)).to(self.device).eval()
         h, w, d = image.shape[1:]
-        return inferer(self._padded(image), head)[0, 0, :h, :w, :d]
+        return inferer(self._padded(image), head)[0, :, :h, :w, :d]
 
     def _padded(self, image: Tensor) -> Tensor:
         return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3, self.padding)
