@@ -138,7 +138,11 @@ class WindowFeatures:
 
 
 class _Logits(nn.Module):
-    """Logits `(B, K, h, w, d)` of a window `(B, C, h, w, d)`."""
+    """Logits `(B, K, h, w, d)` of a window `(B, C, h, w, d)`.
+
+    They are up-sampled axis by axis, as products of matrices, and along the last one all maps at once: with the many
+    logits of several classifiers `interpolate` would take longer than the encoder.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -150,14 +154,23 @@ class _Logits(nn.Module):
         self.register_buffer("bias", classifier.bias)
 
     def forward(self, window: Tensor) -> Tensor:
-        logits: Tensor = self.bias.view(1, -1, 1, 1, 1)
-        first = 0
+        height, width, depth = window.shape[2:]
+        parts, matrices, first = [], [], 0
         for each in self.encoder(window):
             weight = self.weight[:, first : first + each.shape[1], None, None, None]
             first += each.shape[1]
-            part = F.conv3d(each.float(), weight)
-            logits = logits + F.interpolate(part, window.shape[2:], mode="trilinear", align_corners=False)
-        return logits
+            part = F.conv3d(each.float(), weight)  # (B, K, h_l, w_l, d_l)
+            b, k, h, w, d = part.shape
+            part = (_linear(h, height, part).T @ part.flatten(3)).view(b, k, height, w, d)
+            parts.append(_linear(w, width, part).T @ part)
+            matrices.append(_linear(d, depth, part))
+        return torch.cat(parts, -1) @ torch.cat(matrices) + self.bias.view(1, -1, 1, 1, 1)
+
+
+def _linear(have: int, wanted: int, like: Tensor) -> Tensor:
+    """Matrix `(have, wanted)` by which a row is multiplied to interpolate it."""
+    rows = torch.eye(have, device=like.device)[None]
+    return F.interpolate(rows, wanted, mode="linear", align_corners=False)[0]
 
 
 def _cut(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
