@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.metrics import compute_dice
-from monai.transforms import ResampleToMatch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,6 +31,7 @@ from mim_components.metrics.probe.cases import (
     read_label_values,
 )
 from mim_components.metrics.probe.features import RawFeatures, WindowFeatures, add_position
+from mim_components.metrics.probe.grids import nearest_on_grid
 from mim_components.metrics.probe.heads import (
     LinearClassifier,
     fit_linear,
@@ -44,7 +43,6 @@ from mim_components.metrics.probe.heads import (
 from mim_components.metrics.probe.result import ProbeResult, mean_case
 from mim_components.metrics.probe.voxels import BIAS_SHARE, DrawnVoxels, draw_voxels
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
-from mim_components.utils.tensors import without_meta
 from mim_components.utils.text import bar_options
 from mim_components.visualize.overlay import OverlayPicture, overlay_picture
 from mim_components.weights.contract import InputContract
@@ -237,8 +235,7 @@ class FeatureProbe:
             results.append([])
             for number, pred in enumerate(windows.classify(item["input"], classifiers).split(1)):
                 if item["image"].shape != item["own_label"].shape:
-                    on_input = MetaTensor(pred, affine=item["image"].affine)
-                    pred = without_meta(ResampleToMatch(mode="nearest")(on_input, item["own_label"]))
+                    pred = nearest_on_grid(pred, item["image"].affine, item["own_label"])
                 results[-1].append(self._score(item, pred))
                 if pictures and number == 0:
                     slices[str(item["name"])] = _slices(item, pred)
@@ -322,8 +319,8 @@ def _joined(parts: Sequence[_Voxels]) -> _Voxels:
 
 def _slices(item: Mapping[str, Any], pred: Tensor) -> OverlayPicture:
     label = item["own_label"]
-    image = item["image"]
+    image = item["image"].as_tensor()
     if image.shape != label.shape:
-        image = ResampleToMatch(mode="bilinear")(image, label)
+        image = nearest_on_grid(image, item["image"].affine, label)
     label_map, pred_map = (each.cpu().numpy().astype(np.uint8) for each in (label, pred))
     return overlay_picture(image.cpu().numpy(), label_map, pred_map, label.affine.cpu().numpy().astype(float))
