@@ -267,10 +267,11 @@ class FeatureProbe:
             )
             classes.append(drawn.classes)
             draws.append(drawn.draws)
-        sample, number = [torch.cat(each) for each in (logits, classes, stands_for)], torch.cat(draws)
+        sample = [torch.cat(each) for each in (logits, classes, stands_for)]
+        rows = [torch.cat(draws) == draw for draw in range(self.draws)]
         return [
-            maximise_dice(classifier, *(each[number == draw] for each in sample), order=order)
-            for draw, classifier in enumerate(classifiers)
+            maximise_dice(classifier, sample[0][own], sample[1][own], sample[2][own], order)
+            for classifier, own in zip(classifiers, rows, strict=True)
         ]
 
     def _retrieval(self, queries: _Voxels, bank: _Voxels) -> list[float]:
