@@ -38,8 +38,8 @@ class ClassMapInferer(Inferer):
 
     The buffer takes `4 * K * roi_size[axis] * A * B` bytes, A and B being the sides of the volume (at least the window)
     along the other two axes; `axis` is chosen to make this smallest. For 512x512x800 voxels, 16 classes and windows
-    of 96^3 it is 1.6 GB, where all logits would take 13.4 GB. The network adds `4 * K * sw_batch_size` bytes per
-    voxel of a window for its output.
+    of 96^3 it is 1.6 GB, where all logits would take 13.4 GB. The network adds
+    `4 * K * sw_batch_size` bytes per voxel of a window for its output. Several heads multiply K.
 
     Args:
         roi_size: size of a window, voxels.
@@ -50,11 +50,12 @@ class ClassMapInferer(Inferer):
         mode: "gaussian" gives the edges of a window less weight; "constant" weights all voxels equally.
         sw_device: device of windows and network, by default that of the volume.
         device: device of buffer and result, by default that of the volume.
+        heads: number of class maps, each with as many of the network's channels; unused with regions.
 
     Raises:
-        ValueError: a size below 1, or `overlap` outside [0, 1); when called: the volume does not have the dimensions of
-            `roi_size`, or the network's output is not one tensor of the windows' size, has fewer than 2 or more than
-            256 classes, or is not finite.
+        ValueError: a size or `heads` below 1, or `overlap` outside [0, 1); when called: the volume does not have the
+            dimensions of `roi_size`, or the network's output is not one tensor of the windows' size, has fewer than 2
+            or more than 256 classes, or is not finite.
 
     Example:
         >>> import torch
@@ -75,17 +76,21 @@ class ClassMapInferer(Inferer):
         mode: str = "gaussian",
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
+        heads: int = 1,
     ) -> None:
         self.roi_size = tuple(roi_size)
         self.sw_batch_size = sw_batch_size
         self.overlap = ensure_tuple_rep(overlap, len(self.roi_size))
         self.regions = regions
+        self.heads = heads
         self.progress = progress
         self.mode = mode
         self.sw_device = sw_device
         self.device = device
-        if min(self.roi_size) < 1 or sw_batch_size < 1:
-            raise ValueError(f"roi_size and sw_batch_size must be positive, got {self.roi_size}, {sw_batch_size}.")
+        if min(*self.roi_size, sw_batch_size, heads) < 1:
+            raise ValueError(
+                f"roi_size, sw_batch_size and heads must be positive, got {self.roi_size}, {sw_batch_size}, {heads}."
+            )
         if not all(0 <= share < 1 for share in self.overlap):
             raise ValueError(f"overlap must be in [0, 1), got {overlap}.")
 
@@ -100,8 +105,8 @@ class ClassMapInferer(Inferer):
             kwargs: further arguments of the network.
 
         Returns:
-            uint8 classes `(B, 1, H, W, D)`, or regions `(B, R, H, W, D)` of 0 and 1; a MetaTensor with the metadata and
-            applied operations of `inputs` if that is one, so that `Invertd` works on it.
+            uint8 classes `(B, heads, H, W, D)`, or regions `(B, R, H, W, D)` of 0 and 1; a MetaTensor with the metadata
+            and applied operations of `inputs` if that is one, so that `Invertd` works on it.
         """
         if inputs.dim() != len(self.roi_size) + 2:
             raise ValueError(f"roi_size {self.roi_size} needs a volume (B, C, H, W, D), got {tuple(inputs.shape)}.")
@@ -121,7 +126,7 @@ class ClassMapInferer(Inferer):
         axis = max(range(len(padded)), key=lambda each: padded[each] / self.roi_size[each])
         windows = self._windows(padded, axis)
         weights = compute_importance_map(self.roi_size, mode=self.mode, device=self.device or volume.device)
-        planes = _Planes(padded, axis, weights, self.regions)
+        planes = _Planes(padded, axis, weights, self.regions, self.heads)
         for window, logits in self._outputs(volume, windows, network):
             planes.add(window, logits)
         planes.reduce(padded[axis])
@@ -154,8 +159,12 @@ class ClassMapInferer(Inferer):
                 f"the network must return logits ({count}, K, {', '.join(map(str, self.roi_size))}), "
                 f"got {tuple(logits.shape)}."
             )
-        if not self.regions and not 2 <= logits.shape[1] <= MAX_CLASSES:
-            raise ValueError(f"a class map needs a network with 2 to {MAX_CLASSES} classes, got {logits.shape[1]}.")
+        classes, rest = divmod(logits.shape[1], self.heads)
+        if not self.regions and (rest or not 2 <= classes <= MAX_CLASSES):
+            each = f" for each of {self.heads} heads" if self.heads > 1 else ""
+            raise ValueError(
+                f"a class map needs a network with 2 to {MAX_CLASSES} classes{each}, got {logits.shape[1]}."
+            )
 
 
 class _Planes:
@@ -169,16 +178,18 @@ class _Planes:
         axis: axis along which windows advance, 0 to 2.
         weights: weights of the voxels of a window, `(h, w, d)`.
         regions: see `ClassMapInferer`.
+        heads: see `ClassMapInferer`.
     """
 
-    def __init__(self, size: tuple[int, ...], axis: int, weights: Tensor, regions: bool) -> None:
+    def __init__(self, size: tuple[int, ...], axis: int, weights: Tensor, regions: bool, heads: int) -> None:
         self.size = size
         self.axis = axis
         self.weights = weights
         self.regions = regions
+        self.heads = heads
         self.start = 0  # plane of the volume at which the buffer begins
         self.buffer = torch.empty(0)  # (K, H, W, D), one side cut to that of a window
-        self.result: Tensor | None = None  # (1 or R, H, W, D)
+        self.result: Tensor | None = None  # (heads or R, H, W, D)
 
     def add(self, window: Window, logits: Tensor) -> None:
         """Add the logits (K, h, w, d) of one window."""
@@ -205,7 +216,7 @@ class _Planes:
         target = self.result.narrow(along, self.start, done)
         rows = 2 if along == 1 else 1  # row by row: argmax needs 8 bytes per voxel
         for row, classes in zip(logits.unbind(rows), target.unbind(rows), strict=True):
-            classes.copy_(row > 0 if self.regions else row.argmax(0, keepdim=True))
+            classes.copy_(row > 0 if self.regions else row.unflatten(0, (self.heads, -1)).argmax(1))
         kept = self.buffer.shape[along] - done
         for each in self.buffer:  # class by class: a second buffer would double the memory
             each.narrow(self.axis, 0, kept).copy_(each.narrow(self.axis, done, kept).clone())
@@ -219,4 +230,6 @@ class _Planes:
         ]
         device = self.weights.device
         self.buffer = torch.zeros(channels, *size, device=device)
-        self.result = torch.zeros(channels if self.regions else 1, *self.size, dtype=torch.uint8, device=device)
+        self.result = torch.zeros(
+            channels if self.regions else self.heads, *self.size, dtype=torch.uint8, device=device
+        )

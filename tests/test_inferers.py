@@ -55,6 +55,19 @@ def test_equals_argmax_of_monai(size, roi, overlap, mode, sw_batch_size):
     assert torch.equal(regions, (logits.sigmoid() > 0.5).to(torch.uint8))
 
 
+def test_heads_are_as_many_networks():
+    volume, nets = torch.randn(1, 1, 9, 10, 21), [network(3), network(3)]
+    torch.nn.init.normal_(nets[1].weight)
+    one = ClassMapInferer((8, 8, 8))
+    both = ClassMapInferer((8, 8, 8), heads=2)(volume, lambda window: torch.cat([net(window) for net in nets], 1))
+    assert not torch.equal(both[:, :1], both[:, 1:])
+    assert torch.equal(both, torch.cat([one(volume, net) for net in nets], 1))
+    with pytest.raises(ValueError, match="2 to 256 classes for each of 2 heads, got 3"):
+        ClassMapInferer((8, 8, 8), heads=2)(volume, nets[0])
+    with pytest.raises(ValueError, match=r"heads must be positive, got \(8, 8, 8\), 4, 0"):
+        ClassMapInferer((8, 8, 8), heads=0)
+
+
 def test_volumes_of_a_batch_do_not_mix():
     volumes, net = torch.randn(2, 1, 9, 10, 11), network(3)
     inferer = ClassMapInferer((8, 8, 8), sw_batch_size=3)

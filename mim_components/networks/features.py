@@ -70,17 +70,19 @@ def window_overlap(input_size: Sequence[int], patch_size: int, overlap: float) -
     return tuple(max(side - step - 0.5, 0.0) / side for side, step in zip(input_size, steps, strict=True))
 
 
-def pad_to_windows(image: Tensor, input_size: Sequence[int], multiple: Sequence[int]) -> Tensor:
+def pad_to_windows(
+    image: Tensor, input_size: Sequence[int], multiple: Sequence[int], mode: str = "constant"
+) -> Tensor:  # fmt: skip
     """Append zeros (air) to `(B, C, H, W, D)` until every side is at least `input_size` and divisible by `multiple`.
 
-    Nothing is prepended, so voxel indices do not change.
+    Nothing is prepended, so voxel indices do not change. With `mode` "replicate" the last voxels are repeated instead.
     """
     wanted = [
         max(math.ceil(have / step) * step, least)
         for have, least, step in zip(image.shape[2:], input_size, multiple, strict=True)
     ]
     missing = [want - have for want, have in zip(wanted, image.shape[2:], strict=True)]
-    return F.pad(image, [0, missing[2], 0, missing[1], 0, missing[0]])
+    return F.pad(image, [0, missing[2], 0, missing[1], 0, missing[0]], mode=mode)
 
 
 def feature_affine(affine: np.ndarray, stride: int) -> np.ndarray:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from mim_components.data.volumes import BadVolumesError, DataError
 from mim_components.engines import ProbedEncoder, load_probed, run_probe
+from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.metrics import FeatureProbe
+from mim_components.metrics.probe.cases import LabelValuesReader
 from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract
@@ -123,11 +125,49 @@ def test_same_seed_same_figures_and_the_encoder_stays(write: Callable[..., Path]
     assert torch.equal(torch.get_rng_state(), state) and encoder.training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(each.grad is None for each in encoder.parameters())
+
+
+def test_figures_are_means_over_draws(write: Callable[..., Path], tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    datalist, encoder = write(), HybridEncoder(preset="nano")
     made = probe(datalist, tmp_path / "cache")
-    item = made.prepared.training[0]
-    other = probe(datalist, tmp_path / "cache", seed=1)
-    label = made.load(dict(item))["label"].as_tensor()[0].numpy()
-    assert not torch.equal(made._draw(label, "s0", "probe", 20)[0], other._draw(label, "s0", "probe", 20)[0])
+    result = made(encoder, title="encoder")
+    assert len(set(result.draw_dice)) == len(result.draw_dice) == 3  # the default
+    assert result.dice == pytest.approx(sum(result.draw_dice) / 3)
+    low, high = min(result.draw_dice), max(result.draw_dice)
+    assert f"probe of encoder: Dice {result.dice:.4f} ({low:.4f} to {high:.4f} over 3 draws)" in caplog.text
+    # the first draw does not depend on how many there are
+    alone = probe(datalist, tmp_path / "cache", draws=1)(encoder)
+    assert alone.draw_dice == [pytest.approx(result.draw_dice[0])] == [alone.dice] and alone.spread == ""
+    facts = ProbeReport({"encoder": result, "one": alone}, {}, made).metrics()["features"]
+    assert facts["encoder"]["dice"] == result.dice and facts["encoder"]["draw_dice"] == result.draw_dice
+    table = ProbeReport({"encoder": result, "one": alone}, {}, made).table().splitlines()[-1]
+    assert table.startswith("| draws") and f"{100 * low:.1f} to {100 * high:.1f}" in table
+
+
+def test_several_draws_need_no_further_pass(write: Callable[..., Path], tmp_path: Path) -> None:
+    class Counting(Identity):
+        windows = 0
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            self.windows += len(image)
+            return super().forward(image)
+
+    seen = []
+    for draws in (1, 4):
+        encoder = Counting()
+        probe(write(), tmp_path / "cache", draws=draws, voxels_per_class=400)(encoder)
+        seen.append(encoder.windows)
+    assert seen[0] == seen[1]
+
+
+def test_order_of_the_list_of_classes_changes_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist, encoder = write(), HybridEncoder(preset="nano")
+    first, second = (
+        probe(datalist, tmp_path / "cache", labels=labels, draws=1)(encoder)
+        for labels in ({"cube": 3, "block": 5}, {"block": 5, "cube": 3})
+    )
+    assert first.class_dice == second.class_dice and first.retrieval == second.retrieval
 
 
 def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -195,11 +235,91 @@ def test_list_of_a_dataset_elsewhere(write: Callable[..., Path], tmp_path: Path)
     assert [item["image"] for item in made.prepared.validation] == [str(tmp_path / f"s{n}.nii") for n in (3, 4)]
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"liver": 3, "spleen": 3}, "probe::labels: classes 'liver' and 'spleen' have the same value, 3"),
+        ({"background": 0, "liver": 3}, "probe::labels: a class cannot be named 'background'"),
+        ({"background": 1}, "probe::labels: a class cannot be named 'background'"),
+        ({"liver": "3"}, "probe::labels: class 'liver' needs a whole number of at least 1, got '3'"),
+        ({"liver": True}, "'liver' needs a whole number of at least 1, got True"),
+        ({"liver": 0}, "'liver' needs a whole number of at least 1, got 0"),
+        ({3: 3}, "a class cannot be named 3"),
+        ({}, r"probe::labels must be names and values of classes.*got \{\}"),
+        ([3], r"probe::labels must be names and values of classes.*got \[3\]"),
+    ],
+)  # fmt: skip
+def test_refused_classes(labels: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        probe(tmp_path / "none.json", tmp_path, labels=labels)  # before any file is read
+
+
+def test_class_of_a_scan_that_is_left_out(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    for number in (1, 2):
+        kept = nib.load(tmp_path / f"l{number}.nii")
+        label = np.asarray(kept.dataobj).copy()
+        label[label == 5] = 0
+        nib.save(nib.Nifti1Image(label, kept.affine), tmp_path / f"l{number}.nii")
+    (tmp_path / "s0.nii").unlink()
+    message = r"class 'block' \(value 5\) is in no label map of section 'training'; .*not counted: .*s0.nii"
+    with pytest.raises(DataError, match=message):
+        probe(datalist, tmp_path / "cache", labels={"block": 5}, on_bad="exclude", max_bad_fraction=0.5)
+
+
+def test_class_that_resampling_loses(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    for number in range(5):
+        full = nib.load(tmp_path / f"l{number}.nii")
+        label = np.asarray(full.dataobj).copy()
+        label[label == 5] = 0
+        label[1, 1, 1] = 5  # a single voxel, between those that are kept
+        nib.save(nib.Nifti1Image(label, full.affine), tmp_path / f"l{number}.nii")
+    contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), spacing=(8.0, 8.0, 12.0))
+    made = FeatureProbe(datalist, contract, tmp_path / "cache", labels={"dot": 5, "cube": 3}, voxels_per_class=20)
+    assert made.labels.names == ("background", "cube", "dot")  # by value
+    message = "probe::labels: class 'dot' has no voxel in the training scans resampled to 8 x 8 x 12 mm"
+    with pytest.raises(DataError, match=message):
+        made(Identity())
+
+
+def test_label_maps_that_cannot_be_read_are_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    datalist = write()
+    (tmp_path / "l3.nii").unlink()
+    (tmp_path / "l4.nii").write_bytes(b"")
+    cause = r"none in 'validation'; not counted: .*s3.nii: .*l3.nii: .*[Nn]o such file.*; .*s4.nii: .*l4.nii: .*empty"
+    with pytest.raises(DataError, match=cause):
+        probe(datalist, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"'cube' \(value 3\) is in no label map of section 'validation'.*l3.nii"):
+        probe(datalist, tmp_path / "cache", labels={"cube": 3})
+    with pytest.raises(DataError) as caught:
+        probe(datalist, tmp_path / "cache", anonymous_paths=True)
+    assert "scan-" in str(caught.value) and "l3" not in str(caught.value)
+
+
+def test_label_maps_are_read_once(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    datalist = write()
+    caplog.set_level("INFO")
+    first = probe(datalist, tmp_path / "cache")
+    assert "label values of 5 cases: 5 to check, 0 checked before" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelValuesReader, "__call__", lambda self, case: pytest.fail(f"{case.name} is read again"))
+        assert probe(datalist, tmp_path / "cache").labels == first.labels
+    changed = np.full((20, 18, 16), 3, np.uint8)
+    nib.save(nib.Nifti1Image(changed, np.diag([-2.0, -2.0, 3.0, 1.0])), tmp_path / "l3.nii")
+    probe(datalist, tmp_path / "cache")
+    assert "label values of 5 cases: 1 to check, 4 checked before" in caplog.text
+
+
 def test_no_list(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--probe::datalist"):
         probe(None, tmp_path)
     with pytest.raises(ValueError, match="voxels_per_class must be at least 1, got 0"):
         probe(None, tmp_path, voxels_per_class=0)
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        probe(None, tmp_path, draws=0)
 
 
 def test_pairs_are_checked_as_in_fine_tuning(write: Callable[..., Path], tmp_path: Path) -> None:

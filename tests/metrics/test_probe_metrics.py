@@ -38,7 +38,7 @@ def offset_of(leads: list[tuple[float, int, int]]) -> float:
     lead, classes, stands_for = zip(*leads, strict=True)
     logits = torch.tensor([[0.0, value] for value in lead])
     classifier = LinearClassifier(torch.zeros(2, 1), torch.zeros(2))
-    shifted = maximise_dice(classifier, logits, torch.tensor(classes), torch.tensor(stands_for))
+    shifted = maximise_dice(classifier, logits, torch.tensor(classes), torch.tensor(stands_for), [1])
     assert shifted.bias[0] == 0 and logits[:, 1].tolist() == pytest.approx(list(lead))
     return float(shifted.bias[1])
 
@@ -59,7 +59,18 @@ def test_offsets_are_chosen_one_after_the_other() -> None:
     # Then class 2 gets 1.25, and with it all voxels: Dice 12 / 16
     logits, classes = torch.tensor([[-9.0, 1.0, 0.0]] * 2), torch.tensor([1, 2])
     classifier = LinearClassifier(torch.zeros(3, 1), torch.zeros(3))
-    assert maximise_dice(classifier, logits, classes, torch.tensor([4, 6])).bias.tolist() == [0.0, 0.0, 1.25]
+    sample = classifier, logits, classes, torch.tensor([4, 6])
+    assert maximise_dice(*sample, order=[1, 2]).bias.tolist() == [0.0, 0.0, 1.25]
+    # class 2 first gets all voxels at 1.25: 12 / 16; class 1 takes them back at 0.5, 8 / 14 instead of 0
+    assert maximise_dice(*sample, order=[2, 1]).bias.tolist() == [0.0, 0.5, 1.25]
+
+
+def test_class_without_voxels_keeps_its_bias() -> None:
+    # its Dice is 0 / 0 where it is never predicted, and 0 where it is
+    logits = torch.tensor([[0.0, 1.0, -5.0], [0.0, -1.0, 3.0]])
+    classifier = LinearClassifier(torch.zeros(3, 1), torch.zeros(3))
+    shifted = maximise_dice(classifier, logits, torch.tensor([1, 0]), torch.ones(2), order=[2, 1])
+    assert shifted.bias.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_class_that_was_not_sampled_is_named() -> None:

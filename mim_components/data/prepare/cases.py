@@ -80,8 +80,14 @@ class PreparedCases:
 
 
 @dataclass
-class _Checked:
-    """Results of the usable cases by name, the state of their files before they were read, and the bad cases."""
+class CheckedCases:
+    """Results of checks.
+
+    Attributes:
+        facts: results of the usable cases by name.
+        states: states of the files before they were read, by name.
+        bad: the other cases.
+    """
 
     facts: dict[str, CheckResult] = field(default_factory=dict)
     states: dict[str, dict[str, int] | None] = field(default_factory=dict)
@@ -152,7 +158,8 @@ def prepare_cases(
     expected = num_cases if found.num_cases is None else found.num_cases
     folder = Path(output_dir) if output_dir is not None and idist.get_rank() == 0 else None
 
-    checked = _check(found.cases, checker, CheckMemory(cache_dir, checker), num_workers, team := _team(found.cases))
+    team = _team(found.cases)
+    checked = check_cases(found.cases, checker, cache_dir, num_workers, team)
     _find_copies(checked, planned)
     settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
     division = _without_bad(planned, checked)
@@ -191,13 +198,31 @@ def _team(cases: Sequence[Case]) -> Team:
     return Team("\n".join(f"{case.name} {case.label!r} {state_text(state_of(case.files))}" for case in cases))
 
 
-def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num_workers: int, team: Team) -> _Checked:
+def check_cases(
+    cases: Sequence[Case],
+    checker: CaseChecker,
+    cache_dir: str | Path,
+    num_workers: int = 0,
+    team: Team | None = None,
+    what: str = "",
+) -> CheckedCases:
+    """Check every case, unless the result is cached; the processes of a run share the work.
+
+    Args:
+        cases: the cases.
+        checker: check of a case.
+        cache_dir: folder that caches results of checks.
+        num_workers: number of checking processes, for each process of the run.
+        team: processes that share the work; None = those that see the same files.
+        what: part of the cases that is checked, for the log, such as "label values of "; "" = everything.
+    """
+    memory, team = CheckMemory(cache_dir, checker), team or _team(cases)
     start, shown = perf_counter(), idist.get_rank() == 0
     share = team.share(cases)
     known = [memory.recall(repr(case.label), case.source, case.files) for case in share]
     to_check = sum(team.exchange(lambda: sum(each is None for each in known)))
     number = counted(len(cases), "case")
-    logger.info("%s: %d to check, %d checked before", number, to_check, len(cases) - to_check)
+    logger.info("%s%s: %d to check, %d checked before", what, number, to_check, len(cases) - to_check)
 
     def check(share: Sequence[Case]) -> list[tuple[dict[str, int] | None, CheckResult | BadVolume]]:
         tasks = [case for case, result in zip(share, known, strict=True) if result is None]
@@ -216,7 +241,7 @@ def _check(cases: Sequence[Case], checker: CaseChecker, memory: CheckMemory, num
     states = {name: state for name, (state, _) in everything.items()}
     if to_check:
         logger.info("checks took %.1f s", perf_counter() - start)
-    checked = _Checked(states=states)
+    checked = CheckedCases(states=states)
     for case in cases:
         outcome = outcomes[case.name]
         if isinstance(outcome, BadVolume):
@@ -236,7 +261,7 @@ def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None,
         return state, bad_volume(case.source, error, files, case.hidden)
 
 
-def _find_copies(checked: _Checked, division: Division) -> None:
+def _find_copies(checked: CheckedCases, division: Division) -> None:
     """Mark training cases with the image of a validation case as bad: the score would be meaningless."""
     contents = {
         _content(checked.facts[case.name]): case.title for case in division.validation if case.name in checked.facts
@@ -249,7 +274,7 @@ def _find_copies(checked: _Checked, division: Division) -> None:
             del checked.facts[case.name]
 
 
-def _without_bad(planned: Division, checked: _Checked) -> Division:
+def _without_bad(planned: Division, checked: CheckedCases) -> Division:
     training = [case for case in planned.training if case.name in checked.facts]
     validation = [case for case in planned.validation if case.name in checked.facts]
     for part, cases in (("training", training), ("validation", validation)):
@@ -260,7 +285,7 @@ def _without_bad(planned: Division, checked: _Checked) -> Division:
 
 
 def _prepared(
-    found: FoundCases, division: Division, training: list[Case], checked: _Checked, num_cases: int | None
+    found: FoundCases, division: Division, training: list[Case], checked: CheckedCases, num_cases: int | None
 ) -> PreparedCases:
     notes = [*found.notes, *division.notes]
     if num_cases is not None and len(found.cases) != num_cases:
@@ -292,7 +317,7 @@ def _item(case: Case) -> dict[str, Any]:
     return {"image": image, "name": case.title, "group": case.patient, "source": case.source}
 
 
-def _checked_item(case: Case, checked: _Checked) -> dict[str, Any]:
+def _checked_item(case: Case, checked: CheckedCases) -> dict[str, Any]:
     label = str(case.label) if isinstance(case.label, Path) else case.label
     facts = {"digest": checked.facts[case.name].digest, "state": state_text(checked.states[case.name])}
     return {**_item(case), "label": label, **facts}

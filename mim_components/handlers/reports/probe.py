@@ -77,6 +77,7 @@ class ProbeReport:
                 kind: {
                     "dice": known(result.dice),
                     "knn": known(result.knn),
+                    "draw_dice": [known(value) for value in result.draw_dice],
                     "class_dice": {name: known(value) for name, value in result.class_dice.items()},
                     "class_knn": {name: known(value) for name, value in result.retrieval.items()},
                 }
@@ -99,7 +100,12 @@ class ProbeReport:
                 ]
             )
         means = [*(r.dice for r in self.results.values()), *(r.knn for r in self.results.values())]
-        return markdown_table(head, [*rows, ["mean", *(percent(value, 1) for value in means)]])
+        rows.append(["mean", *(percent(value, 1) for value in means)])
+        spreads = [r.draw_dice for r in self.results.values()]
+        if max(map(len, spreads)) > 1:
+            ranges = [f"{percent(min(each), 1)} to {percent(max(each), 1)}" for each in spreads]
+            rows.append(["draws", *ranges, *("" for _ in ranges)])
+        return markdown_table(head, rows)
 
     def _markdown(self, metrics: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         notes = [
@@ -112,6 +118,7 @@ class ProbeReport:
             f"{100 / len(self.probe.labels.names):.1f} %.",
             "Features of an encoder that has learned something must beat both other columns: random weights of the "
             "same network, which hold its structure and positions, and intensity with position, which need no network.",
+            "All figures are means over the draws of voxels; 'draws' gives the lowest and highest mean Dice of one.",
             "A class without a voxel in a training scan's label map counts as absent there, as does every value that "
             "is not one of the classes.",
             self._seen(metrics["settings"]["validation_scans"]),

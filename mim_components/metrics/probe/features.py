@@ -17,7 +17,7 @@ from monai.data.utils import dense_patch_slices
 from torch import Tensor, nn
 
 from mim_components.inferers import ClassMapInferer
-from mim_components.metrics.probe.heads import LinearClassifier
+from mim_components.metrics.probe.heads import LinearClassifier, stacked
 from mim_components.networks.features import pad_to_windows, window_overlap
 
 RAW_STRIDE = 2  # of the finest map of the hybrid encoder
@@ -54,6 +54,8 @@ class WindowFeatures:
         patch_size: windows begin at multiples of it, voxels.
         overlap: overlap of the windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
+        padding: what a scan is padded with at its far faces: "constant" = zeros (air), as in the training of the
+            encoder; "replicate" = its last voxels, for features that are averaged over cells.
     """
 
     def __init__(
@@ -63,23 +65,26 @@ class WindowFeatures:
         patch_size: int,
         overlap: float = 0.5,
         sw_batch_size: int = 4,
+        padding: str = "constant",
     ) -> None:
         self.encoder = encoder
         self.input_size = tuple(input_size)
         self.patch_size = patch_size
         self.overlap = window_overlap(input_size, patch_size, overlap)
         self.sw_batch_size = sw_batch_size
+        self.padding = padding
         self.device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
 
-    def at(self, image: Tensor, voxels: Tensor) -> Tensor:
+    def at(self, image: Tensor, voxels: Tensor, classifier: LinearClassifier | None = None) -> Tensor:
         """Features of some voxels, each from the window whose centre is nearest.
 
         Args:
             image: `(C, H, W, D)`.
             voxels: voxel indices, int64 `(n, 3)`.
+            classifier: classifier whose logits are wanted instead of the features.
 
         Returns:
-            float32 `(n, F)`, on the CPU.
+            float32 `(n, F)` or `(n, K)`, on the CPU.
         """
         padded = self._padded(image)
         windows = self._windows(padded.shape[2:], voxels)
@@ -92,23 +97,32 @@ class WindowFeatures:
             for number, (start, rows) in enumerate(batch):
                 inside = voxels[rows] - torch.tensor(start)
                 found = torch.cat([_interpolated(each[number].float(), inside, self.input_size) for each in maps], 1)
+                found = found.cpu() if classifier is None else F.linear(found.cpu(), *classifier)
                 if features is None:
                     features = torch.empty(len(voxels), found.shape[1])
-                features[rows] = found.cpu()
+                features[rows] = found
         assert features is not None
         return features
 
-    def classify(self, image: Tensor, classifier: LinearClassifier) -> Tensor:
-        """The class of every voxel, uint8 `(H, W, D)`; logits of overlapping windows are averaged."""
+    def classify(self, image: Tensor, classifiers: Sequence[LinearClassifier]) -> Tensor:
+        """The class of every voxel by each classifier, uint8 `(classifiers, H, W, D)`, from one pass of the encoder.
+
+        Logits of overlapping windows are averaged.
+        """
         inferer = ClassMapInferer(
-            self.input_size, self.sw_batch_size, self.overlap, sw_device=self.device, device="cpu"
+            self.input_size,
+            self.sw_batch_size,
+            self.overlap,
+            heads=len(classifiers),
+            sw_device=self.device,
+            device="cpu",
         )
-        head = _Logits(self.encoder, classifier).to(self.device).eval()
+        head = _Logits(self.encoder, stacked(classifiers)).to(self.device).eval()
         h, w, d = image.shape[1:]
-        return inferer(self._padded(image), head)[0, 0, :h, :w, :d]
+        return inferer(self._padded(image), head)[0, :, :h, :w, :d]
 
     def _padded(self, image: Tensor) -> Tensor:
-        return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3)
+        return pad_to_windows(image.unsqueeze(0), self.input_size, [self.patch_size] * 3, self.padding)
 
     def _windows(self, shape: Sequence[int], voxels: Tensor) -> list[tuple[list[int], Tensor]]:
         """Starts of the windows that own a voxel, each with the row numbers of its voxels."""
@@ -124,7 +138,11 @@ class WindowFeatures:
 
 
 class _Logits(nn.Module):
-    """Logits `(B, K, h, w, d)` of a window `(B, C, h, w, d)`."""
+    """Logits `(B, K, h, w, d)` of a window `(B, C, h, w, d)`.
+
+    They are up-sampled axis by axis, as products of matrices, and along the last one all maps at once: with the many
+    logits of several classifiers `interpolate` would take longer than the encoder.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -136,14 +154,23 @@ class _Logits(nn.Module):
         self.register_buffer("bias", classifier.bias)
 
     def forward(self, window: Tensor) -> Tensor:
-        logits: Tensor = self.bias.view(1, -1, 1, 1, 1)
-        first = 0
+        height, width, depth = window.shape[2:]
+        parts, matrices, first = [], [], 0
         for each in self.encoder(window):
             weight = self.weight[:, first : first + each.shape[1], None, None, None]
             first += each.shape[1]
-            part = F.conv3d(each.float(), weight)
-            logits = logits + F.interpolate(part, window.shape[2:], mode="trilinear", align_corners=False)
-        return logits
+            part = F.conv3d(each.float(), weight)  # (B, K, h_l, w_l, d_l)
+            b, k, h, w, d = part.shape
+            part = (_linear(h, height, part).T @ part.flatten(3)).view(b, k, height, w, d)
+            parts.append(_linear(w, width, part).T @ part)
+            matrices.append(_linear(d, depth, part))
+        return torch.cat(parts, -1) @ torch.cat(matrices) + self.bias.view(1, -1, 1, 1, 1)
+
+
+def _linear(have: int, wanted: int, like: Tensor) -> Tensor:
+    """Matrix `(have, wanted)` by which a row is multiplied to interpolate it."""
+    rows = torch.eye(have, device=like.device)[None]
+    return F.interpolate(rows, wanted, mode="linear", align_corners=False)[0]
 
 
 def _cut(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -24,6 +24,12 @@ class LinearClassifier(NamedTuple):
     bias: Tensor
 
 
+def stacked(classifiers: Sequence[LinearClassifier]) -> LinearClassifier:
+    """One classifier with the logits of all, one after the other."""
+    weights, biases = zip(*classifiers, strict=True)
+    return LinearClassifier(torch.cat(weights), torch.cat(biases))
+
+
 def fit_linear(features: Tensor, classes: Tensor, priors: Tensor) -> LinearClassifier:
     """Multinomial logistic regression on standardised features, by PyTorch's L-BFGS.
 
@@ -66,34 +72,38 @@ def fit_linear(features: Tensor, classes: Tensor, priors: Tensor) -> LinearClass
 
 
 def maximise_dice(
-    classifier: LinearClassifier, logits: Tensor, classes: Tensor, stands_for: Tensor
+    classifier: LinearClassifier, logits: Tensor, classes: Tensor, stands_for: Tensor, order: Sequence[int]
 ) -> LinearClassifier:  # fmt: skip
-    """Add to the bias of each class, but for class 0, the offset of -4, -3.75, ... 4 that gives it the best Dice.
+    """Add to the bias of each class in `order` the offset of -4, -3.75, ... 4 that gives it the best Dice.
 
     The most probable class does not give the best Dice: a voxel is worth adding from half the best Dice on, taken as a
     probability (Lipton et al. 2014). Nor are probabilities calibrated beyond the voxels of the fit. The classes are set
-    once, in order, each with the earlier offsets in place; of equally good offsets the one nearest 0 is used.
+    once, each with the earlier offsets in place; of equally good offsets the one nearest 0 is used, and 0 for a class
+    without voxels.
 
     Args:
         classifier: classifier whose biases are set.
         logits: its logits of voxels other than those of its fit, `(n, K)`.
         classes: classes of these voxels, int64 `(n,)`.
         stands_for: number of voxels that each of them represents, `(n,)`.
+        order: classes in the order in which they are set.
 
     Example:
         >>> flat = torch.tensor([900.0, 100.0]).log()  # uninformative features: class 1 is never predicted
         >>> sample = flat.expand(2, 2), torch.tensor([0, 1]), torch.tensor([900.0, 100.0])
-        >>> shifted = maximise_dice(LinearClassifier(torch.zeros(2, 1), flat), *sample)
+        >>> shifted = maximise_dice(LinearClassifier(torch.zeros(2, 1), flat), *sample, order=[1])
         >>> (shifted.bias - flat).tolist()  # from log 9 = 2.2 on class 1 is everywhere: Dice 2/11, not 0
         [0.0, 2.25]
     """
     logits, stands_for = logits.clone(), stands_for.double()
     offsets = torch.tensor(sorted((step / 4 for step in range(-16, 17)), key=abs)).to(logits)
     shift = torch.zeros_like(classifier.bias)
-    for number in range(1, logits.shape[1]):
+    for number in order:
+        own = stands_for * (classes == number)
+        if not own.any():
+            continue
         rivals = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1).amax(1)
         predicted = ((logits[:, number] - rivals)[:, None] + offsets > 0).double()  # (n, offsets)
-        own = stands_for * (classes == number)
         dice = 2 * (own @ predicted) / (stands_for @ predicted + own.sum())
         best = offsets[dice.argmax()]  # the first of equal ones
         shift[number] = best

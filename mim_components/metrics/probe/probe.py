@@ -5,84 +5,72 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.data import MetaTensor
 from monai.metrics import compute_dice
-from monai.transforms import ResampleToMatch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mim_components.data.check.segmentation import SegmentationChecker
+from mim_components.data.names import is_anonymous
 from mim_components.data.prepare.cases import PreparedCases, prepare_cases
+from mim_components.data.prepare.phase import check_options
 from mim_components.data.prepare.quarantine import MAX_BAD_FRACTION
+from mim_components.data.volumes import DataError, per_axis
 from mim_components.labels import LabelSet
-from mim_components.metrics.probe.cases import find_probe_cases, probe_labels, probe_transform
+from mim_components.metrics.probe.cases import (
+    check_classes,
+    check_sections,
+    find_probe_cases,
+    probe_labels,
+    probe_transform,
+    read_label_values,
+)
 from mim_components.metrics.probe.features import RawFeatures, WindowFeatures, add_position
-from mim_components.metrics.probe.heads import LinearClassifier, fit_linear, maximise_dice, nearest_classes, recalls
+from mim_components.metrics.probe.grids import nearest_on_grid
+from mim_components.metrics.probe.heads import (
+    LinearClassifier,
+    fit_linear,
+    maximise_dice,
+    nearest_classes,
+    recalls,
+    stacked,
+)
+from mim_components.metrics.probe.result import ProbeResult, mean_case
+from mim_components.metrics.probe.voxels import BIAS_SHARE, DrawnVoxels, draw_voxels
 from mim_components.metrics.segmentation import CaseResult, TargetScore, mean_of
-from mim_components.randomness import keyed_seed
-from mim_components.utils.tensors import without_meta
 from mim_components.utils.text import bar_options
 from mim_components.visualize.overlay import OverlayPicture, overlay_picture
 from mim_components.weights.contract import InputContract
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_SHARE = 8  # background voxels per voxel of a class: the background is the most varied
-BIAS_SHARE = 8  # voxels for the biases per voxel of the fit: false positives of a small class are rare
-
-
-@dataclass
-class ProbeResult:
-    """Result of a probe.
-
-    Attributes:
-        cases: Dice of the linear classifier by validation scan and class; NaN where a label map lacks the class.
-        retrieval: share of sampled voxels whose neighbours give their class, by class, the background first.
-        pictures: slices of every validation scan by name, if requested.
-    """
-
-    cases: list[CaseResult]
-    retrieval: dict[str, float]
-    pictures: dict[str, OverlayPicture] = field(default_factory=dict)
-
-    @property
-    def class_dice(self) -> dict[str, float]:
-        """Mean Dice of every class over the scans that have it."""
-        return {name: mean_of(case.scores[name].dice for case in self.cases) for name in self.cases[0].scores}
-
-    @property
-    def dice(self) -> float:
-        """Mean of the classes' mean Dice."""
-        return mean_of(self.class_dice.values())
-
-    @property
-    def knn(self) -> float:
-        """Mean of the classes' retrieval including the background: the balanced accuracy."""
-        return mean_of(self.retrieval.values())
-
 
 @dataclass
 class _Voxels:
-    """Sampled voxels of several scans: features `(n, F)`, classes and patients `(n,)`."""
+    """Sampled voxels of scans: features `(n, F)`, classes, patients and numbers of the draws `(n,)`."""
 
     features: Tensor
     classes: Tensor
     patients: Tensor
+    draws: Tensor
+
+    def of(self, draw: int) -> _Voxels:
+        """The voxels of one draw."""
+        return _Voxels(*(getattr(self, each.name)[self.draws == draw] for each in fields(self)))
 
 
 class FeatureProbe:
     """Fit a linear classifier on voxels of the training scans, and score it on the validation scans.
 
     The recipe is fixed, and the classifier uses the training scans only: its biases are set for the best Dice on
-    a second draw of their voxels. The same voxels are drawn from every scan whatever the encoder: `voxels_per_class` of
-    each class, and `BACKGROUND_SHARE` times as many of the background.
+    voxels of them that the fit has not seen. The same voxels are drawn from every scan whatever the encoder:
+    `voxels_per_class` of each class, and `BACKGROUND_SHARE` times as many of the background. As the figures depend on
+    the voxels drawn, all of it is done for several draws, with one classifier each, and averaged.
 
     All processes of a run construct it together; then one of them may call it.
 
@@ -90,23 +78,27 @@ class FeatureProbe:
         datalist: labelled scans, a JSON list with the sections `training` and `validation`.
         contract: input contract of the encoder.
         cache_dir: folder that caches results of checks.
-        labels: class name to value in the label maps; None = all values found.
+        labels: class name to value in the label maps; None = the values above 0 that occur in both sections.
         allow_outside: accept paths in the list that lead out of its folder.
         on_bad: "stop" raises if a scan or label map is bad, "exclude" leaves it out.
         max_bad_fraction: largest share of the scans that "exclude" may leave out.
         num_workers: number of processes that check scans.
         output_dir: folder for the findings of the checks; None = not written.
         anonymous_paths: name scans by digests.
-        voxels_per_class: largest number of voxels drawn from a scan per class.
+        voxels_per_class: largest number of voxels drawn from a scan per class; in a training scan at most half of a
+            class, since the biases need the others.
         neighbours: number of nearest voxels that vote.
         overlap: overlap of windows, in [0, 1); reduced so that they begin at token edges.
         sw_batch_size: windows that go through the encoder together.
         seed: seed of the draws.
+        draws: number of independent draws.
         dataset_dir: folder that the paths in the list are relative to; None = the folder of the list.
 
     Raises:
-        DataError: no list, a list without section `validation`, a class without voxels, or bad scans.
-        ValueError: `voxels_per_class` is below 1.
+        DataError: no list, a list without section `validation`, classes that are not distinct values from 1 on, a
+            class without voxels in the usable scans of a section, or bad scans; when called: a class that has no
+            voxel once the training scans are resampled.
+        ValueError: `voxels_per_class` or `draws` is below 1.
 
     Attributes:
         settings: description of the probe for reports.
@@ -149,18 +141,25 @@ class FeatureProbe:
         overlap: float = 0.5,
         sw_batch_size: int = 4,
         seed: int = 0,
+        draws: int = 3,
         dataset_dir: str | Path | None = None,
     ) -> None:
-        if voxels_per_class < 1:
-            raise ValueError(f"voxels_per_class must be at least 1, got {voxels_per_class}.")
+        for name, value in (("voxels_per_class", voxels_per_class), ("draws", draws)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         self.contract = contract
         self.voxels_per_class = voxels_per_class
         self.neighbours = neighbours
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
         self.seed = seed
+        self.draws = draws
+        check_classes(labels)
         found = find_probe_cases(datalist, allow_outside, dataset_dir)
-        self.labels: LabelSet = probe_labels(found, labels)
+        check_options(on_bad, max_bad_fraction, num_workers)  # before hours of reading
+        named = found.named_by_digests() if is_anonymous(anonymous_paths) else found
+        values = read_label_values(named, cache_dir, num_workers)
+        self.labels: LabelSet = probe_labels(values, labels)
         self.prepared: PreparedCases = prepare_cases(
             found,
             SegmentationChecker(self.labels, modality=contract.modality.upper()),
@@ -173,6 +172,11 @@ class FeatureProbe:
             name="probe",
             anonymous_paths=anonymous_paths,
         )
+        # a scan that was left out may have been the only one with a class
+        used = {"training": self.prepared.training, "validation": self.prepared.validation}
+        titles = {section: [item["name"] for item in items] for section, items in used.items()}
+        classes = {self.labels.names[number]: value for value, number in self.labels.values.items() if number}
+        check_sections(classes, values, titles, self.prepared.bad)
         self.load = probe_transform(contract, self.labels)
         self.settings = {
             "datalist": None if datalist is None else str(datalist),
@@ -180,6 +184,7 @@ class FeatureProbe:
             "neighbours": neighbours,
             "overlap": overlap,
             "seed": seed,
+            "draws": draws,
         }
         groups = sorted({item["group"] for item in self.prepared.training + self.prepared.validation})
         self._patients = {group: number for number, group in enumerate(groups)}
@@ -197,7 +202,12 @@ class FeatureProbe:
         network.eval()
         try:
             windows = WindowFeatures(
-                network, self.contract.input_size, self.contract.patch_size, self.overlap, self.sw_batch_size
+                network,
+                self.contract.input_size,
+                self.contract.patch_size,
+                self.overlap,
+                self.sw_batch_size,
+                padding="constant" if encoder is not None else "replicate",
             )
             return self._probe(windows, encoder is None, pictures, title)
         finally:
@@ -208,39 +218,70 @@ class FeatureProbe:
         parts = []
         for item in self._items(self.prepared.training, raw, f"{title}, training" if title else ""):
             priors += self._counts(item)
-            parts.append(self._voxels(item, windows))
+            parts.append(self._voxels(item, windows, self._draw(item, BIAS_SHARE)[0]))
+        if 0 in (counts := priors.tolist()):
+            how = f" resampled to {per_axis(self.contract.spacing)} mm" if self.contract.spacing else ""
+            raise DataError(
+                f"probe::labels: class {self.labels.names[counts.index(0)]!r} has no voxel in the training scans{how}."
+            )
         bank = _joined(parts)
-        classifier = fit_linear(bank.features, bank.classes, priors)
-        classifier = self._with_best_dice(classifier, windows, raw, f"{title}, biases" if title else "")
-        parts, results, slices = [], [], {}
+        banks = [bank.of(draw) for draw in range(self.draws)]
+        classifiers = [fit_linear(each.features, each.classes, priors) for each in banks]
+        # largest first: an order of their own, whatever other classes there are
+        order = sorted(range(1, len(priors)), key=lambda number: (-counts[number], self.labels.names[number]))
+        classifiers = self._with_best_dice(classifiers, order, windows, raw, f"{title}, biases" if title else "")
+        parts, slices = [], {}
+        results: list[list[CaseResult]] = []
         for item in self._items(self.prepared.validation, raw, f"{title}, validation" if title else ""):
-            parts.append(self._voxels(item, windows))
-            pred = windows.classify(item["input"], classifier).unsqueeze(0)
-            if item["image"].shape != item["own_label"].shape:
-                on_input = MetaTensor(pred, affine=item["image"].affine)
-                pred = without_meta(ResampleToMatch(mode="nearest")(on_input, item["own_label"]))
-            results.append(self._score(item, pred))
-            if pictures:
-                slices[results[-1].name] = _slices(item, pred)
+            parts.append(self._voxels(item, windows, self._draw(item, others=0)[0]))
+            results.append([])
+            for number, pred in enumerate(windows.classify(item["input"], classifiers).split(1)):
+                if item["image"].shape != item["own_label"].shape:
+                    pred = nearest_on_grid(pred, item["image"].affine, item["own_label"])
+                results[-1].append(self._score(item, pred))
+                if pictures and number == 0:
+                    slices[str(item["name"])] = _slices(item, pred)
         queries = _joined(parts)
+        shares = [self._retrieval(queries.of(draw), each) for draw, each in enumerate(banks)]
+        retrieval = dict(zip(self.labels.names, map(mean_of, zip(*shares, strict=True)), strict=True))
+        draw_dice = [ProbeResult(list(each), {}).dice for each in zip(*results, strict=True)]
+        result = ProbeResult([mean_case(each) for each in results], retrieval, slices, draw_dice)
+        logger.info("%s", f"probe{title and ' of '}{title}: Dice {result.dice:.4f}{result.spread}")
+        return result
+
+    def _with_best_dice(
+        self,
+        classifiers: Sequence[LinearClassifier],
+        order: Sequence[int],
+        windows: WindowFeatures,
+        raw: bool,
+        title: str,
+    ) -> list[LinearClassifier]:
+        """Set the biases on other voxels of the training scans than those of the fit, to which it is over-fitted."""
+        logits, classes, draws, stands_for = [], [], [], []
+        for item in self._items(self.prepared.training, raw, title):
+            drawn = self._draw(item, BIAS_SHARE)[1]
+            every = windows.at(item["input"], drawn.indices, stacked(classifiers)).unflatten(1, (self.draws, -1))
+            logits.append(every[torch.arange(len(every)), drawn.draws])
+            counts = self._counts(item)
+            stands_for.append(
+                (self.draws * counts / torch.bincount(drawn.classes, minlength=len(counts)))[drawn.classes]
+            )
+            classes.append(drawn.classes)
+            draws.append(drawn.draws)
+        sample = [torch.cat(each) for each in (logits, classes, stands_for)]
+        rows = [torch.cat(draws) == draw for draw in range(self.draws)]
+        return [
+            maximise_dice(classifier, sample[0][own], sample[1][own], sample[2][own], order)
+            for classifier, own in zip(classifiers, rows, strict=True)
+        ]
+
+    def _retrieval(self, queries: _Voxels, bank: _Voxels) -> list[float]:
+        """Share of the queries of every class whose neighbours give it."""
         found = nearest_classes(
             queries.features, queries.patients, bank.features, bank.classes, bank.patients, self.neighbours
         )
-        shares = recalls(found, queries.classes, self.labels.out_channels)
-        return ProbeResult(results, dict(zip(self.labels.names, shares, strict=True)), slices)
-
-    def _with_best_dice(
-        self, classifier: LinearClassifier, windows: WindowFeatures, raw: bool, title: str
-    ) -> LinearClassifier:  # fmt: skip
-        """Set the biases on other voxels of the training scans than those of the fit, to which it is over-fitted."""
-        logits, classes, stands_for = [], [], []
-        for item in self._items(self.prepared.training, raw, title):
-            voxels, drawn = self._sample(item, "biases", BIAS_SHARE * self.voxels_per_class)
-            counts = self._counts(item)
-            stands_for.append((counts / torch.bincount(drawn, minlength=len(counts)))[drawn])
-            logits.append(F.linear(windows.at(item["input"], voxels), *classifier))
-            classes.append(drawn)
-        return maximise_dice(classifier, torch.cat(logits), torch.cat(classes), torch.cat(stands_for))
+        return recalls(found, queries.classes, self.labels.out_channels)
 
     def _items(self, items: Sequence[Mapping[str, Any]], raw: bool, title: str) -> Iterator[dict[str, Any]]:
         """Load the scans one by one; `input` is what the encoder sees."""
@@ -254,25 +295,13 @@ class FeatureProbe:
         """Number of voxels of every class in a label map, `(K,)`."""
         return torch.bincount(item["label"].as_tensor().flatten().long(), minlength=self.labels.out_channels).cpu()
 
-    def _sample(self, item: Mapping[str, Any], purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
-        return self._draw(item["label"].as_tensor()[0].cpu().numpy(), str(item["name"]), purpose, per_class)
+    def _draw(self, item: Mapping[str, Any], others: int) -> tuple[DrawnVoxels, DrawnVoxels]:
+        label, key = item["label"].as_tensor()[0], (self.seed, "probe", str(item["name"]))
+        return draw_voxels(label, self.labels.names, self.voxels_per_class, self.draws, others, key)
 
-    def _draw(self, label: np.ndarray, name: str, purpose: str, per_class: int) -> tuple[Tensor, Tensor]:
-        """Draw up to `per_class` voxels of every class of a label map: indices `(n, 3)` and classes `(n,)`."""
-        random = np.random.default_rng(keyed_seed(self.seed, purpose, name))
-        voxels, classes = [], []
-        for number in range(self.labels.out_channels):
-            there = np.flatnonzero(label == number)
-            most = per_class * (1 if number else BACKGROUND_SHARE)
-            drawn = random.choice(there, min(most, len(there)), replace=False)
-            voxels.append(np.stack(np.unravel_index(drawn, label.shape), axis=1))
-            classes += [number] * len(drawn)
-        return torch.from_numpy(np.concatenate(voxels)), torch.tensor(classes)
-
-    def _voxels(self, item: Mapping[str, Any], windows: WindowFeatures) -> _Voxels:
-        voxels, classes = self._sample(item, "probe", self.voxels_per_class)
-        patient = self._patients[item["group"]]
-        return _Voxels(windows.at(item["input"], voxels), classes, torch.full_like(classes, patient))
+    def _voxels(self, item: Mapping[str, Any], windows: WindowFeatures, drawn: DrawnVoxels) -> _Voxels:
+        patients = torch.full_like(drawn.classes, self._patients[item["group"]])
+        return _Voxels(windows.at(item["input"], drawn.indices), drawn.classes, patients, drawn.draws)
 
     def _score(self, item: Mapping[str, Any], pred: Tensor) -> CaseResult:
         """Dice of every class on the scan's own voxels."""
@@ -293,8 +322,8 @@ def _joined(parts: Sequence[_Voxels]) -> _Voxels:
 
 def _slices(item: Mapping[str, Any], pred: Tensor) -> OverlayPicture:
     label = item["own_label"]
-    image = item["image"]
+    image = item["image"].as_tensor()
     if image.shape != label.shape:
-        image = ResampleToMatch(mode="bilinear")(image, label)
+        image = nearest_on_grid(image, item["image"].affine, label)
     label_map, pred_map = (each.cpu().numpy().astype(np.uint8) for each in (label, pred))
     return overlay_picture(image.cpu().numpy(), label_map, pred_map, label.affine.cpu().numpy().astype(float))
