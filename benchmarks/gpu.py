@@ -4,9 +4,8 @@
 possible. `--part` runs one of the parts:
 
 1. `depthwise`: weight gradient of the depth-wise convolutions of visible tokens, with one group per channel, as on
-other
-   devices, against one group per channel and block, as on the CPU; and the peaks of the card: a large bfloat16 matrix
-   product and a large copy.
+   other devices, against one group per channel and block, as on the CPU; and the peaks of the card: a large bfloat16
+   matrix product and a large copy.
 2. `compile`: steps of one sample, dense, sparse and compiled, on random voxels on the device. FLOPs are those
    of `benchmarks.network_cost` for the form that runs, three times a forward pass; bytes (eager forms only) are those
    of `benchmarks.cost_counter`.
