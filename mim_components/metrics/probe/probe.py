@@ -186,6 +186,8 @@ class FeatureProbe:
             "seed": seed,
             "draws": draws,
         }
+        value_of = {number: value for value, number in self.labels.values.items() if number}
+        self._values = [0, *(value_of[number] for number in range(1, self.labels.out_channels))]
         groups = sorted({item["group"] for item in self.prepared.training + self.prepared.validation})
         self._patients = {group: number for number, group in enumerate(groups)}
 
@@ -297,7 +299,7 @@ class FeatureProbe:
 
     def _draw(self, item: Mapping[str, Any], others: int) -> tuple[DrawnVoxels, DrawnVoxels]:
         label, key = item["label"].as_tensor()[0], (self.seed, "probe", str(item["name"]))
-        return draw_voxels(label, self.labels.names, self.voxels_per_class, self.draws, others, key)
+        return draw_voxels(label, self._values, self.voxels_per_class, self.draws, others, key)
 
     def _voxels(self, item: Mapping[str, Any], windows: WindowFeatures, drawn: DrawnVoxels) -> _Voxels:
         patients = torch.full_like(drawn.classes, self._patients[item["group"]])

@@ -27,7 +27,7 @@ class DrawnVoxels(NamedTuple):
 
 
 def draw_voxels(
-    label: Tensor, names: Sequence[str], per_class: int, draws: int, others: int, key: Sequence[int | str]
+    label: Tensor, values: Sequence[int], per_class: int, draws: int, others: int, key: Sequence[int | str]
 ) -> tuple[DrawnVoxels, DrawnVoxels]:
     """Draw voxels of every class of a label map, and other ones apart from them.
 
@@ -36,7 +36,7 @@ def draw_voxels(
 
     Args:
         label: classes, integer `(H, W, D)`.
-        names: names of all classes, part of the generator's key; class 0 is the background.
+        values: values of all classes in the file, part of the generator's key; class 0 is the background.
         per_class: largest number of first ones of a class; `BACKGROUND_SHARE` times as many of the background.
         draws: number of independent draws.
         others: largest number of others per first one; 0 = none are wanted.
@@ -47,18 +47,18 @@ def draw_voxels(
 
     Example:
         >>> label = torch.tensor([0] * 90 + [1] * 5 + [2] * 5).view(10, 10, 1)
-        >>> first, others = draw_voxels(label, ["background", "a", "b"], 4, 1, 8, (0, "scan"))
+        >>> first, others = draw_voxels(label, [0, 1, 2], 4, 1, 8, (0, "scan"))
         >>> first.classes.bincount().tolist(), others.classes.bincount().tolist()
         ([32, 3, 3], [58, 2, 2])
     """
     flat = label.cpu().numpy().reshape(-1)
     parts: list[list[tuple[np.ndarray, int, int]]] = [[], []]
-    for number, name in enumerate(names):
+    for number, value in enumerate(values):
         there = np.flatnonzero(flat == number)
         most = per_class * (1 if number else BACKGROUND_SHARE)
         own = min(most, (len(there) + 1) // 2 if others else len(there))
         for draw in range(draws):
-            random = np.random.default_rng(keyed_seed(*key, name, draw))
+            random = np.random.default_rng(keyed_seed(*key, value, draw))
             drawn = random.choice(there, min(own + others * most, len(there)), replace=False)
             parts[0].append((drawn[:own], number, draw))
             parts[1].append((drawn[own:], number, draw))
