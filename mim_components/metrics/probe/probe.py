@@ -186,8 +186,7 @@ class FeatureProbe:
             "seed": seed,
             "draws": draws,
         }
-        value_of = {number: value for value, number in self.labels.values.items() if number}
-        self._values = [0, *(value_of[number] for number in range(1, self.labels.out_channels))]
+        self._values = [0, *classes.values()]  # in the order of the classes, see `probe_labels`
         groups = sorted({item["group"] for item in self.prepared.training + self.prepared.validation})
         self._patients = {group: number for number, group in enumerate(groups)}
 
