@@ -174,6 +174,22 @@ def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
     return (contract if step is None else replace(contract, step=step)), source
 
 
+def find_facts(weights: Path) -> dict[str, Any]:
+    """`read_facts` of the JSON file beside weights or, for a checkpoint of a run, of the `model.json` in its `models`.
+
+    The latter is about the best model, so the metric is left out, and the step is that of the checkpoint.
+
+    Raises:
+        WrongWeightsError: the file is damaged.
+    """
+    step = step_in_name(weights)
+    source = weights.with_suffix(".json") if step is None else file_beside(weights, "model.json")
+    facts = read_facts(source) if source else {}
+    if not facts or step is None:
+        return facts
+    return {name: value for name, value in facts.items() if not name.startswith("metric")} | {"step": step}
+
+
 def _metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:

@@ -20,7 +20,7 @@ from mim_components.weights.contract import (
     ModelSettings,
     WrongWeightsError,
     find_contract,
-    read_facts,
+    find_facts,
     read_training_volumes,
 )
 
@@ -43,7 +43,7 @@ class TrainedNetwork:
         contract: contract of a pre-training, from the encoder beside the file; None if there is none.
         spacing: voxel size that volumes of a pre-training must be resampled to, mm; None = native voxels. It is that of
             the contract or, without one, of the configuration.
-        facts: facts about a fine-tuning, from the `model.json` beside the file; empty if there is none.
+        facts: facts about a fine-tuning, from its `model.json` (`find_facts`); empty if there is none.
     """
 
     network: nn.Module
@@ -64,6 +64,8 @@ class TrainedNetwork:
             return f"{self.path}, step {self.contract.step}"
         if "step" not in self.facts:
             return str(self.path)
+        if "metric" not in self.facts:
+            return f"{self.path}, step {self.facts['step']}"
         metric, value = self.facts["metric"], self.facts["metric_value"]
         known = "the last model, no validation gave a number" if value is None else f"{metric} {value:.4f}"
         return f"{self.path}, step {self.facts['step']}, {known}"
@@ -103,7 +105,7 @@ def load_trained(
         folders: folders to search for it.
         expected: the configuration's settings. The contract of a pre-training is compared with that of the weights
             (`find_contract`); if its `spacing` is None, that of the weights is used. The settings of a fine-tuning
-            are compared with the `model.json` beside the checkpoint.
+            are compared with those of its `model.json` (`find_facts`).
         same_levels: whether the sizes of the levels must agree, or only their number.
 
     Raises:
@@ -126,7 +128,7 @@ def load_trained(
     path = find_checkpoint(checkpoint, folders, MODEL_ADVICE if fine_tuned else ADVICE)
     contract, spacing, facts = None, None, {}
     if isinstance(expected, ModelSettings):
-        if facts := read_facts(path.with_suffix(".json")):
+        if facts := find_facts(path):
             _compare_settings(path, facts, expected.as_dict())
     else:
         if found := find_contract(path):

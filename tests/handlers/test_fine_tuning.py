@@ -465,6 +465,18 @@ def test_weights_without_facts_must_fit(tmp_path: Path) -> None:
         load_trained(network, tmp_path / "step.pt", [], SETTINGS)
 
 
+def test_checkpoint_of_a_run_is_compared_with_the_settings_of_its_model(folder: RunFolder) -> None:
+    trainer_with(Training(folder, [0.5]), steps=1)
+    path = folder.path / "checkpoints" / "step_00000003.pt"
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"network": {"weight": torch.ones(1, 1)}, "step": 3}, path)
+    network = nn.Linear(1, 1, bias=False)
+    assert load_trained(network, path, [], SETTINGS).origin == f"{path}, step 3"  # 0.5 is the Dice of another step
+    other = ModelSettings("b", dict(SETTINGS.settings), ("spleen",))
+    with pytest.raises(WrongWeightsError, match="targets"):
+        load_trained(network, path, [], other)
+
+
 def test_missing_weights_say_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model.pt: there is no such file. Fine-tune first"):
         load_trained(nn.Linear(1, 1), None, [tmp_path], SETTINGS)

@@ -17,7 +17,7 @@ from mim_components.handlers.tracked_evaluation import results_of
 
 TARGETS = [{"name": "spleen", "dice": 0.25, "nsd": None, "tolerance_mm": 3.0, "cases": 6}, {"name": "a+b", "dice": 1.0}]
 SEGMENTATION = {
-    "settings": {"dataset": "BTCV", "weights": "model.pt, step 9", "spacing": [1, 2], "seed": None, "overlap": 0.7},
+    "settings": {"dataset": "BTCV", "weights": "model.pt, step 9", "spacing": [1, 2], "datalist": None, "overlap": 0.7},
     "mean": {"dice": 0.5, "nsd": None, "cases": 6},
     "targets": TARGETS,
     "per_case": [{"case": "p1", "mean_dice": 0.5}],

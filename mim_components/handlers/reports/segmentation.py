@@ -218,7 +218,6 @@ class EvaluationReport:
                 **self.facts,
                 "label_set": labels.name,
                 "space": self.space,
-                "seed": None,
                 "version": __version__,
                 "cases": len(results),
             },
