@@ -19,7 +19,7 @@ from mim_components.data.volumes import BadVolumesError, DataError
 from mim_components.engines import ProbedEncoder, load_probed, run_probe
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.metrics import FeatureProbe
-from mim_components.metrics.probe.cases import LabelValuesReader
+from mim_components.metrics.probe.cases import LabelValues, LabelValuesReader, probe_labels, probe_transform
 from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract
@@ -179,6 +179,17 @@ def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Pat
     result = made(Identity(), pictures=True)
     # scored on the scan's own voxels, the faces of the cubes come back
     assert result.dice > 0.95 and result.cases[0].scores["value 3"].label_ml == pytest.approx(216 * 0.012)
+
+
+def test_image_is_resampled_as_in_the_pre_training(tmp_path: Path) -> None:
+    row = np.array([0, 100, 200, 400, 0, 1000, 0, 1000], dtype=np.int16).reshape(8, 1, 1)
+    for name, values in (("image", row), ("label", (row > 300).astype(np.uint8))):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii")
+    contract = InputContract("hybrid", "nano", 1, 8, (16,) * 3, ((16,) * 3,), hu_window=(0, 1000), spacing=(2, 1, 1))
+    labels = probe_labels(LabelValues({"a": {0, 1}}, {"training": ["a"], "validation": ["a"]}, []))
+    loaded = probe_transform(contract, labels)({"image": tmp_path / "image.nii", "label": tmp_path / "label.nii"})
+    assert loaded["image"].flatten().tolist() == pytest.approx([0.05, 0.3, 0.5, 0.5])  # means of two, not one of two
+    assert loaded["label"].shape == loaded["image"].shape and loaded["own_label"].shape == (1, 8, 1, 1)
 
 
 def test_raw_intensity_and_position(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from monai.data import MetaTensor
 from monai.transforms import (
     CastToTyped,
     Compose,
@@ -17,8 +19,6 @@ from monai.transforms import (
     LoadImaged,
     Orientationd,
     ScaleIntensityRanged,
-    ScaleIntensityRangePercentilesd,
-    Spacingd,
     Transform,
 )
 
@@ -26,13 +26,15 @@ from mim_components.data.cases import Case, CheckResult, FoundCases
 from mim_components.data.check.voxels import count_labels
 from mim_components.data.checked_reader import CheckedReader
 from mim_components.data.find.datalist import load_cases
+from mim_components.data.load.scans import CheckedLoadImaged, scans_of
 from mim_components.data.prepare.cases import check_cases
 from mim_components.data.read.headers import read_header
 from mim_components.data.read.limits import check_file
 from mim_components.data.read.volume import cause_of, read_stored
 from mim_components.data.volumes import BadVolume, DataError, VolumeError, VolumeSource
 from mim_components.labels import BACKGROUND, LabelSet
-from mim_components.transforms.intensity import HU_RANGE
+from mim_components.metrics.probe.grids import nearest_on_grid
+from mim_components.transforms.intensity import IntensityScale
 from mim_components.transforms.regions import label_conversion
 from mim_components.utils.text import shorten
 from mim_components.weights.contract import InputContract
@@ -197,30 +199,31 @@ def check_sections(
 
 
 def probe_transform(contract: InputContract, labels: LabelSet) -> Transform:
-    """The transform that loads a scan in the form of the encoder's input contract.
+    """The transform that loads a scan as the pre-training of the encoder did, by the encoder's input contract.
 
     The result has `image` float32 and `label` uint8, `(1, H, W, D)` on the grid of the encoder's input, and
     `own_label`, the classes on the scan's own voxels with axes reoriented to RAS.
     """
-    keys = ["image", "label"]
-    spacing = contract.spacing
-    low, high = contract.hu_window or HU_RANGE
-    steps: list[Transform] = []
-    if spacing:
-        steps.append(Spacingd(keys, spacing, mode=("bilinear", "nearest"), dtype="float32"))
-    if contract.percentiles:  # of native voxels, as the preparation counts them
-        steps.insert(0, ScaleIntensityRangePercentilesd("image", *contract.percentiles, 0.0, 1.0, clip=True))
-    else:
-        steps.append(ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True))
+    scale = IntensityScale(contract.modality, contract.hu_window)
     return Compose([
-        LoadImaged(keys, reader=CheckedReader),
-        EnsureChannelFirstd(keys),
+        LoadImaged("label", reader=CheckedReader),
+        EnsureChannelFirstd("label"),
         label_conversion(labels, "label"),
-        Orientationd(keys, axcodes=contract.orientation, labels=None),
+        Orientationd("label", axcodes=contract.orientation, labels=None),
         CastToTyped("label", "uint8"),
         CopyItemsd("label", names="own_label"),
-        *steps,
+        CheckedLoadImaged("image", scans_of(contract.modality, spacing=contract.spacing)),
+        _label_on_grid_of_image,
+        ScaleIntensityRanged("image", scale.low, scale.high, 0.0, 1.0, clip=True),
     ])  # fmt: skip
+
+
+def _label_on_grid_of_image(item: dict[str, Any]) -> dict[str, Any]:
+    image, label = item["image"], item["own_label"]
+    if image.shape != label.shape:
+        moved = nearest_on_grid(label.as_tensor(), label.affine, image)
+        item["label"] = MetaTensor(moved, affine=image.affine)
+    return item
 
 
 def _shown(values: Sequence[int] | set[int]) -> str:
