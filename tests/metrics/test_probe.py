@@ -20,6 +20,7 @@ from mim_components.engines import ProbedEncoder, load_probed, run_probe
 from mim_components.handlers.reports.probe import ProbeReport
 from mim_components.metrics import FeatureProbe
 from mim_components.metrics.probe.cases import LabelValues, LabelValuesReader, probe_labels, probe_transform
+from mim_components.metrics.probe.grids import nearest_on_grid
 from mim_components.networks import HybridEncoder
 from mim_components.run import RunFolder
 from mim_components.weights.contract import InputContract
@@ -176,9 +177,11 @@ def test_scans_are_resampled_where_the_contract_says_so(write: Callable[..., Pat
     loaded = made.load(dict(made.prepared.validation[0]))
     assert loaded["image"].shape == loaded["label"].shape != loaded["own_label"].shape
     assert loaded["own_label"].shape == (1, 20, 18, 16)
+    back = nearest_on_grid(loaded["label"].as_tensor(), loaded["label"].affine, loaded["own_label"])
+    assert torch.equal(back, loaded["own_label"].as_tensor())  # on the scan's own voxels the faces come back
     result = made(Identity(), pictures=True)
-    # scored on the scan's own voxels, the faces of the cubes come back
-    assert result.dice > 0.95 and result.cases[0].scores["value 3"].label_ml == pytest.approx(216 * 0.012)
+    # between background and block are interpolated intensities like those of the cube
+    assert result.dice > 0.8 and result.cases[0].scores["value 3"].label_ml == pytest.approx(216 * 0.012)
 
 
 def test_image_is_resampled_as_in_the_pre_training(tmp_path: Path) -> None:
