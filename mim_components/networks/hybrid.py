@@ -254,7 +254,7 @@ class HybridEncoder(HubMixin):
 
     def _positions(self, grid: Grid, like: Tensor) -> Tensor:
         trained = self.trained_grid if self.positions == "rescaled" else None
-        return sincos_positions(grid, self.embed_dim, like, trained)
+        return sincos_positions(grid, self.embed_dim, like, trained).to(self.projection.weight.dtype)
 
     def _transform(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:

@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         num_tokens = grid[0] * grid[1] * grid[2]
         tokens = self.mask_token.to(x.dtype).expand(len(x), num_tokens, -1)
         tokens = tokens.scatter(1, visible_ids.unsqueeze(-1).expand_as(x), x)
-        tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens)
+        tokens = tokens + sincos_positions(grid, tokens.shape[-1], tokens).to(self.mask_token.dtype)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)

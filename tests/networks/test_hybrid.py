@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mim_components.networks import PRESETS, HybridEncoder
+from mim_components.networks import PRESETS, HybridEncoder, ViTEncoder
 from mim_components.networks.hybrid import ConvBlock, PatchEmbedding
 from mim_components.tokens import gather_tokens, sincos_positions, upsample_mask, visible_and_masked_ids
 
@@ -344,10 +344,17 @@ def test_parameters_of_base():
     assert everything - stage_outputs == pytest.approx(21.5e6, rel=0.02)
 
 
-def test_double_precision():
-    torch.manual_seed(0)
-    net = HybridEncoder(1, "nano").double()
-    assert net(torch.rand(1, 1, 16, 16, 16, dtype=torch.float64))[-1].dtype == torch.float64
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [HybridEncoder, ViTEncoder])
+def test_other_precisions(make, dtype):
+    net = make(1, "nano").to(dtype)
+    image, masked = torch.rand(1, 1, 48, 32, 32), torch.arange(6 * 4 * 4) % 2 == 0
+    exact = make(1, "nano")
+    exact.load_state_dict(net.state_dict())
+    for mask in (None, masked[None]):
+        have, want = (each(image.to(kind), mask) for each, kind in ((net, dtype), (exact, torch.float32)))
+        have, want = (each[-1] if mask is None else each for each in (have, want))
+        assert have.dtype == dtype and (have - want).abs().mean() < 0.05 * want.abs().mean()
 
 
 def test_bfloat16_autocast_is_close():
