@@ -37,7 +37,14 @@ from mim_tools.release_files import (
     left_out,
     pack,
 )
-from mim_tools.release_metadata import read_configuration, read_metadata, set_metadata, set_options, tensors_of
+from mim_tools.release_metadata import (
+    name_of_label_set,
+    read_configuration,
+    read_metadata,
+    set_metadata,
+    set_options,
+    tensors_of,
+)
 from mim_tools.release_texts import check_metadata, model_card, tell_of_weights
 from mim_tools.verify.bundle import judge_bundle
 from mim_tools.verify.findings import table
@@ -97,7 +104,8 @@ def make_release(
         for line in check(folder):
             logger.info("%s", line)
         add_code(folder)
-        tell_of_weights(folder, metadata, facts, sha256(folder / "models" / "model.pt"))
+        digest = sha256(folder / "models" / "model.pt")
+        tell_of_weights(folder, metadata, facts, digest, name_of_label_set(folder))
         (folder / "README.md").write_text(model_card(folder, metadata), encoding="utf-8")
         (folder / "requirements.txt").write_text(_requirements(metadata), encoding="utf-8")
     except BaseException:

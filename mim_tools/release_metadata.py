@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def set_options(folder: Path, weights: Path, facts: Mapping[str, Any], options: 
         settings = {**_of_contract(found[0]), **options}
     if facts and "label_set" not in settings and metadata["workflow"] == "segmentation":
         settings["label_set"] = _label_set(folder, facts["targets"])
+    if facts and metadata["workflow"] == "classification":
+        if facts["targets"] != read_configuration(folder).get_parsed_content("class_names"):
+            settings.setdefault("class_names", facts["targets"])
     known: set[str] = set()
     for path in sorted((folder / "configs").glob("*.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -73,6 +77,13 @@ def _of_contract(contract: InputContract) -> dict[str, Any]:
     names = ("encoder", "preset", "in_channels", "input_size", "level_sizes", "modality", "hu_window", "spacing")
     plain: dict[str, Any] = json.loads(json.dumps({name: getattr(contract, name) for name in names}))
     return plain
+
+
+def name_of_label_set(folder: Path) -> str:
+    """Label set of a segmentation, with what it segments, for pages; empty for the default one."""
+    if read_metadata(folder)["workflow"] != "segmentation" or (labels := _labels(folder)).name == "default":
+        return ""
+    return f"label set {labels.name}: {', '.join(labels.targets)}"
 
 
 def _labels(folder: Path, label_set: str | None = None) -> LabelSet:
@@ -91,9 +102,7 @@ def _label_set(folder: Path, targets: Sequence[str]) -> str | None:
     if "default" in found:
         if len(found) > 1:
             others = ", ".join(name for name in found if name != "default")
-            logger.info(
-                "label set: default is taken; for weights of %s, which has its targets, give --label_set", others
-            )
+            logger.info("label set: default; the same targets have %s, given with --label_set", others)
         return None
     if len(found) > 1:
         raise ReleaseError(
@@ -124,9 +133,46 @@ def set_metadata(folder: Path, facts: Mapping[str, Any], version: str | None, ch
     for tensor in (*tensors_of(metadata, "inputs"), *tensors_of(metadata, "outputs")):
         if size is not None and len(tensor["spatial_shape"]) == 3:
             tensor["spatial_shape"] = list(size)
+    _set_image(metadata, parser.get_parsed_content("in_channels"))
     if metadata["workflow"] == "segmentation":
         _set_labels(metadata, _labels(folder))
+    elif metadata["workflow"] == "classification":
+        _set_classes(metadata, parser.get_parsed_content("class_names"))
+    else:
+        _set_contract(metadata, parser.get_parsed_content("contract"))
     write_metadata(folder, metadata)
+
+
+def _set_image(metadata: dict[str, Any], channels: int) -> None:
+    """Describe the channels of the image, where their number is not that of the bundle."""
+    (image,) = tensors_of(metadata, "inputs")
+    if image["num_channels"] != channels:
+        image["num_channels"] = channels
+        image["channel_def"] = {str(number): f"image, channel {number}" for number in range(channels)}
+        metadata["image_classes"] = _with_channels(metadata["image_classes"], channels)
+
+
+def _with_channels(text: str, channels: int) -> str:
+    """A text such as "single channel CT, ..." for another number of channels."""
+    return re.sub(r"^\w+ channel\b", "single channel" if channels == 1 else f"{channels} channel", text)
+
+
+def _set_contract(metadata: dict[str, Any], contract: InputContract) -> None:
+    """Describe the images of a pre-training: modality, scaling and channels."""
+    modality, channels = contract.modality.upper(), contract.in_channels
+    (image,), (pred,) = (tensors_of(metadata, side) for side in ("inputs", "outputs"))
+    image |= {"modality": modality, "format": "magnitude" if contract.percentiles else "hounsfield"}
+    if pred["num_channels"] != channels:
+        _set_channels(metadata, [f"channel {number}, {pred['channel_def']['0']}" for number in range(channels)])
+    if contract.percentiles:
+        limits = "the percentiles {:g} and {:g} of each volume".format(*contract.percentiles)
+    else:
+        limits = "{:g} to {:g} HU".format(*contract.hu_window or ())
+    text = f"single channel {modality}, clipped to {limits} and scaled to [0, 1]"
+    metadata["image_classes"] = _with_channels(text, channels)
+    metadata["pred_classes"] = _with_channels(metadata["pred_classes"], channels)
+    for name, found in (("name", r"\bon CT\b"), ("task", r"\bunlabelled CT\b"), ("description", r"\bunlabelled CT\b")):
+        metadata[name] = re.sub(found, lambda each: each[0].replace("CT", modality), metadata[name])
 
 
 def _set_labels(metadata: dict[str, Any], labels: LabelSet) -> None:
@@ -136,6 +182,16 @@ def _set_labels(metadata: dict[str, Any], labels: LabelSet) -> None:
     _set_channels(metadata, names)
     metadata["pred_classes"] = f"{len(names)} {kind}: {_numbered(names)}"
     metadata["label_classes"] = f"single channel data, {_numbered(labels.names)}"
+
+
+def _set_classes(metadata: dict[str, Any], names: Sequence[str]) -> None:
+    """Describe the classes of a classification, where they are not those of the bundle."""
+    (pred,) = tensors_of(metadata, "outputs")
+    if list(pred["channel_def"].values()) != list(names):
+        _set_channels(metadata, names)
+        pred["spatial_shape"] = [1, len(names)]
+        metadata["pred_classes"] = f"{len(names)} channels, softmax: {_numbered(names)}"
+        metadata["label_classes"] = f"one class per scan, {_numbered(names)}"
 
 
 def _set_channels(metadata: dict[str, Any], names: Sequence[str]) -> None:

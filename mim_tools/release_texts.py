@@ -37,10 +37,15 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
     return f"metadata: version {version}, all keys that MONAI and the Model Zoo require"
 
 
-def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str) -> None:
-    """Replace what the pages of a bundle say about missing weights and the folder for its commands."""
+def tell_of_weights(
+    folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str, label_set: str = ""
+) -> None:
+    """Replace what the pages of a bundle say about missing weights, channels and the folder for its commands."""
+    (image,), (pred,) = (metadata["network_data_format"][side].values() for side in ("inputs", "outputs"))
+    which = f" ({label_set})" if label_set else ""
     value = facts.get("metric_value")
-    known = f", step {facts['step']}" if "step" in facts else ""
+    known = f", {label_set}" if label_set else ""
+    known += f", step {facts['step']}" if "step" in facts else ""
     known += f", {facts['metric']} {value:.4f} in its own validation" if value is not None else ""
     weights = f"`models/model.pt` holds trained weights (sha256 {digest[:16]}...{known})."
     needs = (
@@ -56,6 +61,9 @@ def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, 
             r"From the root of the repository\. From this folder, write `configs/\.\.\.` instead of\s+`[\w/.]*`\.":
                 "From the folder of the bundle.",
             rf"\bbundles/{folder.name}/": "",
+            r"(Networks, with\s+)\d+(\s+)channels?(\s+in\s+and\s+)\d+\b":
+                rf"\g<1>{image['num_channels']}\g<2>{_channels(image['num_channels'])}\g<3>{pred['num_channels']}",
+            **_of_modality(metadata["workflow"], image["modality"]),
         },
     )  # fmt: skip
     _replace(
@@ -68,10 +76,22 @@ def tell_of_weights(folder: Path, metadata: dict[str, Any], facts: Mapping[str, 
     (folder / "models" / "README.md").write_text(f"{weights} `model.safetensors` holds the same.\n", encoding="utf-8")
     metadata["description"] = re.sub(
         r"[.;] (Weights for models/model\.pt|weights of the default settings) are not published.*$",
-        ". models/model.pt holds trained weights.", metadata["description"]
+        f". models/model.pt holds trained weights{which}.", metadata["description"]
     )  # fmt: skip
     path = folder / "configs" / "metadata.json"
     path.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _of_modality(workflow: str, modality: str) -> dict[str, str]:
+    """What the page of a pre-training says of CT, for another modality."""
+    if workflow != "pretraining":
+        return {}
+    found = (r"(\A# [^\n]* on )CT\b", r"(\*\*Tags\*\*\s+[^\n]*, )CT\b", r"(from )CT( volumes without labels)")
+    return {pattern: rf"\g<1>{modality}" + (r"\g<2>" if ")CT(" in pattern else "") for pattern in found}
+
+
+def _channels(number: int) -> str:
+    return "channel" if number == 1 else "channels"
 
 
 def _replace(page: Path, texts: Mapping[str, str]) -> None:

@@ -141,10 +141,11 @@ def put(folder: Path, *names: str) -> None:
         (folder / name).write_text("/data/patients/Jane Doe/ct.nii.gz")
 
 
-# what training, evaluation, probe and inference write, with the default output_dir into the bundle's own folder
-OF_RUNS = """.lock run.json data_contents.json data_notes.txt data_report.md datalist.json excluded_volumes.json error.log
-    metrics.jsonl validation.jsonl quarantine.jsonl passed_over.jsonl tracking_spool.jsonl nonfinite_step_00000007.json
-    mlruns.db mlruns.db-wal probe/cases.csv probe/run_002/report.md evaluation/cases.csv inference/results.csv
+# what training, evaluation, probe and inference write below output_dir, by default the bundle's own folder
+OF_RUNS = """.lock run.json data_contents.json data_notes.txt data_report.md datalist.json excluded_volumes.json
+    error.log metrics.jsonl validation.jsonl quarantine.jsonl passed_over.jsonl tracking_spool.jsonl
+    nonfinite_step_00000007.json mlruns.db mlruns.db-wal probe/cases.csv probe/run_002/report.md evaluation/cases.csv
+    inference/results.csv
     cache/a.json checkpoints/step_00000001.pt pictures/a.png run_002/run.json demo/run.json""".split()
 
 
