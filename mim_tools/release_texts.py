@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mim_tools.bundle_files.options import BEGIN, with_options
+
 # keys of MONAI's schema of metadata.json, and further ones that the Model Zoo requires
 REQUIRED = """schema version monai_version pytorch_version numpy_version required_packages_version task description
     authors copyright network_data_format changelog name data_source data_type image_classes label_classes pred_classes
@@ -40,7 +42,7 @@ def check_metadata(folder: Path, metadata: Mapping[str, Any], error: type[ValueE
 def tell_of_weights(
     folder: Path, metadata: dict[str, Any], facts: Mapping[str, Any], digest: str, label_set: str = ""
 ) -> None:
-    """Replace what the pages of a bundle say about missing weights, channels and the folder for its commands."""
+    """Replace what the pages of a bundle say about missing weights, defaults, channels and the folder of commands."""
     (image,), (pred,) = (metadata["network_data_format"][side].values() for side in ("inputs", "outputs"))
     which = f" ({label_set})" if label_set else ""
     value = facts.get("metric_value")
@@ -52,8 +54,11 @@ def tell_of_weights(
         "The bundle includes the package `mim_components`; run it from its own folder after "
         "`pip install -r requirements.txt`."
     )
+    page = folder / "docs" / "README.md"
+    if BEGIN in (text := page.read_text(encoding="utf-8")):
+        page.write_text(with_options(text, folder), encoding="utf-8")
     _replace(
-        folder / "docs" / "README.md",
+        page,
         {
             r"\*\*(?:No weights are|Weights of the default settings are not) published[^*]*\*\*[^.]*\.pt`[^.]*\.":
                 f"**Weights.** {weights}",

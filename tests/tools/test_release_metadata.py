@@ -73,6 +73,8 @@ def test_weights_of_another_label_set(label_set: str, tmp_path: Path) -> None:
     for name in ("train", "inference"):
         assert json.loads((folder / "configs" / f"{name}.json").read_text())["label_set"] == label_set
     card = (folder / "README.md").read_text()
+    for row in ("`preset` | nano", "`roi_size` | [32, 32, 32]", f"`label_set` | {label_set}"):
+        assert f"| {row} |" in card  # the defaults of the release
     assert f", label set {label_set}: liver, step 1" in card and "with 1 channel in and 2 out" in card
 
 
@@ -156,6 +158,7 @@ def test_pre_training_on_mr_is_not_called_ct(tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "# MiM pre-training on MR" in card and "image modelling, MR, 3D" in card
     assert "from MR volumes without labels" in card
+    assert "| `modality` | mr |" in card and "| `preset` | nano |" in card and "| `projection_dim` | 16 |" in card
     assert (folder / "models" / "encoder_tiny.md").is_file()
 
 
