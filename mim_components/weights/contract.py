@@ -155,19 +155,21 @@ def find_contract(weights: str | Path) -> tuple[InputContract, Path] | None:
     """The input contract of a weights file, and the file that holds it; None if there is none.
 
     Args:
-        weights: a safetensors file with the contract in its metadata, or another file beside an `encoder.safetensors`,
-            or a checkpoint of a run, whose `models` has one; the contract then has the step of the checkpoint.
+        weights: a safetensors file with the contract in its metadata, or any other file beside an
+            `encoder.safetensors`, or a checkpoint of a run, whose `models` has one; the contract then has the step of
+            the checkpoint.
 
     Raises:
         OtherVersionError: it is a contract of another version.
         ValueError: the file with the contract cannot be read, or holds only part of it.
     """
     path = Path(weights)
-    source = path if path.suffix == ".safetensors" else file_beside(path, "encoder.safetensors")
-    if source is None or not source.is_file():
-        return None
-    metadata = _metadata(source)
-    if not any(field.name in metadata for field in fields(InputContract)):
+    places = [path if path.suffix == ".safetensors" else None, file_beside(path, "encoder.safetensors")]
+    known = {field.name for field in fields(InputContract)}
+    for source in (place for place in places if place is not None and place.is_file()):
+        if known & (metadata := _metadata(source)).keys():
+            break
+    else:
         return None
     contract = InputContract.from_metadata(metadata, source)
     step = step_in_name(path)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -119,7 +120,7 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
 
     Args:
         network: network to load into.
-        path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training.
+        path: `encoder.safetensors`, `model.pt` or a checkpoint of a pre-training, or `model.safetensors` of a release.
         positions: for a ViT on a grid other than the trained one: "rescaled" to the trained range, which the input
             contract in or beside the file gives (without a contract, like "index"), or "index". The hybrid encoder has
             its own setting.
@@ -129,7 +130,8 @@ def load_pretrained(network: nn.Module, path: str | Path, positions: str = "resc
 
     Raises:
         OtherVersionError: the weights predate the present hybrid encoder.
-        PretrainedError: nothing matches, or a shape differs in more than input channels or the position grid.
+        PretrainedError: nothing matches, or a shape differs in more than input channels or the position grid, or in
+            that grid where the network does not keep its own, as MONAI's `ViT`.
     """
     report = copy_encoder(network, path, positions)
     logger.info("Pre-trained encoder from %s: %s", path, report)
@@ -144,9 +146,8 @@ def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescale
     found = find_contract(path)
     state = target.state_dict()
     _check_kind(source, state, path)
-    trained = _trained_grid_of(source, *found, path) if found else None
-    if positions == "index":
-        trained = None
+    stored = _trained_grid_of(source, *found, path) if found else None
+    trained = None if positions == "index" else stored
     adapted: list[tuple[str, str]] = []
     loaded: dict[str, Tensor] = {}
     for name, value in source.items():
@@ -163,7 +164,8 @@ def copy_encoder(network: nn.Module, path: str | Path, positions: str = "rescale
     numbers = {name: value.numel() for name, value in state.items()}
     new = tuple(name for name in state if name not in loaded)
     share = sum(numbers[name] for name in loaded) / sum(numbers.values())
-    return LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share, _outside(network, target))
+    notes = (_unknown_grid(network, stored),) if POSITIONS in loaded and _grid_of(network) is None else ()
+    return LoadReport(tuple(loaded), new, tuple(ignored), tuple(adapted), share, _outside(network, target), notes)
 
 
 def _trained_grid_of(source: dict[str, Tensor], contract: InputContract, contract_file: Path, path: str | Path) -> Grid:
@@ -214,6 +216,7 @@ def _check_kind(source: dict[str, Tensor], state: dict[str, Tensor], path: str |
 
 
 def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """Tensors of the encoder, alone or in a whole network, and what else the file holds, with the reason."""
     if path.suffix == ".safetensors":
         try:
             weights = load_file(path)
@@ -224,9 +227,10 @@ def _read_encoder(path: Path) -> tuple[dict[str, Tensor], list[tuple[str, str]]]
             raise PretrainedError(f"{path}: not a readable safetensors file ({what_it_is(path) or error}).") from error
         check_version(weights, path)
         check_finite(weights, path)
-        return weights, []
-    state = read_checkpoint(path)
-    state = state.get("network", state)
+        state: dict[str, Any] = weights
+    else:
+        state = read_checkpoint(path)
+        state = state.get("network", state)
     inside = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
     ignored = [(name, "not part of the encoder") for name in state if not name.startswith("encoder.")]
     return (inside, ignored) if inside else (state, [])
@@ -238,7 +242,7 @@ def _fit(
 ) -> Tensor:  # fmt: skip
     have, want = tuple(value.shape), tuple(wanted.shape)
     if name == POSITIONS and have[2] == want[2]:
-        return _positions(value, want, network, adapted, trained)
+        return _positions(value, want, network, path, adapted, trained)
     if name == TRAINED_GRID:
         return _trained_grid(value, wanted, network, adapted)
     if have == want:
@@ -261,15 +265,47 @@ def _trained_grid(value: Tensor, own: Tensor, network: nn.Module, adapted: list[
 
 
 def _positions(
-    value: Tensor, want: tuple[int, ...], network: nn.Module, adapted: list[tuple[str, str]], trained: Grid | None
+    value: Tensor,
+    want: tuple[int, ...],
+    network: nn.Module,
+    path: str | Path,
+    adapted: list[tuple[str, str]],
+    trained: Grid | None,
 ) -> Tensor:
-    """Fixed positions for the network's grid; those of the file if the grid is the same."""
-    grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
+    """Fixed positions for the network's grid; those of the file if the grid is the same, or is not known."""
+    grid = _grid_of(network)
     if grid is None:
+        if value.shape[1] != want[1]:
+            raise PretrainedError(
+                f"{path}: has positions for {value.shape[1]} tokens, the network has {want[1]} tokens and does not say "
+                "in which grid, so their positions cannot be computed; build it with the img_size of the weights, or "
+                "use mim_components.networks.ViTEncoder or MONAI's UNETR, which know their grid."
+            )
         return value
-    positions = sincos_positions(tuple(grid), want[2], value, trained)
+    positions = sincos_positions(grid, want[2], value, trained)
     if positions.shape == value.shape and torch.allclose(positions, value, atol=1e-5):
         return value
-    how = f"fixed positions computed for the grid {tuple(grid)}"
+    how = f"fixed positions computed for the grid {grid}"
     adapted.append((POSITIONS, how + (f", rescaled to {trained}" if trained else "")))
     return positions
+
+
+def _grid_of(network: nn.Module) -> Grid | None:
+    """The token grid of a ViT network; None if it keeps neither grid nor size of the image, like MONAI's ViT."""
+    grid = getattr(network, "feat_size", None) or getattr(encoder_of(network), "grid", None)
+    if grid is None:
+        sizes = [getattr(network, name, None) for name in ("img_size", "patch_size")]  # of MONAI's ViTAutoEnc
+        if not all(isinstance(size, tuple) for size in sizes):
+            return None
+        grid = [side // edge for side, edge in zip(*sizes, strict=True)]
+    h, w, d = grid
+    return h, w, d
+
+
+def _unknown_grid(network: nn.Module, trained: Grid | None) -> str:
+    """Remark where positions were taken as they are because the network does not say its grid."""
+    text = f"the grid {trained}" if trained else "their training"
+    return (
+        f"positions: those of {text}, unchanged: {type(encoder_of(network)).__name__} does not keep its img_size; they "
+        "are wrong where the grid of the network is another one with as many tokens"
+    )

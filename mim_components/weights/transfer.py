@@ -76,7 +76,8 @@ def start_from(
         cause = "is a folder; give a file in it" if path.is_dir() else f"no such file, seen from {Path.cwd()}; set it"
         raise PretrainedError(f"{path}: {cause} with --pretrained, or use --pretrained none.")
     notes = _check_input(network, path, orientation, intensity, ignore, spacing)
-    report = replace(copy_encoder(network, path, positions), notes=notes)
+    report = copy_encoder(network, path, positions)
+    report = replace(report, notes=(*notes, *report.notes))
     logger.info("Pre-trained weights from %s: %s", path, report)
     return report
 

@@ -23,7 +23,8 @@ from mim_components.networks import segmentation_network
 from mim_components.utils.files import sha256
 from mim_components.weights import ModelSettings
 from mim_tools import release
-from mim_tools.release import ReleaseError, main, make_release, push
+from mim_tools.release import main, make_release, push
+from mim_tools.release_files import ReleaseError, add_encoders, copy_bundle, left_out
 from mim_tools.verify.bundle import judge_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,67 @@ def test_what_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (out / BUNDLE.name).mkdir(parents=True)
     with pytest.raises(ReleaseError, match="exists already"):
         make_release(BUNDLE, weights, out, "https://host")
+
+
+# --- what is packed ---------------------------------------------------------------------------------------------------
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("/data/patients/Jane Doe/ct.nii.gz")
+
+
+# what training, evaluation, probe and inference write below output_dir, by default the bundle's own folder
+OF_RUNS = """.lock run.json data_contents.json data_notes.txt data_report.md datalist.json excluded_volumes.json
+    error.log metrics.jsonl validation.jsonl quarantine.jsonl passed_over.jsonl tracking_spool.jsonl
+    nonfinite_step_00000007.json mlruns.db mlruns.db-wal probe/cases.csv probe/run_002/report.md evaluation/cases.csv
+    inference/results.csv
+    cache/a.json checkpoints/step_00000001.pt pictures/a.png run_002/run.json demo/run.json""".split()
+
+
+def test_a_release_of_a_bundle_trained_in_place_holds_nothing_else_of_the_run(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(release, "FORMATS", ())
+    bundle = Path(shutil.copytree(BUNDLE, tmp_path / BUNDLE.name))
+    shutil.copytree(weights.parent, bundle / "models", dirs_exist_ok=True)
+    own = "notes.txt", "scans/a.nii.gz", "models/model.ts", "docs/.README.md.swp"
+    put(bundle, *OF_RUNS, *own)
+    with caplog.at_level("WARNING", "mim_tools"):
+        archive = make_release(bundle, bundle / "models" / "model.pt", tmp_path / "out", "https://host",
+                               version="1.0.0", changes="first")  # fmt: skip
+    with zipfile.ZipFile(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.namelist()}
+        assert not any(b"Jane Doe" in packed.read(name) for name in packed.namelist())
+    assert {name for name in names if not name.startswith(("mim_components/", "configs/", "docs/"))} == {
+        "LICENSE", "README.md", "requirements.txt", "large_files.yml", "models/README.md", "models/model.pt",
+        "models/model.pt.sha256", "models/model.safetensors", "models/model.safetensors.sha256", "models/model.json",
+    }  # fmt: skip
+    assert caplog.messages == [
+        "not in the release, and no output of a run: docs/.README.md.swp, models/model.ts, notes.txt, scans/"
+    ]
+
+
+@pytest.mark.parametrize("bundle", sorted((ROOT / "bundles").iterdir()), ids=lambda path: path.name)
+def test_all_files_of_a_bundle_in_git_are_packed(bundle: Path, tmp_path: Path) -> None:
+    command = ["git", "ls-files", "."]
+    listed = subprocess.run(command, cwd=bundle, capture_output=True, text=True).stdout.split()
+    if not listed:
+        pytest.skip("this is no clone of the repository")
+    (tmp_path / "models").mkdir()
+    copy_bundle(bundle, tmp_path)
+    add_encoders(bundle / "models", tmp_path / "models")
+    assert {*listed} - files_of(tmp_path).keys() == {"models/README.md"}  # which a release writes anew
+
+
+def test_all_that_git_ignores_in_a_bundle_is_known(tmp_path: Path) -> None:
+    lines = (ROOT / ".gitignore").read_text().splitlines()
+    patterns = [line.removeprefix("/bundles/*/") for line in lines if line.startswith("/bundles/*/")]
+    assert "probe/" in patterns and "*.jsonl" in patterns and "data_contents.json" in patterns
+    put(tmp_path, *(f"{pattern.rstrip('/').replace('*', 'x')}" for pattern in patterns if pattern != "models/*"))
+    (tmp_path / "release").mkdir()
+    assert left_out(tmp_path, tmp_path / "release") == ["release/"]
 
 
 # --- to the Hugging Face Hub ------------------------------------------------------------------------------------------

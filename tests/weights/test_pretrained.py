@@ -8,16 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import UNETR
+from monai.networks.nets import UNETR, ViT, ViTAutoEnc
+from monai.transforms import ScaleIntensityRanged
 from safetensors.torch import save_file
 from torch import nn
 
 from mim_components.networks import HybridEncoder, MiM, ViTEncoder
 from mim_components.tokens import sincos_positions
-from mim_components.weights.contract import InputContract, read_contract
-from mim_components.weights.pretrained import LoadReport, PretrainedError, encoder_of, load_pretrained, save_encoder
+from mim_components.weights.contract import InputContract, find_contract, read_contract
+from mim_components.weights.pretrained import (
+    POSITIONS,
+    LoadReport,
+    PretrainedError,
+    encoder_of,
+    load_pretrained,
+    save_encoder,
+)
+from mim_components.weights.transfer import start_from
 
 CONTRACT = InputContract("hybrid", "nano", 1, 8, (32, 32, 32), ((32, 32, 32),))
+
+WINDOW = ScaleIntensityRanged("image", a_min=-1000.0, a_max=1000.0, b_min=0.0, b_max=1.0, clip=True)
 
 
 def unetr(**changes: Any) -> UNETR:
@@ -62,6 +73,22 @@ def test_every_product_gives_the_same_encoder(name: str, files: dict[str, Path],
     rest = len(network.state_dict()) - len(network.encoder.state_dict())
     assert len(report.ignored) == (0 if name.endswith("safetensors") else rest)
     assert all(why == "not part of the encoder" for _, why in report.ignored)
+
+
+def test_a_whole_network_as_safetensors_is_loaded_as_its_pickle(
+    files: dict[str, Path], network: MiM, tmp_path: Path
+) -> None:
+    """`model.safetensors` of a release holds the same as `model.pt`; its contract is in the encoder beside it."""
+    path = tmp_path / "model.safetensors"
+    save_file({name: value.clone().contiguous() for name, value in network.state_dict().items()}, path)
+    encoder = HybridEncoder(preset="nano")
+    report = load_pretrained(encoder, path)
+    assert differing(encoder, network.encoder) == []
+    pickled = load_pretrained(HybridEncoder(preset="nano"), files["model.pt"])
+    assert report.share == pickled.share == 1.0 and {*report.ignored} == {*pickled.ignored}
+    assert find_contract(path) is None
+    beside = save_encoder(network.encoder, tmp_path / "encoder.safetensors", CONTRACT)
+    assert find_contract(path) == find_contract(tmp_path / "model.pt") == (CONTRACT, beside)
 
 
 def test_encoder_inside_a_network_is_found(files: dict[str, Path], network: MiM) -> None:
@@ -173,6 +200,36 @@ def test_vit_positions_are_numbered_where_asked_or_where_no_contract_names_the_g
         assert report.adapted == ((name, "fixed positions computed for the grid (4, 2, 1)"),)
         found = stock.vit.state_dict()[name]
         assert torch.equal(found, sincos_positions((4, 2, 1), 96, found))
+
+
+def stock_vit(kind: type[nn.Module] = ViT, **sizes: Any) -> nn.Module:
+    """MONAI's own classes at the size of the preset `tiny`."""
+    return kind(in_channels=1, patch_size=16, hidden_size=96, mlp_dim=384, num_heads=4, **sizes)
+
+
+def test_stock_vit_of_another_number_of_tokens_is_refused(vit_file: tuple[ViTEncoder, Path]) -> None:
+    network = stock_vit(img_size=(48, 32, 32))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(PretrainedError, match=r"positions for 8 tokens, the network has 12 tokens .* img_size of the"):
+        load_pretrained(network, vit_file[1])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_stock_vit_with_as_many_tokens_is_told_of_its_positions(vit_file: tuple[ViTEncoder, Path]) -> None:
+    network = stock_vit(img_size=(64, 32, 16))  # grid (4, 2, 1): 8 tokens, as (2, 2, 2)
+    report = load_pretrained(network, vit_file[1])
+    assert report.share == 1.0 and report.adapted == ()
+    assert "positions: those of the grid (2, 2, 2), unchanged: ViT does not keep its img_size" in str(report)
+    started = start_from(stock_vit(img_size=32), vit_file[1], "RAS", WINDOW)
+    assert started is not None and started.notes[1:] == report.notes
+    assert load_pretrained(unetr(img_size=(64, 32, 16)), vit_file[1]).notes == ()
+
+
+def test_stock_autoencoder_keeps_its_grid(vit_file: tuple[ViTEncoder, Path]) -> None:
+    network = stock_vit(ViTAutoEnc, img_size=(64, 32, 16))
+    report = load_pretrained(network, vit_file[1])
+    how = "fixed positions computed for the grid (4, 2, 1), rescaled to (2, 2, 2)"
+    assert report.adapted == ((POSITIONS, how),) and report.notes == ()
 
 
 @pytest.mark.parametrize("positions", ["rescaled", "index"])
