@@ -160,15 +160,6 @@ def _code(expression: str) -> str:
     return str(ReferenceResolver.update_refs_pattern(expression, _Everything()))[1:]
 
 
-def strings_in(expression: str) -> Iterator[tuple[str, bool]]:
-    """Strings in an accepted expression, and whether they are the right operand of a binary operator."""
-    tree = parsed(expression)
-    behind = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value, id(node) in behind
-
-
 def _why_not_import(tree: ast.Module) -> str:
     node = tree.body[0]
     if len(tree.body) != 1 or not isinstance(node, ast.Import) or len(node.names) != 1:
