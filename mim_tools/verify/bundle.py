@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from mim_tools.verify import configs, weights
 from mim_tools.verify.findings import Finding
+from mim_tools.verify.texts import Definitions
 
 CODE = (".bat", ".cmd", ".exe", ".ipynb", ".jar", ".ps1", ".pth", ".py", ".pyc", ".pyz", ".sh", ".whl")
 PACKAGES = ("mim_components", "mim_tools")  # ours, which a release includes
@@ -53,12 +55,13 @@ def _judge_folder(folder: Path) -> list[Finding]:
     root = _root(folder)
     findings: list[Finding] = []
     weight_files: list[str] = []
+    definitions = _definitions(root)
     for path in _files(folder):
         name = path.relative_to(root if root in path.parents else folder).as_posix()
         if (why := _why_no_plain_file(path, root)) is not None:
             findings.append(Finding(name, "", *why))
             continue
-        findings += _judge_file(path, name, path.parent == root)
+        findings += _judge_file(path, name, definitions)
         try:
             if weights.is_weights(path):
                 weight_files.append(name)
@@ -95,7 +98,18 @@ def _why_no_plain_file(path: Path, root: Path) -> tuple[str, str] | None:
     return None if path.is_file() else ("a special file", "is neither a file nor a folder")
 
 
-def _judge_file(path: Path, name: str, top: bool) -> Iterator[Finding]:
+def _definitions(root: Path) -> Definitions:
+    """What the names in the configurations of a bundle stand for."""
+    definitions = Definitions()
+    for path in _files(root / "configs"):
+        if path.is_file() and path.name.lower().endswith(configs.SUFFIXES):
+            with contextlib.suppress(OSError, ValueError, RecursionError, MemoryError):  # reported with the file
+                content = configs.read_content(path)
+                definitions.add(content, "_meta_" if path.name == "metadata.json" else "")
+    return definitions
+
+
+def _judge_file(path: Path, name: str, definitions: Definitions) -> Iterator[Finding]:
     suffix = path.suffix.lower()
     if _is_ours(path, name):
         return
@@ -105,7 +119,7 @@ def _judge_file(path: Path, name: str, top: bool) -> Iterator[Finding]:
     elif suffix in ARCHIVES:
         yield Finding(name, "", "an archive", "its content is not judged")
     elif is_config and suffix in configs.SUFFIXES:
-        yield from configs.judge_config(path, name)
+        yield from configs.judge_config(path, name, definitions)
     elif is_config and suffix in configs.LOGGING_SUFFIXES:
         yield from configs.judge_logging(path, name)
     elif why := weights.why_not(path):

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 
 from mim_tools.verify import expressions, targets
 from mim_tools.verify.findings import Finding
+from mim_tools.verify.texts import FOLDER, Definitions, NotKnownError, Texts, alias
 
 SUFFIXES = (".json", ".yaml", ".yml")
 MOST_BYTES = 16 * 2**20
@@ -38,23 +39,30 @@ _CLASSES = frozenset(
     ]
 )
 _STREAMS = ("sys.stderr", "sys.stdout")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+# `https://`, also `file:/`; not the drive of a path, such as `C:/`
+_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
+_ABSOLUTE = re.compile(r"\s*([/\\]|~[\w.-]*([/\\]|$)|[A-Za-z]:[/\\])")
 _KEY = re.compile(r"[^@$%'\"()\[\]{}\\,;=]*")
 
 
-def judge_config(path: Path, name: str) -> list[Finding]:
+def judge_config(path: Path, name: str, definitions: Definitions | None = None) -> list[Finding]:
     """Judge a JSON or YAML file.
 
     Args:
         path: the file.
         name: name of the file in findings.
+        definitions: what the names in all configurations of the bundle stand for; None = those of the file.
     """
     findings: list[Finding] = []
     try:
         if path.stat().st_size > MOST_BYTES:
             return [Finding(name, "", f"{path.stat().st_size} bytes", f"more than {MOST_BYTES}, too large to judge")]
         content = read_content(path, findings, name)
-        findings += _Walk(name, metadata=path.name == "metadata.json").value(content, ())
+        if definitions is None:
+            definitions = Definitions()
+            definitions.add(content)
+        walk = _Walk(name, metadata=path.name == "metadata.json", definitions=definitions)
+        findings += walk.value(content, ())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         findings.append(Finding(name, "", type(error).__name__, f"cannot be read: {error}"))
     return findings
@@ -151,12 +159,16 @@ class _Walk:
         file: name of the file in findings.
         metadata: texts for human readers may hold addresses.
         own: the values are the user's own, so paths and addresses are fine.
+        definitions: what references stand for.
     """
 
-    def __init__(self, file: str, metadata: bool = False, own: bool = False) -> None:
+    def __init__(
+        self, file: str, metadata: bool = False, own: bool = False, definitions: Definitions | None = None
+    ) -> None:
         self.file = file
         self.metadata = metadata
         self.own = own
+        self.definitions = Definitions() if definitions is None else definitions
 
     def value(self, value: Any, keys: tuple[str, ...]) -> Iterator[Finding]:
         """Findings in a value and everything below it."""
@@ -197,15 +209,20 @@ class _Walk:
     def _text(self, text: str, keys: tuple[str, ...]) -> Iterator[Finding]:
         documentary = self.metadata and keys[0] in DOCUMENTARY
         text_as_read = text.replace("#", "::")
-        if any(f"_meta_::{name}" in text_as_read for name in DOCUMENTARY):
+        if any(f"_meta_::{name}" in text_as_read for name in DOCUMENTARY) or re.search(
+            r"[@%:]_meta_(?!::\w)", text_as_read
+        ):
             yield self._finding(keys, text, "uses a text of the metadata that is for people")
         if text_as_read.startswith("$"):
             yield from self._expression(text, keys)
-        elif text_as_read.startswith("%"):
-            if ConfigParser.split_path_id(text[1:])[0]:
-                yield self._finding(keys, text, "takes its content from a file, which is not judged")
+            return
+        if text_as_read.startswith("%") and ConfigParser.split_path_id(text[1:])[0]:
+            yield self._finding(keys, text, "takes its content from a file, which is not judged")
         elif not (documentary or self.own):
-            yield from self._place(text, keys, follows=False)
+            if name := alias(text):
+                yield from self._expression(f"$@{name}", keys)
+            elif not text.startswith("%"):
+                yield from self._place(text, keys)
 
     def _expression(self, text: str, keys: tuple[str, ...]) -> Iterator[Finding]:
         relative = re.search(r"[@%](::|#)", text)
@@ -213,19 +230,36 @@ class _Walk:
             yield self._finding(keys, text, "a relative reference below a key that is no plain name")
         if why := expressions.why_not(text):
             yield self._finding(keys, text, why)
-        elif not self.own and not re.match(r"\$\s*import\b", text):
-            for each, follows in expressions.strings_in(text):
-                yield from self._place(each, keys, follows)
+        elif not self.own and not expressions.is_import(text):
+            try:
+                texts = Texts(expressions.parsed(text), self.definitions)
+                if faults := list(dict.fromkeys(texts.faults())):
+                    yield from (self._finding(keys, text, why) for why in faults)
+                    return
+                for each in dict.fromkeys(texts.folded()):
+                    yield from self._place(each, keys, text)
+            except NotKnownError as error:
+                yield self._finding(keys, text, f"leads to too many names: {error}")
 
-    def _place(self, text: str, keys: tuple[str, ...], follows: bool) -> Iterator[Finding]:
-        """Findings in a string that may be a path or an address."""
-        if _URL.fullmatch(text):
-            yield self._finding(keys, text, "an address: a configuration opens no connections by itself")
-        elif ".." in re.split(r"[/\\]", text):
-            yield self._finding(keys, text, "a path that leads out of its folder")
-        elif not follows and keys[-1:] not in [(name,) for name in _READ_ONLY]:
-            if re.match(r"[/~\\]|[A-Za-z]:[\\/]", text) and " " not in text:
-                yield self._finding(keys, text, "an absolute path: where it leads is not the bundle's to say")
+    def _place(self, text: str, keys: tuple[str, ...], what: str = "") -> Iterator[Finding]:
+        """Findings in a string that may be a path or an address.
+
+        Args:
+            text: the string; it may begin with `FOLDER`.
+            keys: its place.
+            what: the expression that can become this string; "" = the string itself.
+        """
+        begins, rest = text.startswith(FOLDER), text.removeprefix(FOLDER)
+        note = f"; it can become {text.replace(FOLDER, '(folder)')!r}" if what and what != f"${text!r}" else ""
+        if FOLDER in rest or (begins and not re.match(r"/(?!/)|$", rest)):
+            yield self._finding(keys, what or text, f"a folder with something else than a path in it{note}")
+        elif _URL.match(text):
+            yield self._finding(keys, what or text, f"an address: a configuration opens no connections by itself{note}")
+        elif ".." in re.split(r"[/\\]", text.strip()):
+            yield self._finding(keys, what or text, f"a path that leads out of its folder{note}")
+        elif keys[-1:] not in [(name,) for name in _READ_ONLY] and _ABSOLUTE.match(text):
+            why = "an absolute path: where it leads is not the bundle's to say"
+            yield self._finding(keys, what or text, why + note)
 
     def _finding(self, keys: Sequence[str], what: Any, why: str) -> Finding:
         return Finding(
