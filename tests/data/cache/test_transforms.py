@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged, Transform
 
 from mim_components.data import TransformCache
 from mim_components.data.state import state_of, state_text
@@ -27,6 +27,16 @@ def write(path: Path, value: int) -> None:
 def transform(top: float = 100.0) -> Compose:
     scale = ScaleIntensityRanged("image", 0.0, top, 0.0, 1.0)
     return Compose([LoadImaged("image"), EnsureChannelFirstd("image"), scale])
+
+
+class Read(Transform):
+    """The text of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, data: Any) -> dict[str, str]:
+        return {"image": self.path.read_text()}
 
 
 def first(folder: Path, top: float = 100.0, **item: Any) -> Any:
@@ -75,11 +85,8 @@ def test_slice_or_file_that_only_the_time_of_its_inode_tells_is_made_anew(tmp_pa
     (tmp_path / "scan" / "series").mkdir(parents=True)
     path = tmp_path / "scan" / "series" / "0.dcm"
 
-    def read(item: dict[str, Any]) -> dict[str, Any]:
-        return {"image": path.read_bytes().decode()}
-
     def made(image: Path) -> str:
-        return TransformCache([{"image": str(image)}], read, tmp_path / "cache")[0]["image"]
+        return TransformCache([{"image": str(image)}], Read(path), tmp_path / "cache")[0]["image"]
 
     for image in (tmp_path / "scan", path):
         path.write_bytes(b"first")
@@ -93,9 +100,11 @@ def test_slice_or_file_that_only_the_time_of_its_inode_tells_is_made_anew(tmp_pa
 def test_item_whose_files_have_no_state_is_not_cached(tmp_path: Path) -> None:
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "1.png").symlink_to("nowhere")
-    values = iter("ab")
-    cache = TransformCache([{"image": str(tmp_path / "scan")}], lambda item: {"image": next(values)}, tmp_path / "c")
-    assert [cache[0]["image"], cache[0]["image"]] == ["a", "b"]
+    path = tmp_path / "text"
+    cache = TransformCache([{"image": str(tmp_path / "scan")}], Read(path), tmp_path / "cache")
+    for text in ("a", "b"):
+        path.write_text(text)
+        assert cache[0]["image"] == text
     with pytest.raises(ItemError, match="^scan: "):
         first(tmp_path)  # there is no such file
 
