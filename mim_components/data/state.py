@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mim_components.data.find.walk import Tree, walk
+
 STATE = "state"  # key of an item
 
 
@@ -34,7 +36,7 @@ class SourceState:
 
 
 def state_of(paths: Iterable[Path]) -> dict[str, int] | None:
-    """Number, size and time of files, including those in slice folders; None if there are none or one is missing."""
+    """Number, size and time of files, including those in folders; None if there are none or one is missing."""
     try:
         return dict(vars(SourceState.of(tuple(files_in(paths)))))
     except (OSError, RuntimeError, ValueError):  # a circular link, or no files
@@ -42,14 +44,17 @@ def state_of(paths: Iterable[Path]) -> dict[str, int] | None:
 
 
 def files_in(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and those in the given folders, by name.
+    """The given files, and those at any depth of the given folders, by name; hidden ones are skipped, see `walk`.
 
     Raises:
         OSError: a folder cannot be read.
     """
     files: list[Path] = []
     for path in paths:
-        files += sorted(path.iterdir()) if path.is_dir() else [path]
+        tree = walk(path) if path.is_dir() else Tree(path, [path])
+        if tree.locked:
+            raise PermissionError(f"{tree.locked[0]}: folder cannot be read")
+        files += tree.files
     return files
 
 

@@ -8,12 +8,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import monai
 from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.utils import convert_to_tensor
 
+from mim_components import __version__
 from mim_components.data.names import hide, names_of_item
-from mim_components.data.state import STATE, is_unchanged, paths_of
+from mim_components.data.state import STATE, is_unchanged, paths_of, state_of, state_text
 from mim_components.data.volumes import ItemError
 from mim_components.utils.files import text_digest, write_safely
 from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_to
@@ -21,14 +23,17 @@ from mim_components.utils.text import root_cause
 
 logger = logging.getLogger(__name__)
 
+# Part of the key; raise it when what a transform of this package returns changes without its options.
+FORMAT = 1
+
 
 class TransformCache(PersistentDataset):
     """`PersistentDataset` that checks what it reads and writes atomically.
 
-    A file belongs to the content of a scan (`digest` of its item; else size and times of its files) and to the
-    transforms: if either changes, it is regenerated. A damaged or missing file is regenerated as long as the scan is
-    unchanged since it was checked (`state` of its item); a full disk costs the cache, not the training. Items come
-    back as plain tensors without metadata.
+    A file belongs to the content of a scan (`digest` of its item; else number, size and time of its files), to the
+    transforms, and to the versions of MONAI and this package: if one changes, it is regenerated. A damaged or missing
+    file is regenerated as long as the scan is unchanged since it was checked (`state` of its item); a full disk costs
+    the cache, not the training. Items come back as plain tensors without metadata.
 
     Args:
         data: items; `source` names them in messages.
@@ -80,9 +85,11 @@ class TransformCache(PersistentDataset):
         return convert_to_tensor(made, convert_numeric=False, track_meta=False)
 
     def _path(self, item: Mapping[str, Any]) -> Path | None:
-        if self.cache_dir is None:
+        found = b"" if self.cache_dir is None else self.hash_func(item)
+        if not found:
             return None
-        name = text_digest(f"{self.hash_func(item).decode()}{self.transform_hash}")[:32]
+        versions = f"{FORMAT} {__version__} {monai.__version__}"
+        name = text_digest(f"{versions}\n{found.decode()}{self.transform_hash}")[:32]
         return Path(self.cache_dir) / f"{name}.pt"
 
     def _write(self, path: Path, made: Any) -> None:
@@ -98,13 +105,11 @@ def _cache_file(found: str) -> str:
 
 
 def _item_hash(item: Mapping[str, Any]) -> bytes:
-    """Hash of the content, if known, and of all values of the item."""
-    values = [f"{name}={item[name]}" for name in sorted(item) if name != STATE]
-    if "digest" not in item:
-        values += [_state(path) for path in paths_of(item)]
+    """Hash of the content, or else the state of the files, and of all values; empty if that state is unknown."""
+    values, paths = [f"{name}={item[name]}" for name in sorted(item) if name != STATE], [*paths_of(item)]
+    if "digest" not in item and paths:
+        state = state_text(state_of(paths))
+        if not state:
+            return b""
+        values.append(state)
     return text_digest("\n".join(values)).encode()
-
-
-def _state(path: Path) -> str:
-    info = path.stat()
-    return f"{info.st_size} {info.st_mtime_ns}"

@@ -9,7 +9,6 @@ read from it cannot be caught: the system ends the process (SIGBUS). The next st
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mim_components.data.cache.records import FORMAT, read_record, record_writer, recorded_digest, signs_of
 from mim_components.data.names import hide, names_of_source
 from mim_components.data.read.headers import VolumeHeader
 from mim_components.data.read.volume import DecodedVolume, cause_of, decode_volume, inspect_source
@@ -35,8 +35,6 @@ from mim_components.utils.files import PARTIAL, as_size, sha256, text_digest, wr
 
 logger = logging.getLogger(__name__)
 
-# Part of the key; raise it when the meaning of a cache file's content changes.
-FORMAT = 2
 VERIFY = ("auto", "full", "quick")
 _DTYPE = np.dtype("<i2")
 _CHUNK = 2**22
@@ -114,26 +112,26 @@ class VolumeCache:
             The volume, or None if it must be prepared: it is missing or damaged, or its source has changed.
         """
         path = self.voxel_file(source)
-        record, signs = _read_record(path.with_suffix(".json")), _signs(path)
+        record, signs = read_record(path.with_suffix(".json")), signs_of(path)
         if record is None or not _is_whole(path, record, verify):
             return None
         state = SourceState.of(header.files)
-        if record["state"] != vars(state):
+        if changed := record["state"] != vars(state):
             if record["state"]["size"] != state.size or record["digest"] != sha256(*header.files):
                 return None
             record["state"] = vars(state)
-            self._write(path.with_suffix(".json"), _record_writer(record))
         if verify == "full" and record.get("verified") != signs:
-            record["verified"] = signs
-            with suppress(CacheError):  # the next start verifies it again
-                self._write(path.with_suffix(".json"), _record_writer(record))
+            record["verified"], changed = signs, True
+        if changed:
+            with suppress(CacheError):  # the next start hashes or verifies it again
+                self._write(path.with_suffix(".json"), record_writer(record))
         return _as_volume(source, path, record)
 
     def was_verified(self, source: VolumeSource) -> bool:
         """Whether `read` has compared the checksum of a source's file, and it has not been touched since."""
         path = self.voxel_file(source)
-        record = _read_record(path.with_suffix(".json"))
-        return record is not None and record.get("verified", "never") == _signs(path)
+        record = read_record(path.with_suffix(".json"))
+        return record is not None and record.get("verified", "never") == signs_of(path)
 
     def write(
         self, source: VolumeSource, header: VolumeHeader, state: SourceState, decoded: DecodedVolume
@@ -167,10 +165,11 @@ class VolumeCache:
             **({} if self.spacing is None else {"resampled_to": self.spacing}),
             **({} if decoded.window is None else {"modality": self.modality, "window": decoded.window}),
         }
-        # voxels of a changed source must never lie beside the JSON of the old one
-        path.with_suffix(".json").unlink(missing_ok=True)
+        # voxels of a changed source must never lie beside the JSON of the old one; that of the same one may be in use
+        if recorded_digest(path) not in (None, decoded.digest):
+            path.with_suffix(".json").unlink(missing_ok=True)
         self._write(path, lambda file: _write_voxels(file, voxels))
-        self._write(path.with_suffix(".json"), _record_writer(record))
+        self._write(path.with_suffix(".json"), record_writer(record))
         return _as_volume(source, path, record)
 
     def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -196,23 +195,12 @@ def _is_whole(path: Path, record: dict[str, Any], verify: str) -> bool:
             if np.lib.format.read_magic(file) != (1, 0):
                 return False
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            size = int(np.prod(shape, dtype=object)) * _DTYPE.itemsize
-            if (list(shape), fortran, dtype) != (record["shape"], False, _DTYPE):
-                return False
-            if path.stat().st_size != file.tell() + size:
+            size = file.tell() + int(np.prod(shape, dtype=object)) * _DTYPE.itemsize
+            if (list(shape), fortran, dtype, path.stat().st_size) != (record["shape"], False, _DTYPE, size):
                 return False
             return verify == "quick" or _crc_to_end(file) == record["crc32"]
     except (OSError, ValueError):
         return False
-
-
-def _signs(path: Path) -> list[int] | None:
-    """Size and times of a file, which change with any write to it, and when the folder is copied."""
-    try:
-        info = path.stat()
-    except OSError:
-        return None
-    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def _crc_to_end(file: BinaryIO) -> int:
@@ -240,25 +228,6 @@ def _write_voxels(file: BinaryIO, voxels: np.ndarray) -> None:
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": voxels.shape}
     np.lib.format.write_array_header_1_0(file, header)
     file.write(_bytes_of(voxels))
-
-
-def _record_writer(record: dict[str, Any]) -> Callable[[BinaryIO], object]:
-    content = {"format": FORMAT, **{name: value for name, value in record.items() if name not in ("format", "check")}}
-    text = json.dumps({**content, "check": _check_of(content)}, indent=1)
-    return lambda file: file.write(text.encode())
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_bytes())
-        check = record.pop("check")
-        return record if record["format"] == FORMAT and check == _check_of(record) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _check_of(record: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def _as_volume(source: VolumeSource, path: Path, record: dict[str, Any]) -> PreparedVolume:
@@ -290,7 +259,7 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
         int16 `(H, W, D)`, copy-on-write: writing to it affects neither the file nor other processes.
 
     Raises:
-        CacheError: the cache file is missing or damaged.
+        CacheError: the cache file is missing or damaged, or another run has prepared it from a changed source.
     """
     try:
         voxels = np.load(volume.cache_file, mmap_mode="c", allow_pickle=False)
@@ -300,6 +269,12 @@ def open_cached(volume: PreparedVolume) -> np.memmap:
         raise CacheError(
             f"{volume.cache_file}: expected int16 {volume.shape} of {volume.source}, "
             f"found {voxels.dtype} {voxels.shape}"
+        )
+    # the record after the voxels: it is removed before they are replaced by those of a changed source
+    if volume.digest and (found := recorded_digest(volume.cache_file)) != volume.digest:
+        raise CacheError(
+            f"{volume.cache_file}: expected the voxels of {volume.source} with sha256 {volume.digest[:12]}, "
+            f"found {'no valid record beside it' if found is None else f'those of a file with {found[:12]}'}"
         )
     return voxels
 

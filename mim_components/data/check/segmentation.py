@@ -12,7 +12,14 @@ import nibabel as nib
 import numpy as np
 
 from mim_components.data.cases import Case, CheckResult
-from mim_components.data.check.voxels import LabelValues, check_channel, count_labels, holds_only
+from mim_components.data.check.voxels import (
+    LabelValues,
+    check_channel,
+    count_labels,
+    hash_voxels,
+    holds_only,
+    in_ras_order,
+)
 from mim_components.data.grids import grid_fault
 from mim_components.data.read.headers import VolumeHeader, read_header
 from mim_components.data.read.limits import check_extent, check_file, check_header, check_placed, note_geometry
@@ -27,7 +34,7 @@ MODALITIES = ("CT", "MR")
 
 @dataclass
 class _Image:
-    """Findings in an image: 4x4 affine, hash of the voxels, notes, and whether it holds only label values."""
+    """Findings in an image: 4x4 affine, hash of the voxels in RAS order, notes, whether it holds label values only."""
 
     affine: np.ndarray = field(default_factory=lambda: np.eye(4))
     content: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -156,14 +163,16 @@ class SegmentationChecker:
         """Check the intensities of a channel and note oddities; returns True if all are 0."""
         if self.modality == "CT":
             voxels, notes, _ = to_int16(raw, scale)
-            image.content.update(repr(voxels.shape).encode())
-            image.content.update(voxels.ravel("K").view(np.uint8).data)
+            turned = in_ras_order(voxels, image.affine)
+            image.content.update(repr(turned.shape).encode())
+            hash_voxels(turned, image.content)
             image.notes.extend(f"{where}{note}" for note in notes)
             return False
         low, high = check_channel(raw, scale)
-        image.content.update(f"{raw.shape} {raw.dtype} {scale} {low}".encode())
+        turned = in_ras_order(raw, image.affine)
+        image.content.update(f"{turned.shape} {raw.dtype} {scale} {low}".encode())
         if low != high:
-            image.content.update(raw.ravel("K").view(np.uint8).data)
+            hash_voxels(turned, image.content)
             return False
         if low != 0:
             raise VolumeError(f"constant: every voxel is {low:g}")

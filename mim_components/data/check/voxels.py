@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import nibabel as nib
 import numpy as np
 
 from mim_components.data.read.limits import check_range
@@ -13,6 +15,7 @@ from mim_components.data.read.stored import scaled_parts
 from mim_components.data.volumes import VolumeError
 
 _OFFSET = 2**15
+_PART = 2**22  # voxels copied at a time
 # a label map has fewer distinct values than this, an image more
 MANY_VALUES = 64
 
@@ -71,6 +74,18 @@ def check_channel(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, f
         raise VolumeError(f"NaN or infinite values in {unfit:,} of {raw.size:,} voxels")
     check_range(low, high)
     return low, high
+
+
+def in_ras_order(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A view `(R, A, S)` of voxels `(H, W, D)` whose 4x4 affine leads to RAS."""
+    return nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine))
+
+
+def hash_voxels(voxels: np.ndarray, digest: hashlib._Hash) -> None:
+    """Add the voxels to a digest, the first axis fastest; only a few slices are copied at a time."""
+    step = max(_PART // (voxels.shape[0] * voxels.shape[1]), 1)
+    for z in range(0, voxels.shape[2], step):
+        digest.update(voxels[..., z : z + step].ravel("F").view(np.uint8).data)
 
 
 def holds_only(raw: np.ndarray, scale: tuple[float, float], values: Collection[int]) -> bool:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY = "checks.jsonl"
 # Part of the key: raise it when a check changes.
-FORMAT = 4
+FORMAT = 5
 
 
 def bad_volume(

@@ -36,6 +36,7 @@ from mim_components.data.volumes import (
     PassedOver,
     PreparedDataset,
     PreparedVolume,
+    VolumeError,
     VolumeSource,
 )
 from mim_components.utils.text import counted, shorten
@@ -159,8 +160,7 @@ def _why_none(found: FoundVolumes, passed: Sequence[PassedOver]) -> str:
 def _inspect(source: VolumeSource, memory: CheckMemory, how: _How) -> PreparedVolume | BadVolume | _Task:
     """The task for a volume, unless its header is bad, it is known to be bad, or it is fully cached."""
     try:
-        header = inspect_source(source, how.max_voxels)
-        check_placed(header)
+        header = _header_of(source, how)
         shape = _cached_shape(header, how)
     except Exception as error:
         before = memory.recall("header", str(source), source.files)
@@ -208,6 +208,12 @@ def _finish(
     return [next(done) if isinstance(item, _Task) else item for item in outcomes]
 
 
+def _header_of(source: VolumeSource, how: _How) -> VolumeHeader:
+    header = inspect_source(source, how.max_voxels)
+    check_placed(header)
+    return header
+
+
 def _cached_shape(header: VolumeHeader, how: _How) -> tuple[int, ...]:
     """Shape in the cache; the native one if the spacing is only known once ITK reads the volume."""
     if how.spacing is None or header.affine is None:
@@ -230,15 +236,22 @@ def _bad(source: VolumeSource, files: Sequence[Path], error: Exception) -> BadVo
 
 
 def _prepare_one(task: _Task) -> PreparedVolume | BadVolume:
-    cache = task.how.cache()
+    cache, source, how = task.how.cache(), task.source, task.how
     try:
-        cached = cache.read(task.source, task.header, "full")
+        cached = cache.read(source, task.header, "full")
         if cached is not None:
             return cached
+        # the file may have been replaced while the task waited: state first, then the header that belongs to the voxels
         state = SourceState.of(task.header.files)
-        decoded = decode_volume(task.source, task.header, task.how.modality)
-        return cache.write(task.source, task.header, state, decoded.at(task.how.spacing, task.how.max_voxels))
+        try:
+            header = _header_of(source, how)
+        except VolumeError as error:  # the next start reads the header again, maybe with other settings
+            return replace(_bad(source, task.header.files, error), permanent=False)
+        if header.files != task.header.files:
+            return _prepare_one(replace(task, header=header))
+        decoded = decode_volume(source, header, how.modality)
+        return cache.write(source, header, state, decoded.at(how.spacing, how.max_voxels))
     except CacheError:
         raise
     except Exception as error:
-        return _bad(task.source, task.header.files, error)
+        return _bad(source, task.header.files, error)

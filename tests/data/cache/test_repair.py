@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from monai.data import DataLoader
 
-from mim_components.data.cache.volumes import open_or_remake
+from mim_components.data.cache.volumes import VolumeCache, open_cached, open_or_remake
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.load.dataset import KeyedDataset, OpenPreparedd
 from mim_components.data.load.loader import init_worker
@@ -96,6 +97,59 @@ def test_source_that_changed_is_not_taken(
         open_or_remake(volume)
     assert "has changed since the run was prepared; restore it" in str(why.value) or changed != "other voxels"
     assert not volume.cache_file.exists()
+
+
+def test_voxels_that_another_run_refreshed_are_not_taken(
+    prepared: PreparedDataset, found: FoundVolumes, write_nifti: Callable[..., Path], ct: np.ndarray, tmp_path: Path
+) -> None:
+    volume = prepared.volumes[0]
+    np.testing.assert_array_equal(open_or_remake(volume), ct)
+    write_nifti("scans/anna.nii.gz", ct + 1)
+    other = prepare_volumes(found, tmp_path / "cache", progress=False).volumes[0]
+    said = (
+        f"^{volume.cache_file}: expected the voxels of {volume.source} with sha256 {volume.digest[:12]}, "
+        f"found those of a file with {other.digest[:12]}"
+    )
+    with pytest.raises(CacheError, match=f"{said}$"):
+        open_cached(volume)
+    with pytest.raises(CacheError, match=f"{said}; and .* has changed since the run was prepared; restore it"):
+        open_or_remake(volume)
+    np.testing.assert_array_equal(open_or_remake(other), ct + 1)
+
+
+def test_voxels_that_are_being_refreshed_are_not_taken(
+    prepared: PreparedDataset, found: FoundVolumes, write_nifti: Callable[..., Path], ct: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    volume, seen = prepared.volumes[0], []
+    write = VolumeCache._write
+
+    def watched(cache: VolumeCache, path: Path, content: Any) -> None:
+        write(cache, path, content)
+        if path == volume.cache_file:  # the new voxels are there, their record is not
+            with pytest.raises(CacheError, match="found no valid record beside it"):
+                open_cached(volume)
+            seen.append(path)
+
+    monkeypatch.setattr(VolumeCache, "_write", watched)
+    write_nifti("scans/anna.nii.gz", ct + 1)
+    prepare_volumes(found, tmp_path / "cache", progress=False)
+    assert seen == [volume.cache_file]
+
+
+def test_record_is_read_once_and_made_again(
+    prepared: PreparedDataset, ct: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = prepared.volumes[0]
+    record = volume.cache_file.with_suffix(".json")
+    open_cached(volume)
+    monkeypatch.setattr("mim_components.data.cache.records.read_record", lambda path: pytest.fail(f"{path} is read"))
+    open_cached(volume)
+    monkeypatch.undo()
+    before = record.read_bytes()
+    record.unlink()
+    np.testing.assert_array_equal(open_or_remake(volume), ct)
+    assert record.read_bytes() == before
 
 
 def test_hidden_names_stay_hidden(found: FoundVolumes, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged, Transform
 
 from mim_components.data import TransformCache
 from mim_components.data.state import state_of, state_text
 from mim_components.data.volumes import ItemError
+
+MODULE = "mim_components.data.cache.transforms"
 
 
 def write(path: Path, value: int) -> None:
@@ -24,6 +27,16 @@ def write(path: Path, value: int) -> None:
 def transform(top: float = 100.0) -> Compose:
     scale = ScaleIntensityRanged("image", 0.0, top, 0.0, 1.0)
     return Compose([LoadImaged("image"), EnsureChannelFirstd("image"), scale])
+
+
+class Read(Transform):
+    """The text of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, data: Any) -> dict[str, str]:
+        return {"image": self.path.read_text()}
 
 
 def first(folder: Path, top: float = 100.0, **item: Any) -> Any:
@@ -57,6 +70,43 @@ def test_changed_scan_or_transform_is_made_anew(folder: Path, named_content: boo
     write(folder / "scan.nii", 20)
     assert first(folder, **({"digest": "b"} if named_content else {}))["image"].max() == pytest.approx(0.2)
     assert len(files(folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["monai.__version__", *(f"{MODULE}.{each}" for each in ("__version__", "FORMAT"))])
+def test_another_version_makes_it_anew(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first(folder, digest="a")
+    write(folder / "scan.nii", 20)
+    assert first(folder, digest="a")["image"].max() == 0.5
+    monkeypatch.setattr(name, "9.9.9")
+    assert first(folder, digest="a")["image"].max() == pytest.approx(0.2)
+
+
+def test_slice_or_file_that_only_the_time_of_its_inode_tells_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "scan" / "series").mkdir(parents=True)
+    path = tmp_path / "scan" / "series" / "0.dcm"
+
+    def made(image: Path) -> str:
+        return TransformCache([{"image": str(image)}], Read(path), tmp_path / "cache")[0]["image"]
+
+    for image in (tmp_path / "scan", path):
+        path.write_bytes(b"first")
+        assert made(image) == made(image) == "first"
+        old = path.stat()
+        path.write_bytes(b"other")
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))  # what `cp -p` does
+        assert made(image) == "other"
+
+
+def test_item_whose_files_have_no_state_is_not_cached(tmp_path: Path) -> None:
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "1.png").symlink_to("nowhere")
+    path = tmp_path / "text"
+    cache = TransformCache([{"image": str(tmp_path / "scan")}], Read(path), tmp_path / "cache")
+    for text in ("a", "b"):
+        path.write_text(text)
+        assert cache[0]["image"] == text
+    with pytest.raises(ItemError, match="^scan: "):
+        first(tmp_path)  # there is no such file
 
 
 def test_same_item_has_the_same_file_in_another_process(folder: Path) -> None:

@@ -102,9 +102,12 @@ def test_cache_is_verified_whole_once_and_after_it_was_touched(write_nifti, prep
     assert prepare()[1] == [] and len(whole) == 3 and prepare()[1] == [] and len(whole) == 3
 
 
-def test_a_cache_that_cannot_be_noted_as_verified_is_used(write_nifti, prepare, monkeypatch):
-    write_nifti("data/a.nii.gz")
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_cache_whose_record_cannot_be_updated_is_used(write_nifti, prepare, monkeypatch, touched):
+    path = write_nifti("data/a.nii.gz")
     prepare()
+    if touched:
+        os.utime(path)
 
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mim_components.data import Case, SegmentationChecker, VolumeError
+from mim_components.data.check import voxels as voxels_module
 from mim_components.data.grids import grid_fault
 from mim_components.labels import LabelSet
 
@@ -66,6 +67,26 @@ def test_image_has_the_same_content_in_every_format_of_file(write):
         for name, dtype in (("a.nii", np.int16), ("b.nii.gz", np.int16), ("c.nii", np.float32))
     }
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("axes", ["LPS", "PIR", "SAL"])
+@pytest.mark.parametrize("part", [2**22, 7])
+def test_turned_copy_of_an_image_has_its_content(write, monkeypatch, axes, modality, part):
+    monkeypatch.setattr(voxels_module, "_PART", part)
+    checker = SegmentationChecker(LABELS, 1, modality)
+    paths = [write(name, content) for name, content in (("i.nii", mr() - 200), ("l.nii", "label"))]
+    start = nib.orientations.axcodes2ornt("RAS")
+    turned = []
+    for path in paths:
+        to = nib.orientations.ornt_transform(start, nib.orientations.axcodes2ornt(axes))
+        turned.append(path.with_stem(f"{path.stem}_{axes}"))
+        nib.save(nib.load(path).as_reoriented(to), turned[-1])
+    assert nib.load(turned[0]).shape != (3, 4, 5) or axes == "LPS"
+    content = checker(Case("a", (paths[0],), paths[1])).content
+    assert checker(Case("b", (turned[0],), turned[1])).content == content
+    mirrored = write("m.nii", nib.load(turned[0]).get_fdata(dtype=np.float32)[::-1], nib.load(turned[0]).affine)
+    assert checker(Case("c", (mirrored,), turned[1])).content != content
 
 
 def test_what_is_odd_is_noted(write):

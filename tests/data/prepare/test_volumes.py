@@ -16,10 +16,12 @@ from mim_components.data import (
     FoundVolumes,
     PreparedDataset,
     PreparedVolume,
+    VolumeSource,
     find_sources,
     open_cached,
     prepare_volumes,
 )
+from mim_components.data.cache.volumes import VolumeCache
 from mim_components.data.find.walk import find_volumes
 from mim_components.data.prepare import phase as phase_module
 from mim_components.data.prepare import volumes as prepare_module
@@ -132,6 +134,54 @@ def test_max_voxels_is_a_limit(tmp_path, write_nifti):
     write_nifti("data/a.nii")
     with pytest.raises(BadVolumesError, match="is 1,680 voxels, more than max_voxels=1,679"):
         prepare_volumes(find_volumes(tmp_path / "data"), tmp_path / "cache", progress=False, max_voxels=1679)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Do something after the headers were read, before a volume is decoded."""
+
+    def do(action):
+        monkeypatch.setattr(VolumeCache, "check_space", lambda cache, needed: action())
+
+    return do
+
+
+def test_file_replaced_after_its_header_was_read_has_its_own_affine(tmp_path, write_nifti, ct, meanwhile):
+    path = write_nifti("data/a.nii")
+    turned = np.diag([-1.0, 1.0, 3.0, 1.0])
+    meanwhile(lambda: write_nifti("data/a.nii", ct + 1, turned))
+    first, again = (
+        prepare_volumes([VolumeSource(path, (path,))], tmp_path / "cache", progress=False, verify="full").volumes[0]
+        for _ in range(2)
+    )
+    for volume in (first, again):
+        assert volume.spacing == (1.0, 1.0, 3.0)
+        np.testing.assert_array_equal(open_cached(volume), (ct + 1)[::-1])
+
+
+def test_data_file_named_after_the_header_was_read_is_watched(tmp_path, ct, meanwhile):
+    path = tmp_path / "a.mhd"
+    head = "NDims = 3\nDimSize = 10 12 14\nElementType = MET_SHORT\nElementDataFile = "
+    for name, voxels in (("a.raw", ct), ("b.raw", ct + 1)):
+        (tmp_path / name).write_bytes(voxels.tobytes(order="F"))
+    path.write_text(f"{head}a.raw\n")
+    meanwhile(lambda: path.write_text(f"{head}b.raw\n"))
+
+    def prepare():
+        return open_cached(prepare_volumes([VolumeSource(path, (path,))], tmp_path / "c", progress=False).volumes[0])
+
+    np.testing.assert_array_equal(prepare(), (ct + 1)[::-1, ::-1])
+    (tmp_path / "b.raw").write_bytes((ct + 2).tobytes(order="F"))
+    np.testing.assert_array_equal(prepare(), (ct + 2)[::-1, ::-1])
+
+
+def test_header_that_became_bad_is_judged_again_at_the_next_start(tmp_path, write_nifti, ct, meanwhile):
+    path = write_nifti("data/a.nii")
+    options = {"cache_dir": tmp_path / "cache", "progress": False}
+    meanwhile(lambda: write_nifti("data/a.nii", np.concatenate([ct, ct])))
+    with pytest.raises(BadVolumesError, match="is 3,360 voxels, more than max_voxels=1,680"):
+        prepare_volumes([VolumeSource(path, (path,))], max_voxels=1680, **options)
+    assert prepare_volumes([VolumeSource(path, (path,))], **options).volumes[0].shape == (20, 12, 14)
 
 
 def test_summary_and_small_volumes(tmp_path):
