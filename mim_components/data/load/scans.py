@@ -136,9 +136,8 @@ class CTScans:
         return volumes_at(root, self.modality)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
-        """Check the header."""
-        inspect_source(source, self.max_voxels)
-        return ()
+        """Check the header; returns what is unusual about it, such as an unknown orientation."""
+        return inspect_source(source, self.max_voxels).notes
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
         """Read a volume completely."""
