@@ -232,6 +232,7 @@ class SliceScans:
         elif volumes and not found:
             found_ct = counted(len(volumes), "CT volume")
             raise NoVolumesError(f"{root}: holds {found_ct}, expected folders of slices; {HU_ADVICE}.")
+        found.update(tree.locked)  # the check refuses them
         if not found:
             raise NoVolumesError(f"{root}: no slices (.png, .jpg) found in {describe_files(tree.files)}.")
         return [VolumeSource(path, (path,)) for path in sorted(found, key=lambda path: natural_key(str(path)))]
