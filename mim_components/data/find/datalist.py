@@ -235,12 +235,12 @@ def _sources(path: Path, volumes: FoundVolumes, modality: str) -> list[VolumeSou
         return [VolumeSource(path, (path,))]
     try:
         found = find_volumes(path, modality)
-    except NoVolumesError:
-        return [VolumeSource(path, (path,))]
-    volumes.notes.extend(found.notes)
-    volumes.passed.extend(found.passed)
+    except NoVolumesError as error:
+        raise DataError(f"key '{KEY}': " + str(error).replace("\n", "\n  ")) from error
     if len(found) > 1:
         raise DataError(f"key '{KEY}': {path} holds {len(found)} volumes, expected one")
+    volumes.notes.extend(f"{path}: {found.sources[0]} is used; passed over: {note}" for note in found.notes)
+    volumes.passed.extend(found.passed)
     return found.sources
 
 
