@@ -277,7 +277,10 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
     cases = [case for _, case in placed if case.section != "test"]
     unlabelled = [replace(case, section=None) for _, case in placed if case.section == "test"]
     label_set = listed.content.get("label_set")
-    return FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
+    found = FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
+    if "validation" in sections and (folds := sum("fold" in item for item in listed.content["training"])):
+        found.notes.append(f"{path}: {counted(folds, 'key')} 'fold' not used: the list has a section 'validation'")
+    return found
 
 
 def _case_of(item: Any, folder: DataFolder, section: str | None) -> Case:
