@@ -15,6 +15,7 @@ from torch import nn
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.folder import RunFolder
+from mim_components.run.options import OptionsError
 from mim_components.utils.files import FullDiskError, as_size, free_bytes, tensor_bytes
 
 ROOM = 3  # checkpoints
@@ -29,7 +30,9 @@ class StartError(RuntimeError):
     """A limit of this machine would stop the run; says which, and what to lower."""
 
 
-def sample_shapes(size: Sequence[int], channels: int, count: int = 1, with_label: bool = False) -> list[list[int]]:
+def sample_shapes(
+    size: Sequence[int], channels: int, count: int = 1, with_label: bool = False, rotate90_prob: float = 0.0
+) -> list[list[int]]:
     """Shapes of the arrays of a training sample, for `check_start`.
 
     Args:
@@ -37,11 +40,22 @@ def sample_shapes(size: Sequence[int], channels: int, count: int = 1, with_label
         channels: channels of a volume.
         count: volumes per sample.
         with_label: whether every volume has a label map.
+        rotate90_prob: probability of a rotation by 90 degrees, which swaps the first two sides of a volume.
+
+    Raises:
+        OptionsError: volumes that are rotated and volumes that are not would differ in shape.
 
     Example:
         >>> sample_shapes([32, 32, 16], channels=1, count=4, with_label=True)
         [[4, 2, 32, 32, 16]]
     """
+    if rotate90_prob > 0 and size[0] != size[1]:
+        raise OptionsError(
+            [
+                f"--roi_size {list(size)}: expected the first two sides to be equal, since rotations by 90 degrees "
+                f"swap them with --rotate90_prob {rotate90_prob:g}; set --rotate90_prob 0, or equal sides."
+            ]
+        )
     return [[count, channels + with_label, *size]]
 
 

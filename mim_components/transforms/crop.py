@@ -212,6 +212,8 @@ class MultiLevelCropMask(Randomizable, Transform):
         if len(cuts) == 1:
             return cuts[0][0][None], cuts[0][1]
         air = self.window[0] // 1 if self.window else 0  # an integer at or below the window's lower end
+        if image.dtype in (torch.uint8, torch.int8, torch.int16) and air < torch.iinfo(image.dtype).min:
+            cuts = [(crop.to(torch.int32), padding) for crop, padding in cuts]
         padded = [F.pad(crop, padding, value=air) if any(padding) else crop for crop, padding in cuts]
         return torch.stack(padded), (0,) * 6
 

@@ -96,7 +96,8 @@ def _write_task(layout: str, task: Task, writer: CaseWriter, output_dir: Path, n
     known = numbers(task.first, task.count)
     labelled = known[:num_cases]
     unlabelled = unused(known, max(num_cases // 5, 1))
-    for index, number in enumerate([*labelled, *unlabelled]):
+    # the index, which determines the centre, must not depend on the number of cases
+    for index, number in [*enumerate(labelled), *enumerate(unlabelled)]:
         file = f"{task.name(number)}.nii.gz"
         image = root / ("imagesTr" if number in labelled else "imagesTs") / file
         label = root / "labelsTr" / file if number in labelled else None

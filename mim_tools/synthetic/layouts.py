@@ -181,7 +181,7 @@ def _write_amos22(writer: CaseWriter, output_dir: Path, num_cases: int) -> Path:
             if number < 500:
                 writer.ct(_AMOS22, name, index, image, label)
             else:
-                _write_mr(writer, name, index, image, label)
+                _write_mr(writer, name, number, image, label)  # `index` depends on the number of cases
             listed[part].append({kind[:-1]: f"./{kind}{part}/{name}.nii.gz" for kind in ("images", "labels")})
     unlabelled = ["amos_0002"]
     for index, name in enumerate(unlabelled):

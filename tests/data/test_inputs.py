@@ -16,6 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from mim_components.data import (
     BadVolumesError,
     CheckedLoadImaged,
+    CTScans,
     DataError,
     NativeScans,
     NoVolumesError,
@@ -253,3 +254,25 @@ def test_air_is_read_with_a_warning(tmp_path, caplog):
 def test_paths_and_sources_are_alike(tmp_path):
     path = write(tmp_path / "x.nii.gz")
     assert torch.equal(load(path)["image"].as_tensor(), load(VolumeSource(path, (path,)))["image"].as_tensor())
+
+
+@pytest.mark.parametrize("scans", [NativeScans(), CTScans()], ids=["segmentation", "encoder"])
+def test_scan_without_orientation_is_read_with_a_warning(tmp_path, caplog, scans):
+    image = nib.Nifti1Image(scan(), None)
+    image.header.set_qform(None, 0)
+    image.header.set_sform(None, 0)
+    image.to_filename(tmp_path / "a.nii")
+    write(tmp_path / "b.nii")
+    with caplog.at_level(logging.WARNING):
+        items = scan_items(tmp_path, scans)
+    assert [item["cause"] for item in items] == ["", ""]
+    (text,) = caplog.messages
+    assert text.startswith(f"{tmp_path}/a.nii: neither qform nor sform is set") and text.endswith("may be swapped")
+
+
+def test_warning_about_a_channel_names_its_file(tmp_path, caplog):
+    write_case(tmp_path / "x", t1={"affine": None})
+    with caplog.at_level(logging.WARNING):
+        scan_items(tmp_path, NativeScans(in_channels=4, channels=CHANNELS, modality="MR"))
+    (text,) = caplog.messages
+    assert "x_t1.nii.gz: neither qform nor sform is set" in text

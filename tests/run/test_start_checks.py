@@ -16,16 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from mim_components.data import StepLoader
 from mim_components.data.load.dataset import KeyedDataset
 from mim_components.data.load.loader import WorkerError, explain_worker_error, kill_workers
 from mim_components.handlers import CheckpointHandler
-from mim_components.run import RunFolder, StartError, check_start, check_validation_start, start_checks
+from mim_components.run import RunFolder, StartError, check_start, check_validation_start, sample_shapes, start_checks
 from mim_components.run.checkpoints import CheckpointStore
+from mim_components.run.options import OptionsError
 from mim_components.utils.files import FullDiskError, as_full_disk, free_bytes, tensor_bytes
 from mim_components.utils.tensor_files import read_checkpoint, save_safely
+from mim_components.utils.text import root_cause
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -301,3 +304,23 @@ def test_real_workers(what: str, said: str) -> None:
     assert time.monotonic() - start < 20
     with pytest.raises(WorkerError, match=said):
         raise explained or AssertionError
+
+
+def test_crops_that_rotations_would_turn_into_another_shape_are_refused() -> None:
+    message = r"--roi_size \[64, 32, 32\]: expected the first two sides to be equal, .* set --rotate90_prob 0, or equal"
+    with pytest.raises(OptionsError, match=message):
+        sample_shapes([64, 32, 32], channels=1, rotate90_prob=0.1)
+    assert sample_shapes([64, 32, 32], channels=1) == [[1, 1, 64, 32, 32]]
+    assert sample_shapes([32, 32, 64], channels=1, rotate90_prob=0.1) == [[1, 1, 32, 32, 64]]
+
+
+@pytest.mark.parametrize("name", ["btcv", "brats"])
+def test_training_of_a_segmentation_checks_its_rotations(name: str) -> None:
+    configs = Path(__file__).resolve().parents[2] / "bundles" / f"mim_{name}_segmentation" / "configs"
+    parser = ConfigParser()
+    parser.read_config(configs / "train.json")
+    parser.read_meta(configs / "metadata.json")
+    parser["roi_size"], parser["rotate90_prob"] = [64, 32, 32], 0.5
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content("train::sample_shapes")
+    assert "set --rotate90_prob 0" in str(root_cause(error.value))

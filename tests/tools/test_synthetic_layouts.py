@@ -390,3 +390,17 @@ def test_command(tmp_path, capsys, quick):
     with pytest.raises(SystemExit):
         main([*arguments, "--vary"])
     assert "cannot be combined with --layout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "files"),
+    [
+        ("msd_colon", ("imagesTr/colon_001.nii.gz", "imagesTs/colon_002.nii.gz")),
+        ("amos22", ("imagesTr/amos_0507.nii.gz", "imagesVa/amos_0518.nii.gz", "imagesTs/amos_0002.nii.gz")),
+    ],
+)
+def test_case_does_not_depend_on_the_number_of_cases(tmp_path, layout, files):
+    """The scene has two centres, which the cases use in turn."""
+    made = [write_synthetic_layout(tmp_path / str(count), layout, count, **TINY) for count in (3, 4, 6)]
+    for file in files:
+        assert len({(root / file).read_bytes() for root in made}) == 1, file

@@ -279,3 +279,15 @@ def test_image_without_channel_is_refused_with_its_shape():
 def test_patch_size_zero_is_refused():
     with pytest.raises(ValueError, match="patch_size"):
         MultiLevelCropMask(**{**SMALL, "patch_size": 0})
+
+
+def test_small_integers_are_padded_with_the_lower_end_of_the_window():
+    """The lower end of the window is beyond the type of the image."""
+    image = torch.full((1, 20, 20, 20), 50, dtype=torch.uint8)
+    crops = [
+        MultiLevelCropMask(**SMALL, window=(-1000, 1000), child_content="any").set_random_state(3)(each)
+        for each in (image, image.to(torch.int16))
+    ]
+    for level in ("image_level1", "image_level2"):
+        assert torch.equal(crops[0][level], crops[1][level])
+    assert crops[0]["image_level2"].min() == 0

@@ -235,12 +235,12 @@ def _sources(path: Path, volumes: FoundVolumes, modality: str) -> list[VolumeSou
         return [VolumeSource(path, (path,))]
     try:
         found = find_volumes(path, modality)
-    except NoVolumesError:
-        return [VolumeSource(path, (path,))]
-    volumes.notes.extend(found.notes)
-    volumes.passed.extend(found.passed)
+    except NoVolumesError as error:
+        raise DataError(f"key '{KEY}': " + str(error).replace("\n", "\n  ")) from error
     if len(found) > 1:
         raise DataError(f"key '{KEY}': {path} holds {len(found)} volumes, expected one")
+    volumes.notes.extend(f"{path}: {found.sources[0]} is used; passed over: {note}" for note in found.notes)
+    volumes.passed.extend(found.passed)
     return found.sources
 
 
@@ -277,7 +277,10 @@ def load_cases(path: str | Path, dataset_dir: str | Path | None = None, allow_ou
     cases = [case for _, case in placed if case.section != "test"]
     unlabelled = [replace(case, section=None) for _, case in placed if case.section == "test"]
     label_set = listed.content.get("label_set")
-    return FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
+    found = FoundCases(root, "datalist", cases, unlabelled, [], label_set if isinstance(label_set, str) else None)
+    if "validation" in sections and (folds := sum("fold" in item for item in listed.content["training"])):
+        found.notes.append(f"{path}: {counted(folds, 'key')} 'fold' not used: the list has a section 'validation'")
+    return found
 
 
 def _case_of(item: Any, folder: DataFolder, section: str | None) -> Case:

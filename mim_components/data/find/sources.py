@@ -50,8 +50,8 @@ def find_cases(
         allow_outside: accept paths in the list that lead out of the folder.
 
     Raises:
-        DataError: the list is wrong, or no layout recognises the folder; says what was expected and
-            which dataset it looks like.
+        DataError: the list is wrong, a folder cannot be read, or no layout recognises the folder; says what was
+            expected and which dataset it looks like.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -76,6 +76,9 @@ def find_cases(
     folder = Folder(path)
     for entry, layout in made:
         if layout.recognises(folder):
+            if folder.unreadable:  # its cases would be missing
+                advice = "make readable, or give a dataset_dir without it or a datalist"
+                raise DataError(f"{path}: {folder.unreadable}; {advice}.")
             found = layout.find(folder)
             found.layout, found.label_set = entry["name"], entry.get("label_set")
             found.num_cases = entry.get("num_cases")
@@ -91,6 +94,7 @@ def _make(entry: Mapping[str, Any]) -> Layout:
 
 def _what_is(folder: Folder) -> str:
     seen = describe_files([folder.path / path for path in folder.files])
+    seen = f"{seen}; {folder.unreadable}" if folder.unreadable else seen
     likely = [layout for layout in all_layouts() if layout.recognises(folder)]
     if not likely:
         return seen

@@ -101,9 +101,12 @@ class NativeScans:
         return sorted([*joined, *others], key=str)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
-        """Check the headers."""
-        self._headers(source)
-        return ()
+        """Check the headers; returns what is unusual about them, such as an unknown orientation."""
+        headers = self._headers(source)
+        if len(headers) == 1:
+            return headers[0].notes
+        files = zip(source.files, headers, strict=True)
+        return [f"{path.name}: {note}" for path, header in files for note in header.notes]
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
         """Read all files completely."""

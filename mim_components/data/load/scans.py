@@ -136,9 +136,8 @@ class CTScans:
         return volumes_at(root, self.modality)
 
     def check(self, source: VolumeSource) -> Sequence[str]:
-        """Check the header."""
-        inspect_source(source, self.max_voxels)
-        return ()
+        """Check the header; returns what is unusual about it, such as an unknown orientation."""
+        return inspect_source(source, self.max_voxels).notes
 
     def read(self, source: VolumeSource | str | Path) -> MetaTensor:
         """Read a volume completely."""
@@ -233,6 +232,7 @@ class SliceScans:
         elif volumes and not found:
             found_ct = counted(len(volumes), "CT volume")
             raise NoVolumesError(f"{root}: holds {found_ct}, expected folders of slices; {HU_ADVICE}.")
+        found.update(tree.locked)  # the check refuses them
         if not found:
             raise NoVolumesError(f"{root}: no slices (.png, .jpg) found in {describe_files(tree.files)}.")
         return [VolumeSource(path, (path,)) for path in sorted(found, key=lambda path: natural_key(str(path)))]

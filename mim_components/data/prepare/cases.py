@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -160,7 +160,7 @@ def prepare_cases(
 
     team = _team(found.cases)
     checked = check_cases(found.cases, checker, cache_dir, num_workers, team)
-    _find_copies(checked, planned)
+    _find_copies(checked, planned, lambda training: take_share(training, split, fold, label_ratio))
     settle_bad(checked.bad, len(found.cases), on_bad, max_bad_fraction, folder)
     division = _without_bad(planned, checked)
     training = take_share(division.training, split, fold, label_ratio)
@@ -261,17 +261,26 @@ def _check_one(checker: CaseChecker, case: Case) -> tuple[dict[str, int] | None,
         return state, bad_volume(case.source, error, files, case.hidden)
 
 
-def _find_copies(checked: CheckedCases, division: Division) -> None:
-    """Mark training cases with the image of a validation case as bad: the score would be meaningless."""
+def _find_copies(checked: CheckedCases, division: Division, take: Callable[[list[Case]], list[Case]]) -> None:
+    """Mark cases of the share that trains with the image of a validation case as bad: they make the score meaningless.
+
+    Others follow into the share in their place, so it is taken again until it has none.
+    """
     contents = {
         _content(checked.facts[case.name]): case.title for case in division.validation if case.name in checked.facts
     }
-    for case in division.training:
-        facts = checked.facts.get(case.name)
-        if facts is not None and (copy := contents.get(_content(facts))) is not None:
+    while usable := [case for case in division.training if case.name in checked.facts]:
+        try:
+            copies = [case for case in take(usable) if _content(checked.facts[case.name]) in contents]
+        except DataError:  # too few are left; the bad ones are reported first
+            return
+        if not copies:
+            return
+        for case in copies:
+            facts = checked.facts.pop(case.name)
+            copy = contents[_content(facts)]
             cause = f"the same image as validation case {copy}, and case {case.title} is for training"
             checked.bad.append(BadVolume(case.source, cause, facts.digest, state_of(case.files)))
-            del checked.facts[case.name]
 
 
 def _without_bad(planned: Division, checked: CheckedCases) -> Division:

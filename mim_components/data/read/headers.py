@@ -190,7 +190,7 @@ def _place(header: nib.Nifti1Header, shape: tuple[int, ...]) -> np.ndarray:
 def _notes_on_place(header: nib.Nifti1Header, affine: np.ndarray) -> tuple[str, ...]:
     with_qform, with_sform = int(header["qform_code"]) != 0, int(header["sform_code"]) != 0
     if not (with_qform or with_sform):
-        return ("neither qform nor sform is set: position and orientation are guessed from the spacing",)
+        return ("neither qform nor sform is set: position and orientation are guessed, left and right may be swapped",)
     if with_qform and with_sform:
         try:
             sform, qform = header.get_sform(), header.get_qform()

@@ -154,6 +154,16 @@ def check_range(low: float, high: float) -> None:
         raise VolumeError(f"values from {low:g} to {high:g} are no intensities (damaged voxels?)")
 
 
+def check_constant(low: float, high: float) -> None:
+    """Refuse a volume of one intensity.
+
+    Raises:
+        VolumeError: all voxels are equal.
+    """
+    if low == high:
+        raise VolumeError(f"constant: every voxel is {low:g}")
+
+
 def check_intensities(
     histogram: np.ndarray, low: float, high: float, clipped: int, whole: bool = True
 ) -> list[str]:  # fmt: skip
@@ -175,8 +185,7 @@ def check_intensities(
     """
     check_range(low, high)
     total = int(histogram.sum())
-    if low == high:
-        raise VolumeError(f"constant: every voxel is {low:g}")
+    check_constant(low, high)
     if high < AIR_ONLY:
         raise VolumeError(f"air only: values from {low:g} to {high:g} HU, tissue is above {AIR_ONLY}")
     if clipped > _CLIPPED_SHARE * total:
@@ -216,8 +225,7 @@ def check_mr_intensities(low: float, high: float, first: float, last: float, cou
         LabelMapError: a label map.
         VolumeError: constant, or constant between the percentiles.
     """
-    if low == high:
-        raise VolumeError(f"constant: every voxel is {low:g}")
+    check_constant(low, high)
     if whole and low >= 0 and high <= _LABEL_MAX and count <= LABEL_VALUES:
         raise LabelMapError(f"not MR: {count} different values from {low:g} to {high:g} (a label map?)")
     if first == last:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mim_components.data.read.limits import check_intensities, check_mr_intensities, check_range
+from mim_components.data.read.limits import check_constant, check_intensities, check_mr_intensities, check_range
 from mim_components.data.volumes import VolumeError
 from mim_components.transforms.intensity import MR_RANGE, PERCENTILES
 
@@ -98,6 +98,7 @@ def to_per_mille(
     """
     low, high, count, whole = _span(raw, scale)
     check_range(low, high)
+    check_constant(low, high)  # percentiles of a large volume take memory and time
     with np.errstate(over="ignore", invalid="ignore"):
         window = np.sort(np.percentile(raw, PERCENTILES).astype(np.float64) * scale[0] + scale[1])  # a slope may be < 0
     first, last = float(window[0]), float(window[1])
@@ -111,6 +112,9 @@ def to_per_mille(
 
 def _span(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, float, int, bool]:
     """Lowest and highest; number of different ones, 2^16 if beyond 16 bits or not whole; whether all are whole."""
+    total = raw.size
+    if not any(raw.strides):
+        raw = raw[:1, :1, :1]  # as in `to_int16`
     low, high, unfit, whole = np.inf, -np.inf, 0, True
     seen = np.zeros(_COUNTED, dtype=bool)
     for _, values in scaled_parts(raw, scale):
@@ -121,6 +125,6 @@ def _span(raw: np.ndarray, scale: tuple[float, float]) -> tuple[float, float, in
         if whole and low >= 0 and high < _COUNTED:
             seen |= np.bincount(values.ravel("K").astype(np.int64), minlength=_COUNTED) > 0
     if unfit:
-        raise VolumeError(f"NaN or infinite values in {unfit:,} of {raw.size:,} voxels")
+        raise VolumeError(f"NaN or infinite values in {unfit * (total // raw.size):,} of {total:,} voxels")
     counted = whole and low >= 0 and high < _COUNTED
     return low, high, int(np.count_nonzero(seen)) if counted else _COUNTED, whole

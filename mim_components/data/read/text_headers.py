@@ -7,6 +7,7 @@ file, because ITK allocates what a header claims and returns arbitrary voxels if
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from mim_components.data.volumes import VolumeError
 
 # Longer than any real header; prevents another kind of file from being read as one endless line.
-_MAX_HEADER = 2**16
+_MAX_HEADER = 2**22
 _META_TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -109,12 +110,12 @@ def read_nrrd(path: Path) -> TextHeader:
         VolumeError: damaged, colour, or stored in a way that is not supported.
     """
     fields: dict[str, str] = {}
-    start = 0
+    start = -1  # unknown until the blank line
     for index, (line, end) in enumerate(_lines(path)):
-        start = end
         if index == 0 and not line.startswith("NRRD"):
             raise VolumeError(f"not an NRRD file: it begins with {line[:16]!r}")
         if index and not line.strip():
+            start = end
             break
         name, separator, value = line.partition(":")
         if separator and not line.startswith("#") and not value.startswith("="):
@@ -127,6 +128,8 @@ def read_nrrd(path: Path) -> TextHeader:
     data = fields.get("datafile", "")
     if data.upper().startswith("LIST") or "%" in data:
         raise VolumeError("the voxels lie in a list of files, expected one data file")
+    if start < 0 and not data:
+        raise VolumeError("not a complete NRRD header: no blank line, after which the voxels begin")
     skip = _integers(fields.get("byteskip", "0"), "byte skip")[0]
     compressed = encoding != "raw"
     if compressed and skip:
@@ -142,7 +145,7 @@ def read_nrrd(path: Path) -> TextHeader:
         data_file=_beside(path, data) if data else path,
         start=skip if data or skip < 0 else start + skip,
         compressed=compressed,
-        notes=() if placed else ("no space directions: orientation is guessed",),
+        notes=() if placed else ("no space directions: orientation is guessed, left and right may be swapped",),
     )
 
 
@@ -151,18 +154,24 @@ def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[1:], 1) if len(shape) == 4 and shape[0] == 1 else shape
 
 
-def _lines(path: Path) -> list[tuple[str, int]]:
+def _lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Lines of a header, and the byte after each, read only as far as they are needed.
+
+    Raises:
+        VolumeError: the file is empty, or the header is too long.
+    """
+    end = 0
     with open(path, "rb") as file:
-        block = file.read(_MAX_HEADER)
-    if not block:
-        raise VolumeError("the file is empty (0 bytes)")
-    lines, start = [], 0
-    while (end := block.find(b"\n", start)) >= 0:
-        lines.append((block[start:end].decode("utf-8", "replace").rstrip("\r"), end + 1))
-        start = end + 1
-    if start < len(block):
-        lines.append((block[start:].decode("utf-8", "replace"), len(block)))
-    return lines
+        while line := file.readline(_MAX_HEADER - end):
+            # a cut line would be another name or value; what begins the file is shown whatever its length
+            if end and not line.endswith(b"\n") and len(line) == _MAX_HEADER - end:
+                break
+            end += len(line)
+            yield line.decode("utf-8", "replace").rstrip("\r\n"), end
+        if not end:
+            raise VolumeError("the file is empty (0 bytes)")
+        if line or file.read(1):
+            raise VolumeError(f"the header is longer than {_MAX_HEADER:,} bytes (damaged?)")
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -219,3 +219,10 @@ def test_split_that_is_no_partition_is_written_as_sections(read, tmp_path):
     content, division, again = round_trip(read, found, split, 3)
     assert len(content["validation"]) == 4 and "fold" not in content["training"][0]
     assert [case.name for case in divide(again, split).validation] == [case.name for case in division.validation]
+
+
+def test_folds_beside_a_section_for_validation_are_noted(read):
+    found = read({"training": [item(1, fold=0), item(2, fold=1)], "validation": [item(3)]})
+    assert [case.fold for case in found.cases] == [None, None, None]
+    assert len(found.notes) == 1 and "my.json: 2 keys 'fold' not used: the list has a section 'val" in found.notes[0]
+    assert read({"training": [item(1)], "validation": [item(3)]}).notes == []

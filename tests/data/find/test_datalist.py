@@ -147,3 +147,21 @@ def test_what_is_in_training_is_not_in_validation(tmp_path, items, message, key)
     content["training" if key == "validation" else "validation"] = ["no item", 3]
     path.write_text(json.dumps(content))
     assert len(load_datalist(path, key=key)) == 1
+
+
+def test_reason_of_a_series_that_is_no_volume_is_kept(write_list, write_dicom, ct):
+    positions = [3.0 * (z + (z > 2)) for z in range(14)]
+    write_dicom("broken", ct, positions=positions)
+    with pytest.raises(DataError, match="item 0: key 'image': .*broken: no CT volume(.|\n)*uneven slice distances"):
+        load_datalist(write_list({"training": [{"image": "broken"}]}))
+
+
+def test_series_beside_the_one_that_is_used_is_noted(write_list, write_dicom, tmp_path, ct):
+    positions = [3.0 * (z + (z > 2)) for z in range(14)]
+    write_dicom("patient/whole", ct, uid="1.2")
+    write_dicom("patient/broken", ct, uid="1.3", positions=positions)
+    found = load_datalist(write_list({"training": [{"image": "patient"}]}))
+    assert [source.series_uid for source in found] == ["1.2"]
+    (note,) = found.notes
+    used = f"{tmp_path}/patient: {tmp_path}/patient/whole [1.2] is used; passed over: {tmp_path}/patient/broken [1.3]: "
+    assert note.startswith(used) and "uneven slice distances" in note

@@ -259,3 +259,15 @@ def test_check_can_be_sent_to_other_processes(dataset):
     case = find_cases(dataset, None, LAYOUTS).cases[0]
     check = pickle.loads(pickle.dumps(partial(prepare_module._check_one, CHECKER)))
     assert check(case) == (state_of(case.files), CHECKER(case))
+
+
+def test_copy_that_the_label_ratio_leaves_out_stops_no_run(prepare, write):
+    """Validation 0001 and 0002; a quarter of the training cases is 0003 and 0004."""
+    write("data/Training/img/img0009.nii.gz", 2)
+    prepared = prepare(label_ratio=0.25)
+    assert names(prepared.training) == ["0003", "0004"] and prepared.bad == []
+    assert prepared.notes == ["0002: the same image as 0009; it is kept and counts twice"]
+    write("data/Training/img/img0003.nii.gz", 1)
+    write("data/Training/img/img0005.nii.gz", 1)  # follows into the share
+    prepared = prepare(label_ratio=0.25, **EXCLUDE)
+    assert names(prepared.training) == ["0004", "0006"] and len(prepared.bad) == 2

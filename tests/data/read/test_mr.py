@@ -49,6 +49,20 @@ def test_per_mille(raw: np.ndarray, scale: tuple[float, float], window: tuple[fl
     assert found == pytest.approx(window)
 
 
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_constant_volume_is_refused_without_reading_its_copies(value: float) -> None:
+    """As `read_stored` returns it: one voxel in memory, 4 TB if it were copied."""
+    raw = np.broadcast_to(np.float32(value), (10_000, 10_000, 10_000))
+    with pytest.raises(VolumeError, match="constant: every voxel is 0|NaN .* in 1,000,000,000,000 of 1,000,000,000,000"):
+        to_per_mille(raw, (1.0, 0.0))
+
+
+def test_constant_volume_is_refused_before_its_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "percentile", None)
+    with pytest.raises(VolumeError, match="constant: every voxel is 7"):
+        to_per_mille(np.full((4, 4, 4), 7, np.int16), (1.0, 0.0))
+
+
 def test_per_mille_is_what_monai_makes() -> None:
     raw = np.random.default_rng(0).gamma(2.0, 150.0, (12, 10, 9)).astype(np.float32)
     scaled = ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1000, clip=True)(torch.from_numpy(raw))

@@ -127,6 +127,44 @@ def test_nifti2_and_4d_with_one_volume(tmp_path, ct):
     np.testing.assert_array_equal(load_volume(tmp_path / "a.nii.gz")[0], ct)
 
 
+NRRD = (
+    "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 10 12 14\nencoding: raw\n"
+    "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nendian: little\n"
+)
+MHA = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nElementSpacing = 1 1 1\nDimSize = 10 12 14\n"
+    "ElementType = MET_SHORT\n"
+)
+
+
+@pytest.mark.parametrize("length", [100, 2**16, 70_000, 2**20])
+def test_voxels_behind_a_long_header(tmp_path, ct, length):
+    body = ct.tobytes(order="F")
+    lines, text = length // 1000 + 1, "x" * min(length, 1000)
+    (tmp_path / "a.nrrd").write_bytes((NRRD + f"key:={text}\n" * lines + "\n").encode() + body)
+    (tmp_path / "a.mha").write_bytes((MHA + f"key = {text}\n" * lines + "ElementDataFile = LOCAL\n").encode() + body)
+    for name in ("a.nrrd", "a.mha"):
+        np.testing.assert_array_equal(load_volume(tmp_path / name)[0], ct[::-1, ::-1])
+
+
+@pytest.mark.parametrize("line", ["x" * 2**22, "x" * 1000 + "\n"], ids=["one line", "many lines"])
+def test_header_without_an_end_is_refused(tmp_path, ct, line):
+    endless = line * (2**22 // len(line) + 1)
+    for name, text in (("a.nrrd", f"{NRRD}#{endless}"), ("a.mha", f"{MHA}a = {endless}".replace("\nx", "\nb = x"))):
+        (tmp_path / name).write_bytes(text.encode() + ct.tobytes(order="F"))
+        with pytest.raises(DataError, match=f"{name}: the header is longer than 4,194,304 bytes"):
+            load_volume(tmp_path / name)
+
+
+def test_nrrd_without_a_blank_line(tmp_path, ct):
+    (tmp_path / "a.nrrd").write_bytes(NRRD.encode())
+    with pytest.raises(DataError, match="a.nrrd: not a complete NRRD header: no blank line, after which the voxels"):
+        load_volume(tmp_path / "a.nrrd")
+    (tmp_path / "a.raw").write_bytes(ct.tobytes(order="F"))
+    (tmp_path / "a.nhdr").write_text(f"{NRRD}data file: a.raw\n")  # complete
+    np.testing.assert_array_equal(load_volume(tmp_path / "a.nhdr")[0], ct[::-1, ::-1])
+
+
 def test_nrrd_and_metaimage_with_one_channel_in_4d(tmp_path, ct):
     body = ct.tobytes(order="F")
     nrrd = (

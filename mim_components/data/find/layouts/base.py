@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from mim_components.data.cases import FoundCases
-from mim_components.data.find.walk import walk
+from mim_components.data.find.walk import Tree, walk
+from mim_components.utils.text import counted, shorten
 
 # two folders above the dataset's own (`BTCV/RawData`), and three below it (`CP/patient/scan`)
 MAX_DEPTH = 5
@@ -28,9 +29,19 @@ class Folder:
     @cached_property
     def files(self) -> Sequence[str]:
         """Files relative to the folder, with `/` between names; hidden files of macOS archives are skipped."""
-        tree = walk(self.path, max_depth=MAX_DEPTH)
+        tree = self._tree
         # includes folders called x.nii.gz, so that the check can report them
         return [path.relative_to(self.path).as_posix() for path in (*tree.files, *tree.named_folders)]
+
+    @property
+    def unreadable(self) -> str:
+        """Which folders in it cannot be read, in words; "" if there are none."""
+        locked = [str(path) for path in self._tree.locked]
+        return f"{counted(len(locked), 'folder')} cannot be read: {shorten(locked, 10)}" if locked else ""
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return walk(self.path, max_depth=MAX_DEPTH)
 
 
 class Layout(Protocol):
