@@ -5,16 +5,21 @@ Weight decay applies to matrices and kernels, not to biases, norms and tokens; l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
+import ignite.distributed as idist
 from monai.networks.nets import ViT
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.optim import Optimizer
 
 from mim_components.networks.hybrid import HybridEncoder
+from mim_components.utils.text import counted
 from mim_components.weights.pretrained import encoder_of
+
+logger = logging.getLogger(__name__)
 
 
 def weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -105,17 +110,31 @@ def _encoder_layers(network: nn.Module) -> list[list[nn.Parameter]]:
 def warmup_cosine(optimizer: Optimizer, num_steps: int, warmup_steps: int) -> WarmupCosineSchedule:
     """Linear warm-up, whose first step already has a rate above 0, then cosine to 0; by optimizer step.
 
+    The rate rises from `1 / warmup_steps` of the peak in the first step to the peak in step `warmup_steps + 1`. A
+    training that ends before that is told so in the log.
+
     Args:
         optimizer: optimizer with its peak learning rates.
         num_steps: optimizer steps of the training.
-        warmup_steps: number of warm-up steps; step k of them has k / warmup_steps of the peak rate.
+        warmup_steps: number of warm-up steps.
 
     Example:
         >>> import torch
-        >>> schedule = warmup_cosine(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 10, 4)
-        >>> schedule.get_last_lr()
-        [0.25]
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule, rates = warmup_cosine(optimizer, 10, 4), []
+        >>> for _ in range(5):
+        ...     rates += schedule.get_last_lr()
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.25, 0.4375, 0.625, 0.8125, 1.0]
     """
+    if warmup_steps >= max(num_steps, 2) and idist.get_rank() == 0:
+        logger.warning(
+            "The learning rate never reaches its peak: warmup_steps is %d, and the training has %s.",
+            warmup_steps,
+            counted(num_steps, "step"),
+        )
     return WarmupCosineSchedule(optimizer, warmup_steps, num_steps, warmup_multiplier=1 / max(warmup_steps, 1))
 
 

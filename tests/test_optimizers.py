@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mim_components.networks import HybridEncoder, MiM, segmentation_network
-from mim_components.optimizers import finetune_groups, weight_decay_groups
+from mim_components.optimizers import finetune_groups, warmup_cosine, weight_decay_groups
 
 
 def network_of(encoder: str) -> MiM:
@@ -157,3 +157,18 @@ def test_layer_decay_needs_an_encoder() -> None:
     assert len(finetune_groups(network, 0.1, 1.0)) == 2
     with pytest.raises(ValueError, match="needs an encoder that MiM pre-trains, but SwinUNETR has none; use layer_dec"):
         finetune_groups(network, 0.1, 1.0, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_steps", "said"), [(50, 100, True), (50, 50, True), (50, 49, False), (1, 1, False)]
+)
+def test_warmup_that_does_not_end_is_said(
+    num_steps: int, warmup_steps: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = warmup_cosine(optimizer, num_steps, warmup_steps), []
+    for _ in range(num_steps):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert (max(rates) < 1.0) == said == ("never reaches its peak" in caplog.text)

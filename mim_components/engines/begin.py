@@ -22,6 +22,7 @@ from mim_components.run.folder import RunFolder
 from mim_components.run.start_checks import check_validation_start
 from mim_components.utils.files import write_text_safely
 from mim_components.utils.text import counted, shorten
+from mim_components.weights.contract import write_training_volumes
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def begin_fine_tuning(
 ) -> None:
     """`begin_pretraining` for a fine-tuning; also checks that its scans fit into shared memory together.
 
+    `models/training_volumes.txt` gets the content of the training scans, by which an evaluation knows them again.
+
     Args:
         folder: run folder.
         prepared: training and validation cases.
@@ -121,6 +124,9 @@ def begin_fine_tuning(
         scans = resampled_shapes(prepared.validation, spacing, channels)
     check_validation_start(sample_shapes, loader.sampler.batch_size, loader.num_workers, scans)
     folder.begin(prepared.digest, name, prepared.contents)
+    if prepared.images and idist.get_rank() == 0:
+        contents = [prepared.images[item["name"]] for item in prepared.training]
+        write_training_volumes(folder.path / "models", contents)
     folder.facts |= facts_of(loader.sampler, prepared) | {"epochs": loader.sampler.epochs}
     folder.facts |= {"training_cases": len(prepared.training), "validation_cases": len(prepared.validation)}
     folder.facts |= {"excluded_cases": len(prepared.bad)} | ({} if labels is None else {"label_set": labels.name})

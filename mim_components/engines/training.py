@@ -87,7 +87,7 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
         else:
             trainer.run()
     except BaseException as error:
-        explained = explain_worker_error(error, checkpoints.loader.awaited_names())
+        explained = explain_worker_error(error, checkpoints.loader.awaited_names(), folder.how_to_continue)
         if explained is not None:
             kill_workers()
         stopped = isinstance(error, (SystemExit, KeyboardInterrupt))
@@ -112,7 +112,7 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
             if (folder.path / name).exists():
                 tracker.log_artifact(folder.path / name)
         tracker.close("FINISHED")
-        logger.info("%s", summary(folder, tracker, _texts(folder)))
+        logger.info("%s", summary(folder, tracker, trainer.state.iteration, _texts(folder)))
 
 
 def _texts(folder: RunFolder) -> list[str]:
@@ -120,14 +120,14 @@ def _texts(folder: RunFolder) -> list[str]:
     return [text for part in folder.ending if (text := getattr(part, "summary", ""))]
 
 
-def summary(folder: RunFolder, tracker: RunTracker, results: Sequence[str] = ()) -> str:
-    """Summary of a run: losses at its first and last steps, warnings, files, and how to view them."""
+def summary(folder: RunFolder, tracker: RunTracker, step: int, results: Sequence[str] = ()) -> str:
+    """Summary of a run that ended at `step`: its first and last losses, warnings, files, and how to view them."""
     rows = read_rows(folder.path / "metrics.jsonl")
     if not rows:
         return _outputs(folder)
     few = max(len(rows) // 20, 1)  # single steps are noisy
     what = "of the first and the last logged step" if few == 1 else f"mean of the first and the last {few} logged steps"
-    lines = [f"Finished at step {rows[-1]['step']}. Losses, {what}:"]
+    lines = [f"Finished at step {step}. Losses, {what}:"]
     names = ["loss", *(name for name in rows[-1] if "_level" in name)]
     for name in names:
         first, last = (_mean(row.get(name) for row in part) for part in (rows[:few], rows[-few:]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class BestModel:
         network: network whose weights are kept, without wrappers.
         metric: name of the metric among those of the validation; larger is better.
         settings: settings of the network.
+        training: facts about the training for `model.json`, such as its `fold` and `label_ratio`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -49,11 +51,19 @@ class BestModel:
         'Best dice: 0.7500 at step 2; its weights are models/model.pt'
     """
 
-    def __init__(self, folder: RunFolder, network: nn.Module, metric: str, settings: ModelSettings) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        network: nn.Module,
+        metric: str,
+        settings: ModelSettings,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.network = network
         self.metric = metric
         self.settings = settings
+        self.training = dict(training or {})
         self.best = -math.inf
         self.step = 0
         self.last = 0  # step of the model kept while no validation has given a number
@@ -62,6 +72,11 @@ class BestModel:
     def path(self) -> Path:
         """File of the weights."""
         return self.folder.path / "models" / "model.pt"
+
+    @property
+    def _run(self) -> str | None:
+        """Name of the run: a folder may hold the model of an earlier one, with other settings."""
+        return self.folder.state.get("name")
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the validation and before the checkpoints."""
@@ -82,6 +97,8 @@ class BestModel:
             return
         try:
             kept = json.loads(beside.read_text())
+            if kept.get("run", self._run) != self._run:
+                return
             if kept["metric_value"] is None:
                 self.last = int(kept["step"])
                 return
@@ -114,6 +131,7 @@ class BestModel:
             if idist.get_rank() == 0:
                 known = value if numbered else None
                 facts = {**self.settings.as_dict(), "metric": self.metric, "metric_value": known, "step": step}
+                facts |= {"training": self.training, "run": self._run}
                 write_text_safely(self.path.with_suffix(".json"), json.dumps(facts, indent=1))
                 if numbered:
                     logger.info("best model so far: %s %.4f at step %d", self.metric, value, step)

@@ -11,9 +11,9 @@ from ignite.engine import Engine, Events
 from mim_components.data.volumes import PreparedDataset
 from mim_components.networks.mim import MiM
 from mim_components.run.folder import RunFolder
-from mim_components.utils.files import FullDiskError, write_text_safely
+from mim_components.utils.files import FullDiskError
 from mim_components.utils.tensor_files import save_safely
-from mim_components.weights.contract import TRAINING_VOLUMES, InputContract
+from mim_components.weights.contract import InputContract, write_training_volumes
 from mim_components.weights.pretrained import save_encoder
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ class ExportHandler:
             save_safely(models / "model.pt", state)
             save_encoder(self.network.encoder, models / "encoder.safetensors", contract)
             if self.prepared is not None:
-                contents = sorted(volume.content for volume in self.prepared.volumes)
-                write_text_safely(models / TRAINING_VOLUMES, "".join(f"{content}\n" for content in contents))
+                write_training_volumes(models, [volume.content for volume in self.prepared.volumes])
         except FullDiskError as error:  # a run is not finished without them, whatever `on_full_disk` is
             raise self.folder.with_advice(error) from error

@@ -112,8 +112,9 @@ class StepMetrics:
         numbers["samples_per_second"] = (now[0] - then[0]) * sampler.global_batch_size / seconds
         numbers["data_wait_share"] = self.loader.reset_clock() / seconds
         numbers["epoch"] = step * sampler.global_batch_size / sampler.num_items
-        if torch.cuda.is_available():
-            numbers["device_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        device = torch.device(getattr(engine.state, "device", None) or "cpu")
+        if device.type == "cuda":
+            numbers["device_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         self._since = now
         engine.state.step_metrics = numbers
         self.lines.append(step, numbers)

@@ -81,7 +81,7 @@ class StopSignals:
             self.folder.checkpoints.save(engine)
             self.folder.stopped = (
                 f"{signal.Signals(self._received).name}: stopped after step {engine.state.iteration} of "
-                f"{engine.state.epoch_length}, checkpoint saved; the same command with --resume auto continues."
+                f"{engine.state.epoch_length}, checkpoint saved; {self.folder.how_to_continue}."
             )
             raise SystemExit(128 + self._received)
 

@@ -20,6 +20,7 @@ from monai.handlers import ValidationHandler
 from mim_components.handlers.metrics import StepLines, untimed
 from mim_components.handlers.spool import tracked_name
 from mim_components.run.folder import RunFolder
+from mim_components.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -185,11 +186,13 @@ class EarlyStop:
         self.metric = metric
         self.patience = patience
         self._stopping: EarlyStopping | None = None
+        self._stopped = (0, 0)  # after a step, of so many
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after the validation."""
         self.folder.keep("early_stop", self)
         if self.patience:
+            self.folder.at_end(self)
             self._stopping = EarlyStopping(self.patience, self._score, engine)
             engine.add_event_handler(Events.STARTED, self.start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -198,6 +201,7 @@ class EarlyStop:
         """End at once a run that was interrupted between stopping and finishing."""
         if self._stopping is not None and self._stopping.counter >= self.patience:
             engine.terminate()
+            self._note(engine)
 
     def _score(self, engine: Any) -> float:
         score = float(engine.state.validation[self.metric])
@@ -207,6 +211,20 @@ class EarlyStop:
         """Count, if this step was validated."""
         if engine.state.validation is not None and self._stopping is not None:
             self._stopping(engine)
+            if self._stopping.counter >= self.patience:
+                self._note(engine)
+
+    def _note(self, engine: Engine) -> None:
+        self._stopped = (engine.state.iteration, engine.state.epoch_length or 0)
+
+    @property
+    def summary(self) -> str:
+        """One line for the end of the run; empty if it was not stopped early."""
+        step, steps = self._stopped
+        if not step or step == steps:
+            return ""
+        validations = counted(self.patience, "validation")
+        return f"Stopped early at step {step} of {steps}: {validations} without a better {self.metric}"
 
     def state_dict(self) -> dict[str, Any]:
         """The count and the best score so far."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.processes import is_lost_process, is_silent_process
-from mim_components.utils.text import mask_secrets, root_cause
+from mim_components.utils.text import mask_secrets, root_cause, sentence
 
 OURS = ("mim_components", "mim_tools")
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; exiting takes seconds
@@ -46,8 +46,8 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
             sys.stderr.write(f"\n{_interrupted(settings or {})}\n")
             return
         if is_lost_process(cause):
-            sys.stderr.write(f"\n{_lost(cause)}\n")
-            atexit.register(_tell_torchrun, _lost(cause), wait=WAIT_SECONDS)
+            sys.stderr.write(f"\n{_lost(cause, settings or {})}\n")
+            atexit.register(_tell_torchrun, _lost(cause, settings or {}), wait=WAIT_SECONDS)
             return
         text = "".join(traceback.format_exception(kind, error, trace))
         known = settings or {}
@@ -55,7 +55,7 @@ def explain_errors(settings: Mapping[str, Any] | None = None) -> None:
         if not expected:
             before(kind, error, trace)
         if isinstance(error, Exception):
-            line = f"ERROR: {_silent(cause) if is_silent_process(cause) else str(cause) or type(cause).__name__}"
+            line = f"ERROR: {_silent(cause, known) if is_silent_process(cause) else str(cause) or type(cause).__name__}"
             line, text = mask_secrets(line), mask_secrets(text)
             kept = _keep(known.get("output_dir"), text) if expected else ""
             if not expected or _is_first_to_say(line):
@@ -83,12 +83,18 @@ def is_expected(cause: BaseException) -> bool:
 def _interrupted(known: Mapping[str, Any]) -> str:
     """What an interrupted command leaves, and how to continue."""
     if "results_dir" in known:
-        return f"Interrupted. Results so far stay in {known['results_dir']}; the same command starts again."
-    if "trained" in known or "probed" in known:
-        return "Interrupted. Prepared scans stay in the cache; the same command starts again."
-    folder = known.get("folder")
+        return f"Interrupted. Results so far stay in {known['results_dir']}; {_how_to_continue(known)}."
+    folder = None if "trained" in known or "probed" in known else known.get("folder")
     newest = "" if folder is None else f"{CheckpointStore(folder.path / 'checkpoints').newest_named()} "
-    return f"Interrupted. {newest}Prepared scans stay in the cache; the same command continues."
+    return f"Interrupted. {newest}Prepared scans stay in the cache; {_how_to_continue(known)}."
+
+
+def _how_to_continue(known: Mapping[str, Any], where: str = "") -> str:
+    """What the same command does; `where` a training continues from."""
+    if any(name in known for name in ("results_dir", "trained", "probed")):
+        return "the same command starts again"
+    how = known["folder"].how_to_continue if "folder" in known else "the same command continues"
+    return f"{how}{where}"
 
 
 def _is_first_to_say(line: str) -> bool:
@@ -121,18 +127,19 @@ def _keep(folder: object, text: str) -> str:
     return f"Traceback: {path}\n"
 
 
-def _lost(cause: BaseException) -> str:
+def _lost(cause: BaseException, known: Mapping[str, Any]) -> str:
     return (
         f"This process ends because another one of this run has ended ({_short(cause)}). That one's ERROR line says "
-        "why; if there is none, it was killed, most likely because memory ran out. The same command continues from the "
-        "last checkpoint."
+        "why; if there is none, it was killed, most likely because memory ran out. "
+        f"{sentence(_how_to_continue(known, ' from the last checkpoint'))}."
     )
 
 
-def _silent(cause: BaseException) -> str:
+def _silent(cause: BaseException, known: Mapping[str, Any]) -> str:
     return (
-        f"another process of this run does not answer ({_short(cause)}). The same command continues from the last "
-        "checkpoint. If a process was only slow, raise --process_timeout."
+        f"another process of this run does not answer ({_short(cause)}). "
+        f"{sentence(_how_to_continue(known, ' from the last checkpoint'))}. If a process was only slow, raise "
+        "--process_timeout."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class RunFolder:
 
     Attributes:
         path: the folder of this run.
-        continued: whether it already held a run.
+        continued: whether it already held this run.
         notes: warnings that the summary at the end repeats.
         checkpoints: the handler that writes checkpoints, if there is one.
         tracker: the handler that tracks the run, if there is one.
@@ -90,6 +91,7 @@ class RunFolder:
             numbers = (number for number in range(2, 10**6) if not (wanted / f"run_{number:03d}").exists())
             wanted = wanted / f"run_{next(numbers):03d}"
         self.path = Path(str(idist.broadcast(str(wanted), src=0)) if idist.get_world_size() > 1 else wanted)
+        self.resume = resume
         self.notes: list[str] = []
         self.on_full_disk = on_full_disk
         self.checkpoints: Any = None
@@ -151,6 +153,13 @@ class RunFolder:
         """Name of the run, unique across folders."""
         return str(self.state["name"])
 
+    @property
+    def how_to_continue(self) -> str:
+        """How a stopped run is continued, to stand within or before a sentence."""
+        if self.resume == "auto":
+            return "the same command continues"
+        return f"the same command with --resume auto --output_dir {shlex.quote(str(self.path))} continues"
+
     def keep(self, name: str, part: Any, since_version: bool = False) -> None:
         """Save a part in every checkpoint.
 
@@ -178,19 +187,15 @@ class RunFolder:
             SettingsChangedError: settings that change the result, or the data, differ from those of the run.
         """
         config = current_config()
+        changed = self._changes(config, data_digest, contents) if self.state else []
         if self.state and not self.finished and not CheckpointStore(self.path / "checkpoints").paths():
             logger.info("%s has no checkpoint yet: the run begins at step 0, with the settings given now.", self.path)
-            self.state |= {"data_digest": data_digest, "config": config}
-            self._keep_contents(contents)
-            if idist.get_rank() == 0:
-                self._write()
+            if changed:  # another run, in MLflow too; what the earlier one left is not its own
+                self.state, self.continued = {}, False
         if self.state:
             if (found := self.state.get("contract_version", 1)) != CONTRACT_VERSION:
                 self.release()
                 raise OtherVersionError(f"the run in {self.path} (use --resume never or another --output_dir)", found)
-            changed = differences(self.state["config"], config, free_keys())
-            if self.state["data_digest"] != data_digest:
-                changed += [f"data: {line}" for line in content_changes(self._contents(), contents or {})]
             if changed:
                 self.release()
                 raise SettingsChangedError(
@@ -205,6 +210,13 @@ class RunFolder:
         if idist.get_rank() == 0:
             self._write()
         return self
+
+    def _changes(self, config: Mapping[str, Any], data_digest: str, contents: Mapping[str, str] | None) -> list[str]:
+        """Settings that change the result, and data, that are not those of the run in the folder."""
+        changed = differences(self.state["config"], config, free_keys())
+        if self.state["data_digest"] != data_digest:
+            changed += [f"data: {line}" for line in content_changes(self._contents(), contents or {})]
+        return changed
 
     def _keep_contents(self, contents: Mapping[str, str] | None) -> None:
         if contents and idist.get_rank() == 0:
@@ -236,7 +248,7 @@ class RunFolder:
     def with_advice(self, error: FullDiskError) -> FullDiskError:
         """The error that ends the run, with advice."""
         newest = CheckpointStore(self.path / "checkpoints").newest_named()
-        return FullDiskError(error.errno, f"{error.strerror}. {newest} Make room; the same command continues.")
+        return FullDiskError(error.errno, f"{error.strerror}. {newest} Make room; {self.how_to_continue}.")
 
     @contextmanager
     def unless_full(self, what: str) -> Iterator[None]:

@@ -34,6 +34,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def sentence(text: str) -> str:
+    """Text with a capital letter first.
+
+    Example:
+        >>> sentence("the same command continues.")
+        'The same command continues.'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     r"""A Markdown table whose columns also line up as plain text; no cell can break its line or column.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from safetensors import SafetensorError, safe_open
 
 from mim_components import __version__
 from mim_components.transforms.intensity import IntensityScale
+from mim_components.utils.files import write_text_safely
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError, what_it_is
 
-TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: an identifier of each scan's voxels, one per line
+TRAINING_VOLUMES = "training_volumes.txt"  # beside the weights: the content of each scan of the training, one per line
 
 
 class WrongWeightsError(ValueError):
     """The checkpoint was trained with settings other than the configuration's; names file, settings and remedy."""
 
 
-# missing from contracts written before MR was supported
-_BEFORE_MR = {"modality": '"ct"', "percentiles": "null"}
+# missing from contracts written before MR was supported, or before standardised tokens were recorded
+_EARLIER = {"modality": '"ct"', "percentiles": "null", "normalize_target": "false"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class InputContract:
         spacing: voxel size that volumes were resampled to, mm along R, A and S; None = native voxels.
         modality: "ct" or "mr".
         percentiles: percentiles of each MR volume that become 0 and 1; values outside are clipped. None = 0.5 and 99.5.
+        normalize_target: the decoder predicts standardised tokens; the encoder's input does not depend on it.
 
     Raises:
         ValueError: unknown modality.
@@ -73,6 +75,7 @@ class InputContract:
     spacing: tuple[float, ...] | None = None
     modality: str = "ct"
     percentiles: tuple[float, float] | None = None
+    normalize_target: bool = False
 
     def __post_init__(self) -> None:
         """Set the scaling that follows from the modality."""
@@ -99,7 +102,7 @@ class InputContract:
             found = metadata.get("contract_version", "1")
             if found != str(CONTRACT_VERSION):
                 raise OtherVersionError(source, found)
-        metadata = None if metadata is None else {**_BEFORE_MR, **metadata}
+        metadata = None if metadata is None else {**_EARLIER, **metadata}
         missing = [name for name in names if name not in (metadata or {})]
         if missing or metadata is None:
             raise ValueError(f"{source}: no input contract in its metadata, missing: {', '.join(missing)}.")
@@ -140,9 +143,23 @@ def file_beside(weights: Path, name: str) -> Path | None:
 
 
 def read_training_volumes(weights: Path) -> frozenset[str]:
-    """`content` of the volumes that weights were pre-trained on, see `PreparedVolume`; empty if unknown."""
+    """Content of the scans that weights were trained on, see `write_training_volumes`; empty if unknown."""
     found = file_beside(weights, TRAINING_VOLUMES)
     return frozenset(found.read_text(encoding="utf-8").splitlines() if found else ())
+
+
+def write_training_volumes(models: Path, contents: Iterable[str]) -> None:
+    """Write what `read_training_volumes` reads.
+
+    Args:
+        models: folder of the weights.
+        contents: `content` of the volumes of a pre-training, see `PreparedVolume`, or `images` of the training cases of
+            a fine-tuning, see `PreparedCases`.
+
+    Raises:
+        FullDiskError: the disk is full.
+    """
+    write_text_safely(models / TRAINING_VOLUMES, "".join(f"{content}\n" for content in sorted(contents)))
 
 
 def step_in_name(weights: Path) -> int | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mim_components.data.resample import Spacing, as_spacing
 from mim_components.data.volumes import per_axis
-from mim_components.utils.tensor_files import read_checkpoint
+from mim_components.utils.tensor_files import check_finite, read_checkpoint
 from mim_components.utils.text import shorten
 from mim_components.weights.contract import (
     InputContract,
@@ -54,7 +54,7 @@ class TrainedNetwork:
 
     @property
     def training_volumes(self) -> frozenset[str]:
-        """`content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if unknown."""
+        """Content of the scans that the weights were trained on, see `write_training_volumes`; empty if unknown."""
         return read_training_volumes(self.path)
 
     @property
@@ -135,8 +135,7 @@ def load_trained(
             contract, beside = found
             _compare_contracts(beside, contract, expected, same_levels)
         spacing = as_spacing((contract or expected).spacing)
-    state = read_checkpoint(path)
-    state = state.get("network", state)
+    state = _validated_weights(read_checkpoint(path), path)
     if misfit := describe_misfit(state, network):
         raise WrongWeightsError(f"{path} does not fit {_misfit_advice(expected, misfit)}")
     network.load_state_dict(state)
@@ -145,6 +144,16 @@ def load_trained(
     if spacing is not None:
         logger.info("Volumes are resampled to %s mm, as in its training.", per_axis(spacing))
     return trained
+
+
+def _validated_weights(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The weights that a training validates: of a run's checkpoint the average of `--ema_decay`, if it has one."""
+    if (average := state.get("averaged")) is None:
+        network: dict[str, Any] = state.get("network", state)
+        return network
+    check_finite(average, path)
+    logger.info("%s: the average of the weights is used, as in the validations of its training (ema_decay).", path)
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
 
 
 def _compare_contracts(path: Path, found: InputContract, expected: InputContract, same_levels: bool) -> None:

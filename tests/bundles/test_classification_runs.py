@@ -90,6 +90,20 @@ def test_evaluation_gives_the_best_validation_again(trained: Path):
 
 
 @pytest.mark.slow
+def test_evaluation_of_training_scans_says_so(trained: Path, tmp_path: Path):
+    listed = json.loads((trained / "run" / "datalist.json").read_text())
+    facts = json.loads((trained / "run" / "models" / "model.json").read_text())
+    assert facts["training"] == {"fold": 0, "label_ratio": 1.0}
+    swapped = {"training": listed["validation"], "validation": listed["training"]}
+    (tmp_path / "list.json").write_text(json.dumps(swapped))
+    run(trained, "train", "evaluate", datalist=str(tmp_path / "list.json"))
+    found = json.loads((trained / "run" / "evaluation" / "metrics.json").read_text())
+    assert len(found["in_training"]) == found["cases"] == len(listed["training"])
+    text = (trained / "run" / "evaluation" / "report.md").read_text()
+    assert "scans were in the training" in text and "paper: MiM 10k" not in text
+
+
+@pytest.mark.slow
 def test_inference_says_what_the_evaluation_says(trained: Path):
     """Training, evaluation and inference read a scan in the same way."""
     run(trained, "train", "evaluate")

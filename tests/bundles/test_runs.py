@@ -349,6 +349,8 @@ def test_options_of_the_optimisation_and_a_quarter_of_the_labels(btcv: Place, tm
     place = at(btcv, tmp_path / "run")
     options = {"ema_decay": 0.9, "layer_decay": 0.75, "early_stop_patience": 1, "label_ratio": 0.25}
     run(place.train(max_steps=3, validation_steps=1, **options))
+    facts = json.loads((place.output / "models" / "model.json").read_text())
+    assert facts["training"] == {"fold": 0, "label_ratio": 0.25}
     rows = [json.loads(line) for line in (place.output / "metrics.jsonl").read_text().splitlines()]
     # step 1 of a warm-up of 1 step: the decoder's rate is the first group's, and is the whole rate
     assert rows[0]["learning_rate"] == pytest.approx(1e-3)

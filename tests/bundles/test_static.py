@@ -166,6 +166,13 @@ def test_inference_has_the_defaults_of_the_training(bundle: Path) -> None:
     assert {key: inference[key] for key in settings} == with_literals({key: train[key] for key in settings}, metadata)
 
 
+@pytest.mark.parametrize("bundle", DOWNSTREAM, ids=NAME)
+def test_what_changes_the_input_is_compared_with_the_training(bundle: Path) -> None:
+    config = read(bundle / "configs" / "inference.json")
+    names = "hu_window input_size" if bundle.name.endswith("classification") else "orientation spacing roi_size"
+    assert set(names.split()) <= config["settings"]["settings"].keys()
+
+
 @pytest.mark.parametrize("bundle", [each for each in DOWNSTREAM if each.name.endswith("segmentation")], ids=NAME)
 @pytest.mark.parametrize(
     ("names", "overlap"),

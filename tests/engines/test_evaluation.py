@@ -305,6 +305,13 @@ def test_other_levels_matter_where_they_are_used(place: Path) -> None:
         load_trained(network, None, [place / "run"], other)
 
 
+def test_standardised_tokens_must_be_those_of_the_training(place: Path) -> None:
+    network = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16)
+    text = r"normalize_target: false in the file, true here\n.*--normalize_target false"
+    with pytest.raises(WrongWeightsError, match=text):
+        load_trained(network, None, [place / "run"], contract(normalize_target=True))
+
+
 @pytest.fixture
 def resampled(place: Path, tmp_path: Path) -> Path:
     """The run, with weights that were trained at 3 mm."""
@@ -407,7 +414,12 @@ def test_figures_do_not_depend_on_workers_and_batches(place: Path) -> None:
 
 
 def test_report_says_when_it_is_about_training_data(place: Path) -> None:
-    shown = evaluate(place, dataset_dir=str(place / "scans"), normalize_target=True, alignment_weights=[0.1, 0])
+    shutil.copytree(place / "run" / "models", place / "standardised" / "models")
+    encoder = MiM(input_size=(32, 32, 32), preset="nano", projection_dim=16).encoder
+    file = place / "standardised" / "models" / "encoder.safetensors"
+    save_encoder(encoder, file, contract(step=7, normalize_target=True))
+    options: dict[str, Any] = {"dataset_dir": str(place / "scans"), "alignment_weights": [0.1, 0]}
+    shown = evaluate(place, "standardised", normalize_target=True, **options)
     text = (shown / "report.md").read_text()
     assert "Data: the training data, 2 volumes" in text
     assert "These are the training volumes" in text

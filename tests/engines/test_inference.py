@@ -454,7 +454,7 @@ def test_results_are_reproducible_and_options_work(run: Path, tmp_path: Path) ->
         "results.csv",
     ]
     assert (nib.load(other / "ct_masked.nii.gz").get_fdata() != first).any()
-    only = infer(tmp_path / "only", scan, checkpoint=weights, reconstruction=False, normalize_target=True)
+    only = infer(tmp_path / "only", scan, checkpoint=weights, reconstruction=False)
     assert sorted(path.name for path in only.iterdir()) == ["ct_features.safetensors", "results.csv"]
 
 

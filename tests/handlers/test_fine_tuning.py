@@ -16,10 +16,11 @@ from monai.engines import Evaluator
 from monai.inferers import SimpleInferer
 from torch import nn
 
+from mim_components.data.load.loader import StepLoader
 from mim_components.data.load.sampler import StepSampler
 from mim_components.data.prepare.cases import PreparedCases
 from mim_components.engines import FinetuneStep, steps_of
-from mim_components.engines.begin import length_of, log_finetune_plan
+from mim_components.engines.begin import begin_fine_tuning, length_of, log_finetune_plan
 from mim_components.engines.nonfinite import NonFiniteError
 from mim_components.handlers import (
     BestModel,
@@ -32,7 +33,7 @@ from mim_components.handlers import (
 )
 from mim_components.run import RunFolder
 from mim_components.utils.files import FullDiskError
-from mim_components.utils.tensor_files import read_checkpoint, save_safely
+from mim_components.utils.tensor_files import DamagedCheckpointError, read_checkpoint, save_safely
 from mim_components.weights import ModelSettings, load_trained, on_device
 from mim_components.weights.contract import WrongWeightsError
 from mim_components.weights.trained import TrainedNetwork
@@ -116,6 +117,17 @@ def test_plan_says_the_length_in_steps_and_epochs(folder: RunFolder, caplog: pyt
         )
     end = "25,000 steps of 1 scan x 4 crops = 1,042 epochs of 24 scans; validation every 500 steps"
     assert [message for message in caplog.messages if message.endswith(f"0.0 M parameters; {end}")]
+
+
+def test_training_scans_stand_beside_the_model(folder: RunFolder) -> None:
+    folder.release()
+    cases = [{"name": name, "digest": ""} for name in "abc"]
+    prepared = PreparedCases(cases[:2], cases[2:], images={"a": "2", "b": "1", "c": "3"})
+    loader = StepLoader(prepared.training, num_steps=1, global_batch_size=1)
+    again = RunFolder(folder.path.parent / "other")
+    begin_fine_tuning(again, prepared, loader, nn.Linear(1, 1), torch.device("cpu"), "x", 1, [[1, 1, 8, 8, 8]])
+    assert (again.path / "models" / "training_volumes.txt").read_text() == "1\n2\n"
+    again.release()
 
 
 # step
@@ -232,6 +244,8 @@ def test_stops_after_patience_validations_without_a_better_one(folder: RunFolder
     stop = EarlyStop(folder, "val_mean_dice", patience=2)
     engine = trainer_with(Validation(evaluator, 1), stop, steps=6)
     assert engine.state.iteration == 4 and evaluator.runs == 4
+    assert folder.ending == [stop]
+    assert stop.summary == "Stopped early at step 4 of 6: 2 validations without a better val_mean_dice"
 
 
 def test_count_of_early_stop_survives_a_resume(folder: RunFolder) -> None:
@@ -257,6 +271,7 @@ def test_run_that_was_interrupted_after_it_had_stopped_does_not_go_on(folder: Ru
     engine.add_event_handler(Events.COMPLETED, lambda engine: completed.append(engine.state.iteration))
     engine.run(range(4), max_epochs=1)
     assert completed == [0]  # no step is run, but the run ends properly
+    assert EarlyStop(folder, "val_mean_dice", patience=1).summary == ""
 
 
 def test_early_stop_is_off_by_default(folder: RunFolder) -> None:
@@ -347,6 +362,22 @@ def test_run_without_a_checkpoint_keeps_its_best_too(folder: RunFolder) -> None:
     trainer_with(Training(new, [0.5]), steps=1)
     assert weight_of(folder.path / "models" / "model.pt") == 1.0
     new.release()
+
+
+def test_model_of_other_settings_does_not_count(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mim_components.run.folder.current_config", lambda: {"seed": 1})
+    trainer_with(Training(folder, [0.2, 0.9]), steps=2)
+    folder.release()
+    again = RunFolder(folder.path).begin("digest", "run")  # no checkpoint: begins at step 0 with other settings
+    later = Training(again, [0.5])
+    trainer_with(later, steps=1)
+    assert weight_of(folder.path / "models" / "model.pt") == 1.0 and later.best.best == 0.5
+    again.release()
+    same = RunFolder(folder.path).begin("digest", "run")
+    worse = Training(same, [0.4])
+    trainer_with(worse, steps=1)
+    assert worse.best.best == 0.5
+    same.release()
 
 
 def test_checkpoint_alone_in_a_new_folder_keeps_the_next_model(folder: RunFolder) -> None:
@@ -475,6 +506,21 @@ def test_checkpoint_of_a_run_is_compared_with_the_settings_of_its_model(folder: 
     other = ModelSettings("b", dict(SETTINGS.settings), ("spleen",))
     with pytest.raises(WrongWeightsError, match="targets"):
         load_trained(network, path, [], other)
+
+
+def test_checkpoint_with_an_average_gives_the_average(folder: RunFolder) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    averaged = averaged_network(network, 0.75)
+    assert averaged is not None
+    nn.init.constant_(averaged.module.weight, 5.0)
+    nn.init.constant_(network.weight, 1.0)
+    path = folder.path / "step.pt"
+    torch.save({"network": network.state_dict(), "averaged": averaged.state_dict(), "step": 3}, path)
+    assert load_trained(network, path, [], SETTINGS).network.weight.item() == 5.0  # type: ignore[operator]
+    nn.init.constant_(averaged.module.weight, math.nan)
+    torch.save({"network": network.state_dict(), "averaged": averaged.state_dict(), "step": 3}, path)
+    with pytest.raises(DamagedCheckpointError, match="weights are not finite: module.weight"):
+        load_trained(network, path, [], SETTINGS)
 
 
 def test_missing_weights_say_how_to_make_them(tmp_path: Path) -> None:

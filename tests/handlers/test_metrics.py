@@ -140,6 +140,19 @@ def test_lines_of_steps_that_are_done_again_are_removed(tmp_path: Path, folder: 
     assert rows(path)[-1]["samples_per_second"] == 2.0  # since step 4, not since step 0
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_memory_is_that_of_the_device_of_the_training(
+    device: str, tmp_path: Path, folder: RunFolder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 2**30 if device.index == 1 else 0)
+    engine = make_trainer(clock, steps=1)
+    engine.state.device = torch.device(device)
+    StepMetrics(folder, clock).attach(engine)  # type: ignore[arg-type]
+    engine.run([None], max_epochs=1)
+    assert rows(tmp_path / "metrics.jsonl")[0].get("device_memory_gib") == (1.0 if device == "cuda:1" else None)
+
+
 def test_new_run_begins_without_a_file(tmp_path: Path, folder: RunFolder, clock: Clock) -> None:
     StepMetrics(folder, clock).start(make_trainer(clock))  # type: ignore[arg-type]
     assert not (tmp_path / "metrics.jsonl").exists()

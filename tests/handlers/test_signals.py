@@ -40,7 +40,9 @@ def make_training(signals_at: dict[int, list[int]]) -> tuple[Engine, StopSignals
 
     engine = Engine(step)
     checkpoints: Any = SimpleNamespace(save=lambda engine: saved.append(engine.state.iteration))
-    folder: Any = SimpleNamespace(checkpoints=checkpoints, at_end=lambda handler: None, stopped="")
+    folder: Any = SimpleNamespace(
+        checkpoints=checkpoints, at_end=lambda handler: None, stopped="", how_to_continue="this"
+    )
     handler = StopSignals(folder)
     handler.attach(engine)
     return engine, handler, finished, saved
@@ -54,8 +56,7 @@ def test_first_signal_finishes_the_step_saves_and_exits(number: int, code: int, 
     assert stopped.value.code == code
     assert finished == [1, 2, 3] and saved == [3] and received == []
     assert handler.folder.stopped == (
-        f"{signal.Signals(number).name}: stopped after step 3 of 5, checkpoint saved; the same command with --resume "
-        "auto continues."
+        f"{signal.Signals(number).name}: stopped after step 3 of 5, checkpoint saved; this."
     )
     handler.close()
 

@@ -125,7 +125,7 @@ def test_interruption_is_no_error(hook: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.usefixtures("hook")
 def test_interruption_says_what_is_kept_in_every_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newest = tmp_path / "checkpoints" / "step_00000500.pt"
-    training = {"folder": SimpleNamespace(path=tmp_path)}
+    training = {"folder": SimpleNamespace(path=tmp_path, how_to_continue="the same command continues")}
     explain_errors(known := dict[str, Any]())
     known |= training
     uncaught(KeyboardInterrupt())

@@ -46,9 +46,12 @@ def test_without_a_checkpoint_settings_may_change(
 ) -> None:
     caplog.set_level(logging.INFO)
     first = begun(tmp_path)
+    first.update(mlflow_run_id="x")
+    same = begun(tmp_path)
+    assert same.name == first.name and same.continued and same.state["mlflow_run_id"] == "x"
     config.update(seed=1)
     again = begun(tmp_path, digest="other")
-    assert again.name == first.name
+    assert again.name != first.name and not again.continued and "mlflow_run_id" not in again.state
     state = json.loads((tmp_path / "run.json").read_text())
     assert state["config"]["seed"] == 1 and state["data_digest"] == "other"
     assert f"{tmp_path} has no checkpoint yet: the run begins at step 0, with the settings given now." in caplog.text
@@ -136,6 +139,14 @@ def test_never_numbers_new_folders_and_touches_no_other(tmp_path: Path, config: 
     assert (tmp_path / "run.json").read_bytes() == before
     assert len({json.loads(path.read_text())["name"] for path in tmp_path.rglob("run.json")}) == 3
     assert begun(tmp_path / "run_004").path == tmp_path / "run_004"  # how to continue it
+
+
+def test_how_to_continue_names_the_folder_after_resume_never(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert begun(tmp_path).how_to_continue == "the same command continues"
+    folder = begun(tmp_path, "never")
+    text = f"the same command with --resume auto --output_dir {tmp_path / 'run_002'} continues"
+    assert folder.how_to_continue == text
+    assert f"Make room; {text}." in str(folder.with_advice(FullDiskError(errno.ENOSPC, "full")))
 
 
 def test_unknown_mode_is_refused(tmp_path: Path) -> None:

@@ -267,6 +267,8 @@ def test_errors_of_workers_say_what_to_lower(raised: str, said: str) -> None:
     error = explain_worker_error(RuntimeError(raised), ["a", "b"])
     with pytest.raises(WorkerError, match=said):
         raise error or AssertionError
+    elsewhere = explain_worker_error(RuntimeError(raised), [], "this command continues")
+    assert "This command continues from the last checkpoint." in str(elsewhere)
 
 
 def test_other_errors_are_none_of_workers() -> None:

@@ -48,7 +48,7 @@ def test_contract_of_mr_and_one_from_before_it() -> None:
     assert (metadata["modality"], metadata["hu_window"], metadata["percentiles"]) == ('"mr"', "null", "[0.5, 99.5]")
     assert InputContract.from_metadata(metadata, "file") == scans
     earlier = CONTRACT.to_metadata()
-    del earlier["modality"], earlier["percentiles"]
+    del earlier["modality"], earlier["percentiles"], earlier["normalize_target"]
     assert InputContract.from_metadata(earlier, "file") == CONTRACT
 
 

@@ -21,6 +21,7 @@ from monai.data import DataLoader
 from torch.utils.data import DataLoader as TorchDataLoader
 
 from mim_components.data.load.sampler import StepSampler
+from mim_components.utils.text import sentence
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -207,21 +208,23 @@ def copied_ahead(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
 
 
 LOWER = "Lower --num_workers, --batch_size or the size of the crops"
-AGAIN = "The same command continues from the last checkpoint."
 
 
 class WorkerError(RuntimeError):
     """A process that loads data was killed, hangs, or is out of memory; says what to lower."""
 
 
-def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> WorkerError | None:
+def explain_worker_error(
+    error: BaseException, awaited: Sequence[str] = (), how_to_continue: str = "the same command continues"
+) -> WorkerError | None:
     """An actionable message for a worker failure; None for other errors.
 
     Args:
         error: error raised by PyTorch's DataLoader.
         awaited: names of the volumes in the awaited batch.
+        how_to_continue: that of the run's folder.
     """
-    text = str(error)
+    text, again = str(error), f"{sentence(how_to_continue)} from the last checkpoint."
     lost = isinstance(error, (ConnectionError, EOFError)) and _is_of_loader(error)
     if not (isinstance(error, RuntimeError) or lost) or isinstance(error, WorkerError):
         return None
@@ -230,18 +233,18 @@ def explain_worker_error(error: BaseException, awaited: Sequence[str] = ()) -> W
         cut = " Or a cache file was truncated while it was read: the next start detects and regenerates it."
         return WorkerError(
             f"a data worker ran out of shared memory (/dev/shm).{names} {LOWER}, or raise the limit "
-            f"(docker run --shm-size).{cut if 'Bus error' in text else ''} {AGAIN}"
+            f"(docker run --shm-size).{cut if 'Bus error' in text else ''} {again}"
         )
     if "Too many open files" in text or "received 0 items of ancdata" in text:
-        return WorkerError(f"too many open files (ulimit -n).{names} Raise the limit, or lower --num_workers. {AGAIN}")
+        return WorkerError(f"too many open files (ulimit -n).{names} Raise the limit, or lower --num_workers. {again}")
     if found := re.search(r"DataLoader timed out after (\S+) seconds", text):
         return WorkerError(
             f"a data worker hangs: no batch for {found[1]} s (worker_timeout).{names} If reading is only slow, raise "
-            f"--worker_timeout or lower --num_workers. {AGAIN}"
+            f"--worker_timeout or lower --num_workers. {again}"
         )
     if lost or ("DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text)):
         return WorkerError(
-            f"a data worker was killed, most likely because memory ran out.{names} {LOWER}. {AGAIN} ({text.strip()})"
+            f"a data worker was killed, most likely because memory ran out.{names} {LOWER}. {again} ({text.strip()})"
         )
     return None
 

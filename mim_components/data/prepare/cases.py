@@ -54,6 +54,7 @@ class PreparedCases:
         notes: lines for log and report.
         digest: sha256 over the content of all cases used and the split.
         counts: rows of the report's table.
+        images: content of the image of every case by name, see `CheckResult`.
     """
 
     training: list[dict[str, Any]]
@@ -63,6 +64,7 @@ class PreparedCases:
     notes: list[str] = field(default_factory=list)
     digest: str = ""
     counts: list[tuple[str, int]] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.training)
@@ -313,6 +315,7 @@ def _prepared(
         notes=notes,
         digest=text_digest("\n".join(lines)),
         counts=list(count_rows(found, division, training, len(checked.bad), num_cases)),
+        images={case.title: _content(facts[case.name]) for cases in parts.values() for case in cases},
     )
 
 

@@ -15,7 +15,17 @@ import torch
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.handlers.reports.frame import known, page, percent, write_report
+from mim_components.data.prepare.cases import PreparedCases
+from mim_components.handlers.reports.frame import (
+    known,
+    page,
+    percent,
+    scans_of_training,
+    training_facts,
+    training_notes,
+    why_not_comparable,
+    write_report,
+)
 from mim_components.handlers.saving.results import Results
 from mim_components.metrics.classification import (
     CLASS_FIGURES,
@@ -32,6 +42,7 @@ from mim_components.utils.files import write_text_safely
 from mim_components.utils.text import counted, markdown_table
 from mim_components.visualize.confusion import confusion_figure
 from mim_components.visualize.sheet import save_figure
+from mim_components.weights.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +108,10 @@ def probability_text(value: float) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: what was evaluated, the figures with the paper's beside them, and how to read them."""
-    facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in report["facts"].items() if value is not None)
     intro = f"{counted(report['cases'], 'validation scan')} of {counted(report['patients'], 'patient')}. {facts}."
     sections = {
-        "": [intro, summary_table(report), _published_note(report["published"])],
+        "": [intro, summary_table(report), _published_note(report)],
         "Classes": [class_table(report)],
         "Confusion matrix": ["![confusion matrix](confusion.png)", confusion_table(report)],
     }
@@ -140,7 +151,12 @@ def confusion_table(report: Mapping[str, Any]) -> str:
     return markdown_table(["class \\ predicted", *names], rows)
 
 
-def _published_note(published: Mapping[str, Any]) -> str:
+def _published_note(report: Mapping[str, Any]) -> str:
+    published = report["published"]
+    if report.get("not_comparable"):
+        return (
+            f"The paper's figures are not shown, since they are not comparable: {'; '.join(report['not_comparable'])}."
+        )
     if not published:
         return ""
     text = f"The columns headed paper are the paper's figures in percent ({published['source']}), not measured here."
@@ -149,7 +165,7 @@ def _published_note(published: Mapping[str, Any]) -> str:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     undefined = [f"Not defined: {', '.join(report['undefined'])}."] if report["undefined"] else []
-    return [*undefined, *READING]
+    return [*report.get("notes", ()), *undefined, *READING]
 
 
 class ClassReport:
@@ -161,6 +177,8 @@ class ClassReport:
         output_dir: folder for the files; created if missing.
         published: section `dataset.published` of a bundle's metadata, in percent.
         facts: further facts for the report, such as `dataset`, `fold`, `weights`.
+        trained: network that was evaluated; None = nothing is known about its training.
+        prepared: cases of the evaluation, among which those of the training are looked for.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -185,12 +203,15 @@ class ClassReport:
         output_dir: str | Path,
         published: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
+        trained: TrainedNetwork | None = None,
+        prepared: PreparedCases | None = None,
     ) -> None:
         self.scores = scores
         self.class_names = tuple(class_names)
         self.output_dir = Path(output_dir)
         self.published = dict(published or {})
-        self.facts = dict(facts or {})
+        self.facts = {**(facts or {}), **training_facts(trained)}
+        self.seen = scans_of_training(trained, prepared)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -200,12 +221,19 @@ class ClassReport:
         """Write the files, in the first process."""
         if idist.get_rank() != 0:
             return
+        reasons = why_not_comparable(self.published, self.facts, self.seen) if self.published else []
+        notes = training_notes(self.seen, len(self.scores.scans))
         report = {
             "facts": self.facts,
             **evaluation_figures(self.scores.scans, self.class_names),
-            "published": self.published,
+            "published": {} if reasons else self.published,
+            "not_comparable": reasons,
+            "in_training": list(self.seen),
+            "notes": notes,
             "version": __version__,
         }
+        for note in notes:
+            logger.warning("%s", note)
         title = f"{self.facts.get('dataset', 'Classification')}: accuracy {100 * report['accuracy']:.2f} %"
         save_figure(
             confusion_figure(np.array(report["confusion"]), self.class_names, title), self.output_dir / "confusion.png"
@@ -225,10 +253,11 @@ class SavePredictions:
     Args:
         class_names: names of the classes.
         output_dir: folder for the file, and for `results.csv`, which also names bad scans; created if missing.
-        on_bad: "report" raises at the end if there are bad scans.
+        on_bad: what to do with a bad scan, also one with a probability that is not finite: "stop" ends, "exclude" goes
+            on, "report" goes on and raises at the end.
 
     Raises:
-        ValueError: when called, a probability that is not finite; names the scan.
+        ValueError: when called, with `on_bad="stop"`, a probability that is not finite; names the scan.
         BadVolumesError: at the end, with `on_bad="report"`: lists all bad scans.
 
     Example:
@@ -261,7 +290,11 @@ class SavePredictions:
                 continue
             probabilities = torch.as_tensor(item["pred"]).double().flatten()
             if not bool(torch.isfinite(probabilities).all()):
-                raise ValueError(f"{item['source']}: the network's output is not finite: {probabilities.tolist()}.")
+                cause = f"the network's output is not finite: {probabilities.tolist()}."
+                if self.results.on_bad == "stop":
+                    raise ValueError(f"{item['source']}: {cause}")
+                self.results.add(str(item.get("name", item["source"])), str(item["source"]), cause=cause)
+                continue
             predicted = self.class_names[int(probabilities.argmax())]
             texts = [probability_text(value) for value in probabilities.tolist()]
             self._rows.append([str(item["source"]), predicted, *texts])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mim_components.data.prepare.cases import PreparedCases
 from mim_components.utils.files import write_text_safely
+from mim_components.utils.text import shorten
+from mim_components.weights.trained import TrainedNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,69 @@ def write_report(
         write_text_safely(folder / name, content)
     logger.info("Report: %s", folder / "report.md")
     return [folder / name for name in texts]
+
+
+def training_facts(trained: TrainedNetwork | None) -> dict[str, Any]:
+    """What the file beside the weights of a fine-tuning says about its training: the share of the labels."""
+    facts = {} if trained is None else trained.facts.get("training", {})
+    return {name: facts[name] for name in ("label_ratio",) if name in facts}
+
+
+def scans_of_training(trained: TrainedNetwork | None, prepared: PreparedCases | None) -> list[str]:
+    """Names of the evaluated scans whose images the network was trained on, by content; empty if unknown."""
+    if trained is None or prepared is None:
+        return []
+    seen = trained.training_volumes
+    names = (str(item["name"]) for item in prepared.validation)
+    return [name for name in names if prepared.images.get(name) in seen]
+
+
+def training_notes(seen: Sequence[str], count: int) -> list[str]:
+    """A warning that names scans that were in the training; none if there are none.
+
+    Args:
+        seen: names of these scans.
+        count: number of evaluated scans.
+
+    Example:
+        >>> training_notes(["liver_0"], 2)[0].partition(";")[0]
+        '1 of 2 scans were in the training, with the same image'
+    """
+    if not seen:
+        return []
+    return [
+        f"{len(seen)} of {count} scans were in the training, with the same image; their figures show how well the "
+        f"network fits what it has seen: {shorten(seen, 20)}. To validate, give the --fold of the training."
+    ]
+
+
+def why_not_comparable(
+    published: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    seen: Sequence[str] = (),
+    label_set: str = "default",
+    space: str = "resampled",
+) -> list[str]:
+    """Differences from the measurement of the paper's figures; none = they are comparable with ours.
+
+    Args:
+        published: the paper's figures, see metadata.json.
+        facts: facts about the evaluation: `fold`, `label_ratio`, `datalist`.
+        seen: names of evaluated scans that were in the training.
+        label_set: name of the label set.
+        space: grid of the scores.
+    """
+    wanted = published.get("label_set", label_set)
+    fold, ratio = facts.get("fold", 0), facts.get("label_ratio", 1.0)
+    reasons = {
+        f"the label set is {label_set!r}, theirs {wanted!r}": wanted != label_set,
+        f"the scores are in {space} space, theirs in resampled space": space != "resampled",
+        f"the fold is {fold}, theirs 0": fold != 0,
+        f"the training used {ratio} of the labels, theirs all": float(ratio) != 1.0,
+        "the cases are those of a list of your own": bool(facts.get("datalist")),
+        "scans of the training are among the evaluated": bool(seen),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def known(value: float) -> float | None:

@@ -5,6 +5,7 @@ Scores are 0 to 1 in the figures and in CSV, and percent in tables, as in the pa
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,26 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from mim_components import __version__
-from mim_components.handlers.reports.frame import known, page, percent, write_report
+from mim_components.data.prepare.cases import PreparedCases
+from mim_components.handlers.reports.frame import (
+    known,
+    page,
+    percent,
+    scans_of_training,
+    training_facts,
+    training_notes,
+    why_not_comparable,
+    write_report,
+)
 from mim_components.labels import COLOURS
 from mim_components.metrics.segmentation import CaseResult, CaseScores, TargetScore, mean_of
 from mim_components.utils.files import shorten_name
 from mim_components.utils.text import counted, csv_table, markdown_table
 from mim_components.visualize.overlay import LegendEntry, overlay_figure
 from mim_components.visualize.sheet import save_figure
+from mim_components.weights.trained import TrainedNetwork
+
+logger = logging.getLogger(__name__)
 
 
 def target_rows(results: Sequence[CaseResult], tolerance_mm: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -65,20 +79,6 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return csv_table([
         {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
     ])  # fmt: skip
-
-
-def why_not_comparable(published: Mapping[str, Any], label_set: str, space: str, facts: Mapping[str, Any]) -> list[str]:
-    """Differences from the measurement of the paper's figures; none = they are comparable with ours."""
-    wanted = published.get("label_set", label_set)
-    fold, ratio = facts.get("fold", 0), facts.get("label_ratio", 1.0)
-    reasons = {
-        f"the label set is {label_set!r}, theirs {wanted!r}": wanted != label_set,
-        f"the scores are in {space} space, theirs in resampled space": space != "resampled",
-        f"the fold is {fold}, theirs 0": fold != 0,
-        f"the training used {ratio} of the labels, theirs all": float(ratio) != 1.0,
-        "the cases are those of a list of your own": bool(facts.get("datalist")),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -151,6 +151,8 @@ class EvaluationReport:
         published: the paper's figures, see metadata.json; empty = none.
         facts: what else the report is to record: dataset, fold, label_ratio, network, weights, ...
         space: grid of the scores: "resampled" or "original".
+        trained: network that was evaluated; None = nothing is known about its training.
+        prepared: cases of the evaluation, among which those of the training are looked for.
 
     Raises:
         ValueError: unknown `space`.
@@ -176,14 +178,17 @@ class EvaluationReport:
         published: Mapping[str, Any],
         facts: Mapping[str, Any],
         space: str = "resampled",
+        trained: TrainedNetwork | None = None,
+        prepared: PreparedCases | None = None,
     ) -> None:
         if space not in SPACES:
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}.")
         self.scores = scores
         self.output_dir = Path(output_dir)
         self.published = published
-        self.facts = facts
+        self.facts = {**facts, **training_facts(trained)}
         self.space = space
+        self.seen = scans_of_training(trained, prepared)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator; every process draws the pictures of its own cases, the first writes the rest."""
@@ -206,13 +211,15 @@ class EvaluationReport:
                     path.unlink()
         report = self.report(results, pictures)
         log = "\n".join([counted(len(results), "case"), target_table(report), published_text(report)])
+        for note in training_notes(self.seen, len(results)):
+            logger.warning("%s", note)
         write_report(self.output_dir, report, markdown(report), {"cases.csv": case_table(report["per_case"])}, log)
 
     def report(self, results: Sequence[CaseResult], pictures: Mapping[str, str]) -> dict[str, Any]:
         """Everything that `metrics.json` holds."""
         labels = self.scores.labels
         targets = target_rows(results, self.scores.tolerance_mm)
-        reasons = why_not_comparable(self.published, labels.name, self.space, self.facts)
+        reasons = why_not_comparable(self.published, self.facts, self.seen, labels.name, self.space)
         return {
             "settings": {
                 **self.facts,
@@ -227,7 +234,8 @@ class EvaluationReport:
             "published": {} if reasons else dict(self.published),
             "not_comparable": reasons if self.published else [],
             "pictures": dict(pictures),
-            "notes": [*NOTES, *_warnings(targets)],
+            "in_training": list(self.seen),
+            "notes": [*training_notes(self.seen, len(results)), *NOTES, *_warnings(targets)],
         }
 
     def _draw(self, rank: str, result: CaseResult, count: int, path: Path) -> None:

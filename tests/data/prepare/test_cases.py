@@ -71,6 +71,7 @@ def test_parts_and_items(prepare, dataset):
     assert item["image"] == item["source"] == image and item["group"] == "0001"
     assert item["label"] == str(dataset / "Training/label/label0001.nii.gz") and len(item["digest"]) == 64
     assert "label" not in prepared.unlabelled[0]
+    assert len(set(prepared.images.values())) == len(prepared.images) == 10
     assert prepared.notes == [] and prepared.bad == []
     assert prepared.summary() == (
         "labelled in the complete dataset: 10, labelled and found: 10, unfit and left out: 0, training: 8, "

@@ -14,11 +14,14 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 
+from mim_components.data.prepare.cases import PreparedCases
 from mim_components.handlers import ClassReport, SavePredictions
 from mim_components.handlers.reports.classification import evaluation_figures, markdown
 from mim_components.metrics import ClassScores, one_figure
 from mim_components.metrics.classification import ScoredScan
 from mim_components.visualize.confusion import confusion_figure
+from mim_components.weights import TrainedNetwork
+from mim_components.weights.contract import write_training_volumes
 
 NAMES = ("Normal", "CP", "NCP")
 ROWS = {  # label and probabilities
@@ -129,6 +132,33 @@ def test_report_files(scores, tmp_path):
     assert matplotlib.image.imread(tmp_path / "confusion.png").shape[2] == 4
 
 
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"fold": 3}, "the fold is 3, theirs 0"),
+        ({"label_ratio": 0.1}, "the training used 0.1 of the labels, theirs all"),
+        ({"datalist": "own.json"}, "the cases are those of a list of your own"),
+    ],
+)
+def test_published_figures_only_where_comparable(
+    scores: ClassScores, tmp_path: Path, facts: dict[str, Any], reason: str
+) -> None:
+    scores.compute()
+    ClassReport(scores, NAMES, tmp_path, PUBLISHED, facts)(Engine(lambda engine, batch: None))
+    text = (tmp_path / "report.md").read_text()
+    assert f"not shown, since they are not comparable: {reason}." in text and "94.26" not in text
+
+
+def test_scans_of_the_training_are_named(scores: ClassScores, tmp_path: Path) -> None:
+    scores.compute()
+    write_training_volumes(tmp_path, ["1"])
+    trained = TrainedNetwork(torch.nn.Identity(), tmp_path / "model.pt")
+    prepared = PreparedCases([], [{"name": name} for name in "abcd"], images={"a": "1", "b": "2", "c": "1"})
+    ClassReport(scores, NAMES, tmp_path, PUBLISHED, {}, trained, prepared)(Engine(lambda engine, batch: None))
+    text = (tmp_path / "report.md").read_text()
+    assert "2 of 4 scans were in the training" in text and "what it has seen: a, c." in text and "94.26" not in text
+
+
 def test_only_the_first_process_writes(scores, tmp_path, monkeypatch):
     monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
     ClassReport(scores, NAMES, tmp_path / "none")(Engine(lambda engine, batch: None))
@@ -178,8 +208,12 @@ def test_predictions_grow_with_every_batch(tmp_path):
     ]
     bad = engine_of("a")
     bad.state.output[0]["pred"] = torch.tensor([1.0, float("inf"), 0.0])
+    saver(bad)
+    saver(engine_of("d"))
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 5
+    assert [each.path for each in saver.results.bad] == ["/data/a"]
     with pytest.raises(ValueError, match="/data/a: the network's output is not finite"):
-        saver(bad)
+        SavePredictions(NAMES, tmp_path, on_bad="stop")(bad)
 
 
 def test_source_with_commas_and_newlines_stays_one_field(tmp_path: Path):

@@ -16,11 +16,15 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
+from mim_components.data.prepare.cases import PreparedCases
 from mim_components.handlers import EvaluationReport
-from mim_components.handlers.reports.segmentation import choose_cases, published_text, why_not_comparable
+from mim_components.handlers.reports.frame import why_not_comparable
+from mim_components.handlers.reports.segmentation import choose_cases, published_text
 from mim_components.labels import LabelSet
 from mim_components.metrics import CaseScores
 from mim_components.metrics.segmentation import CaseResult, TargetScore
+from mim_components.weights import TrainedNetwork
+from mim_components.weights.contract import write_training_volumes
 
 LABELS = LabelSet(("background", "spleen", "liver"), {}, {})
 TOLERANCE = {"spleen": 3.0, "liver": 7.0, "of another label set": 1.0}
@@ -106,7 +110,7 @@ def test_metrics_by_hand(folder: Path) -> None:
     means = [1.0, dice[1], (dice[2] + 1) / 2, 0.5]
     assert metrics["mean"]["dice"] == pytest.approx(sum(means) / 4) and metrics["mean"]["cases"] == 4
     assert [row["case"] for row in metrics["per_case"]] == ["a", "b/9", "b/10", "c"]
-    expected = {"dataset": "BTCV", "label_set": "default", "space": "resampled", "cases": 4, "seed": None}
+    expected = {"dataset": "BTCV", "label_set": "default", "space": "resampled", "cases": 4}
     assert expected.items() <= metrics["settings"].items() and metrics["settings"]["weights"] == "models/model.pt"
     assert any("Predicted in cases whose label lacks it" in note for note in metrics["notes"])
     assert [row["tolerance_mm"] for row in metrics["targets"]] == [3.0, 7.0]
@@ -170,14 +174,15 @@ def test_regions_and_nothing_in_any_label(tmp_path: Path) -> None:
 
 
 def test_published_figures_only_where_comparable() -> None:
-    assert why_not_comparable(PUBLISHED, "default", "resampled", FACTS) == []
+    assert why_not_comparable(PUBLISHED, FACTS) == []
     own = {**FACTS, "datalist": "own.json"}
-    assert why_not_comparable(PUBLISHED, "default", "resampled", own) == ["the cases are those of a list of your own"]
-    assert why_not_comparable(PUBLISHED, "organ_only", "original", {"fold": 2, "label_ratio": 0.25}) == [
+    assert why_not_comparable(PUBLISHED, own) == ["the cases are those of a list of your own"]
+    assert why_not_comparable(PUBLISHED, {"fold": 2, "label_ratio": 0.25}, ["a"], "organ_only", "original") == [
         "the label set is 'organ_only', theirs 'default'",
         "the scores are in original space, theirs in resampled space",
         "the fold is 2, theirs 0",
         "the training used 0.25 of the labels, theirs all",
+        "scans of the training are among the evaluated",
     ]
     figures = {
         "mean": {"dice": 0.5, "nsd": None},
@@ -197,6 +202,30 @@ def test_published_figures_only_where_comparable() -> None:
     assert len(published_text(dice_only).split("\n\n")[0].splitlines()) == 3
     hidden = published_text({**figures, "not_comparable": ["the fold is 2, theirs 0"]})
     assert hidden == "Not shown, since they are not comparable: the fold is 2, theirs 0."
+
+
+def test_scans_of_the_training_are_named_and_the_paper_is_not_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_training_volumes(tmp_path / "models", ["content of a", "content of x"])
+    trained = TrainedNetwork(
+        torch.nn.Identity(), tmp_path / "models" / "model.pt", facts={"training": {"fold": 1, "label_ratio": 0.5}}
+    )
+    cases = [case("a", 0), case("b", 5)]
+    prepared = PreparedCases([], [{"name": each["name"]} for each in cases], images={"a": "content of a", "b": "new"})
+    scores = CaseScores(LABELS, TOLERANCE)
+    for each in cases:
+        scores.add(each)
+    report(scores, tmp_path, trained=trained, prepared=prepared)(SimpleNamespace())  # type: ignore[arg-type]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["in_training"] == ["a"] and metrics["published"] == {} and metrics["settings"]["label_ratio"] == 0.5
+    text = (tmp_path / "report.md").read_text()
+    assert "1 of 2 scans were in the training" in text and "what it has seen: a." in text
+    assert "1 of 2 scans were in the training" in caplog.text
+    assert "scans of the training are among the evaluated" in text and "85.41" not in text
+    other = TrainedNetwork(torch.nn.Identity(), tmp_path / "elsewhere" / "model.pt")
+    report(scores, tmp_path, trained=other, prepared=prepared)(SimpleNamespace())  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "metrics.json").read_text())["in_training"] == []
 
 
 def test_cases_of_two_processes_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
