@@ -21,6 +21,7 @@ from mim_components.handlers.spool import tracked_name
 from mim_components.handlers.tracked_facts import (
     NOTE,
     dataset_input,
+    first_line,
     keep_quiet,
     run_page,
     started_by,
@@ -88,8 +89,7 @@ class TrackEvaluation:
         try:
             page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation")
         except Exception as error:  # of MLflow, SQLAlchemy or the network; the results are in their folder anyway
-            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
+            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first_line(error))
         else:
             logger.info("The evaluation in MLflow: %s", page)
 

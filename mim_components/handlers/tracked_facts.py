@@ -9,10 +9,11 @@ import os
 import platform
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mlflow.telemetry import set_telemetry_client
 from monai.utils import optional_import
 
 from mim_components import __version__
+from mim_components.utils.text import mask_secrets
 from mim_components.weights.contract import InputContract, find_contract, read_facts
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ STAGES = {"pretraining": "pre-training"}  # by workflow; others fine-tune
 MODEL_FILES = ("model.pt", "model.json", "encoder.safetensors")
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
 MOST_DIGEST = 36  # characters, a limit of MLflow
+SQLITE_SECONDS = 5.0  # for a file that another process has locked
 
 has_psutil = optional_import("psutil")[1]
 
@@ -62,6 +65,33 @@ def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     root = Path(bundle_root).absolute()
     place = root.parents[1] if root.parent.name == "bundles" else root
     return f"sqlite:///{(place if os.access(place, os.W_OK) else Path(run_folder).absolute()) / 'mlruns.db'}"
+
+
+def check_sqlite(uri: str) -> None:
+    """Create the folder of the file, and fail at once if it cannot be opened: MLflow would try for minutes."""
+    if uri.startswith("sqlite:///"):
+        file = uri.removeprefix("sqlite:///")
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=SQLITE_SECONDS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+
+
+def usable_experiment(uri: str, wanted: str) -> str:
+    """The name of an experiment, with a number appended if the experiment of that name was deleted."""
+    client = mlflow.MlflowClient(uri)
+    for name in (wanted, *(f"{wanted}_{number}" for number in range(2, 1000))):
+        there = client.get_experiment_by_name(name)
+        if there is None or there.lifecycle_stage == mlflow.entities.LifecycleStage.ACTIVE:
+            break
+    if name != wanted:
+        logger.warning("MLflow's experiment %s was deleted: the run goes to %s.", wanted, name)
+    return name
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the store says, in one line and without a password."""
+    return mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
 
 
 def run_page(place: str, experiment_id: str = "", run_id: str = "") -> str:
@@ -241,12 +271,34 @@ class SystemMetrics:
             monitor.finish()
 
 
+def keep_model(client: mlflow.MlflowClient, run_id: str, models: Path, name: str | None) -> str:
+    """Keep the run's files in `models` with it and, if there is a name, register them under it.
+
+    Returns:
+        Name and number of the version, or "".
+
+    Raises:
+        FileNotFoundError: there are no such files.
+    """
+    paths = [models / each for each in MODEL_FILES if (models / each).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{models} has none of {', '.join(MODEL_FILES)}.")
+    for path in paths:
+        client.log_artifact(run_id, str(path), "models")
+    return "" if name is None else register_model(client, run_id, name, models)
+
+
 def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: Path) -> str:
-    """Create a version of a registered model from the run's files in `models`; its contract becomes tags.
+    """Create a version of a registered model from the run's files in `models`, unless it has one of this run.
+
+    The contract of the weights becomes its tags.
 
     Returns:
         Name and number of the version.
     """
+    for there in client.search_model_versions(f"run_id = '{run_id}'"):
+        if there.name == name:
+            return f"{name}, version {there.version}"
     facts = read_facts(models / "model.json")
     contract = find_contract(models / "model.pt")
     values = facts.get("settings", {}) if contract is None else contract[0].to_metadata()

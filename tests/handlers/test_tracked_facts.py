@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,80 @@ def test_weights_are_kept_when_asked_for(folder: RunFolder, store: str) -> None:
     tracker.start(engine())
     tracker.close()
     assert mlflow.MlflowClient(store).list_artifacts(folder.state["mlflow_run_id"], "models") == []
+
+
+def models_of(folder: RunFolder, store: str) -> list[str]:
+    """Registered models that have a version of the run, one name per version."""
+    versions = mlflow.MlflowClient(store).search_model_versions(f"run_id = '{folder.state['mlflow_run_id']}'")
+    return sorted(version.name for version in versions)
+
+
+def test_a_model_that_cannot_be_kept_is_noted_and_kept_by_the_same_command(
+    folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("no space left for artifacts")
+
+    tracker = RunTracker(folder, store, experiment_name="tests", register_model="second try")
+    tracker.start(engine())
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "log_artifact", full)
+        tracker.close()
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    before = client.get_run(run_id).info
+    assert before.status == "FINISHED" and models_of(folder, store) == []
+    (note,) = folder.notes
+    assert "the weights are not kept with the run: no space left for artifacts" in note and "same command" in note
+    for _ in range(2):  # the second has nothing left to do
+        RunTracker(folder, store, experiment_name="tests", register_model="second try").send_rest(engine())
+    assert models_of(folder, store) == ["second try"]
+    assert client.list_artifacts(run_id, "models") and len(folder.notes) == 1
+    after = client.get_run(run_id).info
+    assert (after.status, after.end_time) == ("FINISHED", before.end_time)
+    # it is not registered twice, even if the answer to the first attempt got lost
+    folder.update(mlflow_models=[])
+    RunTracker(folder, store, experiment_name="tests", register_model="second try").send_rest(engine())
+    assert models_of(folder, store) == ["second try"]
+
+
+def test_a_model_asked_for_when_the_run_is_finished_is_kept(folder: RunFolder, store: str) -> None:
+    tracker = RunTracker(folder, store, experiment_name="tests")
+    tracker.start(engine())
+    tracker.close()
+    folder.update(status="finished")
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    RunTracker(folder, store, experiment_name="tests", log_model=True).send_rest(engine())
+    assert len(client.list_artifacts(run_id, "models")) == 2 and models_of(folder, store) == []
+    for name in ("a late one", "another", "a late one"):
+        RunTracker(folder, store, experiment_name="tests", register_model=name).send_rest(engine())
+    assert models_of(folder, store) == ["a late one", "another"]
+    assert json.loads((folder.path / "run.json").read_text())["mlflow_closed"]
+    assert client.get_run(run_id).info.status == "FINISHED" and folder.notes == []
+
+
+def test_a_run_that_cannot_be_closed_is_closed_by_the_same_command(
+    folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*args: Any) -> None:
+        raise OSError("no answer")
+
+    tracker = RunTracker(folder, store, experiment_name="tests")
+    tracker.start(engine())
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "set_terminated", silent)
+        tracker.close()
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    assert client.get_run(run_id).info.status == "RUNNING" and "the same command closes it" in folder.notes[0]
+    RunTracker(folder, store, experiment_name="tests").send_rest(engine())
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_there_is_no_version_without_weights(folder: RunFolder, store: str) -> None:
+    shutil.rmtree(folder.path / "models")
+    tracker = RunTracker(folder, store, experiment_name="tests", register_model="nothing")
+    tracker.start(engine())
+    tracker.close()
+    assert "has none of model.pt" in folder.notes[0] and models_of(folder, store) == []
 
 
 def test_the_machine_is_measured(folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
