@@ -33,6 +33,7 @@ from mim_components.weights.contract import InputContract, find_contract, read_f
 
 logger = logging.getLogger(__name__)
 STAGES = {"pretraining": "pre-training"}  # by workflow; others fine-tune
+PRODUCTS = ("models/encoder.safetensors", "models/encoder_best.safetensors", "models/model.pt", "checkpoints/step_*.pt")
 MODEL_FILES = ("model.pt", "model.json", "encoder.safetensors")
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
 MOST_DIGEST = 36  # characters, a limit of MLflow
@@ -184,10 +185,30 @@ def _pretraining(weights: Any) -> dict[str, str]:
     """Name and MLflow run of the pre-training that wrote the weights, if its folder exists."""
     if not isinstance(weights, str):
         return {}
-    with suppress(OSError, ValueError, TypeError):
-        state = json.loads((Path(weights).absolute().parents[1] / "run.json").read_text(encoding="utf-8"))
-        found = {"pretrained_run": state.get("name"), "pretrained_run_id": state.get("mlflow_run_id")}
-        return {name: str(value) for name, value in found.items() if value}
+    state = run_of_weights(weights)
+    found = {"pretrained_run": state.get("name"), "pretrained_run_id": state.get("mlflow_run_id")}
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def run_of_weights(weights: str | Path) -> dict[str, Any]:
+    """State of the run that wrote weights; empty if its folder is gone, or if no run names its weights like this.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     _ = Path(place, "run.json").write_text('{"name": "btcv-1"}')
+        ...     [run_of_weights(f"{place}/models/{name}") for name in ("model.pt", "encoder_tiny.safetensors")]
+        [{'name': 'btcv-1'}, {}]
+    """
+    path = Path(weights).absolute()
+    return read_state(path.parents[1]) if any(path.match(product) for product in PRODUCTS) else {}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """State of the run in a folder; empty if there is none, or if its `run.json` is damaged."""
+    with suppress(OSError, ValueError):
+        state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
     return {}
 
 

@@ -205,6 +205,23 @@ def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run_tags({"pretrained": "none"}, "0ab")["mlflow.source.git.commit"] == "0ab"
 
 
+@pytest.mark.parametrize(
+    ("file", "own"),
+    [
+        ("models/encoder.safetensors", True),
+        ("models/encoder_best.safetensors", True),
+        ("models/model.pt", True),
+        ("checkpoints/step_00000500.pt", True),
+        ("models/encoder_tiny.safetensors", False),
+        ("downloads/encoder.safetensors", False),
+    ],
+)
+def test_only_the_weights_that_a_run_writes_are_credited_to_it(tmp_path: Path, file: str, own: bool) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"name": "mine", "mlflow_run_id": "0ab"}))
+    tags = run_tags({"_meta_": META, "pretrained": str(tmp_path / file)}, "0ab")
+    assert (tags.get("pretrained_run"), "Begins with" in tags["mlflow.note.content"]) == (("mine" if own else None), own)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("file", "handlers"), [("train", "train::handlers"), ("inference", "handlers")])
 def test_monais_own_option_is_taken(tmp_path: Path, file: str, handlers: str) -> None:
