@@ -165,13 +165,14 @@ def _is_setting(value: Any) -> bool:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name of every class, level or pair of levels, and its values."""
+    """Yield the name of every class, level or pair of levels, and its values, with those of `content` under such names."""
     for part in ROWS:
         rows = report.get(part, [])
         if isinstance(rows, Mapping):
             yield from rows.items()
             continue
         for row in rows:
+            row = {**row, **{f"content_{key}": value for key, value in (row.get("content") or {}).items()}}
             if "parent_level" in row:
                 yield f"level{row['parent_level']}_{row['parent_level'] + 1}", row
             else:

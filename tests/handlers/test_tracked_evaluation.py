@@ -56,7 +56,9 @@ PRETRAINING = {
             PRETRAINING,
             {
                 "mse_level2": 0.125,
+                "content_mse_level2": 0.5,
                 "accuracy_level1_2": 0.5,
+                "content_accuracy_level1_2": 0.75,
             },
             {"origin": "validation data cts", "weights": "encoder.safetensors, step 9", "tokens": 27},
         ),
