@@ -212,6 +212,18 @@ def read_state(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def probe_tags(weights: str, path: Path | None) -> dict[str, str]:
+    """Tags of the probe of weights: it is a child of the run that wrote them.
+
+    Args:
+        weights: the file and its step, for the description.
+        path: the file.
+    """
+    run_id = "" if path is None else run_of_weights(path).get("mlflow_run_id", "")
+    tags = {"stage": "probe", NOTE: f"Probe of {weights}.", "mlflow.parentRunId": str(run_id)}
+    return {name: value for name, value in tags.items() if value}
+
+
 def surroundings() -> dict[str, Any]:
     """Versions, commit and machine, as parameters."""
     versions = {"torch": torch.__version__, "monai": monai.__version__, "ignite": ignite.__version__}
@@ -255,7 +267,7 @@ def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
         ('BTCV', '0ab', '{"scans": 30}', 'training')
     """
     meta = config.get("_meta_") or {}
-    name = (meta.get("dataset") or {}).get("name") or meta.get("bundle") or "scans"
+    name = facts.get("dataset") or (meta.get("dataset") or {}).get("name") or meta.get("bundle") or "scans"
     training = facts.get("training_cases", facts.get("num_volumes"))
     uses = {"training": (name, training), "validation": (f"{name} validation", facts.get("validation_cases"))}
     digest = str(facts.get("data_digest", ""))
