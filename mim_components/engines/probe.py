@@ -18,6 +18,7 @@ from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import VolumeSource, per_axis
 from mim_components.handlers.reports.probe import ProbeReport
+from mim_components.handlers.tracked_facts import probe_tags
 from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
@@ -47,6 +48,7 @@ class ProbedEncoder:
         origin: weights file, and its step if known.
         training_volumes: `content` of the volumes that the weights were trained on, see `PreparedVolume`; empty if
             unknown.
+        path: weights file.
     """
 
     network: nn.Module
@@ -54,6 +56,7 @@ class ProbedEncoder:
     contract: InputContract
     origin: str
     training_volumes: frozenset[str] = frozenset()
+    path: Path | None = None
 
 
 def load_probed(
@@ -111,7 +114,7 @@ def load_probed(
         origin += ", input as in the configuration"
         _check_assumed(path, contract, report)
     encoders = (network.to(device).eval(), untrained.to(device).eval())
-    return ProbedEncoder(*encoders, contract, origin, read_training_volumes(path))
+    return ProbedEncoder(*encoders, contract, origin, read_training_volumes(path), path)
 
 
 def _check_assumed(path: Path, contract: InputContract, report: LoadReport) -> None:
@@ -163,10 +166,11 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from types import SimpleNamespace
+        >>> from mim_components.data import PreparedCases
         >>> from unittest.mock import patch
         >>> dice = {"encoder": 0.75, "random weights": 0.5, "intensity and position": 0.25}
         >>> probe = lambda network, pictures=False, title="": SimpleNamespace(dice=dice[title], knn=0.9)
-        >>> probe.prepared, probe.settings = SimpleNamespace(digest="", contents={}, validation=[]), {}
+        >>> probe.prepared, probe.settings = PreparedCases(training=[], validation=[]), {}
         >>> contract = InputContract("hybrid", "nano", 1, 8, (16, 16, 16), ((16, 16, 16),), step=500)
         >>> probed = ProbedEncoder(nn.Identity(), nn.Identity(), contract, "encoder.safetensors")
         >>> tracker = SimpleNamespace(start=lambda engine: None, close=print)
@@ -178,7 +182,10 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
     """
     status = "FAILED"
     folder.begin(probe.prepared.digest, "probe", probe.prepared.contents)
-    folder.facts |= {"checkpoint": probed.origin, **probe.settings}
+    prepared = probe.prepared
+    folder.facts |= {"checkpoint": probed.origin, **probe.settings, "dataset": "probe", "data_digest": prepared.digest}
+    folder.facts |= {"training_cases": len(prepared.training), "validation_cases": len(prepared.validation)}
+    tracker.tags = probe_tags(probed.origin, probed.path)
     tracker.start(Engine(lambda engine, batch: None))
     try:
         results = {"encoder": probe(probed.network, pictures=True, title="encoder")}

@@ -86,6 +86,8 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
             trainer.fire_event(Events.COMPLETED)
         else:
             trainer.run()
+        _close_parts(folder)
+        _hand_over(folder)
     except BaseException as error:
         explained = explain_worker_error(error, checkpoints.loader.awaited_names(), folder.how_to_continue)
         if explained is not None:
@@ -100,19 +102,29 @@ def train(trainer: SupervisedTrainer, folder: RunFolder) -> None:
             raise explained from error
         raise
     finally:
-        for part in folder.ending:
-            if hasattr(part, "close"):
-                part.close()
+        _close_parts(folder)
         folder.release()
         if folder.stopped:  # last, after the progress bar has ended
             logger.warning("%s", folder.stopped)
-    folder.update(status="finished")
+    if idist.get_rank() == 0:
+        logger.info("%s", summary(folder, tracker, trainer.state.iteration, _texts(folder)))
+
+
+def _close_parts(folder: RunFolder) -> None:
+    """Close the registered parts; a second time does nothing."""
+    for part in folder.ending:
+        if hasattr(part, "close"):
+            part.close()
+
+
+def _hand_over(folder: RunFolder) -> None:
+    """Send the run's files and close it in MLflow; then it is finished, and not before: a stop here is made up for."""
     if idist.get_rank() == 0:
         for name in ARTIFACTS:
             if (folder.path / name).exists():
-                tracker.log_artifact(folder.path / name)
-        tracker.close("FINISHED")
-        logger.info("%s", summary(folder, tracker, trainer.state.iteration, _texts(folder)))
+                folder.tracker.log_artifact(folder.path / name)
+        folder.tracker.close("FINISHED")
+    folder.update(status="finished")
 
 
 def _texts(folder: RunFolder) -> list[str]:

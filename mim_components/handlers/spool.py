@@ -8,10 +8,13 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import mlflow
+
 from mim_components.utils.files import append_line, read_rows, write_text_safely
 
 # files of a run's folder with all its numbers, and how their names begin in MLflow
 HISTORY = {"metrics.jsonl": "", "validation.jsonl": "val_", "probe.jsonl": ""}
+MOST_METRICS = 1000  # in one request to MLflow
 Record = dict[str, Any]  # `step`, and `numbers` with `time` (ms), or `file` with `folder`
 
 
@@ -52,6 +55,20 @@ class Spool:
         """Drop the records of steps after `step`, which are repeated."""
         if self.path.exists():
             self.replace([record for record in self.records() if record["step"] <= step])
+
+
+def deliver(client: mlflow.MlflowClient, run_id: str, records: Sequence[Record]) -> None:
+    """Send records to a run; one that was sent before is not duplicated, since it keeps its time."""
+    metrics = [
+        mlflow.entities.Metric(name, value, record["time"], record["step"])
+        for record in records
+        for name, value in record.get("numbers", {}).items()
+    ]
+    for first in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[first : first + MOST_METRICS])
+    for record in records:
+        if Path(record.get("file", "")).is_file():
+            client.log_artifact(run_id, record["file"], record["folder"])
 
 
 def with_history(waiting: Sequence[Record], folder: Path) -> list[Record]:

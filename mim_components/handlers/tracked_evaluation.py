@@ -21,7 +21,10 @@ from mim_components.handlers.spool import tracked_name
 from mim_components.handlers.tracked_facts import (
     NOTE,
     dataset_input,
+    first_line,
     keep_quiet,
+    read_state,
+    run_of_weights,
     run_page,
     started_by,
     store_of,
@@ -35,10 +38,10 @@ ROWS = ("targets", "classes", "levels", "pairs")  # parts that hold one row of f
 
 
 class TrackEvaluation:
-    """Log the results of an evaluation to MLflow, as a child of the training's run; without that run, do nothing.
+    """Log the results of an evaluation to MLflow, as a child of the run that wrote the weights; without it, do nothing.
 
     Args:
-        output_dir: output folder of the training; its `run.json` names the run.
+        output_dir: output folder of the training; its `run.json` names the run if the results do not name the weights.
         results: folder of the evaluation's results.
         tracking_uri: address of the store; None = the environment's MLFLOW_TRACKING_URI, or else that of all bundles.
         store_dir: folder of the bundle.
@@ -80,24 +83,26 @@ class TrackEvaluation:
 
     def __call__(self, engine: Engine) -> None:
         """Send figures and files; if the store fails, log a warning and go on."""
-        state: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            state = json.loads((self.output_dir / "run.json").read_text(encoding="utf-8"))
-        if idist.get_rank() != 0 or "mlflow_run_id" not in state:
+        if idist.get_rank() != 0:
             return
         try:
-            page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation")
+            figures, settings = results_of(self.results / "metrics.json")
+            origin = settings.get("weights")
+            # such as "/runs/1/models/model.pt, step 9, val_mean_dice 0.7500"
+            state = run_of_weights(origin.rpartition(", step ")[0] or origin) if origin else read_state(self.output_dir)
+            if "mlflow_run_id" not in state:
+                logger.info("The evaluation is not in MLflow: no run is known that wrote its weights.")
+                return
+            page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation", figures, settings)
         except Exception as error:  # of MLflow, SQLAlchemy or the network; the results are in their folder anyway
-            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
-            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first)
+            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first_line(error))
         else:
             logger.info("The evaluation in MLflow: %s", page)
 
-    def _send(self, training: str, name: str) -> str:
+    def _send(self, training: str, name: str, figures: dict[str, float], settings: dict[str, Any]) -> str:
         keep_quiet()
         client = mlflow.MlflowClient(self.tracking_uri)
         parent = client.get_run(training)
-        figures, settings = results_of(self.results / "metrics.json")
         tags = {
             **{key: parent.data.tags[key] for key in KEPT_TAGS if key in parent.data.tags},
             **started_by(),
@@ -160,13 +165,14 @@ def _is_setting(value: Any) -> bool:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name of every class, level or pair of levels, and its values."""
+    """Yield the name of every class, level or pair of levels, and its values, with those of `content` under such names."""
     for part in ROWS:
         rows = report.get(part, [])
         if isinstance(rows, Mapping):
             yield from rows.items()
             continue
         for row in rows:
+            row = {**row, **{f"content_{key}": value for key, value in (row.get("content") or {}).items()}}
             if "parent_level" in row:
                 yield f"level{row['parent_level']}_{row['parent_level'] + 1}", row
             else:

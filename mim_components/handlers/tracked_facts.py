@@ -9,10 +9,11 @@ import os
 import platform
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from mlflow.telemetry import set_telemetry_client
 from monai.utils import optional_import
 
 from mim_components import __version__
+from mim_components.utils.text import mask_secrets
 from mim_components.weights.contract import InputContract, find_contract, read_facts
 
 logger = logging.getLogger(__name__)
 STAGES = {"pretraining": "pre-training"}  # by workflow; others fine-tune
+PRODUCTS = ("models/encoder.safetensors", "models/encoder_best.safetensors", "models/model.pt", "checkpoints/step_*.pt")
 MODEL_FILES = ("model.pt", "model.json", "encoder.safetensors")
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as description
 MOST_DIGEST = 36  # characters, a limit of MLflow
+SQLITE_SECONDS = 5.0  # for a file that another process has locked
 
 has_psutil = optional_import("psutil")[1]
 
@@ -62,6 +66,33 @@ def default_store(bundle_root: str | Path, run_folder: str | Path) -> str:
     root = Path(bundle_root).absolute()
     place = root.parents[1] if root.parent.name == "bundles" else root
     return f"sqlite:///{(place if os.access(place, os.W_OK) else Path(run_folder).absolute()) / 'mlruns.db'}"
+
+
+def check_sqlite(uri: str) -> None:
+    """Create the folder of the file, and fail at once if it cannot be opened: MLflow would try for minutes."""
+    if uri.startswith("sqlite:///"):
+        file = uri.removeprefix("sqlite:///")
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=SQLITE_SECONDS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+
+
+def usable_experiment(uri: str, wanted: str) -> str:
+    """The name of an experiment, with a number appended if the experiment of that name was deleted."""
+    client = mlflow.MlflowClient(uri)
+    for name in (wanted, *(f"{wanted}_{number}" for number in range(2, 1000))):
+        there = client.get_experiment_by_name(name)
+        if there is None or there.lifecycle_stage == mlflow.entities.LifecycleStage.ACTIVE:
+            break
+    if name != wanted:
+        logger.warning("MLflow's experiment %s was deleted: the run goes to %s.", wanted, name)
+    return name
+
+
+def first_line(error: Exception) -> str:
+    """What an error of the store says, in one line and without a password."""
+    return mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
 
 
 def run_page(place: str, experiment_id: str = "", run_id: str = "") -> str:
@@ -154,11 +185,43 @@ def _pretraining(weights: Any) -> dict[str, str]:
     """Name and MLflow run of the pre-training that wrote the weights, if its folder exists."""
     if not isinstance(weights, str):
         return {}
-    with suppress(OSError, ValueError, TypeError):
-        state = json.loads((Path(weights).absolute().parents[1] / "run.json").read_text(encoding="utf-8"))
-        found = {"pretrained_run": state.get("name"), "pretrained_run_id": state.get("mlflow_run_id")}
-        return {name: str(value) for name, value in found.items() if value}
+    state = run_of_weights(weights)
+    found = {"pretrained_run": state.get("name"), "pretrained_run_id": state.get("mlflow_run_id")}
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def run_of_weights(weights: str | Path) -> dict[str, Any]:
+    """State of the run that wrote weights; empty if its folder is gone, or if no run names its weights like this.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place:
+        ...     _ = Path(place, "run.json").write_text('{"name": "btcv-1"}')
+        ...     [run_of_weights(f"{place}/models/{name}") for name in ("model.pt", "encoder_tiny.safetensors")]
+        [{'name': 'btcv-1'}, {}]
+    """
+    path = Path(weights).absolute()
+    return read_state(path.parents[1]) if any(path.match(product) for product in PRODUCTS) else {}
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """State of the run in a folder; empty if there is none, or if its `run.json` is damaged."""
+    with suppress(OSError, ValueError):
+        state = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
     return {}
+
+
+def probe_tags(weights: str, path: Path | None) -> dict[str, str]:
+    """Tags of the probe of weights: it is a child of the run that wrote them.
+
+    Args:
+        weights: the file and its step, for the description.
+        path: the file.
+    """
+    run_id = "" if path is None else run_of_weights(path).get("mlflow_run_id", "")
+    tags = {"stage": "probe", NOTE: f"Probe of {weights}.", "mlflow.parentRunId": str(run_id)}
+    return {name: value for name, value in tags.items() if value}
 
 
 def surroundings() -> dict[str, Any]:
@@ -204,7 +267,7 @@ def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[
         ('BTCV', '0ab', '{"scans": 30}', 'training')
     """
     meta = config.get("_meta_") or {}
-    name = (meta.get("dataset") or {}).get("name") or meta.get("bundle") or "scans"
+    name = facts.get("dataset") or (meta.get("dataset") or {}).get("name") or meta.get("bundle") or "scans"
     training = facts.get("training_cases", facts.get("num_volumes"))
     uses = {"training": (name, training), "validation": (f"{name} validation", facts.get("validation_cases"))}
     digest = str(facts.get("data_digest", ""))
@@ -241,12 +304,34 @@ class SystemMetrics:
             monitor.finish()
 
 
+def keep_model(client: mlflow.MlflowClient, run_id: str, models: Path, name: str | None) -> str:
+    """Keep the run's files in `models` with it and, if there is a name, register them under it.
+
+    Returns:
+        Name and number of the version, or "".
+
+    Raises:
+        FileNotFoundError: there are no such files.
+    """
+    paths = [models / each for each in MODEL_FILES if (models / each).is_file()]
+    if not paths:
+        raise FileNotFoundError(f"{models} has none of {', '.join(MODEL_FILES)}.")
+    for path in paths:
+        client.log_artifact(run_id, str(path), "models")
+    return "" if name is None else register_model(client, run_id, name, models)
+
+
 def register_model(client: mlflow.MlflowClient, run_id: str, name: str, models: Path) -> str:
-    """Create a version of a registered model from the run's files in `models`; its contract becomes tags.
+    """Create a version of a registered model from the run's files in `models`, unless it has one of this run.
+
+    The contract of the weights becomes its tags.
 
     Returns:
         Name and number of the version.
     """
+    for there in client.search_model_versions(f"run_id = '{run_id}'"):
+        if there.name == name:
+            return f"{name}, version {there.version}"
     facts = read_facts(models / "model.json")
     contract = find_contract(models / "model.pt")
     values = facts.get("settings", {}) if contract is None else contract[0].to_metadata()

@@ -6,9 +6,7 @@ import json
 import logging
 import math
 import os
-import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -19,19 +17,21 @@ from ignite.engine import Engine, Events
 from mlflow.exceptions import MlflowException
 from monai.handlers import MLFlowHandler
 
-from mim_components.handlers.spool import Record, Spool, with_history
+from mim_components.handlers.spool import Record, Spool, deliver, with_history
 from mim_components.handlers.tracked_facts import (
-    MODEL_FILES,
     NOTE,
     SystemMetrics,
+    check_sqlite,
     dataset_inputs,
+    first_line,
+    keep_model,
     keep_quiet,
     purpose,
-    register_model,
     run_page,
     run_tags,
     store_of,
     surroundings,
+    usable_experiment,
 )
 from mim_components.run.configuration import current_options
 from mim_components.run.folder import RunFolder
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 QUIET = ("alembic", "mlflow.store.db", "mlflow.tracking")
 NO_PARAMETERS = ("tracking_uri", "experiment_name", "log_model", "register_model")  # of tracking, not of the training
 RETRY_SECONDS = 60.0  # between two attempts to reach a store that does not answer
-MOST_METRICS = 1000  # in one request to MLflow
-SQLITE_SECONDS = 5.0  # for a file that another process has locked
 
 
 class RunTracker:
@@ -67,6 +65,7 @@ class RunTracker:
     Attributes:
         place: the address without user and password, for what people read.
         page: how to view the run in MLflow.
+        tags: tags of the MLflow run that replace those of `run_tags`.
 
     Raises:
         ValueError: `tracking_uri` can never work; names the forms that do.
@@ -97,6 +96,7 @@ class RunTracker:
         self.handler: MLFlowHandler | None = None
         self.spool = Spool(folder.path / "tracking_spool.jsonl")
         self.page = run_page(self.place)
+        self.tags: dict[str, str] = {}
         self._system = SystemMetrics()
         self._engine: Any = None  # while the run is tracked
         self._waiting = False  # records in the spool
@@ -121,10 +121,14 @@ class RunTracker:
         self._connect()
 
     def send_rest(self, engine: Engine) -> None:
-        """Send what a finished run could not send."""
-        if idist.get_rank() == 0 and self.spool.records():
+        """Do what is left of a finished run: send records, keep a model asked for since, close the MLflow run."""
+        if idist.get_rank() != 0:
+            return
+        if self.spool.records() or self._model_is_left or not self.folder.state.get("mlflow_closed", True):
+            self.folder.update(mlflow_closed=False)
             self._begin(engine)
             self.close("FINISHED")
+            self.folder.update()
 
     def _begin(self, engine: Engine) -> None:
         for name in QUIET:
@@ -142,8 +146,9 @@ class RunTracker:
             self._attempt(lambda: self._empty_spool(monotonic() + seconds))
 
     def _open(self) -> None:
-        _check_sqlite(self.tracking_uri)
-        handler = self.handler = self._make_handler(self._usable_experiment())
+        check_sqlite(self.tracking_uri)
+        experiment = usable_experiment(self.tracking_uri, self.experiment_name)
+        handler = self.handler = self._make_handler(experiment)
         earlier = self.folder.state.get("mlflow_run_id")
         if earlier and not self._reopen(earlier):
             logger.warning(
@@ -163,11 +168,11 @@ class RunTracker:
             config = self.folder.state["config"]
             self._describe_experiment(config.get("_meta_") or {})
             self.client.log_dict(self.run_id, config, "configuration.json")
-            for name, value in run_tags(config, known["git_commit"]).items():
+            for name, value in (run_tags(config, known["git_commit"]) | self.tags).items():
                 self.client.set_tag(self.run_id, name, value)
             if inputs := dataset_inputs(config, self.folder.facts):
                 self.client.log_inputs(self.run_id, inputs)
-            self.folder.update(mlflow_run_id=self.run_id)
+            self.folder.update(mlflow_run_id=self.run_id, mlflow_models=[])
         self._system.start(self.run_id, self.tracking_uri)
         self.page = run_page(self.place, handler.cur_run.info.experiment_id, self.run_id)  # type: ignore[attr-defined]
         logger.info("MLflow run %s in %s", self.folder.name, self.place)
@@ -200,13 +205,12 @@ class RunTracker:
         except Exception as error:  # of MLflow, SQLAlchemy, alembic, sqlite or the network: none stops a training
             self.handler = None
             self._next = monotonic() + max(RETRY_SECONDS, 19 * (monotonic() - start))
-            first = mask_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
             level = logging.DEBUG if self._waiting else logging.WARNING  # once per failure
             logger.log(
                 level,
                 "Tracking stopped, the training continues: %s: %s Numbers wait in %s until it answers.",
                 self.place,
-                first,
+                first_line(error),
                 self.spool.path,
             )
             return False
@@ -229,18 +233,6 @@ class RunTracker:
         handler: Any = self.handler
         handler.cur_run = run
         return True
-
-    def _usable_experiment(self) -> str:
-        """The name of the experiment, with a number appended if the experiment of that name was deleted."""
-        client = mlflow.MlflowClient(self.tracking_uri)
-        names = (self.experiment_name, *(f"{self.experiment_name}_{number}" for number in range(2, 1000)))
-        for name in names:
-            there = client.get_experiment_by_name(name)
-            if there is None or there.lifecycle_stage == mlflow.entities.LifecycleStage.ACTIVE:
-                break
-        if name != self.experiment_name:
-            logger.warning("MLflow's experiment %s was deleted: the run goes to %s.", self.experiment_name, name)
-        return name
 
     @property
     def client(self) -> mlflow.MlflowClient:
@@ -270,42 +262,61 @@ class RunTracker:
         self._send({"step": step, "file": str(path), "folder": folder})
 
     def close(self, status: str = "FINISHED") -> None:
-        """Try once more to send waiting records, close the run with an MLflow status, and report what was not sent."""
+        """Try once more to send waiting records, close the run with an MLflow status, and report what was not sent.
+
+        What is done stands in `folder.state`, which the caller writes.
+        """
         if self._engine is None:
             return
         if self.handler is None or self._waiting:
             self._connect(seconds=60.0)
         self._system.close()
-        if self.handler is not None and status == "FINISHED" and self.log_model:
-            self._attempt(self._keep_model)
-        if self.handler is not None:
-            self.handler.run_finish_status = status
-            self._attempt(self.handler.close)
+        if self.handler is not None and status == "FINISHED" and self._model_is_left:
+            self._keep_model()
+        closed = self.handler is not None and self._attempt(lambda: self._end(status))
+        closed = self.folder.state["mlflow_closed"] = closed or "mlflow_run_id" not in self.folder.state
         count = len(self.spool.records())
         if count:
             self.folder.note(
                 f"{self.place} did not answer: {count} records wait in {self.spool.path}, the same command "
                 f"sends them. All numbers are in {self.folder.path / 'metrics.jsonl'}."
             )
+        elif status == "FINISHED" and not closed:
+            self.folder.note(f"{self.place} did not answer: the run is still open there, the same command closes it.")
         if self._lost:
             self.folder.note(f"{self._lost} records for MLflow are lost: {self.spool.path} could not be written.")
         self.handler = self._engine = None
 
+    def _end(self, status: str) -> None:
+        handler: Any = self.handler
+        run = handler.cur_run.info  # as it was when it was opened: a finished one keeps its time
+        self.client.set_terminated(run.run_id, status, run.end_time if run.status == "FINISHED" else None)
+        handler.cur_run = None
+        handler.close()
+
+    @property
+    def _model_is_left(self) -> bool:
+        """Whether the model is to be kept, and is not yet."""
+        return self.log_model and self.register_model not in self.folder.state.get("mlflow_models", [])
+
     def _keep_model(self) -> None:
-        models = self.folder.path / "models"
-        for path in (models / name for name in MODEL_FILES):
-            if path.is_file():
-                self.client.log_artifact(self.run_id, str(path), "models")
-        if self.register_model is not None:
-            version = register_model(self.client, self.run_id, self.register_model, models)
-            logger.info("Registered in MLflow: %s", version)
+        """Keep the model with the run; if that fails, note it, since the run is closed nevertheless."""
+        try:
+            version = keep_model(self.client, self.run_id, self.folder.path / "models", self.register_model)
+        except Exception as error:  # as in `_attempt`
+            self.folder.note(
+                f"{self.place}: the weights are not kept with the run: {first_line(error)} The same command tries again."
+            )
+            return
+        self.folder.state["mlflow_models"] = [*self.folder.state.get("mlflow_models", []), self.register_model]
+        logger.info("%s in MLflow", f"Registered as {version}" if version else "The weights are")
 
     def _send(self, record: Record) -> None:
         if self._engine is None:
             return
         if (self.handler is None or self._waiting) and monotonic() >= self._next:
             self._connect()
-        if self.handler is None or not self._attempt(lambda: self._deliver([record])):
+        if self.handler is None or not self._attempt(lambda: deliver(self.client, self.run_id, [record])):
             self._keep(record)
 
     def _keep(self, record: Record) -> None:
@@ -317,19 +328,6 @@ class RunTracker:
             if self._lost == 1:  # it recurs at every step
                 logger.error("%s: a record for MLflow is lost: %s", self.spool.path, error.strerror)
 
-    def _deliver(self, records: Sequence[Record]) -> None:
-        """Send records; one that was sent before is not duplicated, since it keeps its time."""
-        metrics = [
-            mlflow.entities.Metric(name, value, record["time"], record["step"])
-            for record in records
-            for name, value in record.get("numbers", {}).items()
-        ]
-        for first in range(0, len(metrics), MOST_METRICS):
-            self.client.log_batch(self.run_id, metrics=metrics[first : first + MOST_METRICS])
-        for record in records:
-            if Path(record.get("file", "")).is_file():
-                self.client.log_artifact(self.run_id, record["file"], record["folder"])
-
     def _empty_spool(self, until: float) -> None:
         """Send waiting records, numbers first, until the time `until`; the rest stays."""
         waiting = sorted(self.spool.records(), key=lambda record: "file" in record)
@@ -337,7 +335,7 @@ class RunTracker:
         try:
             while waiting and monotonic() < until:
                 few = 1 if "file" in waiting[0] else 50
-                self._deliver(waiting[:few])
+                deliver(self.client, self.run_id, waiting[:few])
                 del waiting[:few]
         finally:
             self._waiting = bool(waiting)
@@ -345,16 +343,6 @@ class RunTracker:
             if len(waiting) < count:
                 self.spool.replace(waiting)
                 logger.info("Tracking: %d of %d records that waited are sent.", count - len(waiting), count)
-
-
-def _check_sqlite(uri: str) -> None:
-    """Create the folder of the file, and fail at once if it cannot be opened: MLflow would try for minutes."""
-    if uri.startswith("sqlite:///"):
-        file = uri.removeprefix("sqlite:///")
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file, timeout=SQLITE_SECONDS)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
 
 
 def _text(value: Any) -> str:

@@ -47,8 +47,8 @@ def option_table() -> dict[str, dict[str, Any]]:
     """The facts about every option, by name.
 
     Every one has `kind` and `text`; where they apply `unit`, `null`, `choices`, `length`, `least`, `above`, `most`,
-    `below`, `words` that stand for a value, `default` in words, and `free` where it may change when a run continues. A
-    list is as long as that of the option `as_long_as`, or shorter by `fewer`.
+    `below`, `without` (signs), `words` that stand for a value, `default` in words, and `free` where it may change when
+    a run continues. A list is as long as that of the option `as_long_as`, or shorter by `fewer`.
     """
     table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
     return table
@@ -233,7 +233,7 @@ def expectation(option: Mapping[str, Any]) -> str:
     length, unit = option.get("length"), option.get("unit")
     words = {
         "path": "a path",
-        "text": "a text",
+        "text": f"a text without {' and '.join(option['without'])}" if "without" in option else "a text",
         "bool": "true or false",
         "int": "a whole number",
         "number": "a number, such as 0.001",
@@ -278,7 +278,9 @@ def _path(value: Any, option: Mapping[str, Any]) -> Any:
 
 
 def _text(value: Any, option: Mapping[str, Any]) -> Any:
-    return None if isinstance(value, (list, tuple, dict, bool)) or str(value) == "" else str(value)
+    if isinstance(value, (list, tuple, dict, bool)) or not str(value).strip():
+        return None
+    return None if any(sign in str(value) for sign in option.get("without", "")) else str(value)
 
 
 def _bool(value: Any, option: Mapping[str, Any]) -> Any:

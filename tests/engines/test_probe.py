@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import mlflow
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,9 +18,13 @@ from torch import nn
 
 from mim_components.data.prepare.volumes import prepare_volumes
 from mim_components.data.volumes import VolumeSource
-from mim_components.engines import load_probed
+from mim_components.engines import load_probed, run_probe
+from mim_components.engines import probe as module
 from mim_components.engines.probe import seen_scans
+from mim_components.handlers import RunTracker
+from mim_components.metrics import FeatureProbe
 from mim_components.networks import HybridEncoder, MiM
+from mim_components.run.folder import RunFolder
 from mim_components.utils.tensor_files import save_safely
 from mim_components.weights.contract import InputContract, WrongWeightsError
 from mim_components.weights.pretrained import save_encoder
@@ -90,3 +98,27 @@ def test_validation_scans_of_the_pre_training_are_found(tmp_path: Path) -> None:
     volumes = prepare_volumes(found, tmp_path / "cache", spacing=contract.spacing, progress=False).volumes
     weights.with_name("training_volumes.txt").write_text("".join(f"{volume.content}\n" for volume in volumes))
     assert seen_scans(items, load_probed(weights, [], OTHER)) == ["a", "b"]
+
+
+def test_a_probe_is_no_pre_training_but_a_child_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProbeReport", lambda *given: SimpleNamespace(write=lambda folder: []))
+    weights = save_encoder(HybridEncoder(preset="nano"), tmp_path / "models" / "encoder.safetensors", CONTRACT)
+    (tmp_path / "run.json").write_text(json.dumps({"name": "mim_pretrain-1", "mlflow_run_id": "0ab"}))
+
+    def probe(network: Any, pictures: bool = False, title: str = "") -> Any:
+        return SimpleNamespace(dice=0.5, knn=0.25)
+
+    probe.prepared = SimpleNamespace(digest="0cd", contents={}, training=[{}], validation=[{}, {}])  # type: ignore[attr-defined]
+    probe.settings = {"draws": 3}  # type: ignore[attr-defined]
+    folder = RunFolder(tmp_path / "probe")
+    config = {"_meta_": {"bundle": "mim_pretrain", "workflow": "pretraining", "description": "Learns from CT."}}
+    monkeypatch.setattr("mim_components.run.folder.current_config", lambda: config)
+    tracker = RunTracker(folder, store_dir=tmp_path, experiment_name="tests")
+    run_probe(cast(FeatureProbe, probe), load_probed(weights, [], CONTRACT), folder, tracker)
+    run = mlflow.MlflowClient(tracker.tracking_uri).get_run(folder.state["mlflow_run_id"])
+    expected = {"stage": "probe", "mlflow.note.content": f"Probe of {weights}, step {CONTRACT.step}.",
+                "mlflow.parentRunId": "0ab", "bundle": "mim_pretrain"}  # fmt: skip
+    assert {name: run.data.tags.get(name) for name in expected} == expected
+    found = [(each.dataset.name, each.dataset.digest, each.dataset.profile) for each in run.inputs.dataset_inputs]
+    assert found == [("probe", "0cd", '{"scans": 1}'), ("probe validation", "0cd", '{"scans": 2}')]
+    assert run.data.metrics["probe_dice"] == 0.5 and run.info.status == "FINISHED"

@@ -21,7 +21,7 @@ import mlflow
 import pytest
 
 from mim_components.handlers import tracking as module
-from mim_components.handlers.spool import Spool
+from mim_components.handlers.spool import Spool, deliver
 from mim_components.handlers.tracking import RunTracker
 from mim_components.run.folder import RunFolder
 
@@ -178,7 +178,7 @@ def test_a_record_that_was_sent_before_is_not_doubled(folder: RunFolder, store: 
     tracker = RunTracker(folder, store_dir=store, experiment_name="tests")
     tracker.start(engine_at(0))
     for _ in range(2):  # the answer to the first got lost
-        tracker._deliver([{"step": 1, "time": 7, "numbers": {"loss": 0.5}}])
+        deliver(tracker.client, tracker.run_id, [{"step": 1, "time": 7, "numbers": {"loss": 0.5}}])
     tracker.close()
     assert sent(tracker.tracking_uri, folder) == [(1, 0.5)]
 

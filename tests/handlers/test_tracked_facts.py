@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,80 @@ def test_weights_are_kept_when_asked_for(folder: RunFolder, store: str) -> None:
     assert mlflow.MlflowClient(store).list_artifacts(folder.state["mlflow_run_id"], "models") == []
 
 
+def models_of(folder: RunFolder, store: str) -> list[str]:
+    """Registered models that have a version of the run, one name per version."""
+    versions = mlflow.MlflowClient(store).search_model_versions(f"run_id = '{folder.state['mlflow_run_id']}'")
+    return sorted(version.name for version in versions)
+
+
+def test_a_model_that_cannot_be_kept_is_noted_and_kept_by_the_same_command(
+    folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("no space left for artifacts")
+
+    tracker = RunTracker(folder, store, experiment_name="tests", register_model="second try")
+    tracker.start(engine())
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "log_artifact", full)
+        tracker.close()
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    before = client.get_run(run_id).info
+    assert before.status == "FINISHED" and models_of(folder, store) == []
+    (note,) = folder.notes
+    assert "the weights are not kept with the run: no space left for artifacts" in note and "same command" in note
+    for _ in range(2):  # the second has nothing left to do
+        RunTracker(folder, store, experiment_name="tests", register_model="second try").send_rest(engine())
+    assert models_of(folder, store) == ["second try"]
+    assert client.list_artifacts(run_id, "models") and len(folder.notes) == 1
+    after = client.get_run(run_id).info
+    assert (after.status, after.end_time) == ("FINISHED", before.end_time)
+    # it is not registered twice, even if the answer to the first attempt got lost
+    folder.update(mlflow_models=[])
+    RunTracker(folder, store, experiment_name="tests", register_model="second try").send_rest(engine())
+    assert models_of(folder, store) == ["second try"]
+
+
+def test_a_model_asked_for_when_the_run_is_finished_is_kept(folder: RunFolder, store: str) -> None:
+    tracker = RunTracker(folder, store, experiment_name="tests")
+    tracker.start(engine())
+    tracker.close()
+    folder.update(status="finished")
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    RunTracker(folder, store, experiment_name="tests", log_model=True).send_rest(engine())
+    assert len(client.list_artifacts(run_id, "models")) == 2 and models_of(folder, store) == []
+    for name in ("a late one", "another", "a late one"):
+        RunTracker(folder, store, experiment_name="tests", register_model=name).send_rest(engine())
+    assert models_of(folder, store) == ["a late one", "another"]
+    assert json.loads((folder.path / "run.json").read_text())["mlflow_closed"]
+    assert client.get_run(run_id).info.status == "FINISHED" and folder.notes == []
+
+
+def test_a_run_that_cannot_be_closed_is_closed_by_the_same_command(
+    folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*args: Any) -> None:
+        raise OSError("no answer")
+
+    tracker = RunTracker(folder, store, experiment_name="tests")
+    tracker.start(engine())
+    with monkeypatch.context() as broken:
+        broken.setattr(mlflow.MlflowClient, "set_terminated", silent)
+        tracker.close()
+    client, run_id = mlflow.MlflowClient(store), folder.state["mlflow_run_id"]
+    assert client.get_run(run_id).info.status == "RUNNING" and "the same command closes it" in folder.notes[0]
+    RunTracker(folder, store, experiment_name="tests").send_rest(engine())
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_there_is_no_version_without_weights(folder: RunFolder, store: str) -> None:
+    shutil.rmtree(folder.path / "models")
+    tracker = RunTracker(folder, store, experiment_name="tests", register_model="nothing")
+    tracker.start(engine())
+    tracker.close()
+    assert "has none of model.pt" in folder.notes[0] and models_of(folder, store) == []
+
+
 def test_the_machine_is_measured(folder: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psutil")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
@@ -128,6 +203,23 @@ def test_one_store_for_all_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tracked_facts.sys, "argv", ["/x/monai/bundle/__main__.py", "run", "--dataset_dir", "/data/ann"])
     assert run_tags({}, "0ab-dirty")["mlflow.source.name"] == "monai.bundle run"
     assert run_tags({"pretrained": "none"}, "0ab")["mlflow.source.git.commit"] == "0ab"
+
+
+@pytest.mark.parametrize(
+    ("file", "own"),
+    [
+        ("models/encoder.safetensors", True),
+        ("models/encoder_best.safetensors", True),
+        ("models/model.pt", True),
+        ("checkpoints/step_00000500.pt", True),
+        ("models/encoder_tiny.safetensors", False),
+        ("downloads/encoder.safetensors", False),
+    ],
+)
+def test_only_the_weights_that_a_run_writes_are_credited_to_it(tmp_path: Path, file: str, own: bool) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"name": "mine", "mlflow_run_id": "0ab"}))
+    tags = run_tags({"_meta_": META, "pretrained": str(tmp_path / file)}, "0ab")
+    assert (tags.get("pretrained_run"), "Begins with" in tags["mlflow.note.content"]) == (("mine" if own else None), own)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from mim_components.handlers import tracked_facts
 from mim_components.handlers import tracking as module
 from mim_components.handlers.tracked_facts import git_commit
 from mim_components.handlers.tracking import RunTracker
@@ -241,7 +242,7 @@ def test_a_locked_sqlite_file_costs_seconds(
     folder: RunFolder, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_tracker(folder, store).start(engine_at(0))
-    monkeypatch.setattr(module, "SQLITE_SECONDS", 0.1)
+    monkeypatch.setattr(tracked_facts, "SQLITE_SECONDS", 0.1)
     tracker = make_tracker(folder, store)
     with closing(sqlite3.connect(store / "mlruns.db")) as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -372,7 +372,7 @@ def test_probe_that_fails_is_marked_and_frees_its_folder(tmp_path: Path) -> None
     tracker: Any = SimpleNamespace(start=lambda engine: None, close=closed.append)
 
     class Broken:
-        prepared = SimpleNamespace(digest="digest", contents={})
+        prepared = SimpleNamespace(digest="digest", contents={}, training=[], validation=[])
         settings: ClassVar[dict[str, Any]] = {}
 
         def __call__(self, *args: Any, **options: Any) -> None:

@@ -94,6 +94,14 @@ def test_values_outside_of_the_range_are_refused(name: str) -> None:
             convert(value, option)
 
 
+@pytest.mark.parametrize("name", ["team/ct", "a:b", " "])
+def test_the_name_of_a_model_is_one_that_mlflow_takes(name: str) -> None:
+    option = TABLE["register_model"]
+    with pytest.raises(ValueError, match="expected a text without / and :, or null, got"):
+        convert(name, option)
+    assert convert("ct.base v1", option) == "ct.base v1"
+
+
 @pytest.mark.parametrize("kind", RIGHT)
 def test_right_values_get_the_form_of_their_kind(kind: str) -> None:
     for value, wanted in RIGHT[kind]:
