@@ -18,7 +18,7 @@ from mim_components.data.read.volume import decode_volume, inspect_source
 from mim_components.data.resample import as_spacing
 from mim_components.data.volumes import VolumeSource, per_axis
 from mim_components.handlers.reports.probe import ProbeReport
-from mim_components.handlers.tracked_facts import probe_tags
+from mim_components.handlers.tracked_facts import NOTE, run_of_weights
 from mim_components.handlers.tracking import RunTracker
 from mim_components.metrics.probe.probe import FeatureProbe
 from mim_components.run.folder import RunFolder
@@ -185,7 +185,7 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
     prepared = probe.prepared
     folder.facts |= {"checkpoint": probed.origin, **probe.settings, "dataset": "probe", "data_digest": prepared.digest}
     folder.facts |= {"training_cases": len(prepared.training), "validation_cases": len(prepared.validation)}
-    tracker.tags = probe_tags(probed.origin, probed.path)
+    tracker.tags = _tags(probed)
     tracker.start(Engine(lambda engine, batch: None))
     try:
         results = {"encoder": probe(probed.network, pictures=True, title="encoder")}
@@ -210,3 +210,10 @@ def run_probe(probe: FeatureProbe, probed: ProbedEncoder, folder: RunFolder, tra
         tracker.close(status)
         folder.update(status=status.lower())
         folder.release()
+
+
+def _tags(probed: ProbedEncoder) -> dict[str, str]:
+    """Tags of a probe in MLflow, where it is a child of the run that wrote the weights."""
+    run_id = "" if probed.path is None else run_of_weights(probed.path).get("mlflow_run_id", "")
+    tags = {"stage": "probe", NOTE: f"Probe of {probed.origin}.", "mlflow.parentRunId": str(run_id)}
+    return {name: value for name, value in tags.items() if value}

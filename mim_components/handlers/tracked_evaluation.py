@@ -95,7 +95,8 @@ class TrackEvaluation:
                 return
             page = self._send(state["mlflow_run_id"], f"{state['name']} evaluation", figures, settings)
         except Exception as error:  # of MLflow, SQLAlchemy or the network; the results are in their folder anyway
-            logger.warning("The evaluation was not logged to MLflow, %s: %s", mask_secrets(self.tracking_uri), first_line(error))
+            place = mask_secrets(self.tracking_uri)
+            logger.warning("The evaluation was not logged to MLflow, %s: %s", place, first_line(error))
         else:
             logger.info("The evaluation in MLflow: %s", page)
 
@@ -165,7 +166,7 @@ def _is_setting(value: Any) -> bool:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name of every class, level or pair of levels, and its values, with those of `content` under such names."""
+    """Yield the name of every class, level or pair of levels, and its values; those of `content` say so."""
     for part in ROWS:
         rows = report.get(part, [])
         if isinstance(rows, Mapping):

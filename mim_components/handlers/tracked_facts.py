@@ -212,18 +212,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def probe_tags(weights: str, path: Path | None) -> dict[str, str]:
-    """Tags of the probe of weights: it is a child of the run that wrote them.
-
-    Args:
-        weights: the file and its step, for the description.
-        path: the file.
-    """
-    run_id = "" if path is None else run_of_weights(path).get("mlflow_run_id", "")
-    tags = {"stage": "probe", NOTE: f"Probe of {weights}.", "mlflow.parentRunId": str(run_id)}
-    return {name: value for name, value in tags.items() if value}
-
-
 def surroundings() -> dict[str, Any]:
     """Versions, commit and machine, as parameters."""
     versions = {"torch": torch.__version__, "monai": monai.__version__, "ignite": ignite.__version__}
@@ -237,20 +225,21 @@ def surroundings() -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Commit of the package's working tree, with `-dirty` if changed; "unknown" outside a working tree."""
-    command = [
-        "git",
-        "-C",
-        os.path.dirname(os.path.abspath(__file__)),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    """Commit of the package's working tree, with `-dirty` if changed; "unknown" where git does not have the package.
+
+    It does not in an environment inside the repository of another project, which ignores it.
+    """
+    folder, name = os.path.split(os.path.abspath(__file__))
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        _git(folder, "ls-files", "--error-unmatch", name)
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(folder: str, *command: str) -> str:
+    found = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True, timeout=10)
+    return found.stdout.strip()
 
 
 def dataset_inputs(config: Mapping[str, Any], facts: Mapping[str, Any]) -> list[DatasetInput]:

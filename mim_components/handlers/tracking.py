@@ -304,8 +304,9 @@ class RunTracker:
         try:
             version = keep_model(self.client, self.run_id, self.folder.path / "models", self.register_model)
         except Exception as error:  # as in `_attempt`
+            cause = first_line(error)
             self.folder.note(
-                f"{self.place}: the weights are not kept with the run: {first_line(error)} The same command tries again."
+                f"{self.place}: the weights are not kept with the run: {cause} The same command tries again."
             )
             return
         self.folder.state["mlflow_models"] = [*self.folder.state.get("mlflow_models", []), self.register_model]

@@ -278,9 +278,8 @@ def _path(value: Any, option: Mapping[str, Any]) -> Any:
 
 
 def _text(value: Any, option: Mapping[str, Any]) -> Any:
-    if isinstance(value, (list, tuple, dict, bool)) or not str(value).strip():
-        return None
-    return None if any(sign in str(value) for sign in option.get("without", "")) else str(value)
+    plain = not isinstance(value, (list, tuple, dict, bool)) and not set(str(value)) & set(option.get("without", ""))
+    return str(value) if plain and str(value).strip() else None
 
 
 def _bool(value: Any, option: Mapping[str, Any]) -> Any:

@@ -124,7 +124,8 @@ def test_an_evaluation_is_a_child_of_its_training(tmp_path: Path, caplog: pytest
     assert child.info.run_name == "btcv-1 evaluation" and child.info.status == "FINISHED"
     assert child.data.metrics == {"mean_dice": 0.5, "dice_spleen": 0.25, "dice_a_b": 1.0}
     assert child.data.params["overlap"] == "0.7" and child.data.params["spacing"] == "[1, 2]"
-    tags = {"stage": "evaluation", "preset": "nano", "mlflow.note.content": f"Evaluation of {tmp_path}/models/model.pt, step 9."}
+    note = f"Evaluation of {tmp_path}/models/model.pt, step 9."
+    tags = {"stage": "evaluation", "preset": "nano", "mlflow.note.content": note}
     assert {name: child.data.tags[name] for name in tags} == tags and "pretrained_run" not in child.data.tags
     assert child.data.tags["mlflow.source.name"]
     (data,) = child.inputs.dataset_inputs

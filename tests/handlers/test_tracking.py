@@ -150,10 +150,32 @@ def test_commit_is_unknown_outside_of_a_working_tree(monkeypatch: pytest.MonkeyP
     def fail(*args: Any, **options: Any) -> None:
         raise subprocess.CalledProcessError(128, "git")
 
-    monkeypatch.setattr(subprocess, "run", fail)
+    with monkeypatch.context() as broken:
+        broken.setattr(subprocess, "run", fail)
+        assert git_commit() == "unknown"
+    monkeypatch.setattr(tracked_facts, "__file__", "/nowhere/tracked_facts.py")
     assert git_commit() == "unknown"
-    monkeypatch.setattr(module.os.path, "dirname", lambda path: "/nowhere")
+
+
+def test_the_commit_is_not_that_of_a_repository_that_ignores_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*command: str) -> str:
+        who = ["-c", "user.name=ann", "-c", "user.email=ann@example.org"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *command], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("venv\n")
+    for name in ("venv", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tracked_facts.py").touch()
+    git("add", ".")
+    git("commit", "-qm", "of another project")
+    monkeypatch.setattr(tracked_facts, "__file__", str(tmp_path / "venv" / "tracked_facts.py"))
     assert git_commit() == "unknown"
+    monkeypatch.setattr(tracked_facts, "__file__", str(tmp_path / "own" / "tracked_facts.py"))
+    assert git_commit() == git("rev-parse", "HEAD")
 
 
 def test_a_run_that_was_deleted_gets_a_new_one_with_all_numbers(
