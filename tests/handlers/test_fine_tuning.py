@@ -22,6 +22,7 @@ from mim_components.data.prepare.cases import PreparedCases
 from mim_components.engines import FinetuneStep, steps_of
 from mim_components.engines.begin import begin_fine_tuning, length_of, log_finetune_plan
 from mim_components.engines.nonfinite import NonFiniteError
+from mim_components.engines.training import summary
 from mim_components.handlers import (
     BestModel,
     EarlyStop,
@@ -246,6 +247,13 @@ def test_stops_after_patience_validations_without_a_better_one(folder: RunFolder
     assert engine.state.iteration == 4 and evaluator.runs == 4
     assert folder.ending == [stop]
     assert stop.summary == "Stopped early at step 4 of 6: 2 validations without a better val_mean_dice"
+
+
+def test_summary_has_the_last_step_and_what_the_parts_say(folder: RunFolder) -> None:
+    (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 70, "loss": 0.5}\n')
+    tracker: Any = SimpleNamespace(page="here")
+    text = summary(folder, tracker, 75, ["Stopped early"])
+    assert text.startswith("Finished at step 75. Losses") and "\nStopped early\n" in text
 
 
 def test_count_of_early_stop_survives_a_resume(folder: RunFolder) -> None:
