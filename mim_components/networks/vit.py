@@ -120,11 +120,11 @@ class ViTEncoder(HubMixin, ViT):
         if masked is not None:
             check_mask(masked, len(image), grid)
         tokens = self.patch_embedding.patch_embeddings(image).flatten(2).transpose(1, 2)  # (B, N, E)
-        stored = self.patch_embedding.position_embeddings
+        positions: Tensor = self.patch_embedding.position_embeddings
         if grid != self.grid:
             trained = self.grid if self.positions == "rescaled" else None
-            stored = sincos_positions(grid, self.embed_dim, tokens, trained).to(stored.dtype)
-        tokens = tokens + stored
+            positions = sincos_positions(grid, self.embed_dim, tokens, trained).to(positions.dtype)
+        tokens = tokens + positions
         if masked is not None:
             ids, _ = visible_and_masked_ids(masked, num_visible)
             tokens = gather_tokens(tokens, ids)  # (B, n, E)

@@ -85,8 +85,7 @@ class TransformCache(PersistentDataset):
         return convert_to_tensor(made, convert_numeric=False, track_meta=False)
 
     def _path(self, item: Mapping[str, Any]) -> Path | None:
-        found = b"" if self.cache_dir is None else self.hash_func(item)
-        if not found:
+        if self.cache_dir is None or not (found := self.hash_func(item)):
             return None
         versions = f"{FORMAT} {__version__} {monai.__version__}"
         name = text_digest(f"{versions}\n{found.decode()}{self.transform_hash}")[:32]
