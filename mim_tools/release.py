@@ -153,8 +153,7 @@ def _set_options(folder: Path, weights: Path, facts: Mapping[str, Any], options:
 
 
 def _of_contract(contract: InputContract) -> dict[str, Any]:
-    names = ("encoder", "preset", "in_channels", "input_size", "level_sizes", "modality", "hu_window", "spacing")
-    names += ("normalize_target",)
+    names = "encoder preset in_channels input_size level_sizes modality hu_window spacing normalize_target".split()
     plain: dict[str, Any] = json.loads(json.dumps({name: getattr(contract, name) for name in names}))
     return plain
 
