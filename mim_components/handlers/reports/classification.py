@@ -223,7 +223,7 @@ class ClassReport:
             return
         reasons = why_not_comparable(self.published, self.facts, self.seen) if self.published else []
         notes = training_notes(self.seen, len(self.scores.scans))
-        report = {
+        report: dict[str, Any] = {
             "facts": self.facts,
             **evaluation_figures(self.scores.scans, self.class_names),
             "published": {} if reasons else self.published,

@@ -65,7 +65,7 @@ def write_report(
 
 def training_facts(trained: TrainedNetwork | None) -> dict[str, Any]:
     """What the file beside the weights of a fine-tuning says about its training: the share of the labels."""
-    facts = {} if trained is None else trained.facts.get("training", {})
+    facts: Mapping[str, Any] = {} if trained is None else trained.facts.get("training", {})
     return {name: facts[name] for name in ("label_ratio",) if name in facts}
 
 
