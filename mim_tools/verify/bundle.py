@@ -111,14 +111,16 @@ def _definitions(root: Path) -> Definitions:
 
 def _judge_file(path: Path, name: str, definitions: Definitions) -> Iterator[Finding]:
     suffix = path.suffix.lower()
-    if _is_ours(path, name):
+    if PurePosixPath(name).parts[0] in PACKAGES:
+        if not _is_ours(path, name):
+            yield Finding(name, "", "a changed file", f"is not that of the installed {PurePosixPath(name).parts[0]}")
         return
     is_config = "configs" in Path(name).parts[:-1]
     if suffix in weights.LIBRARIES or (suffix in CODE and not (suffix == ".pth" and weights.why_not(path) == "")):
         yield Finding(name, "", "a program", "is code that the configuration or Python can run; it is not judged")
     elif suffix in ARCHIVES:
         yield Finding(name, "", "an archive", "its content is not judged")
-    elif is_config and suffix in configs.SUFFIXES:
+    elif path.name.lower().endswith(configs.SUFFIXES):
         yield from configs.judge_config(path, name, definitions)
     elif is_config and suffix in configs.LOGGING_SUFFIXES:
         yield from configs.judge_logging(path, name)
@@ -128,8 +130,6 @@ def _judge_file(path: Path, name: str, definitions: Definitions) -> Iterator[Fin
 
 def _is_ours(path: Path, name: str) -> bool:
     """Whether it is, byte for byte, a file of our own packages, which a release includes."""
-    if PurePosixPath(name).parts[0] not in PACKAGES:
-        return False
     own = Path(__file__).parents[2] / name
     return own.is_file() and not path.is_symlink() and own.read_bytes() == path.read_bytes()
 

@@ -25,6 +25,8 @@ BY_NAME = ("reader", "writer", "merger_cls")
 RUNNER_OPTIONS = ("args_file", "config_file", "logging_file", "meta_file", "parser", "workflow", "workflow_type")
 # folders of the user's own data; absolute paths are common there in examples
 _READ_ONLY = ("dataset_dir", "data_root")
+# the Model Zoo's lists of downloads
+LISTS = ("large_files.json", "large_files.yaml", "large_files.yml")
 # texts for human readers; references to them in a configuration are refused
 DOCUMENTARY = ("changelog", "copyright", "data_source", "description", "intended_use", "references", "schema")
 # configuration files of `logging`, and what accepted ones name
@@ -39,6 +41,7 @@ _CLASSES = frozenset(
     ]
 )
 _STREAMS = ("sys.stderr", "sys.stdout")
+_DOWNLOADS = "may download files whose digests nobody checks"
 # `https://`, also `file:/`; not the drive of a path, such as `C:/`
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 _ABSOLUTE = re.compile(r"\s*([/\\]|~[\w.-]*([/\\]|$)|[A-Za-z]:[/\\])")
@@ -61,7 +64,8 @@ def judge_config(path: Path, name: str, definitions: Definitions | None = None) 
         if definitions is None:
             definitions = Definitions()
             definitions.add(content)
-        walk = _Walk(name, metadata=path.name == "metadata.json", definitions=definitions)
+        texts_for_people = path.name in ("metadata.json", *LISTS)
+        walk = _Walk(name, metadata=texts_for_people, definitions=definitions)
         findings += walk.value(content, ())
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         findings.append(Finding(name, "", type(error).__name__, f"cannot be read: {error}"))
@@ -170,18 +174,21 @@ class _Walk:
         self.own = own
         self.definitions = Definitions() if definitions is None else definitions
 
-    def value(self, value: Any, keys: tuple[str, ...]) -> Iterator[Finding]:
-        """Findings in a value and everything below it."""
+    def value(self, value: Any, keys: tuple[str, ...], target: object = None) -> Iterator[Finding]:
+        """Findings in a value and everything below it; `target` is the component that it is for."""
         if isinstance(value, dict):
+            target = value.get("_target_", target)
+            if targets.downloads(value):
+                yield self._finding(keys, target, f"{_DOWNLOADS}; give pretrained: false")
             for key, each in value.items():
-                yield from self.entry(str(key), each, keys)
+                yield from self.entry(str(key), each, keys, target)
         elif isinstance(value, list):
             for index, each in enumerate(value):
-                yield from self.value(each, (*keys, str(index)))
+                yield from self.value(each, (*keys, str(index)), target)
         elif isinstance(value, str):
             yield from self._text(value, keys)
 
-    def entry(self, key: str, value: Any, keys: tuple[str, ...]) -> Iterator[Finding]:
+    def entry(self, key: str, value: Any, keys: tuple[str, ...], target: object = None) -> Iterator[Finding]:
         """Findings in one entry of an object; a key may lead deeper, as `train#trainer#max_epochs` does."""
         place = (*keys, *key.replace("#", "::").split("::"))
         if not _KEY.fullmatch(key):
@@ -193,21 +200,35 @@ class _Walk:
             return
         if last in BY_NAME and isinstance(value, (str, list)) and (why := targets.why_not_by_name(value)):
             yield self._finding(place, value, f"MONAI imports and calls what this names; {why}")
-        yield from self._switches(place, last, value)
-        yield from self.value(value, place)
+        yield from self._switches(place, last, value, target)
+        yield from self.value(value, place, target)
 
-    def _switches(self, place: tuple[str, ...], last: str, value: Any) -> Iterator[Finding]:
+    def _switches(self, place: tuple[str, ...], last: str, value: Any, target: object) -> Iterator[Finding]:
         if last == "allow_pickle" and value is not False:
             yield self._finding(place, value, "reads pickles, which run code")
         if last == "weights_only" and value is not True:
             yield self._finding(place, value, "reads pickles, which run code")
-        if last in ("download", "pretrained") and value is True:
-            yield self._finding(place, value, "downloads files whose digests nobody checks")
+        if last in ("download", "pretrained") and not self._is_off(place, value, target):
+            yield self._finding(place, value, f"{_DOWNLOADS}; expected false")
+        if last == "pickle_module" and value != "pickle":
+            yield self._finding(place, value, "reads pickles, which run code")
         if last in ("_mode_", "_debug_") and value not in ("default", "callable"):
             yield self._finding(place, value, "starts the debugger")
 
+    def _is_off(self, place: tuple[str, ...], value: Any, target: object) -> bool:
+        """Whether a switch for downloads is surely off, or belongs to no component that downloads."""
+        if value is None or value is False:
+            return True
+        if target is None and len(place) > 1:  # merged into a component elsewhere
+            name = "::".join(part.removeprefix("+") for part in (*place[:-1], "_target_"))
+            target = next(iter(self.definitions.of(name)), None)
+        if target is None:
+            plain = isinstance(value, str) and not value.startswith(("$", "@", "%"))
+            return value is not True and (plain or len(place) == 1)
+        return str(target).startswith("mim_components.") and value is not True
+
     def _text(self, text: str, keys: tuple[str, ...]) -> Iterator[Finding]:
-        documentary = self.metadata and keys[0] in DOCUMENTARY
+        documentary = self.metadata and keys[:1] and (keys[0] in DOCUMENTARY or keys[-1] == "url")
         text_as_read = text.replace("#", "::")
         if any(f"_meta_::{name}" in text_as_read for name in DOCUMENTARY) or re.search(
             r"[@%:]_meta_(?!::\w)", text_as_read

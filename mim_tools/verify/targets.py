@@ -59,12 +59,14 @@ DENIED = (
     "monai.handlers.mlflow_handler",
     "monai.handlers.trt_handler",
     "monai.losses.perceptual",
+    "monai.networks.nets.torchvision_fc",
     "monai.networks.nets.transchex",
     "monai.transforms.utils_create_transform_ims",
 )
 # single names elsewhere
 NAMES = frozenset(
     """
+    mim_components.transforms.regions.label_conversion
     monai.data.utils.decollate_batch monai.data.utils.list_data_collate monai.data.utils.no_collation
     monai.data.utils.pad_list_data_collate monai.data.utils.partition_dataset monai.data.utils.worker_init_fn
     monai.networks.utils.copy_model_state monai.utils.misc.set_determinism
@@ -89,6 +91,20 @@ def why_not(target: object) -> str:
     if len(parts) == 1:
         return _why_not_bare(target)
     return _why_not_dotted(target)
+
+
+def downloads(component: dict[str, object]) -> bool:
+    """Whether a component of MONAI downloads weights unless it is told not to, and is not told."""
+    name = component.get("_target_")
+    if not isinstance(name, str) or "pretrained" in component or name.startswith("mim_components.") or why_not(name):
+        return False
+    module = "" if "." in name else _locator().get_component_module_name(name)
+    thing = _located(f"{module}.{name}" if isinstance(module, str) and module else name)
+    try:
+        found = inspect.signature(thing).parameters.get("pretrained")
+    except (TypeError, ValueError):
+        return False
+    return found is not None and found.default is True
 
 
 def why_not_by_name(name: object) -> str:
@@ -131,7 +147,16 @@ def _why_not_dotted(name: str) -> str:
     home = f"{thing.__module__}.{thing.__qualname__}"
     if getattr(sys.modules.get(thing.__module__), thing.__qualname__, None) is not thing:
         return f"is {home}, which is defined inside of something"
+    if home.startswith("mim_components.") and inspect.isfunction(thing) and not _is_exported(name, home):
+        return f"is the function {home}, which is for the package itself"
     return _why_not_home(home, inspect.isclass(thing))
+
+
+def _is_exported(name: str, home: str) -> bool:
+    """Whether a function of ours is meant for configurations: exported by a package, or in a module beside them."""
+    module, _, last = name.rpartition(".")
+    exported = getattr(sys.modules.get(module), "__all__", None)
+    return home in NAMES or (module.count(".") == 1 if exported is None else last in exported)
 
 
 def _why_not_home(home: str, is_class: bool) -> str:

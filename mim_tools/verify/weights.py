@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mim_components.utils.files import WrongDigestError, check_digest, digest_file, sha256
 from mim_components.utils.tensor_files import what_it_is
-from mim_tools.verify.configs import read_content
+from mim_tools.verify.configs import LISTS, read_content
 from mim_tools.verify.findings import Finding
 
 # suffixes of weights; files with other names are judged by their first bytes
@@ -30,8 +30,6 @@ GLOBALS = re.compile(
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)"
 )
 _MOST_PICKLE = 256 * 2**20
-# the Model Zoo's lists of downloads
-_LISTS = ("large_files.json", "large_files.yaml", "large_files.yml")
 
 
 def why_not(path: Path) -> str:
@@ -135,7 +133,7 @@ def judge_digests(root: Path, files: list[str]) -> list[Finding]:
     """
     findings: list[Finding] = []
     listed: dict[str, str] = {}
-    for name in _LISTS:
+    for name in LISTS:
         if (root / name).is_file():
             try:
                 entries = read_content(root / name)["large_files"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -50,3 +51,26 @@ def test_links(bundle: Path, tmp_path: Path) -> None:
     (bundle / "loop").symlink_to("loop")
     os.mkfifo(bundle / "pipe")
     assert [found.file for found in judge_bundle(bundle)] == ["loop", "pipe"]
+
+
+@pytest.mark.parametrize(
+    "name", ["train.json", "docs/extra.json", "a/b/x.YML", ".json", "models/x.yaml", "configs/.yml"]
+)
+@pytest.mark.parametrize("content", [{"x": "$__import__('os').system('id')"}, {"x": {"_target_": "os.system"}}])
+def test_configurations_anywhere_are_judged(bundle: Path, name: str, content: dict[str, Any]) -> None:
+    write(bundle, name, json.dumps(content))
+    assert only(judge_bundle(bundle)).file == name
+
+
+def test_lists_of_downloads_are_judged_too(bundle: Path) -> None:
+    write(bundle, "large_files.yml", json.dumps({"large_files": [], "x": {"_target_": "os.system"}}))
+    assert only(judge_bundle(bundle)).key == "x::_target_"
+
+
+@pytest.mark.parametrize("name", ["mim_components/run/options.json", "mim_tools/more.txt", "mim_components/tokens.py"])
+def test_changed_copies_of_the_packages_are_named(bundle: Path, name: str) -> None:
+    own = Path(__file__).parents[3] / "mim_components" / "run" / "options.json"
+    write(bundle, "mim_components/run/options.json", own.read_bytes())
+    assert judge_bundle(bundle) == []
+    write(bundle, name, "{}")
+    assert (only(judge_bundle(bundle)).file, only(judge_bundle(bundle)).what) == (name, "a changed file")

@@ -21,7 +21,7 @@ from tests.tools.verify.good import only, with_config, write
         ("x", {"_target_": "SlidingWindowInferer", "merger_cls": "os.system"}, "imports and calls"),
         ("x", {"_target_": "NumpyReader", "allow_pickle": True}, "pickles"),
         ("x", {"_target_": "PersistentDataset", "weights_only": False}, "pickles"),
-        ("x", {"_target_": "resnet18", "pretrained": True}, "downloads"),
+        ("x", {"_target_": "resnet18", "pretrained": True}, "may download"),
         ("x", {"_target_": "UNet", "_mode_": "debug"}, "debugger"),
         ("x", "%other.json::y", "from a file"),
         ("x", "%../../home/x.yaml#y", "from a file"),
@@ -108,3 +108,26 @@ def test_plain_yaml_is_clean(bundle: Path) -> None:
 def test_damaged_config_is_named(bundle: Path, content: bytes) -> None:
     write(bundle, "configs/x.json", content)
     assert only(judge_bundle(bundle)).why.startswith("cannot be read")
+
+
+@pytest.mark.parametrize("value", [True, 1, "$True", "@t", "%t", "yes", {"a": 1}, [1]])
+@pytest.mark.parametrize("key", ["pretrained", "download"])
+def test_switches_for_downloads(bundle: Path, key: str, value: Any) -> None:
+    component = {"_target_": "resnet18", key: value}
+    for entries in ({"x": component}, {"x": {"_target_": "resnet18"}, f"x#{key}": value}):
+        assert "may download" in only(with_config(bundle, t=True, **entries)).why
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_switches_that_are_off(bundle: Path, value: Any) -> None:
+    own = {"_target_": "mim_components.weights.start_from", "pretrained": "@pretrained"}
+    assert with_config(bundle, pretrained=value, own=own, x={"_target_": "resnet18", "pretrained": value}) == []
+
+
+def test_components_that_download_by_default(bundle: Path) -> None:
+    name = "monai.networks.nets.MILModel"
+    for target in (name, "MILModel"):
+        assert "give pretrained: false" in only(with_config(bundle, x={"_target_": target, "num_classes": 2})).why
+    assert with_config(bundle, x={"_target_": name, "num_classes": 2, "pretrained": False}) == []
+    found = with_config(bundle, x={"_target_": "PersistentDataset", "pickle_module": "dill"})
+    assert only(found).key == "x::pickle_module"
