@@ -98,6 +98,10 @@ class Evidence:
         found = [line["probe"][kind] for line in self.lines(arm, None) if kind in line.get("probe", {})]
         return {score: float(np.mean([each[score] for each in found])) for score in ("dice", "knn")} if found else {}
 
+    def probe_draws(self, arm: str) -> int:
+        """Draws of the probe's voxels, the fewest of its pre-trainings; 1 for probes that did not yet repeat theirs."""
+        return min(len(line["probe"]["encoder"].get("draw_dice", [0])) for line in self.lines(arm, None))
+
     def probe_kinds(self, arm: str) -> list[str]:
         """Kinds of features beside those of the encoder that its probe has, such as random weights."""
         kinds = dict.fromkeys(kind for line in self.lines(arm, None) for kind in line.get("probe", {}))

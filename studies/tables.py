@@ -73,7 +73,8 @@ def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
     Args:
         evidence: evidence of the study.
         earlier: evidence of earlier rounds, latest first. A pre-training that one of them defines identically is
-            shown too if it came out differently; one that is defined differently is the subject of a column.
+            shown too if it came out differently; one that is defined differently is the subject of a column. Probes
+            of unlike numbers of draws are not compared.
     """
     rows, again = [], []
     primary = evidence.study.content["report"]["primary"]["arm"]
@@ -83,7 +84,7 @@ def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
         row = _probe_row(f"`{arm}`", evidence, arm)
         rows.append(row)
         for other in earlier:
-            if not other.probe(arm):
+            if not other.probe(arm) or other.probe_draws(arm) != evidence.probe_draws(arm):
                 continue
             if other.digests(arm) == evidence.digests(arm):
                 points = evidence.probe(arm)["dice"] - other.probe(arm)["dice"]
@@ -99,7 +100,10 @@ def probes(evidence: Evidence, earlier: Sequence[Evidence] = ()) -> list[str]:
         rows.append(_probe_row(f"{kind}, network of `{primary}`", evidence, primary, kind))
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = markdown_table([{name: row.get(name, "") for name in columns} for row in rows])
-    return ["### Probe", table, *_compared(again)]
+    draws = [evidence.probe_draws(arm) for arm in evidence.arms if evidence.probe(arm)]
+    fewest, most = min(draws), max(draws)
+    number = str(most) if fewest == most else f"{fewest} to {most}"
+    return ["### Probe", table, f"Draws of the probe's voxels, of which these are means: {number}.", *_compared(again)]
 
 
 def _probe_row(name: str, evidence: Evidence, arm: str, kind: str = "encoder") -> dict[str, str]:

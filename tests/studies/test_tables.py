@@ -52,6 +52,10 @@ def test_a_longer_pretraining_beside_the_earlier_round(small: dict[str, Any], wr
     rounds = [Evidence(study, {line["cell"]: line}) for study, line in ((second, after), (first, before))]
     table = tables.probes(rounds[0], rounds[1:])[1]
     assert "| `mim` | 50.0 [50.0, 50.0] | 50.0 | +25.0 [+25.0, +25.0] (`small`) |" in table
+    after["probe"]["encoder"]["draw_dice"] = [0.25, 0.5, 0.75]  # of more draws than before: not comparable
+    text = tables.probes(rounds[0], rounds[1:])
+    assert "| `mim` | 50.0 [50.0, 50.0] | 50.0 |" in text[1] and "+25.0" not in text[1]
+    assert text[2] == "Draws of the probe's voxels, of which these are means: 3."
 
 
 def test_unlike_encoders_of_one_pretraining(small: dict[str, Any], write: Write) -> None:
