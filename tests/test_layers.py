@@ -30,7 +30,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
 }
 
 # the modules and rooms of `data`, in the order in which a scan passes: each imports only those before it
-DATA = "volumes names cases state grids resample read find check checked_reader cache prepare load inputs".split()
+DATA = "volumes names cases grids resample read find state check checked_reader cache prepare load inputs".split()
 
 
 def room_of(module: str) -> str:

@@ -235,7 +235,7 @@ def stop(rank: int) -> list[int]:
 
     engine = Engine(one)
     checkpoints = SimpleNamespace(save=lambda engine: None)
-    folder: Any = SimpleNamespace(checkpoints=checkpoints, at_end=lambda handler: None)
+    folder: Any = SimpleNamespace(checkpoints=checkpoints, at_end=lambda handler: None, how_to_continue="")
     handler = StopSignals(folder)
     handler.attach(engine)
     try:
