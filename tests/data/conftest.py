@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,26 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip(f"{request.param} is not installed")
     monkeypatch.setattr(stream, "DECODER", installed[request.param])
     return installed[request.param]
+
+
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Function that makes folders of a name unreadable, even for the administrator."""
+
+    def lock_folders(name: str) -> None:
+        for function in ("scandir", "listdir"):
+            monkeypatch.setattr(os, function, _refusing(getattr(os, function), name))
+
+    return lock_folders
+
+
+def _refusing(function: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
+    def call(folder: Any = ".") -> Any:
+        if os.path.basename(folder) == name:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return function(folder)
+
+    return call
 
 
 @pytest.fixture

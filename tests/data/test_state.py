@@ -1,15 +1,12 @@
 """A changed, added or missing file is noticed by the state of a scan."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from mim_components.data.cases import Case
 from mim_components.data.check.slices import SliceFolderChecker
-from mim_components.data.find import walk as walk_module
 from mim_components.data.prepare.cases import check_cases
 from mim_components.data.state import files_in, is_unchanged, state_of, state_text
 
@@ -42,17 +39,10 @@ def test_state_of_a_folder_is_that_of_the_files_that_a_search_finds(tmp_path: Pa
     assert state_of([tmp_path]) != state
 
 
-def test_state_of_a_folder_that_cannot_be_read_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_of_a_folder_that_cannot_be_read_is_unknown(tmp_path: Path, lock: Callable[[str], None]) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "1.dcm").write_bytes(b"slice")
-    scandir = os.scandir
-
-    def locked(path: Path) -> object:
-        if Path(path).name == "inner":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(walk_module.os, "scandir", locked)
+    lock("inner")
     assert state_of([tmp_path]) is None
 
 

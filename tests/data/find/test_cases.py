@@ -1,6 +1,5 @@
 """Every dataset as unpacked and with usual renamings, and the messages about other folders."""
 
-import os
 import time
 
 import pytest
@@ -326,17 +325,10 @@ def test_time_of_a_search_grows_with_the_number_of_files(touch):
     assert seconds[1] < 40 * seconds[0]  # in proportion it is 10, if each file met every other 100
 
 
-def test_folder_that_cannot_be_read_is_named(touch, monkeypatch):
+def test_folder_that_cannot_be_read_is_named(touch, lock):
     files = ["flair", "t1", "t1ce", "t2", "seg"]
     root = touch([f"BraTS2021_0000{n}/BraTS2021_0000{n}_{file}.nii.gz" for n in range(3) for file in files])
-    scandir = os.scandir
-
-    def refuse(folder):
-        if os.path.basename(folder) == "BraTS2021_00001":
-            raise PermissionError(13, "Permission denied")
-        return scandir(folder)
-
-    monkeypatch.setattr("mim_components.data.find.walk.os.scandir", refuse)
+    lock("BraTS2021_00001")
     with pytest.raises(DataError, match="1 folder cannot be read: .*/BraTS2021_00001; make readable, or give a data"):
         find_cases(root, layouts=[{"name": "brats2021"}])
     with pytest.raises(NoVolumesError, match="found .*; 1 folder cannot be read: .*/BraTS2021_00001. It looks like"):

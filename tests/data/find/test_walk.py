@@ -80,17 +80,10 @@ def test_special_files_are_listed_without_being_opened(tmp_path):
     assert names(find_volumes(tmp_path)) == ["dangling", "loop", "pipe"]
 
 
-def test_folder_that_cannot_be_read_is_bad(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_read_is_bad(tmp_path, lock):
     (tmp_path / "a.nii").write_bytes(b"x")
     (tmp_path / "locked").mkdir()
-    scandir = os.scandir
-
-    def refuse(folder):
-        if os.path.basename(folder) == "locked":
-            raise PermissionError(13, "Permission denied")
-        return scandir(folder)
-
-    monkeypatch.setattr("mim_components.data.find.walk.os.scandir", refuse)
+    lock("locked")
     found = find_volumes(tmp_path)
     assert names(found) == ["a", "locked"] and found.notes == []
     with pytest.raises(VolumeError, match="the folder cannot be read: Permission denied"):

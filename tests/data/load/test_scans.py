@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,23 +209,12 @@ def test_datalist_says_what_the_labels_mean():
 
 
 @pytest.mark.parametrize("hu_window", [None, (-1000, 400)])
-def test_folder_that_cannot_be_read_is_a_bad_scan(tmp_path, monkeypatch, hu_window):
+def test_folder_that_cannot_be_read_is_a_bad_scan(tmp_path, lock, hu_window):
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
         for number in range(3):
             Image.linear_gradient("L").save(tmp_path / name / f"{number}.png")
-    locked = str(tmp_path / "1")
-
-    def guarded(function):
-        def call(folder="."):
-            if str(folder) == locked:
-                raise PermissionError(13, "Permission denied")
-            return function(folder)
-
-        return call
-
-    for name in ("scandir", "listdir"):
-        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    lock("1")
     items = scan_items(tmp_path, SliceScans(hu_window), on_bad="report")
     assert [item["name"] for item in items] == ["0", "1"]
     assert items[0]["cause"] == "" and "Permission denied" in items[1]["cause"]
