@@ -18,7 +18,7 @@ from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.configuration import bundle_root
 from mim_components.run.folder import RunFolder
 from mim_components.utils.files import write_text_safely
-from mim_components.utils.text import counted, sentence
+from mim_components.utils.text import CONTINUES, counted, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class NonFiniteGuard:
     def _advice(self) -> str:
         paths = [] if self.folder is None else CheckpointStore(self.folder.path / "checkpoints").paths()
         where = f"Last good checkpoint: {paths[-1]}. " if paths else "There is no checkpoint yet. "
-        how = "the same command continues" if self.folder is None else self.folder.how_to_continue
+        how = CONTINUES if self.folder is None else self.folder.how_to_continue
         return f"{where}{sentence(how)} from there; --train::step::on_nonfinite skip skips such steps."
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from mim_components.run.checkpoints import CheckpointStore
 from mim_components.run.processes import is_lost_process, is_silent_process
-from mim_components.utils.text import mask_secrets, root_cause, sentence
+from mim_components.utils.text import CONTINUES, mask_secrets, root_cause, sentence
 
 OURS = ("mim_components", "mim_tools")
 WAIT_SECONDS = 10.0  # for torchrun, which sees the end of a process, not its error; exiting takes seconds
@@ -93,7 +93,7 @@ def _how_to_continue(known: Mapping[str, Any], where: str = "") -> str:
     """What the same command does; `where` a training continues from."""
     if any(name in known for name in ("results_dir", "trained", "probed")):
         return "the same command starts again"
-    how = known["folder"].how_to_continue if "folder" in known else "the same command continues"
+    how = known["folder"].how_to_continue if "folder" in known else CONTINUES
     return f"{how}{where}"
 
 

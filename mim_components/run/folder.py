@@ -21,7 +21,7 @@ from mim_components.run.configuration import current_config, differences
 from mim_components.run.options import free_keys
 from mim_components.utils.files import FullDiskError, remove_partials, write_text_safely
 from mim_components.utils.tensor_files import CONTRACT_VERSION, OtherVersionError
-from mim_components.utils.text import shorten
+from mim_components.utils.text import CONTINUES, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class RunFolder:
     def how_to_continue(self) -> str:
         """How a stopped run is continued, to stand within or before a sentence."""
         if self.resume == "auto":
-            return "the same command continues"
+            return CONTINUES
         return f"the same command with --resume auto --output_dir {shlex.quote(str(self.path))} continues"
 
     def keep(self, name: str, part: Any, since_version: bool = False) -> None:

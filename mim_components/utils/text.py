@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LINE_SECONDS = 60.0  # between two progress lines in a log
+CONTINUES = "the same command continues"  # of a run, see also `RunFolder.how_to_continue`
 
 
 def shorten(items: Iterable[Any], most: int = 5, separator: str = ", ") -> str:

@@ -21,7 +21,7 @@ from monai.data import DataLoader
 from torch.utils.data import DataLoader as TorchDataLoader
 
 from mim_components.data.load.sampler import StepSampler
-from mim_components.utils.text import sentence
+from mim_components.utils.text import CONTINUES, sentence
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -215,7 +215,7 @@ class WorkerError(RuntimeError):
 
 
 def explain_worker_error(
-    error: BaseException, awaited: Sequence[str] = (), how_to_continue: str = "the same command continues"
+    error: BaseException, awaited: Sequence[str] = (), how_to_continue: str = CONTINUES
 ) -> WorkerError | None:
     """An actionable message for a worker failure; None for other errors.
 
